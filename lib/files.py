@@ -1,0 +1,144 @@
+"""Where files live, and how they are written: complete or absent, never half."""
+
+import contextlib
+import difflib
+import hashlib
+import os
+import shutil
+import uuid
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+
+
+def home() -> Path:
+    """Folder that holds `data/` and `checkpoints/`: `THIMBLE_HOME`, or the repository itself."""
+    return Path(os.environ.get("THIMBLE_HOME", ROOT))
+
+
+def checkpoints() -> Path:
+    """Folder of compressed and trained models, each a sub-folder that is complete or absent."""
+    return home() / "checkpoints"
+
+
+def results() -> Path:
+    """Folder of the records, one JSON file per run."""
+    return home() / "data" / "results"
+
+
+def figures() -> Path:
+    """Folder of the saved figures (SVG and PNG)."""
+    return home() / "data" / "figures"
+
+
+def report() -> Path:
+    """Folder of the HTML report."""
+    return home() / "data" / "report"
+
+
+def cache() -> Path:
+    """Folder of what can be recomputed: machine peaks, sweep state."""
+    return home() / "data" / "cache"
+
+
+def write_text(path: Path | str, text: str) -> Path:
+    """Write UTF-8 `text` to `path` through a temporary name: readers see the old file or the new, never a mix."""
+    return write_bytes(path, text.encode())
+
+
+def write_bytes(path: Path | str, content: bytes) -> Path:
+    """Write `content` to `path` through a temporary name and an fsync, then rename."""
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}.tmp")
+    try:
+        with open(temporary, "xb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+    return path
+
+
+@contextlib.contextmanager
+def folder(path: Path | str):
+    """Yield a temporary folder that becomes `path` when the block ends well, and vanishes when it raises.
+
+    An existing folder at `path` is replaced by a rename, so a kill leaves the old folder or the new one
+    (or, for the instant between two renames, the old one under a `.old` name that `recover` puts back).
+    """
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    recover(path)
+    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}.tmp")
+    temporary.mkdir()
+    try:
+        yield temporary
+        for file in temporary.rglob("*"):
+            if file.is_file():
+                with open(file, "rb") as handle:
+                    os.fsync(handle.fileno())
+        if path.exists():
+            os.rename(path, _old(path))
+        os.rename(temporary, path)
+        shutil.rmtree(_old(path), ignore_errors=True)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+
+
+def recover(path: Path | str) -> None:
+    """Put back the old folder of a replacement that was killed between its two renames."""
+    path = Path(path)
+    if _old(path).exists():
+        if path.exists():
+            shutil.rmtree(_old(path))
+        else:
+            os.rename(_old(path), path)
+
+
+def _old(path: Path) -> Path:
+    return path.with_name(f".{path.name}.old")
+
+
+def sha256(path: Path | str) -> str:
+    """Hexadecimal SHA-256 of a file, read in blocks of 1 MiB."""
+    digest = hashlib.sha256()
+    with open(path, "rb") as file:
+        while block := file.read(1 << 20):
+            digest.update(block)
+    return digest.hexdigest()
+
+
+def check_writable(path: Path | str, bytes_needed: int = 0) -> None:
+    """Raise before the work when `path` can't be written, or its disk lacks `bytes_needed` bytes.
+
+    `path` is the file or folder about to be made; its nearest existing parent is tried by creating a file there.
+    """
+    path = Path(path)
+    parent = path if path.is_dir() else path.parent
+    while not parent.exists():
+        parent = parent.parent
+    probe = parent / f".thimble-{uuid.uuid4().hex[:8]}"
+    try:
+        probe.touch(exist_ok=False)
+    except OSError as error:
+        raise PermissionError(f"{path} cannot be written ({error.strerror}); choose a folder that you own.") from error
+    finally:
+        with contextlib.suppress(OSError):
+            probe.unlink(missing_ok=True)
+    free = shutil.disk_usage(parent).free
+    if free < bytes_needed:
+        raise OSError(
+            f"{path} needs {bytes_needed / 1e6:.0f} MB and its disk has {free / 1e6:.0f} MB free; "
+            "free some space or choose another folder."
+        )
+
+
+def choices(given: str, allowed) -> str:
+    """The end of an error about a name: what is allowed, and the nearest match when there is one."""
+    allowed = sorted(map(str, allowed))
+    near = difflib.get_close_matches(str(given), allowed, n=1)
+    hint = f"; did you mean {near[0]!r}?" if near else "."
+    return f"choose one of {', '.join(allowed)}{hint}"

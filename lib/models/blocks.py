@@ -1,0 +1,87 @@
+"""Where a model keeps its parts: embeddings, blocks, final norm, head, and the linear layers inside a block.
+
+Nothing here lists architectures: the blocks are the one `nn.ModuleList` as long as `config.num_hidden_layers`, and
+the rest is found from there. That covers Llama, Mistral, Qwen2, Qwen3, Phi, Phi3, Gemma 1 to 3 (text), OPT,
+GPT-NeoX, Falcon, and families built the same way.
+"""
+
+import sys
+
+from torch import nn
+
+SUPPORTED = "Llama, Mistral, Qwen2, Qwen3, Phi, Phi3, Gemma, Gemma2, Gemma3 (text), OPT, GPT-NeoX, Falcon"
+
+
+def path_of_blocks(model: nn.Module) -> str:
+    """Dotted path of the list of blocks, such as `model.layers`.
+
+    Raises ValueError when no list, or more than one, has `config.num_hidden_layers` entries, or when the blocks
+    are made of GPT-2's transposed `Conv1D` layers.
+    """
+    wanted = config(model).num_hidden_layers
+    lists = {name: module for name, module in model.named_modules() if isinstance(module, nn.ModuleList)}
+    paths = [name for name, module in lists.items() if len(module) == wanted]
+    # a list inside a block (experts, say) may happen to have as many entries as there are blocks
+    paths = [path for path in paths if not any(path.startswith(f"{other}.") for other in paths)]
+    if len(paths) != 1:
+        raise _unsupported(model, f"{len(paths)} module lists with {wanted} entries where one is expected")
+    if any(type(module).__name__ == "Conv1D" for module in lists[paths[0]].modules()):
+        raise _unsupported(model, "Conv1D layers (weights transposed) where nn.Linear is expected")
+    return paths[0]
+
+
+def blocks(model: nn.Module) -> nn.ModuleList:
+    """The transformer blocks, in the order in which they run."""
+    return model.get_submodule(path_of_blocks(model))
+
+
+def embeddings(model: nn.Module) -> nn.Module:
+    """The token embedding, weight [vocabulary, hidden]."""
+    return model.get_input_embeddings()
+
+
+def head(model: nn.Module) -> nn.Module:
+    """The linear layer from hidden states to logits; its weight may be the embedding's (tied)."""
+    found = model.get_output_embeddings()
+    if found is None:
+        raise _unsupported(model, "no output head; load it with AutoModelForCausalLM")
+    return found
+
+
+def final_norm(model: nn.Module) -> nn.Module:
+    """The norm between the last block and the head: the one norm that stands beside the list of blocks."""
+    parent = model.get_submodule(path_of_blocks(model).rpartition(".")[0])
+    norms = [module for module in parent.children() if type(module).__name__.endswith("Norm")]
+    if len(norms) != 1:
+        raise _unsupported(model, f"{len(norms)} norms beside its blocks where one is expected")
+    return norms[0]
+
+
+def decoder(model: nn.Module) -> nn.Module:
+    """The model without its head: token ids in, hidden states after the final norm out."""
+    return model.base_model
+
+
+def config(model: nn.Module):
+    """The configuration of the text model (multimodal configurations keep it one level down)."""
+    return model.config.get_text_config()
+
+
+def linears(module: nn.Module) -> dict[str, nn.Module]:
+    """Linear layers inside `module`, plain or quantized, by dotted name and in module order."""
+    return {name: part for name, part in module.named_modules() if is_linear(part)}
+
+
+def is_linear(module: nn.Module) -> bool:
+    """Whether `module` is an `nn.Linear` or its quantized stand-in."""
+    return isinstance(module, nn.Linear) or is_quantized(module)
+
+
+def is_quantized(module: nn.Module) -> bool:
+    """Whether `module` is a `QuantLinear`: integer codes instead of a weight parameter."""
+    quantizers = sys.modules.get("lib.quantizers.linear")  # not imported yet: no such module can exist
+    return quantizers is not None and isinstance(module, quantizers.QuantLinear)
+
+
+def _unsupported(model: nn.Module, found: str) -> ValueError:
+    return ValueError(f"{type(model).__name__} has {found}; supported are {SUPPORTED} and models built like them.")

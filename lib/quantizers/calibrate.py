@@ -1,0 +1,242 @@
+"""The walk over a model's blocks: the one place that hooks a model.
+
+`walk` visits the blocks in order. Each block runs on the outputs of the compressed blocks before it, and inside the
+block each linear layer sees inputs that the already compressed layers of the same block produced. That takes one
+forward pass: a hook sees the inputs of all calibration windows at once, the algorithm answers with a `Quantized`, its
+values are put in the layer's place, and the pass goes on. Only one block's working set is alive at a time, and with
+`device` only one block needs to be there, so a model larger than the device's memory streams through it.
+"""
+
+import contextlib
+import hashlib
+import json
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+from tqdm.auto import tqdm
+
+from lib import files
+from lib.models.blocks import blocks, decoder, linears, path_of_blocks
+from lib.quantizers.grid import Quantized, check, dequantize
+from lib.quantizers.linear import QuantLinear
+
+PANEL = 384  # columns of one panel of the Hessian; panels below the diagonal are mirrored, not computed
+
+Visit = Callable[[str, nn.Linear, Tensor], Quantized]
+
+
+@dataclass
+class Captured:
+    """What the first block receives, and how each block is called.
+
+    hidden: embeddings of all windows, [count, length, hidden size]. calls: for each block the positional and keyword
+    arguments after the hidden states (masks, rotary embeddings), which serve any number of windows.
+    """
+
+    hidden: Tensor
+    calls: list[tuple[tuple, dict]]
+
+
+@torch.no_grad()
+def capture(model: nn.Module, tokens: Tensor, *, batch: int = 16) -> Captured:
+    """Run `tokens` [count, length] through the embeddings alone, recording how the model calls its blocks."""
+    calls, hidden, parts = {}, [], list(blocks(model))
+
+    def stand_in(index: int) -> Callable:
+        def forward(states: Tensor, *args, **kwargs) -> Tensor:
+            calls[index] = (args, kwargs)
+            if index == 0:
+                hidden.append(states)
+            return states
+
+        return forward
+
+    with contextlib.ExitStack() as stack:
+        for index, block in enumerate(parts):
+            block.forward = stand_in(index)
+            stack.callback(block.__dict__.pop, "forward")
+        device = model.get_input_embeddings().weight.device
+        for chunk in tokens.split(batch):
+            decoder(model)(input_ids=chunk.to(device), use_cache=False)
+        inputs = torch.cat(hidden)
+        # the arguments of one window broadcast over any number of them
+        decoder(model)(input_ids=tokens[:1].to(device), use_cache=False)
+    return Captured(inputs, [calls[index] for index in range(len(parts))])
+
+
+def run_block(block: nn.Module, hidden: Tensor, call: tuple[tuple, dict]) -> Tensor:
+    """Hidden states [count, length, hidden size] after `block`, called as `capture` recorded it."""
+    output = block(hidden, *call[0], **call[1])
+    return output[0] if isinstance(output, tuple) else output
+
+
+def second_moment(inputs: Tensor) -> Tensor:
+    """H = 2/n Σ x xᵀ of `inputs` [..., columns], float32 [columns, columns] (GPTQ, arXiv 2210.17323, equation 3).
+
+    The products of two bfloat16 numbers are exact in float32, so bfloat16 inputs may take the processor's bfloat16
+    instructions, which add up in float32.
+    """
+    rows = inputs.reshape(-1, inputs.shape[-1])
+    exact, columns = rows.dtype == torch.bfloat16, rows.shape[1]
+    hessian = torch.zeros(columns, columns, device=rows.device)
+    with _bfloat16_products() if exact else contextlib.nullcontext():
+        for chunk in rows.split(8192):
+            chunk = chunk.float()
+            for start in range(0, columns, PANEL):
+                panel = slice(start, start + PANEL)
+                hessian[panel, start:].addmm_(chunk[:, panel].T, chunk[:, start:])
+    return (hessian.triu() + hessian.triu(1).T) * (2 / len(rows))
+
+
+@contextlib.contextmanager
+def _bfloat16_products() -> Iterator[None]:
+    matmul = torch.backends.mkldnn.matmul
+    before, matmul.fp32_precision = matmul.fp32_precision, "bf16"
+    try:
+        yield
+    finally:
+        matmul.fp32_precision = before
+
+
+@torch.no_grad()
+def walk(
+    model: nn.Module, tokens: Tensor, visit: Visit, *, state: "State | None" = None, device: str | None = None
+) -> dict[str, Quantized]:
+    """Replace every linear layer inside the blocks by `visit(name, linear, hessian)`; return all by name.
+
+    tokens: [count, length]. hessian: `second_moment` of the layer's inputs. state: keeps each finished block on disk,
+    so that a killed walk resumes at the first unfinished block and ends in the same bytes. device: where a block is
+    while it is visited (default: where it already is).
+    """
+    captured, path = capture(model, tokens), path_of_blocks(model)
+    hidden, done = captured.hidden, {}
+    for index, block in enumerate(tqdm(blocks(model), desc="blocks", leave=False)):
+        home = next(block.parameters()).device
+        block.to(device or home)
+        call = _to(captured.calls[index], device or home)
+        kept = state.load(index) if state else None
+        if kept is None:
+            hidden, kept = _visit_block(block, hidden.to(device or home), call, f"{path}.{index}", visit)
+            replace_(block, kept)
+            if state:
+                state.save(index, kept)
+        else:
+            replace_(block, kept)
+            hidden = run_block(block, hidden.to(device or home), call)
+        for layer in linears(block).values():
+            layer.forget()
+        block.to(home)
+        done |= {f"{path}.{index}.{name}": quantized for name, quantized in kept.items()}
+    return done
+
+
+def _visit_block(block, hidden, call, prefix, visit) -> tuple[Tensor, dict[str, Quantized]]:
+    """One forward pass of `block` over all windows; each layer is compressed when its inputs arrive."""
+    found: dict[str, Quantized] = {}
+    last: list = [None, None]  # the inputs seen last and their Hessian: query, key and value share them
+
+    def hook(name: str) -> Callable:
+        def compress(layer: nn.Linear, args: tuple) -> None:
+            if name in found:
+                return
+            if last[0] is not args[0]:
+                last[:] = [args[0], second_moment(args[0])]
+            found[name] = visit(f"{prefix}.{name}", layer, last[1])
+            codes, scale, zero, bits, _ = found[name]
+            layer.weight.copy_(dequantize(codes, scale, zero, bits=bits))
+
+        return compress
+
+    with contextlib.ExitStack() as stack:
+        for name, layer in linears(block).items():
+            stack.callback(layer.register_forward_pre_hook(hook(name)).remove)
+        hidden = run_block(block, hidden, call)
+    if missing := linears(block).keys() - found:
+        raise ValueError(f"{prefix} never ran {', '.join(sorted(missing))}; layers behind a router are not supported.")
+    return hidden, found
+
+
+def replace_(block: nn.Module, kept: dict[str, Quantized]) -> None:
+    """Put a `QuantLinear` in the place of each linear layer of `block` (or of the model) that `kept` names."""
+    for name, quantized in kept.items():
+        block.set_submodule(name, QuantLinear(quantized, block.get_submodule(name).bias))
+
+
+def layers(model: nn.Module) -> dict[str, nn.Module]:
+    """Linear layers inside the blocks, by their full name in the model, in the order of the blocks."""
+    return {f"{path_of_blocks(model)}.{name}": layer for name, layer in linears(blocks(model)).items()}
+
+
+def check_layers(model: nn.Module, *, bits: int, group_size: int) -> None:
+    """Raise ValueError before the work when a layer inside the blocks can't take this grid."""
+    for name, layer in layers(model).items():
+        if not isinstance(layer, nn.Linear):
+            raise ValueError(f"{name} is a {type(layer).__name__} already; load the original model and quantize that.")
+        check(layer.in_features, bits=bits, group_size=group_size, name=name)
+
+
+def _to(value, device):
+    if isinstance(value, Tensor):
+        return value.to(device)
+    if isinstance(value, tuple | list):
+        return type(value)(_to(part, device) for part in value)
+    return {key: _to(part, device) for key, part in value.items()} if isinstance(value, dict) else value
+
+
+class State:
+    """Finished blocks of a walk in `folder`, one safetensors file each, complete or absent.
+
+    job: what decides the bytes (model, calibration, parameters). A folder of another job is refused, with what differs.
+    """
+
+    def __init__(self, folder: Path | str, **job):
+        self.folder, self.job = Path(folder), {key: str(value) for key, value in sorted(job.items())}
+        note = self.folder / "job.json"
+        if note.exists():
+            before = json.loads(note.read_text())
+            if changed := {key for key in before | self.job if before.get(key) != self.job.get(key)}:
+                given = "; ".join(f"{key}={before.get(key)} there, {self.job.get(key)} here" for key in sorted(changed))
+                raise ValueError(f"{self.folder} holds another job ({given}); use the same arguments or a new folder.")
+        files.write_text(note, json.dumps(self.job, indent=1))
+
+    def save(self, index: int, kept: dict[str, Quantized]) -> None:
+        """Write block `index`."""
+        from safetensors.torch import save
+
+        tensors = {}
+        for name, (codes, scale, zero, _, _) in kept.items():
+            tensors |= {f"{name}:codes": codes.cpu(), f"{name}:scale": scale.cpu()}
+            tensors |= {} if zero is None else {f"{name}:zero_point": zero.cpu()}
+        grids = {name: f"{quantized.bits} {quantized.group_size}" for name, quantized in kept.items()}
+        files.write_bytes(self._path(index), save(tensors, metadata=grids))
+
+    def load(self, index: int) -> dict[str, Quantized] | None:
+        """Read block `index`, or None when it is not finished."""
+        from safetensors import safe_open
+
+        if not self._path(index).exists():
+            return None
+        kept = {}
+        with safe_open(self._path(index), "pt") as file:
+            names = set(file.keys())
+            for name, grid in file.metadata().items():
+                bits, size = map(int, grid.split())
+                zero = file.get_tensor(f"{name}:zero_point") if f"{name}:zero_point" in names else None
+                codes, scale = file.get_tensor(f"{name}:codes"), file.get_tensor(f"{name}:scale")
+                kept[name] = Quantized(codes, scale, zero, bits, size)
+        return kept
+
+    def _path(self, index: int) -> Path:
+        return self.folder / f"block-{index:04d}.safetensors"
+
+
+def fingerprint(model: nn.Module, tokens: Tensor) -> dict[str, str]:
+    """SHA-256 of the model's weights and of the calibration tokens: what a `State` must not mix up."""
+    weights = hashlib.sha256()
+    for name, tensor in model.state_dict().items():
+        weights.update(name.encode())
+        weights.update(tensor.detach().cpu().contiguous().view(torch.uint8).numpy().tobytes())
+    return {"model": weights.hexdigest(), "calibration": hashlib.sha256(tokens.numpy().tobytes()).hexdigest()}

@@ -1,0 +1,112 @@
+"""GPTQ: quantize one column at a time, and let the columns that follow make up for its error.
+
+Source: Frantar et al., "GPTQ: Accurate Post-Training Quantization for Generative Pre-trained Transformers",
+arXiv 2210.17323. Symbols are the paper's: W [rows, columns] the weights, X their inputs, H = 2 X Xᵀ the Hessian of
+‖W X - Ŵ X‖², which is the same for every row.
+"""
+
+import torch
+from torch import Tensor, nn
+
+from lib.quantizers import calibrate
+from lib.quantizers.grid import Quantized, check, choose
+
+DAMP = (0.01, 0.03, 0.1, 0.3, 1.0)  # the ladder: shares of the mean diagonal, until the factorization succeeds
+BLOCK = 128  # columns whose errors are applied to the rest at once (section 3.3, step 2)
+
+
+def quantize_(
+    model: nn.Module,
+    calibration,
+    *,
+    bits: int,
+    group_size: int,
+    symmetric: bool = False,
+    act_order: bool = True,
+    candidates: int = 32,
+    state=None,
+    device: str | None = None,
+) -> dict[str, Quantized]:
+    """Quantize every linear layer inside the blocks of `model`, in place; return the codes and grids by layer name.
+
+    calibration: windows of text, or token ids [count, length]. bits: 2 to 8. group_size: columns per grid, -1 for a
+    row. act_order: columns with large inputs first (on grids that are fixed beforehand, "static groups").
+    candidates: ranges tried per group. state: folder that keeps finished blocks, so that a killed job resumes.
+    """
+    from lib.sources import texts
+
+    calibrate.check_layers(model, bits=bits, group_size=group_size)
+    tokens = texts.tokens(calibration, model)
+    settings = {"bits": bits, "group_size": group_size, "symmetric": symmetric}
+    settings |= {"act_order": act_order, "candidates": candidates}
+    if state is not None:
+        state = calibrate.State(state, method="gptq", **calibrate.fingerprint(model, tokens), **settings)
+
+    def visit(name: str, layer: nn.Linear, hessian: Tensor) -> Quantized:
+        return gptq(layer.weight, hessian, **settings)
+
+    return calibrate.walk(model, tokens, visit, state=state, device=device)
+
+
+def gptq(
+    weight: Tensor,
+    hessian: Tensor,
+    *,
+    bits: int,
+    group_size: int,
+    symmetric: bool = False,
+    act_order: bool = True,
+    candidates: int = 32,
+) -> Quantized:
+    """Quantize `weight` [rows, columns] so that its outputs change least under `hessian` [columns, columns]."""
+    size = check(weight.shape[1], bits=bits, group_size=group_size)
+    weight, hessian = weight.float(), hessian.float().clone()
+    dead = hessian.diagonal() <= 0  # inputs that are always zero: any weight will do, and zero is exact
+    hessian.diagonal()[dead] = 1
+    weight = weight.masked_fill(dead, 0)
+    grid = {"bits": bits, "group_size": size, "symmetric": symmetric, "candidates": candidates}
+    scale, zero = choose(weight, importance=hessian.diagonal(), **grid)
+
+    columns = torch.arange(weight.shape[1], device=weight.device)
+    order = hessian.diagonal().argsort(descending=True, stable=True) if act_order else columns
+    upper = inverse_factor(hessian[order][:, order])
+    codes = torch.empty(weight.shape, dtype=torch.uint8, device=weight.device)
+    codes[:, order] = _columns(weight[:, order], upper, scale, zero, order // size, bits)
+    return Quantized(codes, scale, zero, bits, size)
+
+
+def inverse_factor(hessian: Tensor) -> Tensor:
+    """Upper triangular U with Uᵀ U = H⁻¹ (section 3.3, step 3), damped as little as the factorization allows."""
+    mean = hessian.diagonal().mean()
+    for damp in DAMP:
+        damped = hessian.clone()
+        damped.diagonal().add_(damp * mean)
+        lower, failed = torch.linalg.cholesky_ex(damped)
+        if not failed:
+            upper, failed = torch.linalg.cholesky_ex(torch.cholesky_inverse(lower), upper=True)
+            if not failed and torch.isfinite(upper).all():
+                return upper
+    raise ValueError(
+        f"the Hessian has no Cholesky factor even when damped by {DAMP[-1]:g} of its mean diagonal ({mean:.3g}); "
+        "it should be positive semidefinite and finite; check the calibration text and the model for NaN."
+    )
+
+
+def _columns(weight: Tensor, upper: Tensor, scale: Tensor, zero: Tensor | None, group: Tensor, bits: int) -> Tensor:
+    """Algorithm 1: codes [rows, columns]; column j lies on grid `group[j]`."""
+    rest = weight.T.contiguous()  # a column of W is then contiguous memory
+    step = scale.float().T.contiguous()[group]
+    middle = torch.full_like(step, 2 ** (bits - 1)) if zero is None else zero.float().T.contiguous()[group]
+    codes = torch.empty_like(rest)
+    top = 2**bits - 1
+    for start in range(0, len(rest), BLOCK):
+        block = slice(start, start + BLOCK)
+        part, factor = rest[block], upper[block, block]
+        errors = torch.empty_like(part)
+        for j in range(len(part)):
+            s, z = step[start + j], middle[start + j]
+            q = codes[start + j] = (part[j] / s).round_().add_(z).clamp_(0, top)
+            errors[j] = (part[j] - s * (q - z)) / factor[j, j]  # equation 2, with [H⁻¹] by its factor
+            part[j + 1 :].addr_(factor[j, j + 1 :], errors[j], alpha=-1)  # equation 3
+        rest[start + BLOCK :].addmm_(upper[block, start + BLOCK :].T, errors, alpha=-1)
+    return codes.T.to(torch.uint8)

@@ -1,0 +1,55 @@
+"""QuantLinear: a linear layer that holds integer codes and computes with the weights that they stand for."""
+
+import torch
+from torch import Tensor, nn
+
+from lib.quantizers.grid import Quantized, dequantize
+
+
+class QuantLinear(nn.Module):
+    """y = x Wᵀ + bias with W = scale · (codes - zero_point), of shape [out_features, in_features].
+
+    The codes (uint8), the scale (bfloat16) and the zero point (uint8, None if symmetric) are buffers: they are saved
+    and moved with the model. The dequantized matrix is made at the first product and kept for the following ones,
+    in the dtype of the input; `forget()` drops it.
+    """
+
+    def __init__(self, quantized: Quantized, bias: Tensor | None = None):
+        super().__init__()
+        self.out_features, self.in_features = quantized.codes.shape
+        self.bits, self.group_size = quantized.bits, quantized.group_size
+        self.register_buffer("codes", quantized.codes)
+        self.register_buffer("scale", quantized.scale)
+        self.register_buffer("zero_point", quantized.zero_point)
+        self.bias = None if bias is None else nn.Parameter(bias.detach().clone(), requires_grad=bias.requires_grad)
+        self._dense: Tensor | None = None
+
+    @property
+    def quantized(self) -> Quantized:
+        """Codes and grid, as packing, kernels and exporters read them."""
+        return Quantized(self.codes, self.scale, self.zero_point, self.bits, self.group_size)
+
+    @property
+    def weight(self) -> Tensor:
+        """Dequantized matrix [out_features, in_features] in float32; computed anew at each call."""
+        return dequantize(self.codes, self.scale, self.zero_point, bits=self.bits)
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        """Map `inputs` [..., in_features] to [..., out_features], in the dtype of `inputs`."""
+        if self._dense is None or self._dense.dtype != inputs.dtype or self._dense.device != self.codes.device:
+            with torch.no_grad():
+                self._dense = dequantize(self.codes, self.scale, self.zero_point, bits=self.bits, dtype=inputs.dtype)
+        return nn.functional.linear(inputs, self._dense, self.bias)
+
+    def forget(self) -> None:
+        """Drop the kept dequantized matrix (the next product makes it again)."""
+        self._dense = None
+
+    def _load_from_state_dict(self, *args, **kwargs):
+        super()._load_from_state_dict(*args, **kwargs)
+        self.forget()
+
+    def extra_repr(self) -> str:
+        """Shape and grid, as `print(model)` shows them."""
+        grid = "symmetric" if self.zero_point is None else "asymmetric"
+        return f"{self.in_features}, {self.out_features}, bits={self.bits}, group_size={self.group_size}, {grid}"

@@ -1,0 +1,40 @@
+"""Round to nearest: each weight goes to the closest point of its group's grid; no calibration, no compensation.
+
+The baseline that every other method has to beat. Source: Nagel et al., arXiv 2106.08295, equations 4 to 8.
+"""
+
+import torch
+from torch import nn
+
+from lib.quantizers import calibrate
+from lib.quantizers.grid import Quantized, check, choose, quantize
+
+
+@torch.no_grad()
+def quantize_(
+    model: nn.Module,
+    calibration=None,
+    *,
+    bits: int,
+    group_size: int,
+    symmetric: bool = False,
+    candidates: int = 1,
+) -> dict[str, Quantized]:
+    """Quantize every linear layer inside the blocks of `model`, in place; return the codes and grids by layer name.
+
+    calibration: not used; it is here because the family shares one signature. bits: 2 to 8. group_size: columns per
+    grid, -1 for a row. candidates: ranges tried per group (1: its minimum and maximum).
+    """
+    calibrate.check_layers(model, bits=bits, group_size=group_size)
+    settings = {"bits": bits, "group_size": group_size, "symmetric": symmetric, "candidates": candidates}
+    layers = calibrate.layers(model)
+    done = {name: rtn(layer.weight, **settings) for name, layer in layers.items()}
+    calibrate.replace_(model, done)
+    return done
+
+
+def rtn(weight, *, bits: int, group_size: int, symmetric: bool = False, candidates: int = 1) -> Quantized:
+    """Round `weight` [rows, columns] to the nearest points of its grids."""
+    size = check(weight.shape[1], bits=bits, group_size=group_size)
+    scale, zero = choose(weight, bits=bits, group_size=size, symmetric=symmetric, candidates=candidates)
+    return Quantized(quantize(weight, scale, zero, bits=bits), scale, zero, bits, size)

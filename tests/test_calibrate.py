@@ -1,0 +1,178 @@
+"""The walk over the blocks against a direct forward pass, on every family; resuming; failures."""
+
+import copy
+
+import pytest
+import torch
+from torch import nn
+
+from lib.models.blocks import blocks, linears
+from lib.quantizers import by_name, calibrate, gptq, rtn
+from lib.quantizers.linear import QuantLinear
+from tests import tiny
+
+FAMILIES = [tiny.llama, tiny.qwen2, tiny.qwen3, tiny.mistral, tiny.phi, tiny.gemma2]
+GRID = {"bits": 4, "group_size": 32}
+
+
+def tokens(count=3, length=24, seed=0):
+    return torch.randint(0, 256, (count, length), generator=torch.Generator().manual_seed(seed))
+
+
+def same(first, second):
+    def equal(a, b):
+        return a is b if a is None else torch.equal(a, b)
+
+    return first.keys() == second.keys() and all(
+        equal(a, b) for name in first for a, b in zip(first[name][:3], second[name][:3])
+    )
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+@torch.no_grad()
+def test_captured_calls_run_the_blocks_as_the_model_does(family):
+    model, ids = family(), tokens()
+    captured = calibrate.capture(model, ids)
+    hidden, seen = captured.hidden, []
+    for block in blocks(model):
+        block.register_forward_hook(lambda _, __, output: seen.append(output))
+    model(input_ids=ids)
+    for index, (block, call) in enumerate(zip(blocks(model), captured.calls)):
+        hidden = calibrate.run_block(block, hidden, call)
+        assert torch.allclose(hidden, seen[index], atol=1e-5)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+@torch.no_grad()
+def test_every_layer_sees_what_the_compressed_layers_before_it_produce(family):
+    """Hessians handed out during the walk equal those of the finished model: nothing before a layer changes later."""
+    model, ids, handed = family(), tokens(), {}
+
+    def visit(name, layer, hessian):
+        handed[name] = hessian
+        return gptq.gptq(layer.weight, hessian, bits=3, group_size=32)
+
+    done = calibrate.walk(model, ids, visit)
+    assert list(done) == list(calibrate.layers(model)) and all(
+        isinstance(layer, QuantLinear) for layer in calibrate.layers(model).values()
+    )
+    for name, layer in calibrate.layers(model).items():
+        layer.register_forward_pre_hook(lambda _, args, name=name: seen.__setitem__(name, args[0]))
+    seen = {}
+    model(input_ids=ids)
+    for name, hessian in handed.items():
+        rows = seen[name].reshape(-1, seen[name].shape[-1]).double()
+        expected = 2 * rows.T @ rows / len(rows)
+        assert (hessian.double() - expected).abs().max() <= 1e-4 * expected.abs().max()
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("columns", [40, 400, 800])
+def test_second_moment_equals_float64(dtype, columns):
+    inputs = torch.randn(2, 50, columns, generator=torch.Generator().manual_seed(0)).to(dtype)
+    rows = inputs.reshape(-1, columns).double()
+    before = torch.backends.mkldnn.matmul.fp32_precision
+    found, expected = calibrate.second_moment(inputs), 2 * rows.T @ rows / 100
+    assert found.dtype == torch.float32 and torch.equal(found, found.T)
+    assert (found - expected).abs().max() < 2e-5 * expected.abs().max()
+    assert torch.backends.mkldnn.matmul.fp32_precision == before
+
+
+def test_bias_and_tied_head_survive():
+    model = tiny.qwen2()
+    bias = model.model.layers[0].self_attn.q_proj.bias.clone()
+    gptq.quantize_(model, tokens(), **GRID)
+    assert torch.equal(model.model.layers[0].self_attn.q_proj.bias, bias)
+    assert model.lm_head.weight is model.model.embed_tokens.weight
+
+
+def test_rtn_rounds_every_layer_and_forwards_the_grid():
+    model = tiny.llama()
+    original = copy.deepcopy(model)
+    done = rtn.quantize_(model, **GRID, symmetric=True)
+    for name, layer in calibrate.layers(model).items():
+        expected = rtn.rtn(original.get_submodule(name).weight, **GRID, symmetric=True)
+        assert torch.equal(layer.codes, expected.codes) and layer.zero_point is None and layer.bits == 4
+    assert same(done, {name: layer.quantized for name, layer in calibrate.layers(model).items()})
+
+
+def test_gptq_loses_less_than_rounding_on_the_calibration_text():
+    ids, losses = tokens(8, 64), {}
+    for name in ("rtn", "gptq"):
+        model = tiny.llama()
+        with torch.no_grad():
+            expected = model(input_ids=ids).logits
+            by_name(name)(model, ids, bits=3, group_size=32)
+            losses[name] = (model(input_ids=ids).logits - expected).square().mean()
+    assert losses["gptq"] < losses["rtn"]
+
+
+def test_a_killed_walk_resumes_and_ends_in_the_same_bytes(tmp_path):
+    whole = gptq.quantize_(tiny.llama(), tokens(), **GRID)
+    state, calls = tmp_path / "state", []
+    kept = gptq.quantize_(tiny.llama(), tokens(), **GRID, state=state)
+    for left in (0, 1, 3):
+        for file in sorted(state.glob("block-*"))[left:]:
+            file.unlink()
+        resumed = gptq.quantize_(tiny.llama(), tokens(), **GRID, state=state)
+        assert same(whole, resumed) and same(whole, kept)
+    # with every block on disk the algorithm is not called at all
+    visit = lambda *args: calls.append(args)  # noqa: E731
+    ids = tokens()
+    job = {"method": "gptq", **calibrate.fingerprint(tiny.llama(), ids), **GRID}
+    again = calibrate.State(state, **job, symmetric=False, act_order=True, candidates=32)
+    assert same(whole, calibrate.walk(tiny.llama(), ids, visit, state=again)) and not calls
+
+
+def test_symmetric_grids_are_kept_too(tmp_path):
+    first = gptq.quantize_(tiny.llama(), tokens(), **GRID, symmetric=True, state=tmp_path)
+    again = gptq.quantize_(tiny.llama(), tokens(), **GRID, symmetric=True, state=tmp_path)
+    assert same(first, again) and all(quantized.zero_point is None for quantized in again.values())
+
+
+@pytest.mark.parametrize(
+    ("change", "named"),
+    [({"bits": 3}, r"bits=4 there, 3 here"), ({"ids": tokens(seed=1)}, "calibration="), ({"seed": 1}, "model=")],
+)
+def test_another_job_is_refused_with_both_values(tmp_path, change, named):
+    gptq.quantize_(tiny.llama(), tokens(), **GRID, state=tmp_path)
+    with pytest.raises(ValueError, match=named):
+        gptq.quantize_(
+            tiny.llama(seed=change.get("seed", 0)), change.get("ids", tokens()),
+            **GRID | {"bits": change.get("bits", 4)}, state=tmp_path,
+        )  # fmt: skip
+
+
+def test_group_size_is_checked_before_the_work():
+    with pytest.raises(
+        ValueError, match=r"group_size=128 does not divide 64 columns of model.layers.0.self_attn.q_proj"
+    ):
+        gptq.quantize_(tiny.llama(), tokens(), bits=4, group_size=128)
+    with pytest.raises(ValueError, match=r"bits=1 for model\.layers\.0"):
+        rtn.quantize_(tiny.llama(), bits=1, group_size=32)
+
+
+def test_quantizing_twice_is_refused():
+    model = tiny.llama()
+    rtn.quantize_(model, **GRID)
+    with pytest.raises(ValueError, match="is a QuantLinear already; load the original model"):
+        gptq.quantize_(model, tokens(), **GRID)
+
+
+def test_a_layer_that_never_runs_is_an_error():
+    model = tiny.llama()
+    blocks(model)[1].unused = nn.Linear(64, 64)
+    with pytest.raises(ValueError, match=r"model.layers.1 never ran unused"):
+        gptq.quantize_(model, tokens(), **GRID)
+
+
+def test_unknown_method_names_the_nearest():
+    with pytest.raises(ValueError, match=r"'gtpq' is unknown; choose one of gptq, rtn; did you mean 'gptq'"):
+        by_name("gtpq")
+
+
+def test_hooks_are_gone_afterwards():
+    model = tiny.llama()
+    gptq.quantize_(model, tokens(), **GRID)
+    assert all("forward" not in block.__dict__ for block in blocks(model))
+    assert not any(layer._forward_pre_hooks for layer in linears(model).values())
