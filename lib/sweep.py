@@ -1,6 +1,6 @@
 """Run a batch of notebooks through papermill: `python -m lib.sweep notebooks/batches/report.yaml`.
 
-`lib/batch.py` describes the batch file. `--workers N` runs N notebooks at once (speeds are measured with one),
+`lib/batches/batch.py` describes the batch file. `--workers N` runs N notebooks at once (speeds are measured with one),
 `--fresh` runs finished ones again. Executed notebooks go to data/report/notebooks/<run>.ipynb, one that failed to
 <run>.failed.ipynb with the error in the cell it stopped at; the others go on. A sweep that was killed resumes when it
 is started again. Exit status: 0 all well, 1 a notebook failed, 2 nothing was run, 130 interrupted.
@@ -15,9 +15,10 @@ import time
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from lib import batch, files, finished, machine, results
-from lib.outcomes import Outcome, Progress, summary
-from lib.worker import Worker
+from lib import files, machine, results
+from lib.batches import batch, finished
+from lib.batches.outcomes import Outcome, Progress, summary
+from lib.batches.worker import Worker
 
 _POLL = 0.1  # seconds between looks at the workers
 _ROOM = 4 << 20  # bytes that an executed notebook, its record and its state may take

@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from lib import batch
+from lib.batches import batch
 from tests.batches import batch_file, notebook
 
 DEFAULTS = "x = 1\nrate = 0.5\nname: str = 'rtn'\nflag = False\nsizes = [1]\nanything = None"

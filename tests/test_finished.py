@@ -4,7 +4,8 @@ import json
 
 import pytest
 
-from lib import batch, files, finished
+from lib import files
+from lib.batches import batch, finished
 from tests.batches import batch_file, notebook
 
 

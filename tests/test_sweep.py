@@ -11,7 +11,8 @@ import nbformat
 import psutil
 import pytest
 
-from lib import files, outcomes, sweep, worker
+from lib import files, sweep
+from lib.batches import outcomes, worker
 from tests.batches import batch_file, notebook
 
 # stands in for a worker: copies the notebook, writes a record and a line of who runs when; `x` decides what goes wrong

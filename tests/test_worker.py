@@ -10,7 +10,8 @@ import nbformat
 import psutil
 import pytest
 
-from lib import files, results, sweep, worker
+from lib import files, results, sweep
+from lib.batches import worker
 from tests.batches import RECORDING, batch_file, notebook
 
 
@@ -98,7 +99,7 @@ def test_the_process_takes_its_job_from_standard_input(tmp_path, monkeypatch, ca
 
 def test_the_end_of_the_pipe_ends_the_process_and_what_it_started(tmp_path):
     """The sweep's end of the pipe closes however the sweep ends; here a child of the worker would go on for long."""
-    code = "import subprocess, sys, threading; from lib import worker; "
+    code = "import subprocess, sys, threading; from lib.batches import worker; "
     code += "child = subprocess.Popen([sys.executable, '-c', 'import time; time.sleep(600)'], start_new_session=True); "
     code += "print(child.pid, flush=True); worker._follow_sweep()"
     environment = os.environ | {worker.MARK: f"test-{os.getpid()}"}

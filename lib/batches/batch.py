@@ -206,7 +206,7 @@ def _yaml(path: Path) -> dict:
     try:
         content = yaml.load(path.read_text(encoding="utf-8"), Loader)
     except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise ValueError(f"{path.name} is no YAML: {error}; see the head of lib/batch.py for the form.") from None
+        raise ValueError(f"{path.name} is no YAML: {error}; lib/batches/batch.py shows the form.") from None
     if not isinstance(content, dict):
         raise ValueError(
             f"{path.name} holds a {type(content).__name__}; a mapping with `notebooks:` is needed; add it."

@@ -19,7 +19,7 @@ from typing import IO
 from lib import files
 
 MARK = "THIMBLE_WORKER"
-COMMAND = [sys.executable, "-m", "lib.worker"]
+COMMAND = [sys.executable, "-m", "lib.batches.worker"]
 _KERNEL = {  # `python3` as this very interpreter, whatever the user's other kernels are called
     "argv": [sys.executable, "-m", "ipykernel_launcher", "-f", "{connection_file}"],
     "display_name": "Python 3",

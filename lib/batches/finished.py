@@ -12,7 +12,8 @@ import os
 import platform
 from pathlib import Path
 
-from lib import batch, files, machine
+from lib import files, machine
+from lib.batches import batch
 
 
 def parts(run: batch.Run) -> dict[str, str]:

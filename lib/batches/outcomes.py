@@ -4,7 +4,7 @@ import collections
 import sys
 from dataclasses import dataclass
 
-from lib import batch
+from lib.batches import batch
 
 
 @dataclass
