@@ -176,3 +176,11 @@ def test_hooks_are_gone_afterwards():
     gptq.quantize_(model, tokens(), **GRID)
     assert all("forward" not in block.__dict__ for block in blocks(model))
     assert not any(layer._forward_pre_hooks for layer in linears(model).values())
+
+
+def test_a_visit_that_returns_none_changes_nothing():
+    model, ids, names = tiny.llama(), tokens(), []
+    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    assert calibrate.walk(model, ids, lambda name, *_: names.append(name)) == {}
+    assert names == list(calibrate.layers(model))
+    assert all(torch.equal(before[name], tensor) for name, tensor in model.state_dict().items())

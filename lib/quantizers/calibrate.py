@@ -25,7 +25,7 @@ from lib.quantizers.linear import QuantLinear
 
 PANEL = 384  # columns of one panel of the Hessian; panels below the diagonal are mirrored, not computed
 
-Visit = Callable[[str, nn.Linear, Tensor], Quantized]
+Visit = Callable[[str, nn.Linear, Tensor], Quantized | None]
 
 
 @dataclass
@@ -107,6 +107,7 @@ def walk(
 ) -> dict[str, Quantized]:
     """Replace every linear layer inside the blocks by `visit(name, linear, hessian)`; return all by name.
 
+    A visit that returns None leaves its layer as it is, which is how a model is observed without a change.
     tokens: [count, length]. hessian: `second_moment` of the layer's inputs. state: keeps each finished block on disk,
     so that a killed walk resumes at the first unfinished block and ends in the same bytes. device: where a block is
     while it is visited (default: where it already is).
@@ -126,8 +127,8 @@ def walk(
         else:
             replace_(block, kept)
             hidden = run_block(block, hidden.to(device or home), call)
-        for layer in linears(block).values():
-            layer.forget()
+        for name in kept:
+            block.get_submodule(name).forget()
         block.to(home)
         done |= {f"{path}.{index}.{name}": quantized for name, quantized in kept.items()}
     return done
@@ -135,7 +136,7 @@ def walk(
 
 def _visit_block(block, hidden, call, prefix, visit) -> tuple[Tensor, dict[str, Quantized]]:
     """One forward pass of `block` over all windows; each layer is compressed when its inputs arrive."""
-    found: dict[str, Quantized] = {}
+    found: dict[str, Quantized | None] = {}
     last: list = [None, None]  # the inputs seen last and their Hessian: query, key and value share them
 
     def hook(name: str) -> Callable:
@@ -145,8 +146,9 @@ def _visit_block(block, hidden, call, prefix, visit) -> tuple[Tensor, dict[str, 
             if last[0] is not args[0]:
                 last[:] = [args[0], second_moment(args[0])]
             found[name] = visit(f"{prefix}.{name}", layer, last[1])
-            codes, scale, zero, bits, _ = found[name]
-            layer.weight.copy_(dequantize(codes, scale, zero, bits=bits))
+            if found[name] is not None:
+                codes, scale, zero, bits, _ = found[name]
+                layer.weight.copy_(dequantize(codes, scale, zero, bits=bits))
 
         return compress
 
@@ -156,7 +158,7 @@ def _visit_block(block, hidden, call, prefix, visit) -> tuple[Tensor, dict[str, 
         hidden = run_block(block, hidden, call)
     if missing := linears(block).keys() - found:
         raise ValueError(f"{prefix} never ran {', '.join(sorted(missing))}; layers behind a router are not supported.")
-    return hidden, found
+    return hidden, {name: quantized for name, quantized in found.items() if quantized is not None}
 
 
 def replace_(block: nn.Module, kept: dict[str, Quantized]) -> None:

@@ -1,0 +1,50 @@
+"""Where the error sits: how much each compressed layer alone changes its outputs.
+
+For a layer with weights W and compressed weights Ŵ, on the original model's inputs X, the relative output error is
+‖W X - Ŵ X‖² / ‖W X‖² = tr(Δ H Δᵀ) / tr(W H Wᵀ), Δ = W - Ŵ, with the Hessian H of the inputs; its square root would
+be the ratio of norms. The trivial baseline is 1: a layer that answers zero.
+"""
+
+import torch
+from torch import Tensor, nn
+
+from lib.metrics.score import Score
+from lib.quantizers import calibrate
+
+
+@torch.no_grad()
+def measure(original: nn.Module, compressed: dict[str, nn.Module], calibration) -> dict[str, dict[str, Score]]:
+    """{method: {layer name: Score}} for models whose layers have the names of the original's.
+
+    compressed: models by method, such as {"rtn": model, "gptq": model}. One pass of the original over `calibration`
+    (windows of text or token ids) serves all of them. The standard error is over the output rows.
+    Raises ValueError when a layer has another shape in a compressed model.
+    """
+    from lib.sources import texts
+
+    found: dict[str, dict[str, Score]] = {method: {} for method in compressed}
+
+    def visit(name: str, layer: nn.Linear, hessian: Tensor) -> None:
+        for method, model in compressed.items():
+            other = model.get_submodule(name).weight
+            if other.shape != layer.weight.shape:
+                raise ValueError(
+                    f"{name} is {tuple(other.shape)} in {method!r} and {tuple(layer.weight.shape)} in the original; "
+                    "layers are compared one by one; compare models of the same shape."
+                )
+            found[method][name] = relative_error(layer.weight, other, hessian)
+
+    calibrate.walk(original, texts.tokens(calibration, original), visit)
+    return found
+
+
+def relative_error(weight: Tensor, other: Tensor, hessian: Tensor) -> Score:
+    """Relative output error of `other` [rows, columns] in the place of `weight`, with its error over rows."""
+    weight = weight.float()
+    change = weight - other.float()
+    lost = torch.einsum("rc,cd,rd->r", change, hessian, change).clamp(min=0)
+    power = torch.einsum("rc,cd,rd->r", weight, hessian, weight)
+    ratio = (lost.sum() / power.sum()).item()
+    # the ratio of two means: its linearized standard error
+    spread = ((lost - ratio * power).std() / power.mean() / len(power) ** 0.5).item() if len(power) > 1 else None
+    return Score(ratio, spread, len(power), "share of output power", False, baseline=1.0)
