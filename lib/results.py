@@ -37,7 +37,7 @@ class Run:
         self.path = files.results() / f"{self.id}.json"
         self._save()
 
-    def record(self, metric: str, score: Score, **labels) -> Score:
+    def record(self, metric: str, score: Score, /, **labels) -> Score:
         """Add one row and rewrite the file; returns the score so that a cell can show it.
 
         labels: further columns of this row (layer="model.layers.0", arm="original").

@@ -36,6 +36,14 @@ def test_the_kept_matrix_follows_dtype_and_new_codes():
     assert torch.equal(layer(x), other(x))
 
 
+def test_the_scale_keeps_its_dtype_when_the_model_changes():
+    _, layer = make()
+    layer.scale.fill_(1e-7)  # zero in float16
+    half = layer.to(torch.float16)
+    assert half.scale.dtype == torch.bfloat16 and (half.scale > 0).all() and half.bias.dtype == torch.float16
+    assert half(torch.ones(1, 32, dtype=torch.float16)).dtype == torch.float16
+
+
 def test_gradients_pass_through_to_the_inputs():
     _, layer = make()
     x = torch.randn(2, 32, requires_grad=True)

@@ -131,6 +131,8 @@ def walk(
             block.get_submodule(name).forget()
         block.to(home)
         done |= {f"{path}.{index}.{name}": quantized for name, quantized in kept.items()}
+    if done:
+        mark(model)
     return done
 
 
@@ -159,6 +161,13 @@ def _visit_block(block, hidden, call, prefix, visit) -> tuple[Tensor, dict[str, 
     if missing := linears(block).keys() - found:
         raise ValueError(f"{prefix} never ran {', '.join(sorted(missing))}; layers behind a router are not supported.")
     return hidden, {name: quantized for name, quantized in found.items() if quantized is not None}
+
+
+def mark(model: nn.Module) -> None:
+    """Tell `model` that it is quantized, so that plain `save_pretrained` writes codes that any reader understands."""
+    from lib.export import compressed_tensors
+
+    compressed_tensors.mark(model)
 
 
 def replace_(block: nn.Module, kept: dict[str, Quantized]) -> None:

@@ -36,7 +36,7 @@ class QuantLinear(nn.Module):
 
     def forward(self, inputs: Tensor) -> Tensor:
         """Map `inputs` [..., in_features] to [..., out_features], in the dtype of `inputs`."""
-        if self._dense is None or self._dense.dtype != inputs.dtype or self._dense.device != self.codes.device:
+        if self._dense is None or self._dense.dtype != inputs.dtype:
             with torch.no_grad():
                 self._dense = dequantize(self.codes, self.scale, self.zero_point, bits=self.bits, dtype=inputs.dtype)
         return nn.functional.linear(inputs, self._dense, self.bias)
@@ -44,6 +44,15 @@ class QuantLinear(nn.Module):
     def forget(self) -> None:
         """Drop the kept dequantized matrix (the next product makes it again)."""
         self._dense = None
+
+    def _apply(self, function, recurse=True):
+        """Move with the model, but keep the scale's dtype: float16 would flush small scales to zero."""
+        before = self.scale
+        super()._apply(function, recurse)
+        if self.scale.dtype != before.dtype:
+            self.scale = before.to(self.scale.device)
+        self.forget()
+        return self
 
     def _load_from_state_dict(self, *args, **kwargs):
         super()._load_from_state_dict(*args, **kwargs)

@@ -30,6 +30,7 @@ def quantize_(
     layers = calibrate.layers(model)
     done = {name: rtn(layer.weight, **settings) for name, layer in layers.items()}
     calibrate.replace_(model, done)
+    calibrate.mark(model)
     return done
 
 

@@ -1,0 +1,110 @@
+"""One quantized matrix as the tensors of the compressed-tensors convention `pack-quantized`, and back.
+
+For a matrix of shape [rows, columns] with `bits` bits a code, the convention stores
+
+    weight_packed       int32 [rows, ceil(columns * bits / 32)]   the codes of a row, one after the other
+    weight_scale        float [rows, groups]
+    weight_zero_point   int32 [ceil(rows * bits / 32), groups]    packed down the rows; absent when symmetric
+    weight_shape        int64 [2]                                 rows and columns
+
+Code i of a row occupies the bits i * bits to (i + 1) * bits - 1 of that row, counted from the least significant bit
+of the first int32. Nothing is padded: a 3-bit code may begin in one int32 and end in the next. (Releases of the
+package before this layout put 10 codes of 3 bits into an int32; such files have other shapes and are refused.)
+
+The convention names codes as signed numbers, q - 2**(bits - 1), and packs them with the offset added back, so the
+packed bits are our unsigned codes; the zero point is shifted the same way and value = scale * (q - zero_point) holds.
+"""
+
+import math
+
+import torch
+from torch import Tensor
+
+from lib.quantizers.grid import Quantized
+
+NAMES = ("weight_packed", "weight_scale", "weight_zero_point", "weight_shape")
+
+
+def pack(quantized: Quantized, dtype: torch.dtype = torch.bfloat16) -> dict[str, Tensor]:
+    """The stored tensors of `quantized`, named as above.
+
+    A scale that is exact in bfloat16 is stored so when `dtype`, the model's type, is bfloat16, otherwise in float32:
+    a reader then multiplies exactly, rounds once to the model's type, and gets the values that `QuantLinear` computes.
+    """
+    from compressed_tensors.compressors.pack_quantized import pack_to_int32
+
+    codes, scale, zero, bits, _ = quantized
+    short = scale.to(torch.bfloat16)
+    exact = dtype == torch.bfloat16 and torch.equal(short.double(), scale.double())
+    tensors = {
+        "weight_packed": pack_to_int32(_signed(codes, bits), bits),
+        "weight_scale": (short if exact else scale.float()).contiguous(),
+        "weight_shape": torch.tensor(codes.shape),
+    }
+    if zero is not None:
+        tensors["weight_zero_point"] = pack_to_int32(_signed(zero, bits), bits, packed_dim=0)
+    return tensors
+
+
+def unpack(tensors: dict[str, Tensor], *, bits: int, groups: int, symmetric: bool, name: str) -> Quantized:
+    """The matrix that `pack` stored, with `groups` groups a row; `name` is the layer's, for errors.
+
+    Raises ValueError when the tensors have other names, types or shapes than the layout above asks for.
+    """
+    from compressed_tensors.compressors.pack_quantized import unpack_from_int32
+
+    shape = torch.Size(tensors["weight_shape"].tolist()) if "weight_shape" in tensors else torch.Size((0, 0))
+    _check(tensors, shape, bits, groups, symmetric, name)
+    codes = _unsigned(unpack_from_int32(tensors["weight_packed"], bits, shape), bits)
+    zero = None
+    if not symmetric:
+        # transposed here: the package's own packed_dim=0 fails on a single int32 of 4-bit zero points
+        stored = tensors["weight_zero_point"].T.clone(memory_format=torch.contiguous_format)
+        zero = _unsigned(unpack_from_int32(stored, bits, torch.Size((groups, shape[0]))), bits).T.contiguous()
+    scale = tensors["weight_scale"]
+    short = scale.to(torch.bfloat16)
+    scale = short if torch.equal(short.double(), scale.double()) else scale
+    return Quantized(codes, scale.clone(), zero, bits, shape[1] // groups)
+
+
+def size(quantized: Quantized) -> int:
+    """Bytes that `pack` makes of `quantized` (with bfloat16 scales)."""
+    codes, scale, zero, bits, _ = quantized
+    rows, columns = codes.shape
+    words = rows * math.ceil(columns * bits / 32)
+    words += 0 if zero is None else math.ceil(rows * bits / 32) * zero.shape[1]
+    return 4 * words + 2 * scale.numel() + 16
+
+
+def _signed(codes: Tensor, bits: int) -> Tensor:
+    """codes - 2**(bits - 1) as int8 (unsigned subtraction wraps around to the two's complement)."""
+    return codes.sub(2 ** (bits - 1)).view(torch.int8)
+
+
+def _unsigned(codes: Tensor, bits: int) -> Tensor:
+    return codes.contiguous().view(torch.uint8).add(2 ** (bits - 1))
+
+
+def _check(tensors, shape, bits, groups, symmetric, name):
+    rows, columns = shape if len(shape) == 2 else (0, 0)
+    wanted = {
+        "weight_packed": (torch.int32, [rows, math.ceil(columns * bits / 32)]),
+        "weight_scale": (None, [rows, groups]),
+        "weight_shape": (torch.int64, [2]),
+    }
+    if not symmetric:
+        wanted["weight_zero_point"] = (torch.int32, [math.ceil(rows * bits / 32), groups])
+    names = sorted(tensors.keys() & set(NAMES))
+    if names != sorted(wanted):
+        raise ValueError(
+            f"{name} is stored as {', '.join(names)}; {'a symmetric' if symmetric else 'an asymmetric'} pack-quantized "
+            f"layer has {', '.join(sorted(wanted))}; export it again with compressed_tensors.save."
+        )
+    for key, (dtype, dimensions) in wanted.items():
+        found = tensors[key]
+        kind = dtype or (found.dtype if found.is_floating_point() else torch.bfloat16)
+        if found.dtype != kind or list(found.shape) != dimensions or columns % groups:
+            raise ValueError(
+                f"{key} of {name} is {found.dtype} {list(found.shape)}; {bits} bits and {groups} groups a row over "
+                f"{rows} x {columns} weights ask for {kind} {dimensions}; export it again with compressed-tensors 0.20."
+            )

@@ -1,0 +1,36 @@
+"""What `model.save_pretrained` writes for a model with quantized layers: the packed form, not our raw codes."""
+
+from transformers.quantizers.base import HfQuantizer
+from transformers.utils.quantization_config import QuantizationConfigMixin
+
+from lib.export import compressed_tensors
+
+
+class Packed(HfQuantizer):
+    """Set as `model.hf_quantizer`: transformers asks it for the tensors and the config whenever it saves the model.
+
+    The model itself stays as it is: `state_dict()` holds the codes of `QuantLinear`, and loads them again. Everything
+    is derived at the moment of saving, so layers may be quantized, replaced or dropped after this is set.
+    """
+
+    def __init__(self):
+        super().__init__(QuantizationConfigMixin(quant_method="compressed-tensors"))
+
+    def get_state_dict_and_metadata(self, model):
+        """The tensors to write, and no metadata; writes the layers' grids into `model.config` on the way."""
+        config = compressed_tensors.quantization_config(model)
+        if config:
+            model.config.quantization_config = config
+            return compressed_tensors.packed_state(model), {}
+        if hasattr(model.config, "quantization_config"):
+            del model.config.quantization_config
+        return None, {}
+
+    def is_serializable(self) -> bool:
+        """Saving is what this class is for."""
+        return True
+
+    @property
+    def is_trainable(self) -> bool:
+        """Codes are constants, but gradients flow through the layer to adapters, norms and embeddings."""
+        return True

@@ -1,0 +1,173 @@
+"""Divergence: how far a compressed model's predictions are from the original's, on the same tokens.
+
+Perplexity can stay level while a model changes its mind in both directions; the mean Kullback-Leibler divergence
+KL(original || compressed) per token and the share of tokens on which both put the same token first see that damage.
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import nn
+
+from lib.metrics import logits, perplexity
+from lib.metrics.reference import Reference
+from lib.metrics.score import Score, bootstrap
+from lib.models import blocks
+
+
+def measure(model: nn.Module, reference, text, **options) -> dict[str, Score]:
+    """`kl_divergence` (nats per token, lower is better) and `top1_agreement` (share of tokens, higher is better).
+
+    As `quality`, without the perplexity.
+    """
+    scores = quality(model, reference, text, **options)
+    return {name: scores[name] for name in ("kl_divergence", "top1_agreement")}
+
+
+def quality(
+    model: nn.Module, reference, text, *, windows: int | None = None, length: int = 512, batch: int | str = "auto"
+) -> dict[str, Score]:
+    """`perplexity`, `kl_divergence` and `top1_agreement` from one pass of `model` over `text`.
+
+    `reference` is the original model, which is run beside `model`, or what `remember` kept of it, which costs only
+    its head. The perplexity equals `perplexity.measure` on the same text to the last bit. Standard errors come from
+    a bootstrap over windows. Baselines: the best constant prediction, that is the original's own average
+    distribution for the divergence, and the token that it most often puts first for the agreement.
+    Raises ValueError for vocabularies or tokens that differ, and for logits that are not finite.
+    """
+    tokens = perplexity.tokenize(text, model, windows, length)
+    found = compare(model, reference, tokens, batch=batch)
+    return {
+        "perplexity": perplexity.score(found.nll, tokens),
+        "kl_divergence": _score(found.divergence, "nats", False, found.constant_divergence),
+        "top1_agreement": _score(found.agreement, "share", True, found.constant_agreement),
+    }
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """What two models say about each predicted token; all tensors are [windows, length - 1], on the CPU."""
+
+    nll: torch.Tensor  # of the compressed model, nats
+    divergence: torch.Tensor  # KL(original || compressed), nats
+    agreement: torch.Tensor  # whether both put the same token first
+    constant_divergence: float  # mean KL(original || its own average distribution)
+    constant_agreement: float  # share of the token that the original most often puts first
+
+
+def compare(model: nn.Module, reference, tokens: torch.Tensor, *, batch: int | str = "auto") -> Comparison:
+    """Compare `model` with `reference` (a model or a `Reference`) token by token on windows [count, length].
+
+    KL(p || q) = Σ p (ln p - ln q) over the vocabulary, with p the original's prediction and q the model's.
+    """
+    name, vocabulary = type(model).__name__, blocks.head(model).out_features
+    _check(vocabulary, reference, tokens)
+    nlls, constant = [], _Constant(vocabulary)
+    divergences, agreements = [], []
+    originals = [reference] if isinstance(reference, nn.Module) else []
+    with logits.evaluating(model, *originals):
+        run, run_original = logits.forward(model, tokens), _runner(reference, tokens)
+        for start, some in logits.batches(tokens, model, batch, "quality"):
+            rows, original, targets = run(some), run_original(start, some), some[:, 1:].flatten()
+            for chunk in logits.chunks(len(targets), vocabulary):
+                q = logits.log_probabilities(rows, chunk, f"{name} from window {start} on")
+                p = logits.log_probabilities(original, chunk, f"the original from window {start} on").to(q.device)
+                nlls.append(perplexity.surprise(q, targets[chunk]))
+                share = p.exp()
+                divergences.append((share * (p - q)).sum(-1).cpu())
+                agreements.append((p.argmax(-1) == q.argmax(-1)).cpu())
+                constant.add(share, p)
+    parts = (torch.cat(values).view(len(tokens), -1) for values in (nlls, divergences, agreements))
+    return Comparison(*parts, constant.divergence(), constant.agreement())
+
+
+def remember(
+    original: nn.Module,
+    text,
+    *,
+    windows: int | None = None,
+    length: int = 512,
+    batch: int | str = "auto",
+    keep: bool = False,
+) -> Reference:
+    """Run `original` once over `text` and keep its last hidden states and a copy of its head.
+
+    The reference stays valid when the model is then compressed in place. With `keep` it is also written to the cache
+    folder, under the fingerprint of the weights and the hash of the tokens, and read back by the next process.
+    Raises ValueError for models whose logits are more than head and decoder: pass such a model itself as reference.
+    """
+    tokens = perplexity.tokenize(text, original, windows, length)
+    path = Reference.path(original, tokens) if keep else None
+    if path is not None and path.exists():
+        return Reference.load(path, original)
+    with logits.evaluating(original):
+        if not logits.projects(original, tokens):
+            raise ValueError(
+                f"{type(original).__name__} computes its logits from more than hidden states and head; "
+                "pass a copy of the original model as reference instead of remembering it."
+            )
+        states = [
+            logits.hidden_states(original, some)[:, :-1].cpu()
+            for _, some in logits.batches(tokens, original, batch, "original")
+        ]
+    made = Reference.of(original, tokens, torch.cat(states))
+    if path is not None:
+        made.save(path)
+    return made
+
+
+class _Constant:
+    """The best prediction that never changes, from the original's log-probabilities as they pass by."""
+
+    def __init__(self, vocabulary: int):
+        self.total = torch.zeros(vocabulary, dtype=torch.float64)
+        self.first = torch.zeros(vocabulary, dtype=torch.long)
+        self.negative_entropy, self.count = 0.0, 0
+
+    def add(self, share: torch.Tensor, p: torch.Tensor) -> None:
+        """Take in probabilities and their logarithms [rows, vocabulary]."""
+        self.total += share.sum(0).double().cpu()
+        self.negative_entropy += float((share * p).sum(-1).double().sum())
+        self.first += p.argmax(-1).cpu().bincount(minlength=len(self.first))
+        self.count += len(p)
+
+    def divergence(self) -> float:
+        """Mean KL from each distribution to their average: entropy of the average less the average entropy."""
+        average = (self.total / self.count).clamp_min(1e-300)
+        return float(-(average * average.log()).sum() + self.negative_entropy / self.count)
+
+    def agreement(self) -> float:
+        """Share of rows that put the most frequent first token first."""
+        return int(self.first.max()) / self.count
+
+
+def _score(values: torch.Tensor, unit: str, higher_is_better: bool, baseline: float) -> Score:
+    """Mean over tokens [windows, length - 1], with a standard error that treats a window as one sample."""
+    per_window = values.double().mean(1).numpy()
+    return Score(per_window.mean(), bootstrap(per_window, np.mean), len(per_window), unit, higher_is_better, baseline)
+
+
+def _runner(reference, tokens: torch.Tensor):
+    """A function (start, windows) -> `Rows` of the original's logits."""
+    if isinstance(reference, Reference):
+        return lambda start, some: reference.rows(start, len(some))
+    run = logits.forward(reference, tokens)
+    return lambda start, some: run(some)
+
+
+def _check(vocabulary: int, reference, tokens: torch.Tensor) -> None:
+    if isinstance(reference, Reference):
+        theirs = reference.projection.head.out_features
+        reference.check(tokens)
+    elif isinstance(reference, nn.Module):
+        theirs = blocks.head(reference).out_features
+    else:
+        raise TypeError(
+            f"reference is a {type(reference).__name__}; give the original model or what remember returned."
+        )
+    if theirs != vocabulary:
+        raise ValueError(
+            f"the model predicts {vocabulary} tokens and the reference {theirs}; "
+            "compare models that share a vocabulary."
+        )

@@ -1,0 +1,82 @@
+"""Perplexity: between how many equally likely tokens a model hesitates, on average, at each step of a text.
+
+The text is concatenated, tokenized without special tokens and cut into windows that do not overlap. A window of
+`length` tokens predicts `length - 1` of them; perplexity is exp of their mean negative log-likelihood. Its standard
+error comes from a bootstrap over windows, since tokens of one window are not independent.
+"""
+
+import numpy as np
+import torch
+from torch import nn
+
+from lib.metrics import logits
+from lib.metrics.score import Score, bootstrap
+from lib.models import blocks
+
+
+def measure(
+    model: nn.Module, text, *, windows: int | None = None, length: int = 512, batch: int | str = "auto"
+) -> Score:
+    """Perplexity of `text` under `model`; lower is better, `n` counts windows.
+
+    `text` is a `Text`, `Windows`, or token ids [count, length]; `windows` limits how many are used (None: all).
+    `batch` windows run at once ("auto": one on a CPU, 16384 tokens on an accelerator).
+    The baseline is the best guess that ignores context, made from the frequencies of the very tokens predicted.
+    Raises ValueError when the text is too short or when the model's logits are not finite.
+    """
+    tokens = tokenize(text, model, windows, length)
+    return score(nll(model, tokens, batch=batch), tokens)
+
+
+def nll(model: nn.Module, tokens: torch.Tensor, *, batch: int | str = "auto") -> torch.Tensor:
+    """Negative log-likelihood in nats of every predicted token: float32 [count, length - 1] for [count, length]."""
+    parts = []
+    with logits.evaluating(model):
+        run = logits.forward(model, tokens)
+        for start, some in logits.batches(tokens, model, batch, "perplexity"):
+            rows, targets = run(some), some[:, 1:].flatten()
+            for chunk in logits.chunks(len(targets), blocks.head(model).out_features):
+                found = logits.log_probabilities(rows, chunk, f"{type(model).__name__} from window {start} on")
+                parts.append(surprise(found, targets[chunk]))
+    return torch.cat(parts).view(len(tokens), -1)
+
+
+def surprise(log_probabilities: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+    """-log p(target), float32 [rows] on the CPU, from log-probabilities [rows, vocabulary]."""
+    targets = targets.to(log_probabilities.device)
+    return -log_probabilities.gather(-1, targets[:, None]).squeeze(-1).cpu()
+
+
+def score(values: torch.Tensor, tokens: torch.Tensor) -> Score:
+    """Perplexity from the negative log-likelihoods [count, length - 1] of `tokens` [count, length]."""
+    per_window = values.double().mean(1).numpy()
+    stderr = bootstrap(per_window, _perplexity)
+    return Score(_perplexity(per_window), stderr, len(tokens), "perplexity", False, unigram(tokens))
+
+
+def unigram(tokens: torch.Tensor) -> float:
+    """Perplexity of the best guess that ignores the context: exp of the entropy of the predicted tokens."""
+    counts = tokens[:, 1:].flatten().bincount()
+    share = counts[counts > 0].double() / counts.sum()
+    return float((-(share * share.log()).sum()).exp())
+
+
+def predicted(tokens: torch.Tensor) -> int:
+    """How many tokens windows [count, length] predict: all but the first of each."""
+    return tokens.shape[0] * (tokens.shape[1] - 1)
+
+
+def tokenize(text, model: nn.Module, windows: int | None, length: int) -> torch.Tensor:
+    """Token ids [count, length] of `text`: all its windows, or the first `windows` of them."""
+    from lib.sources import texts
+
+    if windows is not None and windows < 1:
+        raise ValueError(f"windows={windows}; choose a whole number from 1, or None for all.")
+    tokens = texts.tokens(text, model, count=windows, length=length)
+    if tokens.shape[1] < 2:
+        raise ValueError(f"windows of {tokens.shape[1]} token predict nothing; give windows of two tokens or more.")
+    return tokens
+
+
+def _perplexity(per_window: np.ndarray, axis: int | None = None):
+    return np.exp(np.mean(per_window, axis=axis))

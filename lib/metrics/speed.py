@@ -1,0 +1,211 @@
+"""Speed: the only stopwatch of the project.
+
+`measure` times prefill and decoding of several models ("arms") in one process. Each round times every arm once, in
+the same order (A B A B), so that a machine that slows down slows all of them; `ratio` then compares within rounds.
+Every arm is warmed up until two runs in a row agree. Before each run the cache of keys and values is new, garbage is
+collected and the device's free memory returned; while the clock runs, garbage collection is off and the clock is
+read only when the device has finished.
+"""
+
+import contextlib
+import gc
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import nn
+
+from lib.metrics.logits import device, evaluating
+from lib.metrics.score import Score, bootstrap
+from lib.models import blocks
+
+clock = time.perf_counter  # monotonic; tests put a clock of their own here
+STABLE, WARMUPS = 0.1, 5  # two warm-up runs within 10 % of each other end the warm-up, as does the fifth
+_METRICS = {"ttft": ("s", False), "tpot": ("s", False), "prefill": ("tokens/s", True), "decode": ("tokens/s", True)}
+
+
+class Measured(dict):
+    """{arm: {metric: Score}}, with every round's value in `samples[arm][metric]` and the `warmups` each arm took."""
+
+    def __init__(self, samples: dict[str, dict[str, list[float]]], warmups: dict[str, int]):
+        self.samples, self.warmups = samples, warmups
+        super().__init__(
+            {arm: {name: _median(values[name], *_METRICS[name]) for name in values} for arm, values in samples.items()}
+        )
+
+    def spread(self, arm: str, metric: str) -> tuple[float, float]:
+        """The 10th and 90th percentile over rounds."""
+        low, high = np.percentile(self.samples[arm][metric], [10, 90])
+        return float(low), float(high)
+
+
+def measure(
+    arms: dict[str, nn.Module],
+    *,
+    prompt: int = 128,
+    new_tokens: int = 32,
+    batch: int = 1,
+    rounds: int = 3,
+    seed: int = 0,
+) -> Measured:
+    """Time to the first token and per further token, for every arm; medians over `rounds`.
+
+    Metrics: `ttft` (s, the prompt's forward pass and the choice of the first token), `tpot` (s per further token,
+    mean over the `new_tokens - 1` of a run), `prefill` (prompt tokens/s) and `decode` (new tokens/s), the last two
+    summed over the `batch`. All arms get the same random prompts [batch, prompt]; tokens are chosen greedily, one
+    forward pass each, with a growing cache. `Score.stderr` is the bootstrap's standard error of the median, which
+    few rounds only hint at; `spread` gives the 10th and 90th percentile.
+    Raises ValueError for no arms, or counts that are too small.
+    """
+    _check(arms, prompt=prompt, new_tokens=new_tokens, batch=batch, rounds=rounds)
+    tokens = _prompts(arms, (batch, prompt), seed)
+    warmups = {arm: _warm_up(model, tokens, min(new_tokens, 8)) for arm, model in arms.items()}
+    samples = {arm: {name: [] for name in _METRICS} for arm in arms}
+    for _ in range(rounds):
+        for arm, model in arms.items():
+            first, further = run(model, tokens, new_tokens)
+            for name, value in zip(_METRICS, (first, further, batch * prompt / first, batch / further)):
+                samples[arm][name].append(value)
+    return Measured(samples, warmups)
+
+
+def run(model: nn.Module, tokens: torch.Tensor, new_tokens: int) -> tuple[float, float]:
+    """(seconds to the first token, mean seconds per further token) of one greedy generation from [batch, prompt]."""
+    from transformers import DynamicCache
+
+    tokens = tokens.to(device(model))
+    cache = DynamicCache(config=model.config)
+    with evaluating(model), _undisturbed():
+        start = _now()
+        chosen = _next(model, tokens, cache)
+        first = _now()
+        for _ in range(new_tokens - 1):
+            chosen = _next(model, chosen, cache)
+        end = _now()
+    return first - start, (end - first) / (new_tokens - 1)
+
+
+def ratio(measured: Measured, arm: str, reference: str, metric: str = "decode") -> Score:
+    """`arm` over `reference` within each round: the median of the rounds' ratios; 1 means no difference.
+
+    The direction is the metric's own: above 1 is better for tokens/s, below 1 for seconds.
+    Raises KeyError for an arm or a metric that was not measured.
+    """
+    from lib.files import choices
+
+    for given, allowed in ((arm, measured), (reference, measured), (metric, _METRICS)):
+        if given not in allowed:
+            raise KeyError(f"{given!r} was not measured; {choices(given, allowed)}")
+    pairs = zip(measured.samples[arm][metric], measured.samples[reference][metric])
+    return _median([ours / theirs for ours, theirs in pairs], "ratio", _METRICS[metric][1], baseline=1.0)
+
+
+def seconds(function: Callable, *args, rounds: int = 5, warmups: int = 1, **kwargs) -> Score:
+    """Median seconds of `function(*args, **kwargs)` over `rounds` calls, after `warmups` that don't count."""
+    if rounds < 1:
+        raise ValueError(f"rounds={rounds}; choose a whole number from 1.")
+    for _ in range(warmups):
+        function(*args, **kwargs)
+    taken = []
+    for _ in range(rounds):
+        with _undisturbed(), stopwatch() as watch:
+            function(*args, **kwargs)
+        taken.append(watch.seconds)
+    return _median(taken, "s", False)
+
+
+@dataclass
+class Watch:
+    """`seconds` is set when the block of `stopwatch` ends."""
+
+    seconds: float | None = None
+
+    @property
+    def score(self) -> Score:
+        """The seconds as a Score of one sample, whose error is unknown."""
+        return Score(self.seconds, None, 1, "s", False)
+
+
+@contextlib.contextmanager
+def stopwatch() -> Iterator[Watch]:
+    """`with speed.stopwatch() as watch: ...`, then `watch.seconds`; also set when the block raises."""
+    watch, start = Watch(), _now()
+    try:
+        yield watch
+    finally:
+        watch.seconds = _now() - start
+
+
+def mfu(prefill: Score, flops_per_token: float, peak: float | None) -> Score | None:
+    """Model FLOP utilisation: tokens/s x FLOP per token / peak FLOP/s; None where the peak is unknown."""
+    return None if peak is None else _scaled(prefill, prefill.value * flops_per_token / peak)
+
+
+def mbu(tpot: Score, bytes_per_token: float, bandwidth: float | None) -> Score | None:
+    """Model bandwidth utilisation: bytes read per step / seconds per step / peak bytes/s; None where it is unknown."""
+    return None if bandwidth is None else _scaled(tpot, bytes_per_token / tpot.value / bandwidth)
+
+
+def _warm_up(model: nn.Module, tokens: torch.Tensor, new_tokens: int) -> int:
+    """Run until two runs in a row agree within `STABLE` in both times, `WARMUPS` times at most; how many it took."""
+    before, count, stable = run(model, tokens, new_tokens), 1, False
+    while not stable and count < WARMUPS:
+        after, count = run(model, tokens, new_tokens), count + 1
+        stable = all(abs(new - old) <= STABLE * old for new, old in zip(after, before))
+        before = after
+    return count
+
+
+def _next(model: nn.Module, tokens: torch.Tensor, cache) -> torch.Tensor:
+    """The likeliest next token [batch, 1] after `tokens` [batch, any], which enter the cache."""
+    found = model(input_ids=tokens, past_key_values=cache, use_cache=True, logits_to_keep=1)
+    return found.logits[:, -1:].argmax(-1)
+
+
+@contextlib.contextmanager
+def _undisturbed() -> Iterator[None]:
+    """Collect garbage and free the device's cached memory, then keep garbage collection off inside the block."""
+    gc.collect()
+    if torch.cuda.is_initialized():
+        torch.cuda.empty_cache()
+    enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if enabled:
+            gc.enable()
+
+
+def _now() -> float:
+    """The clock, read when all devices have finished."""
+    if torch.cuda.is_initialized():
+        torch.cuda.synchronize()
+    return clock()
+
+
+def _prompts(arms: dict[str, nn.Module], shape: tuple[int, int], seed: int) -> torch.Tensor:
+    """Random token ids that every arm's vocabulary has."""
+    vocabulary = min(blocks.embeddings(model).weight.shape[0] for model in arms.values())
+    return torch.randint(vocabulary, shape, generator=torch.Generator().manual_seed(seed))
+
+
+def _median(values: list[float], unit: str, higher_is_better: bool, baseline: float | None = None) -> Score:
+    return Score(np.median(values), bootstrap(values, np.median), len(values), unit, higher_is_better, baseline)
+
+
+def _scaled(score: Score, value: float) -> Score:
+    """`value` with the relative standard error of `score`."""
+    stderr = None if score.stderr is None else score.stderr / score.value * value
+    return Score(value, stderr, score.n, "share of peak", True, None)
+
+
+def _check(arms: dict[str, nn.Module], **counts: int) -> None:
+    if not arms:
+        raise ValueError("no arms to measure; give at least one model, such as {'original': model}.")
+    least = {"prompt": 1, "new_tokens": 2, "batch": 1, "rounds": 1}
+    for name, value in counts.items():
+        if value < least[name]:
+            raise ValueError(f"{name}={value}; choose a whole number from {least[name]}.")

@@ -1,0 +1,96 @@
+"""Figures about grids and about ladders: what bits, group size and each ingredient of a method bring."""
+
+import numpy as np
+import pandas as pd
+
+from lib.report import axes as ax
+from lib.report import rows, style
+
+SHADES = {2: "depth", 3: "rtn", 4: "gptq", 8: "none"}  # the look that stands for a bit width
+
+
+def weight_histogram(table: pd.DataFrame):
+    """Distribution of `weight` (before) and `value` (after rounding), columns of `table`, one row a weight."""
+    with style.use():
+        figure = style.picture(7.6, 3.2)
+        axes = figure.subplots()
+        edges = np.linspace(table["weight"].min(), table["weight"].max(), 161)
+        before, after = style.look("none"), style.look("gptq")
+        axes.hist(table["value"], edges, color=after.colour, label="after: values on the grids")
+        axes.hist(table["weight"], edges, histtype="step", color=before.colour, label="before", linewidth=1.4)
+        axes.set(xlabel="weight", ylabel="number of weights", yscale="log")
+        axes.legend(loc="upper left")
+        ax.headline(axes, "Weights before and after rounding", f"{len(table):,} weights, logarithmic counts.")
+    return figure
+
+
+def grid_error(table: pd.DataFrame):
+    """Relative squared error of the weights (metric weight_error) by group size, and by bits with and without search.
+
+    Labels read: bits, group_size, candidates (1: minimum and maximum).
+    """
+    data = rows.newest(table, "weight_error").dropna(subset=["bits", "group_size", "value"])
+    if data.empty:
+        return ax.gap("Error by group size and bits", "20_grids")
+    data = data.astype({"bits": int, "group_size": int, "candidates": int})
+    plain = data[data["candidates"].eq(1)]
+    with style.use():
+        figure = style.picture(9.6, 3.7)
+        left, right = figure.subplots(1, 2, sharey=True)
+        for bits, part in plain.groupby("bits"):
+            _line(left, part.sort_values("group_size"), "group_size", SHADES.get(bits, str(bits)), f"{bits} bits")
+        sizes = sorted(plain["group_size"].unique())
+        left.set(xscale="log", xlabel="group size (columns that share a grid)", yscale="log")
+        left.set_xticks(sizes, labels=map(str, sizes))
+        left.minorticks_off()
+        left.set_ylabel("squared error / squared weights")
+        left.legend(ncols=2)
+        ax.headline(left, "Smaller groups err less", "Range: minimum and maximum. Bars: 95 % intervals.")
+        shared = data[data["group_size"].eq(_searched(data))]
+        for candidates, part in shared.groupby("candidates"):
+            text = "minimum and maximum" if candidates == 1 else f"best of {candidates} ranges"
+            _line(right, part.sort_values("bits"), "bits", "rtn" if candidates == 1 else "gptq", text)
+        right.set(xlabel="bits")
+        right.xaxis.get_major_locator().set_params(integer=True)
+        right.legend()
+        ax.headline(right, "A searched range errs less", f"Group size {_searched(data)}.")
+    return figure
+
+
+def ladder(table: pd.DataFrame, metric: str = "perplexity"):
+    """`metric` after each rung (label `rung`, in the order recorded), with 95 % intervals: what each step brings."""
+    data = rows.newest(table, metric)
+    if "rung" not in data or data["rung"].isna().all():
+        return ax.gap(f"What each step brings ({metric.replace('_', ' ')})", "22_gptq")
+    data = data.dropna(subset=["rung"])
+    places, values = np.arange(len(data)), data["value"].astype(float).to_numpy()
+    log = ax.is_wide(values)
+    bars = np.array([ax.interval(v, e, log) for v, e in zip(values, data["stderr"].astype(float))]).T
+    with style.use():
+        figure = style.picture(7.6, 1.1 + 0.42 * len(data))
+        axes, look = figure.subplots(), style.look("gptq")
+        axes.errorbar(values, places, xerr=bars, fmt=look.marker, color=look.colour, capsize=3)
+        for place, value in zip(places, values):
+            axes.annotate(f"{value:.4g}", (value, place), (0, 6), textcoords="offset points", ha="center", fontsize=8.5)
+        axes.set_yticks(places, labels=data["rung"])
+        axes.set(xlabel=metric.replace("_", " "), ylim=(len(data) - 0.5, -0.7))
+        axes.margins(x=0.08)
+        if log:
+            axes.set_xscale("log")
+            ax.plain_log(axes, "x")
+        ax.headline(axes, "What each step brings", "Each row differs from the one above in one thing. 95 % intervals.")
+    return figure
+
+
+def _line(axes, part: pd.DataFrame, x: str, method: str, text: str) -> None:
+    look = style.look(method)
+    bars = np.array([ax.interval(v, e, True) for v, e in zip(part["value"], part["stderr"].astype(float))])
+    axes.errorbar(
+        part[x], part["value"], yerr=bars.reshape(-1, 2).T, fmt=look.marker, linestyle=look.line, color=look.colour,
+        markersize=5, label=text,
+    )  # fmt: skip
+
+
+def _searched(data: pd.DataFrame) -> int:
+    """The group size for which a search was recorded."""
+    return int(data.loc[data["candidates"].gt(1), "group_size"].mode().iat[0]) if data["candidates"].gt(1).any() else 64

@@ -1,0 +1,190 @@
+"""The report as one folder of HTML that opens without a network: `python -m lib.report.site [--readme]`.
+
+data/report/index.html shows what the records say, data/report/files/ holds figures and tables to download, and
+data/report/notebooks/ the executed notebooks.
+"""
+
+import argparse
+import json
+import re
+import sys
+from pathlib import Path
+
+import pandas as pd
+
+from lib import files, machine, records, results
+from lib.report import figures, notebooks, rows, style, tables
+from lib.report.findings import findings
+
+BEGIN, END = "<!-- results:begin -->", "<!-- results:end -->"
+KINDS = {"csv": "CSV with full numbers", "md": "Markdown", "tex": "LaTeX"}
+
+
+def shown() -> dict:
+    """The figures of the report by name: the function that draws each, and its caption."""
+    return {
+        "quality_by_bytes": (figures.quality_by_bytes, "Quality against what has to be stored."),
+        "quality_by_bits": (figures.quality_by_bits, "The same against bits per weight of everything stored."),
+        "kl_by_bytes": (
+            lambda table: figures.quality_by_bytes(table, "kl_divergence"),
+            "Distance from the original's predictions, which sees damage that perplexity hides.",
+        ),
+        "speed_by_bytes": (figures.speed_by_bytes, "Speed relative to the original, timed in turns with it."),
+        "memory_by_method": (figures.memory_by_method, "Memory that running each model took at its peak."),
+        "layer_importance": (figures.layer_importance, "How much each block matters, by two scores."),
+        "layer_error": (figures.layer_error, "Output error of each layer after quantization, relative to the output."),
+    }
+
+
+def build() -> Path:
+    """Write the report from all records and executed notebooks; returns the path of its index.html.
+
+    What is missing is shown as missing. The index is written last: it never points to files that are not there.
+    """
+    folder = files.report()
+    files.check_writable(folder / "index.html", bytes_needed=32 << 20)
+    table, documents = results.table(), _documents()
+    pages = notebooks.convert(folder / "notebooks") if (folder / "notebooks").is_dir() else []
+    context = _measured(documents) | {
+        "css": notebooks.css(),
+        "title": rows.title(table),
+        "findings": [_unbroken(sentence) for sentence in findings(table)],
+        "comparisons": [_comparison(part, folder / "files", i) for i, part in enumerate(rows.settings(table))],
+        "figures": [_figure(table, name, *each, folder / "files") for name, each in shown().items()],
+        "pages": pages,
+        "problems": _problems(table, documents, pages),
+    }
+    return files.write_text(folder / "index.html", _template().render(context))
+
+
+def readme(path: Path | None = None) -> Path:
+    """Put the results table between the two marks in README.md, and its figure into data/figures/readme.png.
+
+    Raises ValueError when a mark is missing, or when there is no finished run to show.
+    """
+    path = path or files.ROOT / "README.md"
+    text, table = path.read_text(encoding="utf-8"), rows.main(results.table())
+    before, begin, rest = text.partition(BEGIN)
+    _, end, after = rest.partition(END)
+    if not begin or not end:
+        raise ValueError(f"{path.name} lacks {END if begin else BEGIN}; both marks, in order, are needed; add them.")
+    frame = tables.benchmark(table)
+    if frame.empty:
+        raise ValueError(f"no finished run of {rows.BENCHMARK} is on record; a README shows real ones; `make report`.")
+    files.write_bytes(files.figures() / "readme.png", style.png(figures.quality_by_bytes(table)))
+    block = f"{frame.attrs['title']}\n\n{tables.markdown(frame)}"
+    return files.write_text(path, f"{before}{BEGIN}\n{block}\n{END}{after}")
+
+
+def _documents() -> list[dict]:
+    """Every record on disk, failed ones included, oldest first."""
+    paths = sorted(files.results().glob("*.json")) if files.results().is_dir() else []
+    return sorted(filter(None, map(records.read, paths)), key=lambda document: document["started"])
+
+
+def _unbroken(sentence: str) -> str:
+    """The sentence with spaces that do not break inside `26.2 ± 0.4`, `95 %` and `4 bits`."""
+    return re.sub(r" (?=[±%]|bits|blocks)|(?<=±) ", "\N{NO-BREAK SPACE}", sentence)
+
+
+def _template():
+    import jinja2
+
+    source = (Path(__file__).parent / "template.html").read_text(encoding="utf-8")
+    return jinja2.Environment(autoescape=True, trim_blocks=True).from_string(source)
+
+
+def _comparison(part: pd.DataFrame, folder: Path, number: int) -> dict:
+    """One setting: its table and the files of it; a table that would be unfair is replaced by the reason."""
+    title = f"Results: {rows.title(part)}"
+    try:
+        saved = tables.save(part, folder, "benchmark" if number == 0 else f"benchmark-{number + 1}")
+        shown_table = tables.html(tables.benchmark(part))
+    except ValueError as error:
+        return {"title": title, "table": tables.html(pd.DataFrame({"no table": [str(error)]})), "downloads": {}}
+    return {"title": title, "table": shown_table, "downloads": {KINDS[kind]: name for kind, name in saved.items()}}
+
+
+def _figure(table: pd.DataFrame, name: str, draw, caption: str, folder: Path) -> dict:
+    """Draw and save a figure, and copy it into the report so that its folder can be moved on its own."""
+    figure = draw(table)
+    for path in style.save(figure, name):
+        files.write_bytes(folder / path.name, path.read_bytes())
+    width, height = (int(inches * style.SHOWN_DPI) for inches in figure.get_size_inches())
+    titles = [axes.get_title("left") for axes in figure.axes] + [figure.get_suptitle()]
+    alt = f"{', '.join(filter(None, titles))}. {caption} The numbers are in the tables."
+    return {"name": name, "caption": caption, "alt": alt, "width": width, "height": height}
+
+
+def _problems(table: pd.DataFrame, documents: list[dict], pages: list) -> list[str]:
+    """What failed, never ended or is missing."""
+    lines = [f"{page.name} failed: {page.error}" for page in pages if page.failed]
+    failed = {page.name for page in pages if page.failed}
+    for document in documents:
+        here = document["status"] == "running" and document["run"] in records.started_here
+        if document["status"] != "finished" and document["run"] not in failed and not here:
+            lines.append(f"{document['run']}: {document['status']}, its numbers are not shown")
+    return lines + rows.absent(table)
+
+
+def _measured(documents: list[dict]) -> dict:
+    """Where the numbers come from: machines, versions, code, times, inputs."""
+    days = sorted(document["started"][:10] for document in documents)
+    inputs = pd.DataFrame([item for document in documents for item in document.get("inputs", [])])
+    columns = ["kind", "name", "split", "origin", "sha256"]
+    inputs = inputs.reindex(columns=columns).fillna("").astype(str)
+    inputs["sha256"] = inputs["sha256"].str[:12]
+    versions = {
+        f"{machine.label(d['machine'])}, {d['threads']} threads; "
+        + ", ".join(f"{name} {version}" for name, version in d["versions"].items() if version)
+        for d in documents
+    }
+    return {
+        "machines": sorted({machine.label(document["machine"]) for document in documents}),
+        "versions": sorted(versions),
+        "period": " to ".join(dict.fromkeys([days[0], days[-1]])) if days else "",
+        "inputs": _plain_table(inputs.drop_duplicates().rename(columns=str.capitalize)),
+        "runs": _plain_table(pd.DataFrame([_run(document) for document in documents])),
+        "count": len(documents),
+    }
+
+
+def _run(document: dict) -> dict:
+    """One line about a run: what, when, with which code, how it ended."""
+    commit = (document.get("commit") or "no commit")[:10] + " with changes" * bool(document.get("dirty"))
+    parameters = ", ".join(f"{key}={json.dumps(value)}" for key, value in document["parameters"].items())
+    return {
+        "Notebook": document["notebook"],
+        "Parameters": parameters,
+        "Seed": document["seed"],
+        "Started": document["started"][:16].replace("T", " "),
+        "Code": commit,
+        "Status": document["status"],
+    }
+
+
+def _plain_table(frame: pd.DataFrame) -> str:
+    if frame.empty:
+        return "<p>None on record.</p>"
+    return tables.html(frame).replace("<table>", "<table class='text'>", 1)
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Command line: build the report, print the results and where it is; returns the exit status."""
+    parser = argparse.ArgumentParser(prog="python -m lib.report.site", description="Build the HTML report.")
+    parser.add_argument("--readme", action="store_true", help="also put the results into README.md")
+    given = parser.parse_args(arguments)
+    try:
+        path = build()
+        if given.readme:
+            readme()
+        print(tables.text(tables.benchmark(rows.main(results.table()))))
+    except (ValueError, OSError) as error:
+        print(error, file=sys.stderr)
+        return 1
+    print(path)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,210 @@
+"""Texts by name or path, cut into windows of tokens for calibration and for measuring.
+
+A text is tokenised whole, without special tokens, and cut into windows that do not overlap, from its start.
+"""
+
+import hashlib
+import random
+import weakref
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from lib import files
+from lib.sources import data, hub, note, readers, topics
+
+LENGTH = 512  # tokens of a window where nothing else is said
+_C4_FILE = "c4/c4_demo_300.jsonl"
+_cache: dict[tuple[str, str], torch.Tensor] = {}
+_tokenizers = weakref.WeakKeyDictionary()
+
+
+@dataclass(frozen=True)
+class Text:
+    """Documents of one split, with what tells them apart (`sha256` of the joined text) and where they come from."""
+
+    name: str
+    split: str
+    documents: list[str]
+    sha256: str = ""
+    origin: str = "given"
+
+    def __post_init__(self):
+        """Without a hash, compute it."""
+        object.__setattr__(self, "sha256", self.sha256 or hashlib.sha256(self.text.encode()).hexdigest())
+
+    @property
+    def text(self) -> str:
+        """All documents, a blank line between them."""
+        return "\n\n".join(self.documents)
+
+    def windows(self, count: int, length: int = LENGTH, *, seed: int | None = None) -> "Windows":
+        """`count` windows of `length` tokens that do not overlap: the first ones, or a draw in the order of `seed`."""
+        if count < 1 or length < 2:
+            raise ValueError(f"windows({count}, {length}) were asked; allowed are 1 or more, of 2 tokens or more.")
+        return Windows(self, count, length, seed)
+
+
+@dataclass(frozen=True)
+class Windows:
+    """Windows of a text that become tokens when they meet a model, through `tokens`."""
+
+    text: Text
+    count: int
+    length: int
+    seed: int | None = None
+
+
+def load(name: str = "packaged", split: str = "test") -> Text:
+    """Load a split ("train", "valid" or "test") of a text.
+
+    `name` is "packaged" (CPython's language reference), "wikitext2", "c4", or a file or folder with `.txt`, `.jsonl`
+    or `.parquet`, absolute or inside `$THIMBLE_DATA`; `readers.documents` says how splits are found. WikiText-2 and C4
+    come from `$THIMBLE_DATA` where it has them, else from the Hub. What was used is printed and noted.
+
+    Raises `FileNotFoundError` for unknown names, `ValueError` for text that is empty or cannot be read.
+    """
+    if split not in readers.SPLITS:
+        raise ValueError(f"split={split!r} is unknown; {files.choices(split, readers.SPLITS)}")
+    documents, origin = _documents(str(name), split)
+    if not any(document.strip() for document in documents):
+        raise ValueError(f"{origin} is empty or blank; a text needs words; choose another file or split.")
+    text = Text(str(name), split, documents, origin=origin)
+    note(kind="text", name=text.name, split=split, origin=origin, sha256=text.sha256)
+    size = sum(map(len, documents))
+    count = f"{len(documents)} document{'s' if len(documents) > 1 else ''}"
+    print(f"text {name}/{split}: {origin}; {count}, {size:,} characters, sha256 {text.sha256[:8]}")
+    return text
+
+
+def tokens(x, model, *, count: int | None = None, length: int | None = None) -> torch.Tensor:
+    """Token ids, LongTensor [count, length] on the CPU, of windows, of a text, or of ids that are given already.
+
+    A `Text` yields all its windows of `length` (default 512). `Windows` and tensors [count, length] bring their own
+    length. Everywhere `count` is an upper bound. The tokenizer is `model.tokenizer`, else that of its folder.
+    """
+    if isinstance(x, torch.Tensor):
+        found = _given(x)
+    elif isinstance(x, Windows):
+        found = _cut(x, model)
+    elif isinstance(x, Text):
+        length = length or LENGTH
+        available = len(_ids(x, model)) // length
+        found = _cut(Windows(x, min(count or available, available) or 1, length), model)
+    else:
+        raise TypeError(f"tokens of a {type(x).__name__} were asked; give a Text, Windows, or a tensor of token ids.")
+    vocabulary = model.get_input_embeddings().weight.shape[0]
+    if found.min() < 0 or found.max() >= vocabulary:
+        raise ValueError(
+            f"token ids from {int(found.min())} to {int(found.max())} were given; the model knows 0 to "
+            f"{vocabulary - 1}; use the tokenizer that belongs to it."
+        )
+    return found[:count]
+
+
+def data_hash(tokens: torch.Tensor) -> str:
+    """Hexadecimal SHA-256 of token ids: their shape, and their values as little-endian int64."""
+    values = tokens.detach().cpu().contiguous().numpy().astype("<i8")
+    return hashlib.sha256(f"{list(tokens.shape)}".encode() + values.tobytes()).hexdigest()
+
+
+def _documents(name, split):
+    if name == "packaged":
+        return topics.documents(split)
+    path = _local(name)
+    if path is not None:
+        return readers.documents(path, split)
+    if name not in hub.TEXTS:
+        raise FileNotFoundError(
+            f"text {name!r} is neither known nor a file{_looked()}; {files.choices(name, _names())} "
+            "Or give the path of a .txt, .jsonl or .parquet file, or of a folder of these."
+        )
+    try:
+        return hub.load(name, split)
+    except ConnectionError as error:
+        raise FileNotFoundError(
+            f"text {name!r} is not there{_looked()}, and the Hugging Face Hub did not give it ({error}); set "
+            f"THIMBLE_DATA to a folder with {_C4_FILE if name == 'c4' else f'{name}/{split}.txt'}, "
+            "connect to the network, or use 'packaged'."
+        ) from error
+
+
+def _local(name):
+    """The file or folder that `name` means: for C4 one known file, since its folder may hold other web text."""
+    named = Path(_C4_FILE if name == "c4" else name).expanduser()
+    if not named.is_absolute():
+        if not name or data() is None:
+            return None
+        named = data() / named
+    return named if named.exists() else None
+
+
+def _looked():
+    return " (THIMBLE_DATA is not set)" if data() is None else f" in THIMBLE_DATA={data()}"
+
+
+def _names():
+    inside = data().iterdir() if data() is not None and data().is_dir() else []
+    return {"packaged", *hub.TEXTS, *(path.name for path in inside if path.is_dir())}
+
+
+def _given(ids):
+    if ids.ndim != 2 or not ids.numel() or ids.is_floating_point() or ids.is_complex() or ids.dtype == torch.bool:
+        raise ValueError(
+            f"a {ids.dtype} tensor of shape {list(ids.shape)} was given; token ids are integers [count, length]."
+        )
+    return ids.detach().cpu().long()
+
+
+def _cut(windows, model):
+    positions = getattr(model.config, "max_position_embeddings", None)
+    if positions and windows.length > positions:
+        raise ValueError(
+            f"length={windows.length} is more than the model's {positions} positions; ask shorter windows."
+        )
+    ids = _ids(windows.text, model)
+    available = len(ids) // windows.length
+    if available < windows.count:
+        raise ValueError(
+            f"{windows.text.name}/{windows.text.split} has {len(ids)} tokens, enough for {available} windows of "
+            f"{windows.length}; {windows.count} were asked; ask fewer or shorter ones, or take a longer text."
+        )
+    chosen = range(windows.count)
+    if windows.seed is not None:
+        chosen = random.Random(windows.seed).sample(range(available), windows.count)
+    return ids[: available * windows.length].view(available, windows.length)[list(chosen)]
+
+
+def _ids(text, model):
+    """All token ids of a text [tokens], kept for the next model with the same tokenizer."""
+    tokenizer = _tokenizer(model)
+    if tokenizer not in _tokenizers:
+        _tokenizers[tokenizer] = _identity(tokenizer)
+    key = (text.sha256, _tokenizers[tokenizer])
+    if key not in _cache:
+        found = tokenizer(text.text, add_special_tokens=False, verbose=False)["input_ids"]
+        _cache[key] = torch.tensor(found, dtype=torch.long)
+    return _cache[key]
+
+
+def _identity(tokenizer):
+    """What tells tokenizers apart: the whole of its rules where it can be written down, else its vocabulary."""
+    backend = getattr(tokenizer, "backend_tokenizer", None)
+    rules = backend.to_str() if backend is not None else repr(sorted(tokenizer.get_vocab().items()))
+    return hashlib.sha256(rules.encode()).hexdigest()
+
+
+def _tokenizer(model):
+    """The tokenizer that `sources.models.load` attached, else that of the folder or id the model was loaded from."""
+    if getattr(model, "tokenizer", None) is None:
+        from transformers import AutoTokenizer
+
+        origin = getattr(model, "name_or_path", "")
+        if not origin:
+            raise ValueError(
+                "the model has no tokenizer and names no folder; text needs one; "
+                "set model.tokenizer, or give token ids."
+            )
+        model.tokenizer = AutoTokenizer.from_pretrained(origin, trust_remote_code=False)
+    return model.tokenizer

@@ -1,0 +1,25 @@
+"""Quantized tiny models for tests of packed checkpoints."""
+
+import torch
+
+from lib.models.blocks import blocks, linears
+from lib.quantizers import grid
+from lib.quantizers.grid import Quantized
+from lib.quantizers.linear import QuantLinear
+
+
+def matrix(weight, bits, group_size, symmetric=False):
+    scale, zero = grid.choose(weight, bits=bits, group_size=group_size, symmetric=symmetric)
+    size = weight.shape[1] if group_size == -1 else group_size
+    return Quantized(grid.quantize(weight, scale, zero, bits=bits), scale, zero, bits, size)
+
+
+def quantize_(model, choose=lambda name: (4, 32, False), dtype=torch.bfloat16):
+    """Round every linear inside the blocks to the grid (bits, group size, symmetric) that `choose` gives its name."""
+    for index, block in enumerate(blocks(model)):
+        for name, layer in linears(block).items():
+            found = matrix(layer.weight.detach(), *choose(f"{index}.{name}"))
+            block.set_submodule(name, QuantLinear(found, layer.bias))
+    for parameter in model.parameters():  # .to(dtype) would round the rotary frequencies too
+        parameter.data = parameter.data.to(dtype)
+    return model

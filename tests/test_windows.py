@@ -1,0 +1,136 @@
+"""Windows of tokens: where they are cut, which are drawn, and what is refused."""
+
+import hashlib
+import random
+
+import pytest
+import torch
+
+from lib.sources import texts
+from tests import tiny
+
+
+@pytest.fixture(scope="module")
+def model():
+    return tiny.llama()
+
+
+def text(content="abcdefghij" * 10):
+    return texts.Text("given", "test", [content])
+
+
+def test_windows_are_consecutive_from_the_start(model):
+    source = text()
+    ids = torch.tensor(list(source.text.encode()))
+    found = texts.tokens(source.windows(3, 8), model)
+    assert torch.equal(found, ids[:24].view(3, 8)) and found.dtype == torch.int64
+
+
+def test_text_yields_all_its_windows(model):
+    assert texts.tokens(text(), model, length=8).shape == (12, 8)
+    assert texts.tokens(text(), model, length=8, count=5).shape == (5, 8)
+    assert texts.tokens(text("ab" * 600), model).shape == (2, 512)
+
+
+def test_windows_and_tensors_keep_their_length(model):
+    assert texts.tokens(text().windows(3, 8), model, count=2, length=512).shape == (2, 8)
+    assert texts.tokens(tiny.tokens(4, 16), model, count=3, length=512).shape == (3, 16)
+    assert texts.tokens(tiny.tokens(4, 16).int(), model).dtype == torch.int64
+
+
+def test_seeded_draw_is_without_replacement_and_leaves_global_seeds(model):
+    source = text("".join(chr(97 + number % 26) + str(number) for number in range(300)))
+    states = torch.get_rng_state(), random.getstate()
+    found = texts.tokens(source.windows(20, 10, seed=3), model)
+    assert torch.equal(states[0], torch.get_rng_state()) and states[1] == random.getstate()
+    every = texts.tokens(source, model, length=10).tolist()
+    drawn = found.tolist()
+    assert all(window in every for window in drawn) and len({tuple(window) for window in drawn}) == 20
+    assert drawn != every[:20] and drawn != sorted(drawn, key=every.index)
+    assert torch.equal(found, texts.tokens(source.windows(20, 10, seed=3), model))
+    assert not torch.equal(found, texts.tokens(source.windows(20, 10, seed=4), model))
+
+
+def test_no_special_tokens_are_added():
+    class Marking:
+        def __call__(self, text, add_special_tokens=True, verbose=True):
+            return {"input_ids": [1, *map(ord, text)] if add_special_tokens else list(map(ord, text))}
+
+        def get_vocab(self):
+            return {"a": 97}
+
+    model = tiny.llama()
+    model.tokenizer = Marking()
+    assert texts.tokens(text("abcd"), model, length=4).tolist() == [[97, 98, 99, 100]]
+
+
+def test_text_is_tokenised_once_for_equal_tokenizers(model, monkeypatch):
+    source = text("a text that no other test has")
+    first = texts.tokens(source, model, length=4)
+    other = tiny.qwen3()
+    monkeypatch.setattr(type(other.tokenizer), "__call__", lambda *args, **options: pytest.fail("tokenised again"))
+    assert torch.equal(texts.tokens(source, other, length=4), first)
+
+
+def test_tokenizer_of_the_models_folder(tmp_path):
+    from transformers import AutoModelForCausalLM
+
+    model = AutoModelForCausalLM.from_pretrained(tiny.save(tmp_path))
+    assert texts.tokens(text(), model, length=8).shape == (12, 8)
+
+
+def test_model_without_tokenizer():
+    model = tiny.llama()
+    del model.tokenizer
+    model.name_or_path = ""
+    with pytest.raises(ValueError, match="no tokenizer and names no folder"):
+        texts.tokens(text(), model, length=8)
+    assert texts.tokens(tiny.tokens(), model).shape == (4, 32)
+
+
+@pytest.mark.parametrize("wanted", [text().windows(13, 8), text().windows(13, 8, seed=0)])
+def test_too_short_for_the_windows(model, wanted):
+    with pytest.raises(ValueError, match=r"has 100 tokens, enough for 12 windows of 8; 13 were asked; ask fewer"):
+        texts.tokens(wanted, model)
+
+
+def test_too_short_for_one_window(model):
+    with pytest.raises(ValueError, match=r"has 100 tokens, enough for 0 windows of 512; 1 were asked"):
+        texts.tokens(text(), model)
+
+
+def test_longer_than_the_model(model):
+    with pytest.raises(ValueError, match=r"length=513 is more than the model's 512 positions"):
+        texts.tokens(text("ab" * 600).windows(1, 513), model)
+
+
+@pytest.mark.parametrize("count, length", [(0, 8), (-1, 8), (1, 1), (1, 0)])
+def test_windows_of_nothing(count, length):
+    with pytest.raises(ValueError, match="allowed are 1 or more, of 2 tokens or more"):
+        text().windows(count, length)
+
+
+@pytest.mark.parametrize(
+    "ids", [torch.zeros(3), torch.zeros(2, 4), torch.zeros(4).long(), torch.zeros(0, 4).long(), torch.ones(2, 2) > 0]
+)
+def test_tensors_that_are_no_token_ids(model, ids):
+    with pytest.raises(ValueError, match="token ids are integers"):
+        texts.tokens(ids, model)
+
+
+@pytest.mark.parametrize("value", [-1, 256])
+def test_ids_outside_the_vocabulary(model, value):
+    with pytest.raises(ValueError, match=r"the model knows 0 to 255"):
+        texts.tokens(torch.full((1, 4), value), model)
+
+
+def test_neither_text_nor_tokens(model):
+    with pytest.raises(TypeError, match="tokens of a str were asked"):
+        texts.tokens("words", model)
+
+
+def test_data_hash_sees_values_and_shape_alone():
+    ids = tiny.tokens(4, 8)
+    expected = hashlib.sha256(b"[4, 8]" + b"".join(int(i).to_bytes(8, "little") for i in ids.flatten())).hexdigest()
+    assert texts.data_hash(ids) == expected == texts.data_hash(ids.int()) == texts.data_hash(ids.t().contiguous().t())
+    assert texts.data_hash(ids.view(8, 4)) != expected
