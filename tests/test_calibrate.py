@@ -120,7 +120,7 @@ def test_a_killed_walk_resumes_and_ends_in_the_same_bytes(tmp_path):
     visit = lambda *args: calls.append(args)  # noqa: E731
     ids = tokens()
     job = {"method": "gptq", **calibrate.fingerprint(tiny.llama(), ids), **GRID}
-    again = calibrate.State(state, **job, symmetric=False, act_order=True, candidates=32)
+    again = calibrate.State(state, **job, symmetric=False, act_order=True, candidates=8)
     assert same(whole, calibrate.walk(tiny.llama(), ids, visit, state=again)) and not calls
 
 

@@ -23,7 +23,7 @@ def quantize_(
     group_size: int,
     symmetric: bool = False,
     act_order: bool = True,
-    candidates: int = 32,
+    candidates: int = 8,
     state=None,
     device: str | None = None,
 ) -> dict[str, Quantized]:
@@ -56,7 +56,7 @@ def gptq(
     group_size: int,
     symmetric: bool = False,
     act_order: bool = True,
-    candidates: int = 32,
+    candidates: int = 8,
 ) -> Quantized:
     """Quantize `weight` [rows, columns] so that its outputs change least under `hessian` [columns, columns]."""
     size = check(weight.shape[1], bits=bits, group_size=group_size)

@@ -14,6 +14,7 @@ from torch import Tensor
 
 BITS = range(2, 9)
 SHRINK = 0.35  # the narrowest range that the search tries, as a share of min/max
+TINY, HUGE = torch.finfo(torch.float32).tiny, torch.finfo(torch.bfloat16).max  # of a scale
 AT_ONCE = 1 << 15  # elements of one step of the search: they stay in a processor's cache
 
 
@@ -62,8 +63,9 @@ def choose(
     """Choose scale [rows, groups] (bfloat16) and zero point (uint8, None if symmetric) for `weight` [rows, columns].
 
     With `candidates=1` the range is each group's minimum and maximum. With more, that many ranges between the full
-    one and `SHRINK` of it are tried, and the one with the least squared error wins, weighted by `importance` [columns]
-    (the diagonal of the Hessian; None weighs all columns alike). The range always includes zero.
+    one and `SHRINK` of it are tried, the scale of each is refit to its codes by least squares, and the grid with the
+    least squared error wins, weighted by `importance` [columns] (the diagonal of the Hessian; None weighs all columns
+    alike). The range always includes zero. Refitting finds with 8 ranges what plain ranges miss with 64.
     """
     size = check(weight.shape[1], bits=bits, group_size=group_size)
     if not torch.isfinite(weight).all():
@@ -82,14 +84,25 @@ def _choose(groups: Tensor, share: Tensor, bits: int, symmetric: bool, candidate
     """Grids of `groups` [rows, groups, size]: scale (bfloat16) and zero point (float), both [rows, groups]."""
     low, high = groups.amin(-1).clamp(max=0), groups.amax(-1).clamp(min=0)
     scale, zero = _grid(low, high, bits, symmetric)
-    least = _error(groups, share, scale, zero, bits) if candidates > 1 else None
-    for ratio in torch.linspace(1, SHRINK, candidates).tolist()[1:]:
-        other = _grid(low * ratio, high * ratio, bits, symmetric)
-        error = _error(groups, share, *other, bits)
+    if candidates == 1:
+        return scale, zero
+    least = _error(groups, share, scale, zero, bits)
+    for ratio in torch.linspace(1, SHRINK, candidates).tolist():
+        step, other = _grid(low * ratio, high * ratio, bits, symmetric)
+        step = _refit(groups, share, step, other, bits)
+        error = _error(groups, share, step, other, bits)
         better = error < least
         least = torch.where(better, error, least)
-        scale, zero = torch.where(better, other[0], scale), torch.where(better, other[1], zero)
+        scale, zero = torch.where(better, step, scale), torch.where(better, other, zero)
     return scale, zero
+
+
+def _refit(groups: Tensor, share: Tensor, scale: Tensor, zero: Tensor, bits: int) -> Tensor:
+    """The scale that minimizes the weighted squared error for the codes that `scale` gives: Σ h c w / Σ h c²."""
+    codes = _codes(groups, scale, zero, bits).sub_(zero[..., None])
+    weighted = codes * share
+    refit = ((weighted * groups).sum(-1) / (weighted * codes).sum(-1)).to(torch.bfloat16)
+    return torch.where((refit.float() >= TINY) & torch.isfinite(refit), refit, scale)
 
 
 def _grid(low: Tensor, high: Tensor, bits: int, symmetric: bool) -> tuple[Tensor, Tensor]:
@@ -103,17 +116,19 @@ def _grid(low: Tensor, high: Tensor, bits: int, symmetric: bool) -> tuple[Tensor
         # halves first: high - low may overflow where neither of them does
         scale = (high / top) - (low / top)
     scale = scale.to(torch.bfloat16)
-    tiny, huge = torch.finfo(torch.float32).tiny, torch.finfo(torch.bfloat16).max
-    scale = torch.where(scale.float() >= tiny, scale, torch.ones_like(scale)).clamp(max=huge)
+    scale = torch.where(scale.float() >= TINY, scale, torch.ones_like(scale)).clamp(max=HUGE)
     if symmetric:
         return scale, torch.full_like(low, middle)
     return scale, (-low / scale.float()).round().clamp(0, top)
 
 
+def _codes(groups: Tensor, scale: Tensor, zero: Tensor, bits: int) -> Tensor:
+    return (groups / scale.float()[..., None]).round_().add_(zero[..., None]).clamp_(0, 2**bits - 1)
+
+
 def _error(groups: Tensor, share: Tensor, scale: Tensor, zero: Tensor, bits: int) -> Tensor:
-    step, zero = scale.float()[..., None], zero[..., None]
-    codes = (groups / step).round_().add_(zero).clamp_(0, 2**bits - 1)
-    return codes.sub_(zero).mul_(step).sub_(groups).square_().mul_(share).sum(-1)
+    values = _codes(groups, scale, zero, bits).sub_(zero[..., None]).mul_(scale.float()[..., None])
+    return values.sub_(groups).square_().mul_(share).sum(-1)
 
 
 def quantize(weight: Tensor, scale: Tensor, zero_point: Tensor | None, *, bits: int) -> Tensor:
