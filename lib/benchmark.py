@@ -29,7 +29,14 @@ def check(*, method: str, bits: int, group_size: int, blocks: int) -> None:
 
 
 def compress_(
-    model: nn.Module, calibration, *, method: str, bits: int, group_size: int, blocks: int, score: str = "leave_one_out"
+    model: nn.Module,
+    calibration,
+    *,
+    method: str,
+    bits: int,
+    group_size: int,
+    blocks: int,
+    score: str = "block_influence",
 ) -> nn.Module:
     """Compress `model` in place by one of `METHODS`; returns it. `score` orders the blocks for `depth`."""
     check(method=method, bits=bits, group_size=group_size, blocks=blocks)

@@ -13,6 +13,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import nn
 
+from lib import progress
 from lib.models import blocks
 
 CHUNK_BYTES = 12 << 20  # float32 logits of one chunk; comparing two models holds about seven such tensors
@@ -100,13 +101,12 @@ def batches(tokens: torch.Tensor, model: nn.Module, batch: int | str, what: str)
 
     `batch="auto"` is one window on a CPU, 16384 tokens on an accelerator.
     """
-    from tqdm.auto import tqdm
 
     if batch == "auto":
         batch = 1 if device(model).type == "cpu" else max(1, 16384 // tokens.shape[1])
     if not isinstance(batch, int) or batch < 1:
         raise ValueError(f'batch={batch!r}; choose "auto" or a whole number of windows from 1.')
-    with tqdm(total=len(tokens), desc=what, unit="window", leave=False) as bar:
+    with progress.bar(total=len(tokens), desc=what, unit="window") as bar:
         for start in range(0, len(tokens), batch):
             yield start, tokens[start : start + batch]
             bar.update(min(batch, len(tokens) - start))

@@ -6,9 +6,8 @@ token ids, LongTensor [count, length]; `model` is run in eval mode and left as i
 
 import torch
 from torch import Tensor, nn
-from tqdm.auto import tqdm
 
-from lib import files
+from lib import files, progress
 from lib.metrics import logits
 from lib.models.blocks import blocks, final_norm, head
 from lib.quantizers import calibrate
@@ -27,7 +26,7 @@ def leave_one_out(model: nn.Module, calibration) -> list[float]:
         captured = calibrate.capture(model, tokens)
         parts, before = list(zip(blocks(model), captured.calls)), captured.hidden
         without = []
-        with tqdm(total=len(parts) * (len(parts) + 1) // 2, desc="leave one out", unit="block", leave=False) as bar:
+        with progress.bar(total=len(parts) * (len(parts) + 1) // 2, desc="leave one out", unit="block") as bar:
             for index, (block, call) in enumerate(parts):
                 without.append(_nll(model, _run(parts[index + 1 :], before, bar), tokens))
                 before = _run([(block, call)], before, bar)
@@ -45,7 +44,7 @@ def block_influence(model: nn.Module, calibration) -> list[float]:
     with logits.evaluating(model):
         captured = calibrate.capture(model, tokens)
         hidden, scores = captured.hidden, []
-        for part in tqdm(list(zip(blocks(model), captured.calls)), desc="block influence", unit="block", leave=False):
+        for part in progress.bar(list(zip(blocks(model), captured.calls)), desc="block influence", unit="block"):
             after = _run([part], hidden)
             # BI_i = 1 - E[X_iᵀ X_{i+1} / (‖X_i‖ ‖X_{i+1}‖)]
             similarity = nn.functional.cosine_similarity(hidden.float(), after.float(), dim=-1)
@@ -55,6 +54,8 @@ def block_influence(model: nn.Module, calibration) -> list[float]:
 
 
 SCORES = {"leave_one_out": leave_one_out, "block_influence": block_influence}
+UNITS = {"leave_one_out": "nats a token", "block_influence": "1 - cosine"}
+CHEAP = "block_influence"  # the score that needs one pass
 
 
 def score(name: str, model: nn.Module, calibration) -> list[float]:

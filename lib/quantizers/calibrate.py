@@ -16,9 +16,8 @@ from pathlib import Path
 
 import torch
 from torch import Tensor, nn
-from tqdm.auto import tqdm
 
-from lib import files
+from lib import files, progress
 from lib.models.blocks import blocks, decoder, linears, path_of_blocks
 from lib.quantizers.grid import Quantized, check, dequantize
 from lib.quantizers.linear import QuantLinear
@@ -114,7 +113,7 @@ def walk(
     """
     captured, path = capture(model, tokens), path_of_blocks(model)
     hidden, done = captured.hidden, {}
-    for index, block in enumerate(tqdm(blocks(model), desc="blocks", leave=False)):
+    for index, block in enumerate(progress.bar(blocks(model), desc="blocks", unit="block")):
         home = next(block.parameters()).device
         block.to(device or home)
         call = _to(captured.calls[index], device or home)

@@ -76,16 +76,20 @@ def gptq(
 
 
 def inverse_factor(hessian: Tensor) -> Tensor:
-    """Upper triangular U with Uᵀ U = H⁻¹ (section 3.3, step 3), damped as little as the factorization allows."""
+    """Upper triangular U with Uᵀ U = H⁻¹ (section 3.3, step 3), damped as little as the factorization allows.
+
+    With J the reversal of rows and J H J = L Lᵀ, U = J L⁻¹ J: one factorization, and H is never inverted.
+    """
     mean = hessian.diagonal().mean()
     for damp in DAMP:
-        damped = hessian.clone()
+        damped = hessian.flip(0, 1)
         damped.diagonal().add_(damp * mean)
         lower, failed = torch.linalg.cholesky_ex(damped)
         if not failed:
-            upper, failed = torch.linalg.cholesky_ex(torch.cholesky_inverse(lower), upper=True)
-            if not failed and torch.isfinite(upper).all():
-                return upper
+            identity = torch.eye(len(lower), device=lower.device)
+            upper = torch.linalg.solve_triangular(lower, identity, upper=False).flip(0, 1)
+            if torch.isfinite(upper).all():
+                return upper.contiguous()
     raise ValueError(
         f"the Hessian has no Cholesky factor even when damped by {DAMP[-1]:g} of its mean diagonal ({mean:.3g}); "
         "it should be positive semidefinite and finite; check the calibration text and the model for NaN."

@@ -1,0 +1,1 @@
+"""Decoding: from a model and a prompt to text."""
