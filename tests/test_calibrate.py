@@ -9,6 +9,7 @@ from torch import nn
 from lib.models.blocks import blocks, linears
 from lib.quantizers import by_name, calibrate, gptq, rtn
 from lib.quantizers.linear import QuantLinear
+from lib.quantizers.state import State, fingerprint
 from tests import tiny
 
 FAMILIES = [tiny.llama, tiny.qwen2, tiny.qwen3, tiny.mistral, tiny.phi, tiny.gemma2]
@@ -119,8 +120,8 @@ def test_a_killed_walk_resumes_and_ends_in_the_same_bytes(tmp_path):
     # with every block on disk the algorithm is not called at all
     visit = lambda *args: calls.append(args)  # noqa: E731
     ids = tokens()
-    job = {"method": "gptq", **calibrate.fingerprint(tiny.llama(), ids), **GRID}
-    again = calibrate.State(state, **job, symmetric=False, act_order=True, candidates=8)
+    job = {"method": "gptq", **fingerprint(tiny.llama(), ids), **GRID}
+    again = State(state, **job, symmetric=False, act_order=True, candidates=8)
     assert same(whole, calibrate.walk(tiny.llama(), ids, visit, state=again)) and not calls
 
 

@@ -61,7 +61,7 @@ def measure(
     """
     _check(arms, prompt=prompt, new_tokens=new_tokens, batch=batch, rounds=rounds)
     tokens = _prompts(arms, (batch, prompt), seed)
-    warmups = {arm: _warm_up(model, tokens, min(new_tokens, 8)) for arm, model in arms.items()}
+    warmups = {arm: _warm_up(model, tokens, min(new_tokens, 4)) for arm, model in arms.items()}
     samples = {arm: {name: [] for name in _METRICS} for arm in arms}
     for _ in range(rounds):
         for arm, model in arms.items():

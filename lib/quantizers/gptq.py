@@ -5,11 +5,14 @@ arXiv 2210.17323. Symbols are the paper's: W [rows, columns] the weights, X thei
 ‖W X - Ŵ X‖², which is the same for every row.
 """
 
+import itertools
+
 import torch
 from torch import Tensor, nn
 
 from lib.quantizers import calibrate
 from lib.quantizers.grid import Quantized, check, choose
+from lib.quantizers.state import State, fingerprint
 
 DAMP = (0.01, 0.03, 0.1, 0.3, 1.0)  # the ladder: shares of the mean diagonal, until the factorization succeeds
 BLOCK = 128  # columns whose errors are applied to the rest at once (section 3.3, step 2)
@@ -40,7 +43,7 @@ def quantize_(
     settings = {"bits": bits, "group_size": group_size, "symmetric": symmetric}
     settings |= {"act_order": act_order, "candidates": candidates}
     if state is not None:
-        state = calibrate.State(state, method="gptq", **calibrate.fingerprint(model, tokens), **settings)
+        state = State(state, method="gptq", **fingerprint(model, tokens), **settings)
 
     def visit(name: str, layer: nn.Linear, hessian: Tensor) -> Quantized:
         return gptq(layer.weight, hessian, **settings)
@@ -101,16 +104,15 @@ def _columns(weight: Tensor, upper: Tensor, scale: Tensor, zero: Tensor | None, 
     rest = weight.T.contiguous()  # a column of W is then contiguous memory
     step = scale.float().T.contiguous()[group]
     middle = torch.full_like(step, 2 ** (bits - 1)) if zero is None else zero.float().T.contiguous()[group]
-    codes = torch.empty_like(rest)
-    top = 2**bits - 1
+    codes, diagonal, top = torch.empty_like(rest), upper.diagonal().tolist(), 2**bits - 1
+    lines = zip(rest.unbind(), step.unbind(), middle.unbind(), codes.unbind(), diagonal, strict=True)
     for start in range(0, len(rest), BLOCK):
         block = slice(start, start + BLOCK)
         part, factor = rest[block], upper[block, block]
         errors = torch.empty_like(part)
-        for j in range(len(part)):
-            s, z = step[start + j], middle[start + j]
-            q = codes[start + j] = (part[j] / s).round_().add_(z).clamp_(0, top)
-            errors[j] = (part[j] - s * (q - z)) / factor[j, j]  # equation 2, with [H⁻¹] by its factor
-            part[j + 1 :].addr_(factor[j, j + 1 :], errors[j], alpha=-1)  # equation 3
+        for j, (w, s, z, q, d) in enumerate(itertools.islice(lines, len(part))):
+            torch.div(w, s, out=q).round_().add_(z).clamp_(0, top)
+            error = errors[j].copy_(w).sub_((q - z).mul_(s)).div_(d)  # equation 2, with [H⁻¹] by its factor
+            part[j + 1 :].addr_(factor[j, j + 1 :], error, alpha=-1)  # equation 3
         rest[start + BLOCK :].addmm_(upper[block, start + BLOCK :].T, errors, alpha=-1)
     return codes.T.to(torch.uint8)
