@@ -24,15 +24,17 @@ def measure(original: nn.Module, compressed: dict[str, nn.Module], calibration) 
 
     found: dict[str, dict[str, Score]] = {method: {} for method in compressed}
 
-    def visit(name: str, layer: nn.Linear, hessian: Tensor) -> None:
-        for method, model in compressed.items():
-            other = model.get_submodule(name).weight
-            if other.shape != layer.weight.shape:
-                raise ValueError(
-                    f"{name} is {tuple(other.shape)} in {method!r} and {tuple(layer.weight.shape)} in the original; "
-                    "layers are compared one by one; compare models of the same shape."
-                )
-            found[method][name] = relative_error(layer.weight, other, hessian)
+    def visit(names: list[str], weight: Tensor, hessian: Tensor) -> None:
+        rows = [original.get_submodule(name).out_features for name in names]
+        for name, part in zip(names, weight.split(rows)):
+            for method, model in compressed.items():
+                other = model.get_submodule(name).weight
+                if other.shape != part.shape:
+                    raise ValueError(
+                        f"{name} is {tuple(other.shape)} in {method!r} and {tuple(part.shape)} in the original; "
+                        "layers are compared one by one; compare models of the same shape."
+                    )
+                found[method][name] = relative_error(part, other, hessian)
 
     calibrate.walk(original, texts.tokens(calibration, original), visit)
     return found

@@ -22,7 +22,7 @@ from lib.metrics.score import Score, bootstrap
 from lib.models import blocks
 
 clock = time.perf_counter  # monotonic; tests put a clock of their own here
-STABLE, WARMUPS = 0.1, 5  # two warm-up runs within 10 % of each other end the warm-up, as does the fifth
+STABLE, WARMUPS = 0.1, 4  # two warm-up runs within 10 % of each other end the warm-up, as does the fourth
 _METRICS = {"ttft": ("s", False), "tpot": ("s", False), "prefill": ("tokens/s", True), "decode": ("tokens/s", True)}
 
 

@@ -22,7 +22,7 @@ from lib.quantizers.state import State
 
 PANEL = 384  # columns of one panel of the Hessian; panels below the diagonal are mirrored, not computed
 
-Visit = Callable[[str, nn.Linear, Tensor], Quantized | None]
+Visit = Callable[[list[str], Tensor, Tensor], Quantized | None]
 
 
 @dataclass
@@ -102,10 +102,12 @@ def _bfloat16_products() -> Iterator[None]:
 def walk(
     model: nn.Module, tokens: Tensor, visit: Visit, *, state: State | None = None, device: str | None = None
 ) -> dict[str, Quantized]:
-    """Replace every linear layer inside the blocks by `visit(name, linear, hessian)`; return all by name.
+    """Replace every linear layer inside the blocks by what `visit(names, weight, hessian)` returns; return all by name.
 
-    A visit that returns None leaves its layer as it is, which is how a model is observed without a change.
-    tokens: [count, length]. hessian: `second_moment` of the layer's inputs. state: keeps each finished block on disk,
+    Layers that read the same inputs (query, key and value) are visited together: `names` are theirs and `weight`
+    [rows, columns] is their rows, one layer below the other, because no row depends on another once the inputs are
+    given. A visit that returns None leaves them as they are, which is how a model is observed without a change.
+    tokens: [count, length]. hessian: `second_moment` of the inputs. state: keeps each finished block on disk,
     so that a killed walk resumes at the first unfinished block and ends in the same bytes. device: where a block is
     while it is visited (default: where it already is).
     """
@@ -134,30 +136,63 @@ def walk(
 
 
 def _visit_block(block, hidden, call, prefix, visit) -> tuple[Tensor, dict[str, Quantized]]:
-    """One forward pass of `block` over all windows; each layer is compressed when its inputs arrive."""
-    found: dict[str, Quantized | None] = {}
-    last: list = [None, None]  # the inputs seen last and their Hessian: query, key and value share them
+    """One forward pass of `block` over all windows; layers are compressed when their inputs arrive."""
+    layers, found = linears(block), {}
+    sharing = _sharing(block, layers, hidden[:1], call)
+    if missing := layers.keys() - sharing:
+        raise ValueError(f"{prefix} never ran {', '.join(sorted(missing))}; layers behind a router are not supported.")
 
     def hook(name: str) -> Callable:
-        def compress(layer: nn.Linear, args: tuple) -> None:
-            if name in found:
+        def compress(_: nn.Linear, args: tuple) -> None:
+            names = sharing[name]
+            if name != names[0]:
                 return
-            if last[0] is not args[0]:
-                last[:] = [args[0], second_moment(args[0])]
-            found[name] = visit(f"{prefix}.{name}", layer, last[1])
-            if found[name] is not None:
-                codes, scale, zero, bits, _ = found[name]
-                layer.weight.copy_(dequantize(codes, scale, zero, bits=bits))
+            weights = [layers[each].weight for each in names]
+            quantized = visit([f"{prefix}.{each}" for each in names], torch.cat(weights), second_moment(args[0]))
+            if quantized is not None:
+                for each, weight, part in zip(names, weights, split(quantized, [len(w) for w in weights])):
+                    found[each] = part
+                    weight.copy_(dequantize(part.codes, part.scale, part.zero_point, bits=part.bits))
 
         return compress
 
-    with contextlib.ExitStack() as stack:
-        for name, layer in linears(block).items():
-            stack.callback(layer.register_forward_pre_hook(hook(name)).remove)
+    with _hooks(layers, hook):
         hidden = run_block(block, hidden, call)
-    if missing := linears(block).keys() - found:
-        raise ValueError(f"{prefix} never ran {', '.join(sorted(missing))}; layers behind a router are not supported.")
-    return hidden, {name: quantized for name, quantized in found.items() if quantized is not None}
+    return hidden, {name: found[name] for name in layers if name in found}
+
+
+def _sharing(block, layers, window, call) -> dict[str, list[str]]:
+    """For each layer the names of all that read the same inputs, in the order in which they run; from one window."""
+    seen: list[tuple[Tensor, list[str]]] = []
+
+    def hook(name: str) -> Callable:
+        def look(_: nn.Linear, args: tuple) -> None:
+            if seen and seen[-1][0] is args[0]:
+                seen[-1][1].append(name)
+            else:
+                seen.append((args[0], [name]))
+
+        return look
+
+    with _hooks(layers, hook):
+        run_block(block, window, call)
+    return {name: names for _, names in seen for name in names}
+
+
+@contextlib.contextmanager
+def _hooks(layers: dict[str, nn.Module], hook: Callable[[str], Callable]) -> Iterator[None]:
+    with contextlib.ExitStack() as stack:
+        for name, layer in layers.items():
+            stack.callback(layer.register_forward_pre_hook(hook(name)).remove)
+        yield
+
+
+def split(quantized: Quantized, rows: list[int]) -> list[Quantized]:
+    """`quantized` cut into matrices of so many `rows`."""
+    codes, scale, zero, bits, size = quantized
+    zeros = [None] * len(rows) if zero is None else zero.split(rows)
+    parts = zip(codes.split(rows), scale.split(rows), zeros)
+    return [Quantized(c.clone(), s.clone(), z if z is None else z.clone(), bits, size) for c, s, z in parts]
 
 
 def mark(model: nn.Module) -> None:

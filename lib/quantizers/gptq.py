@@ -45,12 +45,13 @@ def quantize_(
     if state is not None:
         state = State(state, method="gptq", **fingerprint(model, tokens), **settings)
 
-    def visit(name: str, layer: nn.Linear, hessian: Tensor) -> Quantized:
-        return gptq(layer.weight, hessian, **settings)
+    def visit(names: list[str], weight: Tensor, hessian: Tensor) -> Quantized:
+        return gptq(weight, hessian, **settings)
 
     return calibrate.walk(model, tokens, visit, state=state, device=device)
 
 
+@torch.no_grad()
 def gptq(
     weight: Tensor,
     hessian: Tensor,

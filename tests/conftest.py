@@ -4,7 +4,7 @@ import os
 import shutil
 from pathlib import Path
 
-HOME = Path(__file__).resolve().parent / "data" / "cache" / "tests"
+HOME = Path(__file__).resolve().parent.parent / "data" / "cache" / "tests"
 
 os.environ["THIMBLE_HOME"] = str(HOME)
 os.environ["TQDM_DISABLE"] = "1"
