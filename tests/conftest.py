@@ -7,7 +7,7 @@ from pathlib import Path
 HOME = Path(__file__).resolve().parent.parent / "data" / "cache" / "tests"
 
 os.environ["THIMBLE_HOME"] = str(HOME)
-os.environ["TQDM_DISABLE"] = "1"
+os.environ["THIMBLE_QUIET"] = "1"
 os.environ.pop("THIMBLE_RUN_ID", None)
 # the checkpoint of the packaged model stays: converting it takes 20 s
 shutil.rmtree(HOME / "data", ignore_errors=True)

@@ -39,7 +39,7 @@ class Worker:
         files.write_text(kernels / "kernels" / "python3" / "kernel.json", json.dumps(_KERNEL))
         self.mark = uuid.uuid4().hex
         environment = _environment(kernels) | {MARK: self.mark, "THIMBLE_RUN_ID": record}
-        environment.setdefault("TQDM_DISABLE", "1")  # nobody watches a bar inside the notebook: the sweep has its own
+        environment.setdefault("THIMBLE_QUIET", "1")  # nobody watches a bar inside the notebook: the sweep has its own
         if threads is not None:
             environment.setdefault("OMP_NUM_THREADS", str(threads))
         pipes = dict(stdin=subprocess.PIPE, stdout=log, stderr=log)
