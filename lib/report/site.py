@@ -13,7 +13,7 @@ from pathlib import Path
 import pandas as pd
 
 from lib import files, machine, records, results
-from lib.report import figures, notebooks, rows, style, tables
+from lib.report import changes, figures, grids, notebooks, rows, style, tables
 from lib.report.findings import findings
 
 BEGIN, END = "<!-- results:begin -->", "<!-- results:end -->"
@@ -31,8 +31,14 @@ def shown() -> dict:
         ),
         "speed_by_bytes": (figures.speed_by_bytes, "Speed relative to the original, timed in turns with it."),
         "memory_by_method": (figures.memory_by_method, "Memory that running each model took at its peak."),
+        "quality_by_depth": (changes.quality_by_depth, "What removing blocks costs, by the score that chose them."),
         "layer_importance": (figures.layer_importance, "How much each block matters, by two scores."),
+        "ladder": (
+            lambda table: grids.ladder(table, "kl_divergence"),
+            "What each ingredient of GPTQ brings, at the same bits and bytes.",
+        ),
         "layer_error": (figures.layer_error, "Output error of each layer after quantization, relative to the output."),
+        "grid_error": (grids.grid_error, "Error of one layer's weights by bits, group size and search."),
     }
 
 
