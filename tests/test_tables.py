@@ -161,10 +161,12 @@ def test_findings_are_computed(table):
         "The smallest artifact within 5% of the original's perplexity is GPTQ 8 bits: 170 MB, 63%"
     )
     assert "no difference beyond the 95 % interval" in found[0]
-    assert "4 bits: 28.50 ± 0.40 against 33.30 ± 0.47, a difference of -4.80 ± 0.61, outside" in found[1]
-    assert "GPTQ 2 bits, GPTQ 3 bits, GPTQ 4 bits, GPTQ 8 bits, Original" in found[2]
-    assert found[3] == "Perplexity is worse than without any model for: RTN 2 bits."
-    assert "0.68 to 1.33" in found[4] and "Faster beyond the 95 % interval: Depth -2 blocks" in found[4]
+    assert "4 bits: 28.50 ± 0.40 against 33.30 ± 0.47, a difference of -4.80 ± 0.61, outside" in found[2]
+    assert found[1].startswith("KL divergence of GPTQ against round-to-nearest. 8 bits: 0.0004294 ± 0.0000048 against")
+    assert "2 bits: 0.900 ± 0.010 against 0.900 ± 0.010, no difference beyond the 95 % interval" in found[1]
+    assert "GPTQ 2 bits, GPTQ 3 bits, GPTQ 4 bits, GPTQ 8 bits, Original" in found[3]
+    assert found[4] == "Perplexity is worse than without any model for: RTN 2 bits."
+    assert "0.68 to 1.33" in found[5] and "Faster beyond the 95 % interval: Depth -2 blocks" in found[5]
 
 
 def test_findings_change_with_the_numbers(table):
