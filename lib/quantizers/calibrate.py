@@ -11,6 +11,7 @@ import contextlib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
+import psutil
 import torch
 from torch import Tensor, nn
 
@@ -219,6 +220,23 @@ def check_layers(model: nn.Module, *, bits: int, group_size: int) -> None:
         if not isinstance(layer, nn.Linear):
             raise ValueError(f"{name} is a {type(layer).__name__} already; load the original model and quantize that.")
         check(layer.in_features, bits=bits, group_size=group_size, name=name)
+
+
+def check_memory(model: nn.Module, tokens: Tensor) -> None:
+    """Raise MemoryError before the work when the activations of one block would not fit into the machine's memory.
+
+    All windows pass through a block at once: its inputs and outputs, and about four tensors as wide as its widest
+    layer (gate, up, their product, the attention's parts), are alive together.
+    """
+    widest = max(max(layer.in_features, layer.out_features) for layer in layers(model).values())
+    size = model.get_input_embeddings().weight.element_size()
+    needed = tokens.numel() * (2 * model.get_input_embeddings().embedding_dim + 4 * widest) * size
+    free = psutil.virtual_memory().available
+    if needed > free:
+        raise MemoryError(
+            f"{len(tokens)} windows of {tokens.shape[1]} tokens need about {needed / 1e9:.1f} GB beside the model and "
+            f"{free / 1e9:.1f} GB are free; use about {max(1, int(len(tokens) * free / needed))} windows or fewer."
+        )
 
 
 def _to(value, device):

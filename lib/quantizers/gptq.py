@@ -40,6 +40,7 @@ def quantize_(
 
     calibrate.check_layers(model, bits=bits, group_size=group_size)
     tokens = texts.tokens(calibration, model)
+    calibrate.check_memory(model, tokens)
     settings = {"bits": bits, "group_size": group_size, "symmetric": symmetric}
     settings |= {"act_order": act_order, "candidates": candidates}
     if state is not None:

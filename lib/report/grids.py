@@ -6,6 +6,7 @@ import pandas as pd
 from lib.report import axes as ax
 from lib.report import rows, style
 
+NAMES = {"kl_divergence": "KL divergence, nats a token"}
 SHADES = {2: "depth", 3: "rtn", 4: "gptq", 8: "none"}  # the look that stands for a bit width
 
 
@@ -61,7 +62,7 @@ def ladder(table: pd.DataFrame, metric: str = "perplexity"):
     """`metric` after each rung (label `rung`, in the order recorded), with 95 % intervals: what each step brings."""
     data = rows.newest(table, metric)
     if "rung" not in data or data["rung"].isna().all():
-        return ax.gap(f"What each step brings ({metric.replace('_', ' ')})", "22_gptq")
+        return ax.gap("What each step brings", "22_gptq")
     data = data.dropna(subset=["rung"])
     places, values = np.arange(len(data)), data["value"].astype(float).to_numpy()
     log = ax.is_wide(values)
@@ -73,7 +74,7 @@ def ladder(table: pd.DataFrame, metric: str = "perplexity"):
         for place, value in zip(places, values):
             axes.annotate(f"{value:.4g}", (value, place), (0, 6), textcoords="offset points", ha="center", fontsize=8.5)
         axes.set_yticks(places, labels=data["rung"])
-        axes.set(xlabel=metric.replace("_", " "), ylim=(len(data) - 0.5, -0.7))
+        axes.set(xlabel=NAMES.get(metric, metric.replace("_", " ")), ylim=(len(data) - 0.5, -0.7))
         axes.margins(x=0.08)
         if log:
             axes.set_xscale("log")
