@@ -204,3 +204,14 @@ def test_log_ticks_are_plain_numbers_for_any_range():
     single = style.picture().add_subplot()
     axes.span(single, "x", [0.0], 0.1, log=False)
     assert single.get_xlim() == (-1.0, 1.0)
+
+
+def test_another_setting_does_not_change_the_names_of_this_one():
+    ours = report_data.benchmark()
+    other = pd.DataFrame(
+        report_data.configuration(
+            "gptq", 3, 0, run="long", text="wikitext2", windows=64, calibration_windows=128, data_hash="beef"
+        )
+    )
+    labels = set(rows.main(pd.concat([ours, other]))["label"])
+    assert "GPTQ 3 bits" in labels and not any("windows" in label for label in labels)

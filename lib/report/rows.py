@@ -64,7 +64,8 @@ def name(row: dict, also: list[str] = ()) -> str:
 def settings(table: pd.DataFrame) -> list[pd.DataFrame]:
     """The benchmark rows, a table per setting (model, text, data, windows), the one with most configurations first."""
     rows = benchmarks(table)
-    parts = [part for _, part in rows.groupby(SETTING, dropna=False)]
+    # what varies only between settings needs no mention inside one
+    parts = [part.assign(label=_labels(part)) for _, part in rows.groupby(SETTING, dropna=False)]
     return sorted(parts, key=lambda part: (part["label"].nunique(), part["time"].max()), reverse=True)
 
 
