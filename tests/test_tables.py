@@ -179,3 +179,8 @@ def test_findings_change_with_the_numbers(table):
     assert findings.findings(table[table["method"].ne("none")]) == []
     untimed = table[~table["metric"].isin(["decode", "prefill"])]
     assert not any("decode" in sentence for sentence in findings.findings(untimed))
+
+
+def test_a_missing_original_is_shown_as_a_gap(table):
+    assert "no finished run of the original" in tables.shown(table[table["method"].ne("none")])
+    assert tables.shown(table).equals(tables.benchmark(rows.main(table)))

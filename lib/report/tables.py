@@ -92,6 +92,14 @@ def benchmark(table: pd.DataFrame) -> pd.DataFrame:
     return frame
 
 
+def shown(table: pd.DataFrame) -> pd.DataFrame | str:
+    """`benchmark` of the main comparison, or the sentence that says what is missing for it."""
+    try:
+        return benchmark(rows.main(table))
+    except ValueError as gap:
+        return str(gap)
+
+
 def _cell(row: dict, metric: str, factor: float) -> str:
     value, stderr = row.get(metric, math.nan), row.get(f"{metric}_stderr", math.nan)
     if metric in COUNTED and math.isfinite(value) and not stderr > 0:
