@@ -1,10 +1,8 @@
 """Resuming: finished blocks of a walk on disk, so that a killed job ends in the bytes of an undisturbed one."""
 
-import hashlib
 import json
 from pathlib import Path
 
-import torch
 from torch import Tensor, nn
 
 from lib import files
@@ -60,8 +58,6 @@ class State:
 
 def fingerprint(model: nn.Module, tokens: Tensor) -> dict[str, str]:
     """SHA-256 of the model's weights and of the calibration tokens: what a `State` must not mix up."""
-    weights = hashlib.sha256()
-    for name, tensor in model.state_dict().items():
-        weights.update(name.encode())
-        weights.update(tensor.detach().cpu().contiguous().view(torch.uint8).numpy().tobytes())
-    return {"model": weights.hexdigest(), "calibration": hashlib.sha256(tokens.numpy().tobytes()).hexdigest()}
+    from lib.sources import models, texts
+
+    return {"model": models.fingerprint(model), "calibration": texts.data_hash(tokens)}
