@@ -55,7 +55,6 @@ def block_influence(model: nn.Module, calibration) -> list[float]:
 
 SCORES = {"leave_one_out": leave_one_out, "block_influence": block_influence}
 UNITS = {"leave_one_out": "nats a token", "block_influence": "1 - cosine"}
-CHEAP = "block_influence"  # the score that needs one pass
 
 
 def score(name: str, model: nn.Module, calibration) -> list[float]:
