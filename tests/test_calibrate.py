@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from lib.models.blocks import blocks, linears
-from lib.quantizers import by_name, calibrate, gptq, rtn
+from lib.quantizers import by_name, calibrate, gptq, inputs, rtn
 from lib.quantizers.linear import QuantLinear
 from lib.quantizers.state import State, fingerprint
 from tests import tiny
@@ -33,13 +33,13 @@ def same(first, second):
 @torch.no_grad()
 def test_captured_calls_run_the_blocks_as_the_model_does(family):
     model, ids = family(), tokens()
-    captured = calibrate.capture(model, ids)
+    captured = inputs.capture(model, ids)
     hidden, seen = captured.hidden, []
     for block in blocks(model):
         block.register_forward_hook(lambda _, __, output: seen.append(output))
     model(input_ids=ids)
     for index, (block, call) in enumerate(zip(blocks(model), captured.calls)):
-        hidden = calibrate.run_block(block, hidden, call)
+        hidden = inputs.run_block(block, hidden, call)
         assert torch.allclose(hidden, seen[index], atol=1e-5)
 
 
@@ -72,10 +72,10 @@ def test_every_layer_sees_what_the_compressed_layers_before_it_produce(family):
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("columns", [40, 400, 800])
 def test_second_moment_equals_float64(dtype, columns):
-    inputs = torch.randn(2, 50, columns, generator=torch.Generator().manual_seed(0)).to(dtype)
-    rows = inputs.reshape(-1, columns).double()
+    given = torch.randn(2, 50, columns, generator=torch.Generator().manual_seed(0)).to(dtype)
+    rows = given.reshape(-1, columns).double()
     before = torch.backends.mkldnn.matmul.fp32_precision
-    found, expected = calibrate.second_moment(inputs), 2 * rows.T @ rows / 100
+    found, expected = inputs.second_moment(given), 2 * rows.T @ rows / 100
     assert found.dtype == torch.float32 and torch.equal(found, found.T)
     assert (found - expected).abs().max() < 2e-5 * expected.abs().max()
     assert torch.backends.mkldnn.matmul.fp32_precision == before

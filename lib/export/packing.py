@@ -33,7 +33,7 @@ def pack(quantized: Quantized, dtype: torch.dtype = torch.bfloat16) -> dict[str,
     """
     from compressed_tensors.compressors.pack_quantized import pack_to_int32
 
-    codes, scale, zero, bits, _ = quantized
+    codes, scale, zero, bits = quantized[:4]
     short = scale.to(torch.bfloat16)
     exact = dtype == torch.bfloat16 and torch.equal(short.double(), scale.double())
     tensors = {
@@ -69,7 +69,7 @@ def unpack(tensors: dict[str, Tensor], *, bits: int, groups: int, symmetric: boo
 
 def size(quantized: Quantized) -> int:
     """Bytes that `pack` makes of `quantized` (with bfloat16 scales)."""
-    codes, scale, zero, bits, _ = quantized
+    codes, scale, zero, bits = quantized[:4]
     rows, columns = codes.shape
     words = rows * math.ceil(columns * bits / 32)
     words += 0 if zero is None else math.ceil(rows * bits / 32) * zero.shape[1]

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from lib import files, progress
 from lib.metrics import logits
 from lib.models.blocks import blocks, final_norm, head
-from lib.quantizers import calibrate
+from lib.quantizers import inputs
 
 BATCH = 16  # windows that a block sees at once
 
@@ -23,7 +23,7 @@ def leave_one_out(model: nn.Module, calibration) -> list[float]:
     """
     tokens = _tokens(model, calibration)
     with logits.evaluating(model):
-        captured = calibrate.capture(model, tokens)
+        captured = inputs.capture(model, tokens)
         parts, before = list(zip(blocks(model), captured.calls)), captured.hidden
         without = []
         with progress.bar(total=len(parts) * (len(parts) + 1) // 2, desc="leave one out", unit="block") as bar:
@@ -42,7 +42,7 @@ def block_influence(model: nn.Module, calibration) -> list[float]:
     """
     tokens = _tokens(model, calibration)
     with logits.evaluating(model):
-        captured = calibrate.capture(model, tokens)
+        captured = inputs.capture(model, tokens)
         hidden, scores = captured.hidden, []
         for part in progress.bar(list(zip(blocks(model), captured.calls)), desc="block influence", unit="block"):
             after = _run([part], hidden)
@@ -76,7 +76,7 @@ def _tokens(model, calibration) -> Tensor:
 def _run(parts: list, hidden: Tensor, bar=None) -> Tensor:
     """Hidden states [count, length, hidden size] after the blocks of `parts`, pairs of (block, how it is called)."""
     for block, call in parts:
-        hidden = torch.cat([calibrate.run_block(block, some, call) for some in hidden.split(BATCH)])
+        hidden = torch.cat([inputs.run_block(block, some, call) for some in hidden.split(BATCH)])
         if bar is not None:
             bar.update()
     return hidden

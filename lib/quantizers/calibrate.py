@@ -7,96 +7,21 @@ values are put in the layer's place, and the pass goes on. Only one block's work
 `device` only one block needs to be there, so a model larger than the device's memory streams through it.
 """
 
-import contextlib
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable
 
 import psutil
 import torch
 from torch import Tensor, nn
 
 from lib import progress
-from lib.models.blocks import blocks, decoder, linears, path_of_blocks
-from lib.quantizers.grid import Quantized, check, dequantize
+from lib.models.blocks import blocks, linears, path_of_blocks
+from lib.quantizers import inputs
+from lib.quantizers.grid import Quantized, check
 from lib.quantizers.linear import QuantLinear
 from lib.quantizers.state import State
 
-PANEL = 384  # columns of one panel of the Hessian; panels below the diagonal are mirrored, not computed
-
 Visit = Callable[[list[str], Tensor, Tensor], Quantized | None]
-
-
-@dataclass
-class Captured:
-    """What the first block receives, and how each block is called.
-
-    hidden: embeddings of all windows, [count, length, hidden size]. calls: for each block the positional and keyword
-    arguments after the hidden states (masks, rotary embeddings), which serve any number of windows.
-    """
-
-    hidden: Tensor
-    calls: list[tuple[tuple, dict]]
-
-
-@torch.no_grad()
-def capture(model: nn.Module, tokens: Tensor, *, batch: int = 16) -> Captured:
-    """Run `tokens` [count, length] through the embeddings alone, recording how the model calls its blocks."""
-    calls, hidden, parts = {}, [], list(blocks(model))
-
-    def stand_in(index: int) -> Callable:
-        def forward(states: Tensor, *args, **kwargs) -> Tensor:
-            calls[index] = (args, kwargs)
-            if index == 0:
-                hidden.append(states)
-            return states
-
-        return forward
-
-    with contextlib.ExitStack() as stack:
-        for index, block in enumerate(parts):
-            block.forward = stand_in(index)
-            stack.callback(block.__dict__.pop, "forward")
-        device = model.get_input_embeddings().weight.device
-        for chunk in tokens.split(batch):
-            decoder(model)(input_ids=chunk.to(device), use_cache=False)
-        inputs = torch.cat(hidden)
-        # the arguments of one window broadcast over any number of them
-        decoder(model)(input_ids=tokens[:1].to(device), use_cache=False)
-    return Captured(inputs, [calls[index] for index in range(len(parts))])
-
-
-def run_block(block: nn.Module, hidden: Tensor, call: tuple[tuple, dict]) -> Tensor:
-    """Hidden states [count, length, hidden size] after `block`, called as `capture` recorded it."""
-    output = block(hidden, *call[0], **call[1])
-    return output[0] if isinstance(output, tuple) else output
-
-
-def second_moment(inputs: Tensor) -> Tensor:
-    """H = 2/n Σ x xᵀ of `inputs` [..., columns], float32 [columns, columns] (GPTQ, arXiv 2210.17323, equation 3).
-
-    The products of two bfloat16 numbers are exact in float32, so bfloat16 inputs may take the processor's bfloat16
-    instructions, which add up in float32.
-    """
-    rows = inputs.reshape(-1, inputs.shape[-1])
-    exact, columns = rows.dtype == torch.bfloat16, rows.shape[1]
-    hessian = torch.zeros(columns, columns, device=rows.device)
-    with _bfloat16_products() if exact else contextlib.nullcontext():
-        for chunk in rows.split(8192):
-            chunk = chunk.float()
-            for start in range(0, columns, PANEL):
-                panel = slice(start, start + PANEL)
-                hessian[panel, start:].addmm_(chunk[:, panel].T, chunk[:, start:])
-    return (hessian.triu() + hessian.triu(1).T) * (2 / len(rows))
-
-
-@contextlib.contextmanager
-def _bfloat16_products() -> Iterator[None]:
-    matmul = torch.backends.mkldnn.matmul
-    before, matmul.fp32_precision = matmul.fp32_precision, "bf16"
-    try:
-        yield
-    finally:
-        matmul.fp32_precision = before
+VisitBlock = Callable[[str, nn.Module, Tensor, Tensor, tuple], dict[str, Quantized]]
 
 
 @torch.no_grad()
@@ -108,25 +33,61 @@ def walk(
     Layers that read the same inputs (query, key and value) are visited together: `names` are theirs and `weight`
     [rows, columns] is their rows, one layer below the other, because no row depends on another once the inputs are
     given. A visit that returns None leaves them as they are, which is how a model is observed without a change.
-    tokens: [count, length]. hessian: `second_moment` of the inputs. state: keeps each finished block on disk,
-    so that a killed walk resumes at the first unfinished block and ends in the same bytes. device: where a block is
-    while it is visited (default: where it already is).
+    tokens: [count, length]. hessian: `inputs.second_moment`. state: keeps each finished block on disk, so that a
+    killed walk resumes at the first unfinished block and ends in the same bytes. device: where a block is while it
+    is visited (default: where it already is).
     """
-    captured, path = capture(model, tokens), path_of_blocks(model)
+
+    def step(prefix: str, block: nn.Module, hidden: Tensor, call: tuple) -> tuple[Tensor, dict[str, Quantized]]:
+        return _visit_layers(block, hidden, call, prefix, visit)
+
+    return _each_block(model, tokens, step, state=state, device=device)
+
+
+@torch.no_grad()
+def walk_blocks(
+    model: nn.Module, tokens: Tensor, visit: VisitBlock, *, state: State | None = None, device: str | None = None
+) -> dict[str, Quantized]:
+    """As `walk`, a block at a time: `visit(prefix, block, hidden, targets, call)` returns the block's layers by name.
+
+    hidden: inputs [count, length, hidden size] that the compressed blocks before it produce. targets: the outputs of
+    the original block on the original model's inputs, which is what the compressed block should answer. call: the
+    other arguments of the block, for `inputs.run_block(block, hidden, call)`. Names are relative to the block.
+    Gradients are off; a visit that trains turns them on for itself and leaves the block's weights as they were.
+    """
+    original: list[Tensor] = []
+
+    def step(prefix: str, block: nn.Module, hidden: Tensor, call: tuple) -> tuple[Tensor, dict[str, Quantized]]:
+        kept = visit(prefix, block, hidden, original[0], call)
+        replace_(block, kept)
+        return inputs.run_block(block, hidden, call), kept
+
+    def before(block: nn.Module, hidden: Tensor, call: tuple) -> None:
+        # the first block's inputs are the same in the compressed and in the original model
+        original[:] = [inputs.run_block(block, original[0] if original else hidden, call)]
+
+    return _each_block(model, tokens, step, state=state, device=device, before=before)
+
+
+def _each_block(model, tokens, step, *, state, device, before=None) -> dict[str, Quantized]:
+    """Compress each block by `step(prefix, block, hidden, call) -> (outputs, layers)`, or read it from `state`."""
+    captured, path = inputs.capture(model, tokens), path_of_blocks(model)
     hidden, done = captured.hidden, {}
     for index, block in enumerate(progress.bar(blocks(model), desc="blocks", unit="block")):
         home = next(block.parameters()).device
         block.to(device or home)
-        call = _to(captured.calls[index], device or home)
+        hidden, call = hidden.to(device or home), _to(captured.calls[index], device or home)
+        if before:
+            before(block, hidden, call)
         kept = state.load(index) if state else None
         if kept is None:
-            hidden, kept = _visit_block(block, hidden.to(device or home), call, f"{path}.{index}", visit)
+            hidden, kept = step(f"{path}.{index}", block, hidden, call)
             replace_(block, kept)
             if state:
                 state.save(index, kept)
         else:
             replace_(block, kept)
-            hidden = run_block(block, hidden.to(device or home), call)
+            hidden = inputs.run_block(block, hidden, call)
         for name in kept:
             block.get_submodule(name).forget()
         block.to(home)
@@ -136,10 +97,10 @@ def walk(
     return done
 
 
-def _visit_block(block, hidden, call, prefix, visit) -> tuple[Tensor, dict[str, Quantized]]:
+def _visit_layers(block, hidden, call, prefix, visit) -> tuple[Tensor, dict[str, Quantized]]:
     """One forward pass of `block` over all windows; layers are compressed when their inputs arrive."""
     layers, found = linears(block), {}
-    sharing = _sharing(block, layers, hidden[:1], call)
+    sharing = inputs.sharing(block, layers, hidden[:1], call)
     if missing := layers.keys() - sharing:
         raise ValueError(f"{prefix} never ran {', '.join(sorted(missing))}; layers behind a router are not supported.")
 
@@ -149,51 +110,29 @@ def _visit_block(block, hidden, call, prefix, visit) -> tuple[Tensor, dict[str, 
             if name != names[0]:
                 return
             weights = [layers[each].weight for each in names]
-            quantized = visit([f"{prefix}.{each}" for each in names], torch.cat(weights), second_moment(args[0]))
+            hessian = inputs.second_moment(args[0])
+            quantized = visit([f"{prefix}.{each}" for each in names], torch.cat(weights), hessian)
             if quantized is not None:
                 for each, weight, part in zip(names, weights, split(quantized, [len(w) for w in weights])):
                     found[each] = part
-                    weight.copy_(dequantize(part.codes, part.scale, part.zero_point, bits=part.bits))
+                    weight.copy_(part.dense())
 
         return compress
 
-    with _hooks(layers, hook):
-        hidden = run_block(block, hidden, call)
+    with inputs.hooks(layers, hook):
+        hidden = inputs.run_block(block, hidden, call)
     return hidden, {name: found[name] for name in layers if name in found}
-
-
-def _sharing(block, layers, window, call) -> dict[str, list[str]]:
-    """For each layer the names of all that read the same inputs, in the order in which they run; from one window."""
-    seen: list[tuple[Tensor, list[str]]] = []
-
-    def hook(name: str) -> Callable:
-        def look(_: nn.Linear, args: tuple) -> None:
-            if seen and seen[-1][0] is args[0]:
-                seen[-1][1].append(name)
-            else:
-                seen.append((args[0], [name]))
-
-        return look
-
-    with _hooks(layers, hook):
-        run_block(block, window, call)
-    return {name: names for _, names in seen for name in names}
-
-
-@contextlib.contextmanager
-def _hooks(layers: dict[str, nn.Module], hook: Callable[[str], Callable]) -> Iterator[None]:
-    with contextlib.ExitStack() as stack:
-        for name, layer in layers.items():
-            stack.callback(layer.register_forward_pre_hook(hook(name)).remove)
-        yield
 
 
 def split(quantized: Quantized, rows: list[int]) -> list[Quantized]:
     """`quantized` cut into matrices of so many `rows`."""
-    codes, scale, zero, bits, size = quantized
+    codes, scale, zero = quantized[:3]
     zeros = [None] * len(rows) if zero is None else zero.split(rows)
     parts = zip(codes.split(rows), scale.split(rows), zeros)
-    return [Quantized(c.clone(), s.clone(), z if z is None else z.clone(), bits, size) for c, s, z in parts]
+    return [
+        quantized._replace(codes=c.clone(), scale=s.clone(), zero_point=z if z is None else z.clone())
+        for c, s, z in parts
+    ]
 
 
 def mark(model: nn.Module) -> None:
@@ -206,7 +145,9 @@ def mark(model: nn.Module) -> None:
 def replace_(block: nn.Module, kept: dict[str, Quantized]) -> None:
     """Put a `QuantLinear` in the place of each linear layer of `block` (or of the model) that `kept` names."""
     for name, quantized in kept.items():
-        block.set_submodule(name, QuantLinear(quantized, block.get_submodule(name).bias))
+        layer = block.get_submodule(name)
+        if not isinstance(layer, QuantLinear):
+            block.set_submodule(name, QuantLinear(quantized, layer.bias))
 
 
 def layers(model: nn.Module) -> dict[str, nn.Module]:

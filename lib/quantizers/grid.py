@@ -23,7 +23,8 @@ class Quantized(NamedTuple):
 
     codes: uint8 [rows, columns], each below 2**bits. scale: bfloat16 [rows, groups].
     zero_point: uint8 [rows, groups], or None for a symmetric grid, whose zero is the middle code 2**(bits-1).
-    group_size: columns per group.
+    group_size: columns per group. codebook: float32 [2**bits], the levels that codes stand for before they are
+    scaled, on grids whose levels are not evenly spaced; None for the affine grids of this file.
     """
 
     codes: Tensor
@@ -31,6 +32,14 @@ class Quantized(NamedTuple):
     zero_point: Tensor | None
     bits: int
     group_size: int
+    codebook: Tensor | None = None
+
+    def dense(self, dtype: torch.dtype = torch.float32) -> Tensor:
+        """The values that the codes stand for, [rows, columns], computed in float32 and rounded once to `dtype`."""
+        if self.codebook is None:
+            return dequantize(self.codes, self.scale, self.zero_point, bits=self.bits, dtype=dtype)
+        levels = self.codebook[self.codes.long()].reshape(*self.scale.shape, -1)
+        return levels.mul_(self.scale.float()[..., None]).reshape(self.codes.shape).to(dtype)
 
 
 def check(columns: int, *, bits: int, group_size: int, name: str = "the matrix") -> int:

@@ -3,15 +3,16 @@
 import torch
 from torch import Tensor, nn
 
-from lib.quantizers.grid import Quantized, dequantize
+from lib.quantizers.grid import Quantized
 
 
 class QuantLinear(nn.Module):
     """y = x Wᵀ + bias with W = scale · (codes - zero_point), of shape [out_features, in_features].
 
-    The codes (uint8), the scale (bfloat16) and the zero point (uint8, None if symmetric) are buffers: they are saved
-    and moved with the model. The dequantized matrix is made at the first product and kept for the following ones,
-    in the dtype of the input; `forget()` drops it.
+    The codes (uint8), the scale (bfloat16), the zero point (uint8, None if symmetric) and the codebook (None on
+    affine grids; else W = scale · codebook[codes]) are buffers: they are saved and moved with the model. The
+    dequantized matrix is made at the first product and kept for the following ones, in the dtype of the input;
+    `forget()` drops it.
     """
 
     def __init__(self, quantized: Quantized, bias: Tensor | None = None):
@@ -21,24 +22,25 @@ class QuantLinear(nn.Module):
         self.register_buffer("codes", quantized.codes)
         self.register_buffer("scale", quantized.scale)
         self.register_buffer("zero_point", quantized.zero_point)
+        self.register_buffer("codebook", quantized.codebook)
         self.bias = None if bias is None else nn.Parameter(bias.detach().clone(), requires_grad=bias.requires_grad)
         self._dense: Tensor | None = None
 
     @property
     def quantized(self) -> Quantized:
         """Codes and grid, as packing, kernels and exporters read them."""
-        return Quantized(self.codes, self.scale, self.zero_point, self.bits, self.group_size)
+        return Quantized(self.codes, self.scale, self.zero_point, self.bits, self.group_size, self.codebook)
 
     @property
     def weight(self) -> Tensor:
         """Dequantized matrix [out_features, in_features] in float32; computed anew at each call."""
-        return dequantize(self.codes, self.scale, self.zero_point, bits=self.bits)
+        return self.quantized.dense()
 
     def forward(self, inputs: Tensor) -> Tensor:
         """Map `inputs` [..., in_features] to [..., out_features], in the dtype of `inputs`."""
         if self._dense is None or self._dense.dtype != inputs.dtype:
             with torch.no_grad():
-                self._dense = dequantize(self.codes, self.scale, self.zero_point, bits=self.bits, dtype=inputs.dtype)
+                self._dense = self.quantized.dense(inputs.dtype)
         return nn.functional.linear(inputs, self._dense, self.bias)
 
     def forget(self) -> None:
@@ -46,11 +48,12 @@ class QuantLinear(nn.Module):
         self._dense = None
 
     def _apply(self, function, recurse=True):
-        """Move with the model, but keep the scale's dtype: float16 would flush small scales to zero."""
-        before = self.scale
+        """Move with the model, but keep the grid's types: float16 would flush small scales to zero."""
+        before = {"scale": self.scale, "codebook": self.codebook}
         super()._apply(function, recurse)
-        if self.scale.dtype != before.dtype:
-            self.scale = before.to(self.scale.device)
+        for name, tensor in before.items():
+            if tensor is not None and getattr(self, name).dtype != tensor.dtype:
+                setattr(self, name, tensor.to(self.scale.device))
         self.forget()
         return self
 

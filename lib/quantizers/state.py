@@ -3,10 +3,13 @@
 import json
 from pathlib import Path
 
+import torch
 from torch import Tensor, nn
 
 from lib import files
 from lib.quantizers.grid import Quantized
+
+PARTS = ("codes", "scale", "zero_point", "codebook")  # the tensors of a `Quantized`
 
 
 class State:
@@ -16,6 +19,7 @@ class State:
     """
 
     def __init__(self, folder: Path | str, **job):
+        job |= {"torch": torch.__version__}
         self.folder, self.job = Path(folder), {key: str(value) for key, value in sorted(job.items())}
         note = self.folder / "job.json"
         if note.exists():
@@ -30,9 +34,9 @@ class State:
         from safetensors.torch import save
 
         tensors = {}
-        for name, (codes, scale, zero, _, _) in kept.items():
-            tensors |= {f"{name}:codes": codes.cpu(), f"{name}:scale": scale.cpu()}
-            tensors |= {} if zero is None else {f"{name}:zero_point": zero.cpu()}
+        for name, quantized in kept.items():
+            parts = {part: getattr(quantized, part) for part in PARTS}
+            tensors |= {f"{name}:{part}": tensor.cpu() for part, tensor in parts.items() if tensor is not None}
         grids = {name: f"{quantized.bits} {quantized.group_size}" for name, quantized in kept.items()}
         files.write_bytes(self._path(index), save(tensors, metadata=grids))
 
@@ -47,9 +51,10 @@ class State:
             names = set(file.keys())
             for name, grid in file.metadata().items():
                 bits, size = map(int, grid.split())
-                zero = file.get_tensor(f"{name}:zero_point") if f"{name}:zero_point" in names else None
-                codes, scale = file.get_tensor(f"{name}:codes"), file.get_tensor(f"{name}:scale")
-                kept[name] = Quantized(codes, scale, zero, bits, size)
+                parts = {part: file.get_tensor(f"{name}:{part}") for part in PARTS if f"{name}:{part}" in names}
+                kept[name] = Quantized(
+                    parts.pop("codes"), parts.pop("scale"), parts.pop("zero_point", None), bits, size, **parts
+                )
         return kept
 
     def _path(self, index: int) -> Path:

@@ -1,0 +1,112 @@
+"""What the layers of a model receive: the inputs of its blocks, and the second moments of its layers' inputs."""
+
+import contextlib
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from lib.models.blocks import blocks, decoder
+
+PANEL = 384  # columns of one panel of the Hessian; panels below the diagonal are mirrored, not computed
+
+
+@dataclass
+class Captured:
+    """What the first block receives, and how each block is called.
+
+    hidden: embeddings of all windows, [count, length, hidden size]. calls: for each block the positional and keyword
+    arguments after the hidden states (masks, rotary embeddings), which serve any number of windows.
+    """
+
+    hidden: Tensor
+    calls: list[tuple[tuple, dict]]
+
+
+@torch.no_grad()
+def capture(model: nn.Module, tokens: Tensor, *, batch: int = 16) -> Captured:
+    """Run `tokens` [count, length] through the embeddings alone, recording how the model calls its blocks."""
+    calls, hidden, parts = {}, [], list(blocks(model))
+
+    def stand_in(index: int) -> Callable:
+        def forward(states: Tensor, *args, **kwargs) -> Tensor:
+            calls[index] = (args, kwargs)
+            if index == 0:
+                hidden.append(states)
+            return states
+
+        return forward
+
+    with contextlib.ExitStack() as stack:
+        for index, block in enumerate(parts):
+            block.forward = stand_in(index)
+            stack.callback(block.__dict__.pop, "forward")
+        device = model.get_input_embeddings().weight.device
+        for chunk in tokens.split(batch):
+            decoder(model)(input_ids=chunk.to(device), use_cache=False)
+        inputs = torch.cat(hidden)
+        # the arguments of one window broadcast over any number of them
+        decoder(model)(input_ids=tokens[:1].to(device), use_cache=False)
+    return Captured(inputs, [calls[index] for index in range(len(parts))])
+
+
+def run_block(block: nn.Module, hidden: Tensor, call: tuple[tuple, dict]) -> Tensor:
+    """Hidden states [count, length, hidden size] after `block`, called as `capture` recorded it."""
+    output = block(hidden, *call[0], **call[1])
+    return output[0] if isinstance(output, tuple) else output
+
+
+def second_moment(inputs: Tensor) -> Tensor:
+    """H = 2/n Σ x xᵀ of `inputs` [..., columns], float32 [columns, columns] (GPTQ, arXiv 2210.17323, equation 3).
+
+    The products of two bfloat16 numbers are exact in float32, so bfloat16 inputs may take the processor's bfloat16
+    instructions, which add up in float32.
+    """
+    rows = inputs.reshape(-1, inputs.shape[-1])
+    exact, columns = rows.dtype == torch.bfloat16, rows.shape[1]
+    hessian = torch.zeros(columns, columns, device=rows.device)
+    with _bfloat16_products() if exact else contextlib.nullcontext():
+        for chunk in rows.split(8192):
+            chunk = chunk.float()
+            for start in range(0, columns, PANEL):
+                panel = slice(start, start + PANEL)
+                hessian[panel, start:].addmm_(chunk[:, panel].T, chunk[:, start:])
+    return (hessian.triu() + hessian.triu(1).T) * (2 / len(rows))
+
+
+@contextlib.contextmanager
+def _bfloat16_products() -> Iterator[None]:
+    matmul = torch.backends.mkldnn.matmul
+    before, matmul.fp32_precision = matmul.fp32_precision, "bf16"
+    try:
+        yield
+    finally:
+        matmul.fp32_precision = before
+
+
+def sharing(block, layers, window, call) -> dict[str, list[str]]:
+    """For each layer the names of all that read the same inputs, in the order in which they run; from one window."""
+    seen: list[tuple[Tensor, list[str]]] = []
+
+    def hook(name: str) -> Callable:
+        def look(_: nn.Linear, args: tuple) -> None:
+            if seen and seen[-1][0] is args[0]:
+                seen[-1][1].append(name)
+            else:
+                seen.append((args[0], [name]))
+
+        return look
+
+    with hooks(layers, hook):
+        run_block(block, window, call)
+    return {name: names for _, names in seen for name in names}
+
+
+@contextlib.contextmanager
+def hooks(layers: dict[str, nn.Module], hook: Callable[[str], Callable]) -> Iterator[None]:
+    """Register `hook(name)` before each of `layers` inside the block, and remove all of them after it."""
+    with contextlib.ExitStack() as stack:
+        for name, layer in layers.items():
+            stack.callback(layer.register_forward_pre_hook(hook(name)).remove)
+        yield
