@@ -4,22 +4,28 @@
 `load` gives the model back with its integer codes (`QuantLinear`).
 
 What plain transformers (5.23, with compressed-tensors 0.20) opens: all of 2 to 8 bits, symmetric or not, any group
-size, as long as every layer has the same grid. It dequantizes while loading ("dequantize": true in config.json): the
-weights are then equal bit for bit to those that `QuantLinear` computes in the checkpoint's own dtype. Layers with
-different grids are written with a config group for each grid; plain transformers opens those when all are symmetric,
-and refuses asymmetric ones (it expects unpacked zero points). `load` reads all of them.
+size, as long as every quantized matrix has the same grid, embedding and head included, tied or not. It dequantizes
+while loading ("dequantize": true in config.json): the weights are then equal bit for bit to those that `QuantLinear`
+computes in the checkpoint's own dtype. Matrices with different grids are written with a config group for each grid.
+Plain transformers opens those when all are symmetric and the embedding isn't quantized; it refuses asymmetric ones (it
+expects unpacked zero points), quantized embeddings beside other grids (it asks for their weight before they have one),
+and codebooks (it knows no such type). `load` reads all of them. vLLM describes the same convention for linear layers
+and, by the class "Embedding", for embeddings that aren't tied; that was not tried here.
+
+A tied matrix is stored once, under the embedding's name. Bytes count: see `groups` for how little config.json says,
+and `size.predict` for what a folder will weigh.
 """
 
-from collections import defaultdict
 from pathlib import Path
 
 import torch
 from torch import nn
 
 from lib import files
-from lib.export import packing
-from lib.quantizers.grid import BITS
-from lib.quantizers.linear import QuantLinear
+from lib.export import groups, packing
+from lib.models import blocks
+from lib.quantizers import calibrate, embedding
+from lib.quantizers.grid import Quantized
 
 
 def save(model: nn.Module, tokenizer, folder: Path | str) -> Path:
@@ -61,7 +67,7 @@ def load(folder: Path | str):
     for path in checks.weights(folder):
         tensors |= load_file(path)
     model = _skeleton(folder)
-    _fill(model, _quantized(model, tensors, config), tensors)
+    _fill(model, groups.unpack(tensors, config, model), tensors)
     model.tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False, local_files_only=True)
     return mark(model).eval(), model.tokenizer
 
@@ -77,60 +83,61 @@ def mark(model: nn.Module) -> nn.Module:
     return model
 
 
-def layers(model: nn.Module) -> dict[str, QuantLinear]:
-    """The quantized layers of `model` by dotted name."""
-    return {name: module for name, module in model.named_modules() if isinstance(module, QuantLinear)}
+def layers(model: nn.Module) -> dict[str, nn.Module]:
+    """The quantized modules of `model` (`QuantLinear`, `QuantEmbedding`) by dotted name."""
+    return {name: module for name, module in model.named_modules() if blocks.is_quantized(module)}
 
 
-def packed_state(model: nn.Module) -> dict[str, torch.Tensor]:
-    """`model.state_dict()` with the packed tensors in the place of each quantized layer's codes and grid."""
-    state = dict(model.state_dict())
-    for name, layer in layers(model).items():
-        for key in ("codes", "scale", "zero_point"):
-            state.pop(f"{name}.{key}", None)
-        packed = packing.pack(layer.quantized, model.dtype)
-        state |= {f"{name}.{key}": tensor for key, tensor in packed.items()}
-    return state
+def packed_state(model: nn.Module, found: dict[str, Quantized] | None = None, pack=packing.pack) -> dict:
+    """`model.state_dict()` with the stored tensors of each matrix in the place of the module that holds it.
 
-
-def quantization_config(model: nn.Module) -> dict | None:
-    """The `quantization_config` of config.json: one config group per grid; None without quantized layers."""
-    grids = _grids(layers(model))
-    if not grids:
-        return None
-    plain = [name for name, module in model.named_modules() if isinstance(module, nn.Linear)]
-    groups = {
-        f"group_{index}": {"targets": ["Linear"] if len(grids) == 1 else names, "weights": _weights(*grid)}
-        for index, (grid, names) in enumerate(grids.items())
-    }
-    # transformers dequantizes with one grid only, and reads packed zero points only while it dequantizes
-    once = {"dequantize": True} if len(grids) == 1 else {}
-    return {
-        "quant_method": "compressed-tensors",
-        "format": "pack-quantized",
-        "quantization_status": "compressed",
-        "config_groups": groups,
-        "ignore": plain,
-        **once,
-    }
-
-
-def _grids(found: dict[str, QuantLinear]) -> dict[tuple[int, int, bool], list[str]]:
-    """Layer names by (bits, group size, symmetric), where -1 is one group a row.
-
-    A row that is just one group long counts with the layers of that group size, if there are any.
+    found: matrices of modules that aren't quantized yet, by name. pack: makes the stored tensors of a matrix.
     """
-    sizes = {layer.group_size for layer in found.values() if layer.group_size < layer.in_features}
-    grids = defaultdict(list)
-    for name, layer in found.items():
-        size = layer.group_size if layer.group_size in sizes else -1
-        grids[layer.bits, size, layer.zero_point is None].append(name)
-    return dict(grids)
+    found, replaced = stored(model, found)
+    state = {
+        key: tensor
+        for key, tensor in model.state_dict().items()
+        if key.rpartition(".")[0] not in replaced or key.endswith(".bias")
+    }
+    places, shared = groups.codebooks(found)
+    for name, matrix in found.items():
+        parts = pack(matrix, model.dtype)
+        if places.get(name) == groups.OWN:
+            parts[groups.OWN] = matrix.codebook
+        state |= {f"{name}.{key}": tensor for key, tensor in parts.items()}
+    return state | shared
 
 
-def _weights(bits, size, symmetric):
-    grid = {"num_bits": bits, "type": "int", "symmetric": symmetric, "dynamic": False}
-    return grid | ({"strategy": "channel"} if size == -1 else {"strategy": "group", "group_size": size})
+def quantization_config(model: nn.Module, found: dict[str, Quantized] | None = None) -> dict | None:
+    """The `quantization_config` of config.json for the same matrices as `packed_state`; None without any."""
+    return groups.config(stored(model, found)[0], groups.kinds(model))
+
+
+def stored(model: nn.Module, found: dict[str, Quantized] | None = None) -> tuple[dict[str, Quantized], set[str]]:
+    """The matrices to store by name, and the names of all modules that they stand for.
+
+    The head of a tied model isn't stored: it is its embedding again.
+    """
+    found = {name: module.quantized for name, module in layers(model).items()} | (found or {})
+    found = {name: found[name] for name, _ in model.named_modules() if name in found}
+    table, head = (
+        None if part is None else blocks.path_of(model, part)
+        for part in (model.get_input_embeddings(), model.get_output_embeddings())
+    )
+    tied = model.config.tie_word_embeddings and table in found and head in found
+    once = tied and _equal(found[table], found[head])
+    return {name: matrix for name, matrix in found.items() if not (once and name == head)}, set(found)
+
+
+def _equal(first: Quantized, second: Quantized) -> bool:
+    """Whether two matrices hold the same numbers on the same grid."""
+
+    def same(a, b) -> bool:
+        if isinstance(a, torch.Tensor) and isinstance(b, torch.Tensor) and not (a.is_meta or b.is_meta):
+            return torch.equal(a, b)
+        return a is b or (isinstance(a, int) and a == b)
+
+    return all(same(a, b) for a, b in zip(first, second))
 
 
 def _skeleton(folder):
@@ -147,50 +154,22 @@ def _skeleton(folder):
     return model
 
 
-def _quantized(model, tensors, config) -> dict:
-    """Take the packed tensors out of `tensors`; returns their matrices by layer name."""
-    from compressed_tensors.utils.match import match_targets
-
-    schemes = {target: group for group in config.get("config_groups", {}).values() for target in group["targets"]}
-    linears = {name: module for name, module in model.named_modules() if isinstance(module, nn.Linear)}
-    found = {}
-    for name in [key.removesuffix(".weight_packed") for key in tensors if key.endswith(".weight_packed")]:
-        matches = match_targets(name, linears[name], schemes) if name in linears else []
-        if not matches:
-            raise ValueError(
-                f"{name} is packed, but it is no target in config.json, or no linear layer; export it again."
-            )
-        own = {key: tensors.pop(f"{name}.{key}") for key in packing.NAMES if f"{name}.{key}" in tensors}
-        bits, size, symmetric = _scheme(schemes[matches[0]], name)
-        groups = linears[name].in_features // size if size != -1 else 1
-        found[name] = packing.unpack(own, bits=bits, groups=groups, symmetric=symmetric, name=name)
-    return found
-
-
-def _scheme(group: dict, name: str) -> tuple[int, int, bool]:
-    """Bits, group size and symmetry of a config group; refuses grids that `QuantLinear` doesn't have."""
-    weights = group.get("weights") or {}
-    bits, strategy = weights.get("num_bits"), weights.get("strategy")
-    integer = weights.get("type", "int") == "int" and not weights.get("dynamic") and bits in BITS
-    if not integer or strategy not in ("group", "channel") or group.get("input_activations"):
-        raise ValueError(
-            f"{name} has {bits} bits of type {weights.get('type')!r} and strategy {strategy!r}; integer weights of "
-            "2 to 8 bits by group or channel are read, with activations as they are; choose another checkpoint."
-        )
-    return bits, weights["group_size"] if strategy == "group" else -1, weights.get("symmetric", True)
-
-
-def _fill(model, quantized, tensors):
+def _fill(model, found, tensors):
     """Put the quantized layers and all other tensors into the skeleton; what is tied may be missing, nothing else."""
-    for name, matrix in quantized.items():
-        bias = model.get_submodule(name).bias
-        if tuple(matrix.codes.shape) != (model.get_submodule(name).out_features, model.get_submodule(name).in_features):
+    for name, matrix in found.items():
+        if matrix.codes.shape != model.get_submodule(name).weight.shape:
             raise ValueError(f"{name} is {list(matrix.codes.shape)}, not as config.json says; copy the folder again.")
-        model.set_submodule(name, QuantLinear(matrix, bias))
-    own = {f"{name}.{key}" for name in quantized for key in ("codes", "scale", "zero_point")}
+    table, head = (blocks.path_of(model, part) for part in (blocks.embeddings(model), blocks.head(model)))
+    rest = dict(found)
+    first, last = rest.pop(table, None), rest.pop(head, None)
+    if model.config.tie_word_embeddings and last is None and f"{head}.weight" not in tensors:
+        last = first
+    embedding.place_(model, first, last)
+    calibrate.replace_(model, rest)
     result = model.load_state_dict(tensors, strict=False)
     model.tie_weights()
-    missing = set(result.missing_keys) - own - set(model.all_tied_weights_keys)
+    held = {key for key in result.missing_keys if key.rpartition(".")[0] in layers(model) and not key.endswith(".bias")}
+    missing = set(result.missing_keys) - held - set(model.all_tied_weights_keys)
     if missing or result.unexpected_keys:
         raise ValueError(
             f"the checkpoint lacks {sorted(missing)} and has {result.unexpected_keys} too many; its tensors must be "

@@ -13,6 +13,9 @@ package before this layout put 10 codes of 3 bits into an int32; such files have
 
 The convention names codes as signed numbers, q - 2**(bits - 1), and packs them with the offset added back, so the
 packed bits are our unsigned codes; the zero point is shifted the same way and value = scale * (q - zero_point) holds.
+
+Grids with a codebook are packed alike. The convention doesn't know them, so only our loader reads them, from one
+tensor more: weight_codebook, float32 [2**bits], value = scale * codebook[q] (shared ones: see `groups.codebooks`).
 """
 
 import math
@@ -20,13 +23,14 @@ import math
 import torch
 from torch import Tensor
 
-from lib.quantizers.grid import Quantized
+from lib.quantizers.grid import Quantized, check
 
-NAMES = ("weight_packed", "weight_scale", "weight_zero_point", "weight_shape")
+NAMES = ("weight_packed", "weight_scale", "weight_zero_point", "weight_shape", "weight_codebook")
+ROWS = 8192  # rows that are packed or unpacked at once: it takes a dozen bytes a code
 
 
 def pack(quantized: Quantized, dtype: torch.dtype = torch.bfloat16) -> dict[str, Tensor]:
-    """The stored tensors of `quantized`, named as above.
+    """The stored tensors of `quantized`, named as above, but for its codebook.
 
     A scale that is exact in bfloat16 is stored so when `dtype`, the model's type, is bfloat16, otherwise in float32:
     a reader then multiplies exactly, rounds once to the model's type, and gets the values that `QuantLinear` computes.
@@ -34,11 +38,9 @@ def pack(quantized: Quantized, dtype: torch.dtype = torch.bfloat16) -> dict[str,
     from compressed_tensors.compressors.pack_quantized import pack_to_int32
 
     codes, scale, zero, bits = quantized[:4]
-    short = scale.to(torch.bfloat16)
-    exact = dtype == torch.bfloat16 and torch.equal(short.double(), scale.double())
     tensors = {
-        "weight_packed": pack_to_int32(_signed(codes, bits), bits),
-        "weight_scale": (short if exact else scale.float()).contiguous(),
+        "weight_packed": torch.cat([pack_to_int32(_signed(part, bits), bits) for part in codes.split(ROWS)]),
+        "weight_scale": scale.to(_type_of_scale(scale, dtype)).contiguous(),
         "weight_shape": torch.tensor(codes.shape),
     }
     if zero is not None:
@@ -46,7 +48,38 @@ def pack(quantized: Quantized, dtype: torch.dtype = torch.bfloat16) -> dict[str,
     return tensors
 
 
-def unpack(tensors: dict[str, Tensor], *, bits: int, groups: int, symmetric: bool, name: str) -> Quantized:
+def outline(quantized: Quantized, dtype: torch.dtype = torch.bfloat16) -> dict[str, Tensor]:
+    """What `pack` stores of `quantized`, as tensors of equal type and shape on the meta device: nothing is packed."""
+    (rows, columns), (_, groups) = quantized.codes.shape, quantized.scale.shape
+    tensors = {
+        "weight_packed": _meta(torch.int32, rows, math.ceil(columns * quantized.bits / 32)),
+        "weight_scale": _meta(_type_of_scale(quantized.scale, dtype), rows, groups),
+        "weight_shape": _meta(torch.int64, 2),
+    }
+    if quantized.zero_point is not None:
+        tensors["weight_zero_point"] = _meta(torch.int32, math.ceil(rows * quantized.bits / 32), groups)
+    return tensors
+
+
+def planned(
+    rows: int, columns: int, *, bits: int, group_size: int, symmetric: bool = False, codebook: Tensor | None = None
+) -> Quantized:
+    """A matrix on that grid which holds no numbers (meta device): to ask for sizes before anything is quantized."""
+    size = check(columns, bits=bits, group_size=group_size)
+    groups, affine = columns // size, not symmetric and codebook is None
+    zero = _meta(torch.uint8, rows, groups) if affine else None
+    codes, scale = _meta(torch.uint8, rows, columns), _meta(torch.bfloat16, rows, groups)
+    return Quantized(codes, scale, zero, bits, size, codebook)
+
+
+def size(quantized: Quantized, dtype: torch.dtype = torch.bfloat16) -> int:
+    """Bytes that `pack` makes of `quantized` in a model of type `dtype`."""
+    return sum(tensor.nbytes for tensor in outline(quantized, dtype).values())
+
+
+def unpack(
+    tensors: dict[str, Tensor], *, bits: int, groups: int, symmetric: bool, name: str, codebook: Tensor | None = None
+) -> Quantized:
     """The matrix that `pack` stored, with `groups` groups a row; `name` is the layer's, for errors.
 
     Raises ValueError when the tensors have other names, types or shapes than the layout above asks for.
@@ -55,25 +88,28 @@ def unpack(tensors: dict[str, Tensor], *, bits: int, groups: int, symmetric: boo
 
     shape = torch.Size(tensors["weight_shape"].tolist()) if "weight_shape" in tensors else torch.Size((0, 0))
     _check(tensors, shape, bits, groups, symmetric, name)
-    codes = _unsigned(unpack_from_int32(tensors["weight_packed"], bits, shape), bits)
+    rows = tensors["weight_packed"].split(ROWS)
+    codes = torch.cat([_unsigned(unpack_from_int32(part, bits, (len(part), shape[1])), bits) for part in rows])
     zero = None
     if not symmetric:
         # transposed here: the package's own packed_dim=0 fails on a single int32 of 4-bit zero points
         stored = tensors["weight_zero_point"].T.clone(memory_format=torch.contiguous_format)
         zero = _unsigned(unpack_from_int32(stored, bits, torch.Size((groups, shape[0]))), bits).T.contiguous()
     scale = tensors["weight_scale"]
-    short = scale.to(torch.bfloat16)
-    scale = short if torch.equal(short.double(), scale.double()) else scale
-    return Quantized(codes, scale.clone(), zero, bits, shape[1] // groups)
+    scale = scale.to(_type_of_scale(scale, torch.bfloat16), copy=True)
+    return Quantized(codes, scale, zero, bits, shape[1] // groups, codebook)
 
 
-def size(quantized: Quantized) -> int:
-    """Bytes that `pack` makes of `quantized` (with bfloat16 scales)."""
-    codes, scale, zero, bits = quantized[:4]
-    rows, columns = codes.shape
-    words = rows * math.ceil(columns * bits / 32)
-    words += 0 if zero is None else math.ceil(rows * bits / 32) * zero.shape[1]
-    return 4 * words + 2 * scale.numel() + 16
+def _type_of_scale(scale: Tensor, dtype: torch.dtype) -> torch.dtype:
+    """bfloat16 where that is exact and the model's own type; float32 otherwise."""
+    if dtype != torch.bfloat16:
+        return torch.float32
+    exact = scale.dtype == torch.bfloat16 or torch.equal(scale.to(torch.bfloat16).double(), scale.double())
+    return torch.bfloat16 if exact else torch.float32
+
+
+def _meta(dtype: torch.dtype, *shape: int) -> Tensor:
+    return torch.empty(shape, dtype=dtype, device="meta")
 
 
 def _signed(codes: Tensor, bits: int) -> Tensor:

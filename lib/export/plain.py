@@ -54,15 +54,11 @@ def write(model: nn.Module, tokenizer, folder: Path | str, **origin) -> Path:
 
 def size(model: nn.Module) -> int:
     """Bytes of the tensors that a checkpoint of `model` holds: tied ones once, quantized layers packed."""
-    from lib.models.blocks import is_quantized
+    from lib.export import compressed_tensors
 
-    quantized = {name: module for name, module in model.named_modules() if is_quantized(module)}
-    stored = {
-        tensor.data_ptr(): tensor.nbytes
-        for key, tensor in model.state_dict().items()
-        if key.rpartition(".")[0] not in quantized or key.endswith(".bias")
-    }
-    return sum(stored.values()) + sum(packing.size(layer.quantized) for layer in quantized.values())
+    state = compressed_tensors.packed_state(model, pack=packing.outline)
+    sizes = {tensor.data_ptr() or key: tensor.nbytes for key, tensor in state.items()}  # no address: on the meta device
+    return sum(sizes.values())
 
 
 def remove_leftovers(folder: Path) -> None:

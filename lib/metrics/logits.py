@@ -136,4 +136,4 @@ def evaluating(*models: nn.Module) -> Iterator[None]:
 
 def device(model: nn.Module) -> torch.device:
     """Where the model takes its tokens."""
-    return blocks.embeddings(model).weight.device
+    return blocks.device(model)

@@ -188,7 +188,7 @@ def _now() -> float:
 
 def _prompts(arms: dict[str, nn.Module], shape: tuple[int, int], seed: int) -> torch.Tensor:
     """Random token ids that every arm's vocabulary has."""
-    vocabulary = min(blocks.embeddings(model).weight.shape[0] for model in arms.values())
+    vocabulary = min(blocks.embeddings(model).num_embeddings for model in arms.values())
     return torch.randint(vocabulary, shape, generator=torch.Generator().manual_seed(seed))
 
 

@@ -5,8 +5,10 @@ the rest is found from there. That covers Llama, Mistral, Qwen2, Qwen3, Phi, Phi
 GPT-NeoX, Falcon, and families built the same way.
 """
 
+import itertools
 import sys
 
+import torch
 from torch import nn
 
 SUPPORTED = "Llama, Mistral, Qwen2, Qwen3, Phi, Phi3, Gemma, Gemma2, Gemma3 (text), OPT, GPT-NeoX, Falcon"
@@ -38,6 +40,25 @@ def blocks(model: nn.Module) -> nn.ModuleList:
 def embeddings(model: nn.Module) -> nn.Module:
     """The token embedding, weight [vocabulary, hidden]."""
     return model.get_input_embeddings()
+
+
+def path_of(model: nn.Module, part: nn.Module) -> str:
+    """Dotted path of the module `part` inside `model`."""
+    return next(name for name, module in model.named_modules() if module is part)
+
+
+def device(module: nn.Module) -> torch.device:
+    """Where the first weight (or buffer of codes) of `module` lies; of a model: where it takes its tokens."""
+    part = embeddings(module) if hasattr(module, "get_input_embeddings") else module
+    return next(itertools.chain(part.parameters(), part.buffers())).device
+
+
+def tied(model: nn.Module) -> bool:
+    """Whether embedding and head are one matrix: the same weights, or the same codes."""
+    table, layer = embeddings(model), head(model)
+    if is_quantized(table) or is_quantized(layer):
+        return is_quantized(table) and is_quantized(layer) and table.codes is layer.codes
+    return layer.weight is table.weight
 
 
 def head(model: nn.Module) -> nn.Module:
@@ -74,13 +95,17 @@ def linears(module: nn.Module) -> dict[str, nn.Module]:
 
 def is_linear(module: nn.Module) -> bool:
     """Whether `module` is an `nn.Linear` or its quantized stand-in."""
-    return isinstance(module, nn.Linear) or is_quantized(module)
+    return isinstance(module, nn.Linear) or _is(module, "linear", "QuantLinear")
 
 
 def is_quantized(module: nn.Module) -> bool:
-    """Whether `module` is a `QuantLinear`: integer codes instead of a weight parameter."""
-    quantizers = sys.modules.get("lib.quantizers.linear")  # not imported yet: no such module can exist
-    return quantizers is not None and isinstance(module, quantizers.QuantLinear)
+    """Whether `module` holds integer codes instead of a weight parameter: a `QuantLinear` or a `QuantEmbedding`."""
+    return _is(module, "linear", "QuantLinear") or _is(module, "embedding", "QuantEmbedding")
+
+
+def _is(module: nn.Module, file: str, name: str) -> bool:
+    loaded = sys.modules.get(f"lib.quantizers.{file}")  # not imported yet: no such module can exist
+    return loaded is not None and isinstance(module, getattr(loaded, name, ()))
 
 
 def _unsupported(model: nn.Module, found: str) -> ValueError:

@@ -2,14 +2,31 @@
 
     quantize_(model, calibration, *, bits, group_size, ...) -> dict[str, Quantized]
 
-`METHODS` names them for notebooks and batch files; `by_name` finds one and lists the choices when it can't.
+`METHODS` names them for notebooks and batch files; `by_name` finds one and lists the choices when it can't. `best_`
+is the recipe that combines them.
 """
 
 import importlib
 
 from lib import files
 
-METHODS = {"rtn": "lib.quantizers.rtn", "gptq": "lib.quantizers.gptq"}
+METHODS = {
+    name: f"lib.quantizers.{name}"
+    for name in (
+        "absmax",
+        "zero_point",
+        "rtn",
+        "clip",
+        "hqq",
+        "codebook",
+        "int8",
+        "awq",
+        "gptq",
+        "gptaq",
+        "rounding",
+        "rotation",
+    )
+}
 
 
 def by_name(name: str):
@@ -17,3 +34,13 @@ def by_name(name: str):
     if name not in METHODS:
         raise ValueError(f"method {name!r} is unknown; {files.choices(name, METHODS)}")
     return importlib.import_module(METHODS[name]).quantize_
+
+
+def best_(model, calibration, **options):
+    """Quantize `model` by the recipe that measured best, to `bits` or `megabytes`, in about so many `minutes`.
+
+    The arguments are those of `lib.quantizers.best.quantize_`.
+    """
+    from lib.quantizers import best
+
+    return best.quantize_(model, calibration, **options)

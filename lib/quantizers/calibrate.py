@@ -21,6 +21,7 @@ from lib.quantizers.linear import QuantLinear
 from lib.quantizers.state import State
 
 Visit = Callable[[list[str], Tensor, Tensor], Quantized | None]
+VisitPair = Callable[[list[str], Tensor, Tensor, Tensor], Quantized | None]
 VisitBlock = Callable[[str, nn.Module, Tensor, Tensor, tuple], dict[str, Quantized]]
 
 
@@ -39,9 +40,45 @@ def walk(
     """
 
     def step(prefix: str, block: nn.Module, hidden: Tensor, call: tuple) -> tuple[Tensor, dict[str, Quantized]]:
-        return _visit_layers(block, hidden, call, prefix, visit)
+        def look(names: list[str], weight: Tensor, seen: Tensor) -> Quantized | None:
+            return visit([f"{prefix}.{name}" for name in names], weight, inputs.second_moment(seen))
+
+        return _visit_layers(block, hidden, call, prefix, look)
 
     return _each_block(model, tokens, step, state=state, device=device)
+
+
+@torch.no_grad()
+def walk_pairs(
+    model: nn.Module, tokens: Tensor, visit: VisitPair, *, state: State | None = None, device: str | None = None
+) -> dict[str, Quantized]:
+    """As `walk`, for methods that aim at the original's outputs: `visit(names, weight, hessian, cross)`.
+
+    cross: `inputs.cross_moment` of the inputs x̃ that the layers have in the original model with the inputs x that
+    they have behind the compressed layers; it is zero in the first layers of the first block. Each block runs once
+    more, before it is compressed, on the original's stream; of that run the layers' inputs are kept until their
+    visit: one block's inputs more than `walk` needs (`check_memory(..., streams=2)`).
+    """
+    stream: list[Tensor] = []
+    original: dict[str, Tensor] = {}
+
+    def before(block: nn.Module, hidden: Tensor, call: tuple) -> None:
+        # the first block's inputs are the same in the compressed and in the original model
+        start = stream.pop().to(hidden.device) if stream else hidden
+        original.clear()
+        outputs, seen = inputs.record(block, linears(block), start, call)
+        stream.append(outputs)
+        original.update(seen)
+
+    def step(prefix: str, block: nn.Module, hidden: Tensor, call: tuple) -> tuple[Tensor, dict[str, Quantized]]:
+        def look(names: list[str], weight: Tensor, seen: Tensor) -> Quantized | None:
+            *_, clean = map(original.pop, names)  # all the same tensor, which nothing holds after this visit
+            moments = inputs.second_moment(seen), inputs.cross_moment(clean, seen)
+            return visit([f"{prefix}.{name}" for name in names], weight, *moments)
+
+        return _visit_layers(block, hidden, call, prefix, look)
+
+    return _each_block(model, tokens, step, state=state, device=device, before=before)
 
 
 @torch.no_grad()
@@ -64,7 +101,8 @@ def walk_blocks(
 
     def before(block: nn.Module, hidden: Tensor, call: tuple) -> None:
         # the first block's inputs are the same in the compressed and in the original model
-        original[:] = [inputs.run_block(block, original[0] if original else hidden, call)]
+        start = original[0].to(hidden.device) if original else hidden
+        original[:] = [inputs.run_block(block, start, call)]
 
     return _each_block(model, tokens, step, state=state, device=device, before=before)
 
@@ -97,8 +135,11 @@ def _each_block(model, tokens, step, *, state, device, before=None) -> dict[str,
     return done
 
 
-def _visit_layers(block, hidden, call, prefix, visit) -> tuple[Tensor, dict[str, Quantized]]:
-    """One forward pass of `block` over all windows; layers are compressed when their inputs arrive."""
+def _visit_layers(block, hidden, call, prefix, look) -> tuple[Tensor, dict[str, Quantized]]:
+    """One forward pass of `block` over all windows; layers are compressed when their inputs arrive.
+
+    look(names, weight, seen) -> Quantized | None, with names relative to the block and the inputs that they share.
+    """
     layers, found = linears(block), {}
     sharing = inputs.sharing(block, layers, hidden[:1], call)
     if missing := layers.keys() - sharing:
@@ -110,8 +151,7 @@ def _visit_layers(block, hidden, call, prefix, visit) -> tuple[Tensor, dict[str,
             if name != names[0]:
                 return
             weights = [layers[each].weight for each in names]
-            hessian = inputs.second_moment(args[0])
-            quantized = visit([f"{prefix}.{each}" for each in names], torch.cat(weights), hessian)
+            quantized = look(names, torch.cat(weights), args[0])
             if quantized is not None:
                 for each, weight, part in zip(names, weights, split(quantized, [len(w) for w in weights])):
                     found[each] = part
@@ -156,22 +196,26 @@ def layers(model: nn.Module) -> dict[str, nn.Module]:
 
 
 def check_layers(model: nn.Module, *, bits: int, group_size: int) -> None:
-    """Raise ValueError before the work when a layer inside the blocks can't take this grid."""
+    """Raise ValueError before the work when a layer inside the blocks can't take this grid or a weight is no number."""
     for name, layer in layers(model).items():
         if not isinstance(layer, nn.Linear):
             raise ValueError(f"{name} is a {type(layer).__name__} already; load the original model and quantize that.")
         check(layer.in_features, bits=bits, group_size=group_size, name=name)
+    for name, parameter in model.named_parameters():
+        if parameter.numel() and not torch.stack(parameter.detach().aminmax()).isfinite().all():
+            raise ValueError(f"{name} holds NaN or infinite values; a grid needs finite ones; check the checkpoint.")
 
 
-def check_memory(model: nn.Module, tokens: Tensor) -> None:
+def check_memory(model: nn.Module, tokens: Tensor, *, streams: int = 1) -> None:
     """Raise MemoryError before the work when the activations of one block would not fit into the machine's memory.
 
     All windows pass through a block at once: its inputs and outputs, and about four tensors as wide as its widest
-    layer (gate, up, their product, the attention's parts), are alive together.
+    layer (gate, up, their product, the attention's parts), are alive together. streams: 2 where the original's
+    activations are kept beside them.
     """
     widest = max(max(layer.in_features, layer.out_features) for layer in layers(model).values())
-    size = model.get_input_embeddings().weight.element_size()
-    needed = tokens.numel() * (2 * model.get_input_embeddings().embedding_dim + 4 * widest) * size
+    size = model.dtype.itemsize
+    needed = streams * tokens.numel() * (2 * model.get_input_embeddings().embedding_dim + 4 * widest) * size
     free = psutil.virtual_memory().available
     if needed > free:
         raise MemoryError(

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from lib.models.blocks import blocks, decoder
+from lib.models.blocks import blocks, decoder, device
 
 PANEL = 384  # columns of one panel of the Hessian; panels below the diagonal are mirrored, not computed
 
@@ -42,12 +42,12 @@ def capture(model: nn.Module, tokens: Tensor, *, batch: int = 16) -> Captured:
         for index, block in enumerate(parts):
             block.forward = stand_in(index)
             stack.callback(block.__dict__.pop, "forward")
-        device = model.get_input_embeddings().weight.device
+        home = device(model)
         for chunk in tokens.split(batch):
-            decoder(model)(input_ids=chunk.to(device), use_cache=False)
+            decoder(model)(input_ids=chunk.to(home), use_cache=False)
         inputs = torch.cat(hidden)
         # the arguments of one window broadcast over any number of them
-        decoder(model)(input_ids=tokens[:1].to(device), use_cache=False)
+        decoder(model)(input_ids=tokens[:1].to(home), use_cache=False)
     return Captured(inputs, [calls[index] for index in range(len(parts))])
 
 
@@ -66,7 +66,7 @@ def second_moment(inputs: Tensor) -> Tensor:
     rows = inputs.reshape(-1, inputs.shape[-1])
     exact, columns = rows.dtype == torch.bfloat16, rows.shape[1]
     hessian = torch.zeros(columns, columns, device=rows.device)
-    with _bfloat16_products() if exact else contextlib.nullcontext():
+    with bfloat16_products() if exact else contextlib.nullcontext():
         for chunk in rows.split(8192):
             chunk = chunk.float()
             for start in range(0, columns, PANEL):
@@ -75,14 +75,39 @@ def second_moment(inputs: Tensor) -> Tensor:
     return (hessian.triu() + hessian.triu(1).T) * (2 / len(rows))
 
 
+def cross_moment(original: Tensor, inputs: Tensor) -> Tensor:
+    """C = 2/n Σ (x̃ - x) xᵀ of `original` x̃ and `inputs` x, both [..., columns]; float32 [columns, columns].
+
+    On the scale of `second_moment`, so that C H⁻¹ is the regression of what the original's inputs have more on the
+    inputs that are there (GPTAQ, arXiv 2504.02692: ΔX Xᵀ). The difference stays in the type of the inputs: of two
+    numbers within a factor of two of each other it is exact there (Sterbenz' lemma), of others it is rounded once.
+    """
+    rows = inputs.reshape(-1, inputs.shape[-1])
+    drift = original.reshape(rows.shape) - rows
+    cross = torch.zeros(rows.shape[1], rows.shape[1], device=rows.device)
+    with bfloat16_products() if rows.dtype == torch.bfloat16 else contextlib.nullcontext():
+        for change, chunk in zip(drift.split(8192), rows.split(8192)):
+            cross.addmm_(change.float().T, chunk.float())
+    return cross.mul_(2 / len(rows))
+
+
 @contextlib.contextmanager
-def _bfloat16_products() -> Iterator[None]:
+def bfloat16_products() -> Iterator[None]:
+    """Products of float32 tensors on the CPU take their factors in bfloat16, and add up in float32 as before."""
     matmul = torch.backends.mkldnn.matmul
     before, matmul.fp32_precision = matmul.fp32_precision, "bf16"
     try:
         yield
     finally:
         matmul.fp32_precision = before
+
+
+def record(block, layers, hidden, call) -> tuple[Tensor, dict[str, Tensor]]:
+    """Run `block`; return its outputs and the inputs of its layers by name (layers that share them: one tensor)."""
+    seen: dict[str, Tensor] = {}
+    with hooks(layers, lambda name: lambda _, args: seen.update({name: args[0]})):
+        outputs = run_block(block, hidden, call)
+    return outputs, seen
 
 
 def sharing(block, layers, window, call) -> dict[str, list[str]]:

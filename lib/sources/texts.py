@@ -94,7 +94,7 @@ def tokens(x, model, *, count: int | None = None, length: int | None = None) -> 
         found = _cut(Windows(x, min(count or available, available) or 1, length), model)
     else:
         raise TypeError(f"tokens of a {type(x).__name__} were asked; give a Text, Windows, or a tensor of token ids.")
-    vocabulary = model.get_input_embeddings().weight.shape[0]
+    vocabulary = model.get_input_embeddings().num_embeddings
     if found.min() < 0 or found.max() >= vocabulary:
         raise ValueError(
             f"token ids from {int(found.min())} to {int(found.max())} were given; the model knows 0 to "

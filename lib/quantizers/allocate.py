@@ -1,0 +1,146 @@
+"""Bits where they count: the widths of all layers that cost the least divergence within a budget of bytes.
+
+Losses of different layers are taken to add up (HAWQ-V2, Dong et al., arXiv 1911.03852, equation 7). The least sum under
+a budget is then a knapsack problem with one choice per group of layers, which dynamic programming solves exactly.
+"""
+
+import math
+from functools import reduce
+
+import torch
+from torch import Tensor, nn
+
+from lib.export import packing, size
+from lib.models import blocks
+from lib.quantizers import calibrate, embedding, gptq, sensitivity
+from lib.quantizers.grid import BITS, Quantized
+from lib.quantizers.sensitivity import Losses
+from lib.quantizers.state import State, fingerprint
+
+UNITS = 20_000  # steps of the budget that the dynamic programming tells apart, at most
+
+
+def quantize_(
+    model: nn.Module,
+    calibration,
+    *,
+    megabytes: float,
+    group_size: int = 64,
+    widths=BITS,
+    windows: int = 2,
+    losses: Losses | None = None,
+    state=None,
+    device: str | None = None,
+) -> dict[str, Quantized]:
+    """Quantize all blocks, embedding and head of `model`, in place, so that the saved artifact fits into `megabytes`.
+
+    megabytes: of 10⁶ bytes, for what `metrics.count.artifact_bytes` counts. widths: bits to choose from. windows: of
+    the calibration text on which losses are measured. losses: what `sensitivity.measure` gave before, to save the time.
+    Raises ValueError when even the fewest bits are too large for the budget, before anything is changed.
+    """
+    from lib.sources import texts
+
+    calibrate.check_layers(model, bits=min(widths), group_size=group_size)
+    tokens = texts.tokens(calibration, model)
+    calibrate.check_memory(model, tokens)
+    losses = losses or sensitivity.measure(model, tokens, widths=widths, group_size=group_size, windows=windows)
+    plan = fit(model, losses, megabytes=megabytes, group_size=group_size)
+    return apply_(model, tokens, plan, group_size=group_size, state=state, device=device)
+
+
+def apply_(
+    model: nn.Module, calibration, plan: dict[str, int], *, group_size: int = 64, state=None, device: str | None = None
+) -> dict[str, Quantized]:
+    """Quantize embedding and head, then each layer inside the blocks by GPTQ, at the bits of `plan` (by layer name)."""
+    from lib.sources import texts
+
+    tokens = texts.tokens(calibration, model)
+    if state is not None:
+        key = " ".join(f"{name}={bits}" for name, bits in sorted(plan.items()))
+        state = State(state, method="allocate", **fingerprint(model, tokens), plan=key, group_size=group_size)
+    first = blocks.path_of(model, blocks.embeddings(model))
+    part = state and state.folder / "embedding"
+    done = embedding.quantize_(model, tokens, bits=plan[first], group_size=group_size, state=part, device=device)
+
+    def visit(names: list[str], weight: Tensor, hessian: Tensor) -> Quantized:
+        return gptq.gptq(weight, hessian, bits=plan[names[0]], group_size=group_size)
+
+    return done | calibrate.walk(model, tokens, visit, state=state, device=device)
+
+
+def fit(model: nn.Module, losses: Losses, *, megabytes: float, group_size: int = 64) -> dict[str, int]:
+    """Bits by layer name with the least sum of `losses` whose artifact, headers and all, has at most that size."""
+    choices, budget = list(losses), round(megabytes * 1e6)
+    costs = [{bits: _size(model, names, bits, group_size) for bits in table} for names, table in losses.items()]
+    room = budget
+    while True:
+        bits = solve(costs, [losses[names] for names in choices], room)
+        if bits is None:
+            return _fewest(model, losses, budget, group_size)
+        plan = {name: width for names, width in zip(choices, bits) for name in names}
+        over = size.predict(model, matrices(model, plan, group_size=group_size)) - budget
+        if over <= 0:
+            return plan
+        # what is not quantized (norms) and the headers take their share, which hardly depends on the plan
+        room = min(room - 1, sum(table[width] for table, width in zip(costs, bits)) - over)
+
+
+def megabytes(model: nn.Module, plan: dict[str, int], *, group_size: int = 64) -> float:
+    """Size of the artifact, in 10⁶ bytes, that `plan` (bits by layer name) makes of `model`, to the byte."""
+    return size.predict(model, matrices(model, plan, group_size=group_size)) / 1e6
+
+
+def solve(costs: list[dict[int, int]], losses: list[dict[int, float]], budget: int) -> list[int] | None:
+    """One key of each table, so that the costs add up to at most `budget` and the losses to the least; None if none.
+
+    Exact when the costs' common divisor divides the budget into at most `UNITS` steps; otherwise costs are rounded up
+    to such a step, and the budget is still kept.
+    """
+    spread = [cost - min(table.values()) for table in costs for cost in table.values()]
+    room = budget - sum(min(table.values()) for table in costs)
+    if room < 0:
+        return None
+    room = min(room, sum(max(table.values()) - min(table.values()) for table in costs))
+    unit = max(reduce(math.gcd, spread, 0), math.ceil(room / UNITS), 1)
+    best, chosen = torch.zeros(room // unit + 1, dtype=torch.float64), []
+    for cost, loss in zip(costs, losses):
+        keys = sorted(cost)
+        tries = torch.full((len(keys), len(best)), torch.inf, dtype=torch.float64)
+        for row, key in enumerate(keys):
+            step = -(-(cost[key] - min(cost.values())) // unit)
+            if step < len(best):
+                tries[row, step:] = best[: len(best) - step] + loss[key]
+        best, index = tries.min(0)
+        chosen.append((keys, index, cost))
+    place, found = int(best.argmin()), []
+    for keys, index, cost in reversed(chosen):
+        key = keys[int(index[place])]
+        found.append(key)
+        place -= -(-(cost[key] - min(cost.values())) // unit)
+    return found[::-1]
+
+
+def _fewest(model: nn.Module, losses: Losses, budget: int, group_size: int) -> dict[str, int]:
+    """The plan with the fewest bits everywhere, if it fits into `budget` bytes; otherwise raises ValueError."""
+    plan = {name: min(table) for names, table in losses.items() for name in names}
+    smallest = size.predict(model, matrices(model, plan, group_size=group_size))
+    if smallest > budget:
+        raise ValueError(
+            f"megabytes={budget / 1e6:g} is too small: with {min(plan.values())} bits everywhere the artifact has "
+            f"{smallest / 1e6:.3f} MB; allow at least that, or make group_size larger."
+        )
+    return plan
+
+
+def _size(model: nn.Module, names: tuple[str, ...], bits: int, group_size: int) -> int:
+    """Bytes of the matrices called `names`; an embedding and its tied head are stored once."""
+    found = matrices(model, dict.fromkeys(names, bits), group_size=group_size)
+    both = {blocks.path_of(model, part) for part in (blocks.embeddings(model), blocks.head(model))}
+    once = blocks.tied(model) and set(names) == both
+    return sum(packing.size(matrix, model.dtype) for matrix in list(found.values())[: 1 if once else None])
+
+
+def matrices(model: nn.Module, plan: dict[str, int], *, group_size: int) -> dict[str, Quantized]:
+    """What `plan` makes of `model`, without numbers (meta device): for `export.size.predict`."""
+    shapes = {name: model.get_submodule(name).weight.shape for name in plan}
+    return {name: packing.planned(*shapes[name], bits=bits, group_size=group_size) for name, bits in plan.items()}

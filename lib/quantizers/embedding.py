@@ -1,0 +1,232 @@
+"""Embeddings and head on a grid of their own: the two matrices that no walk over the blocks meets.
+
+In a small model they are most of what is left: of SmolLM2-135M they are 21 % of the weights, and at 16 bits 65 % of the
+bytes beside 2-bit blocks. Their rows are vocabulary entries. The head multiplies every row with the same final hidden
+states x, so GPTQ (arXiv 2210.17323) applies with H = 2/n Σ x xᵀ; the embedding hands out single rows, in which every
+column weighs alike. Where both are one matrix (tied), it is rounded once, under
+
+    H + ridge · mean(diag H) · I        the head's objective, and a share of the embedding's.
+"""
+
+import torch
+from torch import Tensor, nn
+
+from lib.models import blocks
+from lib.quantizers.gptq import gptq
+from lib.quantizers.grid import Quantized, check
+from lib.quantizers.linear import QuantLinear
+from lib.quantizers.rtn import rtn
+from lib.quantizers.state import PARTS, State, fingerprint
+
+ROWS = 8192  # rows that are rounded at once: they don't depend on one another
+RIDGE = 0.1  # share of the mean diagonal of H: the least divergence at 2 and 3 bits among 0, 0.1, 0.3 and 1
+
+
+class QuantEmbedding(nn.Module):
+    """Rows of scale · (codes - zero_point), of shape [num_embeddings, embedding_dim], by token id.
+
+    Only the rows of the given ids are dequantized. The buffers are those of `QuantLinear`; in a tied model they are
+    the same tensors as the head's. padding_idx: as in `nn.Embedding`, for those who ask. factor: what the rows are
+    multiplied with (Gemma: the root of the hidden size), None for nothing. dtype: type of the rows.
+    """
+
+    def __init__(self, quantized: Quantized, *, padding_idx=None, factor=None, dtype: torch.dtype = torch.float32):
+        super().__init__()
+        self.num_embeddings, self.embedding_dim = quantized.codes.shape
+        self.bits, self.group_size, self.padding_idx = quantized.bits, quantized.group_size, padding_idx
+        for part in PARTS:
+            self.register_buffer(part, getattr(quantized, part))
+        # without elements: it follows the casts and moves of a model's parameters, and so the type of the rows does
+        self.type_of_rows = nn.Parameter(torch.empty(0, dtype=dtype, device=quantized.codes.device), False)
+        if isinstance(factor, Tensor):
+            self.register_buffer("factor", factor, persistent=False)
+        else:
+            self.factor = factor
+        self._sharing: list[QuantLinear] = []  # the tied head; in a list, so that it is no submodule
+
+    @classmethod
+    def of(cls, embedding: nn.Embedding, quantized: Quantized) -> "QuantEmbedding":
+        """A stand-in for `embedding`; raises ValueError for one that does more than to look up rows and scale them."""
+        factor = _factor(embedding)
+        return cls(quantized, padding_idx=embedding.padding_idx, factor=factor, dtype=embedding.weight.dtype)
+
+    @property
+    def quantized(self) -> Quantized:
+        """Codes and grid, as packing, kernels and exporters read them."""
+        return Quantized(self.codes, self.scale, self.zero_point, self.bits, self.group_size, self.codebook)
+
+    @property
+    def weight(self) -> Tensor:
+        """Dequantized matrix [num_embeddings, embedding_dim] in the type of the rows; computed anew at each call."""
+        return self.quantized.dense(self.type_of_rows.dtype)
+
+    def forward(self, ids: Tensor) -> Tensor:
+        """Rows [..., embedding_dim] of token `ids` [...]."""
+        parts = {part: getattr(self, part) for part in ("codes", "scale", "zero_point")}
+        rows = {part: None if all_ is None else all_.index_select(0, ids.reshape(-1)) for part, all_ in parts.items()}
+        values = self.quantized._replace(**rows).dense(self.type_of_rows.dtype)
+        return _scaled(values.reshape(*ids.shape, self.embedding_dim), self.factor)
+
+    def share_(self, head: QuantLinear) -> None:
+        """Keep the buffers of `head` the same tensors as these, also after moves."""
+        self._sharing = [head]
+        for part in PARTS:
+            setattr(head, part, getattr(self, part))
+        head.forget()
+
+    def _apply(self, function, recurse=True):
+        """Move with the model, but keep the grid's types: float16 would flush small scales to zero."""
+        before = {"scale": self.scale, "codebook": self.codebook}
+        super()._apply(function, recurse)
+        for name, tensor in before.items():
+            if tensor is not None and getattr(self, name).dtype != tensor.dtype:
+                setattr(self, name, tensor.to(self.scale.device))
+        for head in self._sharing:
+            self.share_(head)
+        return self
+
+    def extra_repr(self) -> str:
+        """Shape and grid, as `print(model)` shows them."""
+        grid = "symmetric" if self.zero_point is None else "asymmetric"
+        return f"{self.num_embeddings}, {self.embedding_dim}, bits={self.bits}, group_size={self.group_size}, {grid}"
+
+
+def _scaled(rows: Tensor, factor) -> Tensor:
+    """`rows` times `factor` (a tensor is rounded to their type first, as transformers does it); None for nothing."""
+    return rows if factor is None else rows * (factor.to(rows.dtype) if isinstance(factor, Tensor) else factor)
+
+
+@torch.no_grad()
+def _factor(embedding: nn.Embedding):
+    """What `embedding` multiplies its rows with (None for nothing), tried on a table of our own."""
+    table = torch.linspace(-1, 1, 8 * embedding.embedding_dim).reshape(8, -1).to(embedding.weight)
+    ids, factor = torch.arange(8, device=table.device), getattr(embedding, "embed_scale", None)
+    rows = torch.func.functional_call(embedding, {"weight": table}, ids)
+    if embedding.max_norm is not None or not torch.equal(rows, _scaled(table, factor)):
+        raise ValueError(
+            f"{type(embedding).__name__} does more than to look up rows and multiply them with embed_scale; that is "
+            "all that a quantized embedding does; leave the embedding of this model as it is."
+        )
+    return factor
+
+
+@torch.no_grad()
+def quantize_(
+    model: nn.Module,
+    calibration=None,
+    *,
+    bits: int,
+    group_size: int = 64,
+    symmetric: bool = False,
+    candidates: int = 8,
+    ridge: float = RIDGE,
+    state=None,
+    device: str | None = None,
+) -> dict[str, Quantized]:
+    """Quantize embedding and head of `model`, in place; return codes and grids by layer name (tied: the same twice).
+
+    calibration: windows of text or token ids [count, length] for the head's Hessian; without it, and for an embedding
+    that isn't tied, weights go to the nearest point of the best of `candidates` ranges. bits: 2 to 8. group_size:
+    columns per grid, -1 for a row. ridge: weight of the embedding's use in a tied matrix, 0 for none. state: folder
+    that keeps the result, so that a killed job resumes (with calibration only). device: where the rows are rounded.
+    """
+    from lib.quantizers import calibrate
+    from lib.sources import texts
+
+    check_parts(model, bits=bits, group_size=group_size)
+    settings = {"bits": bits, "group_size": group_size, "symmetric": symmetric, "candidates": candidates}
+    tokens = None if calibration is None else texts.tokens(calibration, model)
+    done = None
+    if tokens is not None and state is not None:
+        state = State(state, method="embedding", **fingerprint(model, tokens), **settings, ridge=ridge)
+        done = state.load(0)
+    if done is None:
+        hessian = None if tokens is None else final_moment(model, tokens)
+        done = rounded(model, hessian, **settings, ridge=ridge, device=device)
+        if hessian is not None and state is not None:
+            state.save(0, done)
+    head = done["head"]
+    names = place_(model, done.get("embedding", head), head)
+    calibrate.mark(model)
+    return dict(zip(names, (done.get("embedding", head), head)))
+
+
+@torch.no_grad()
+def rounded(
+    model: nn.Module,
+    hessian: Tensor | None,
+    *,
+    bits: int,
+    group_size: int = 64,
+    symmetric: bool = False,
+    candidates: int = 8,
+    ridge: float = RIDGE,
+    device: str | None = None,
+) -> dict[str, Quantized]:
+    """Codes and grids of "head" and, where that is another matrix, of "embedding"; `model` is not changed.
+
+    hessian: `final_moment` of the model, None for no calibration. The others are those of `quantize_`.
+    """
+    settings = {"bits": bits, "group_size": group_size, "symmetric": symmetric, "candidates": candidates}
+    tied = blocks.tied(model)
+    if tied and hessian is not None:
+        hessian = hessian + ridge * hessian.diagonal().mean() * torch.eye(len(hessian), device=hessian.device)
+    done = {"head": _by_rows(blocks.head(model).weight, hessian, device, settings)}
+    return done if tied else done | {"embedding": _by_rows(blocks.embeddings(model).weight, None, device, settings)}
+
+
+def _by_rows(weight: Tensor, hessian: Tensor | None, device, settings) -> Quantized:
+    """`weight` rounded a few thousand rows at a time, back on its own device."""
+    home, device = weight.device, device or weight.device
+    parts = []
+    for rows in weight.detach().split(ROWS):
+        rows = rows.to(device)
+        part = rtn(rows, **settings) if hessian is None else gptq(rows, hessian.to(device), **settings)
+        parts.append([None if tensor is None else tensor.to(home) for tensor in part[:3]])
+    codes, scale, zero = (None if column[0] is None else torch.cat(column) for column in zip(*parts))
+    return part._replace(codes=codes, scale=scale, zero_point=zero)
+
+
+def final_moment(model: nn.Module, tokens: Tensor) -> Tensor:
+    """2/n Σ x xᵀ of the hidden states that the head reads on `tokens` [count, length], float32 [hidden, hidden]."""
+    from lib.metrics import logits
+    from lib.quantizers import inputs
+
+    total = 0
+    with logits.evaluating(model):
+        for _, some in logits.batches(tokens, model, "auto", "head"):
+            total = total + inputs.second_moment(logits.hidden_states(model, some)) * (len(some) / len(tokens))
+    return total
+
+
+def place_(model: nn.Module, embedding: Quantized | None, head: Quantized | None) -> tuple[str, str]:
+    """Put stand-ins in the place of embedding and head, whose names are returned; None leaves one as it is.
+
+    The same object given twice ties them; in every other case the model isn't tied any more.
+    """
+    table, layer = blocks.embeddings(model), blocks.head(model)
+    names = blocks.path_of(model, table), blocks.path_of(model, layer)
+    table = table if embedding is None else QuantEmbedding.of(table, embedding)
+    layer = layer if head is None else QuantLinear(head, layer.bias)
+    if head is not None and head is embedding:
+        table.share_(layer)
+        # what transformers ties again when it is asked to, in the place of the two weights
+        parts = [part for part in PARTS if getattr(head, part) is not None]
+        model._tied_weights_keys = {f"{names[1]}.{part}": f"{names[0]}.{part}" for part in parts}
+        model.all_tied_weights_keys = dict(model._tied_weights_keys)
+    elif head is not None or embedding is not None:
+        model.config.tie_word_embeddings = blocks.config(model).tie_word_embeddings = False
+        model.all_tied_weights_keys = {}
+    for name, module in zip(names, (table, layer)):
+        model.set_submodule(name, module)
+    return names
+
+
+def check_parts(model: nn.Module, *, bits: int, group_size: int) -> None:
+    """Raise ValueError before the work when embedding or head can't take this grid."""
+    for part, kind in ((blocks.embeddings(model), nn.Embedding), (blocks.head(model), nn.Linear)):
+        name = blocks.path_of(model, part)
+        if not isinstance(part, kind):
+            raise ValueError(f"{name} is a {type(part).__name__}; load the original model and quantize that.")
+        check(part.weight.shape[1], bits=bits, group_size=group_size, name=name)
+    _factor(blocks.embeddings(model))

@@ -1,0 +1,123 @@
+"""GPTAQ: as GPTQ, but the outputs to keep are those of the original model on the original model's inputs.
+
+Behind compressed layers a layer no longer sees its original inputs X̃ but inputs X that have drifted. GPTQ keeps
+W X; GPTAQ keeps W X̃, so that each layer takes back what it can of the drift that the layers before it left.
+
+Source: Li et al., "GPTAQ: Efficient Finetuning-Free Quantization for Asymmetric Calibration", arXiv 2504.02692.
+Symbols are the paper's: ΔX = X̃ - X, H = 2 X Xᵀ, and U is GPTQ's factor, Uᵀ U = H⁻¹.
+"""
+
+import torch
+from torch import Tensor, nn
+
+from lib.quantizers import calibrate
+from lib.quantizers.gptq import BLOCK, inverse_factor
+from lib.quantizers.grid import Quantized, check, choose
+from lib.quantizers.state import State, fingerprint
+
+
+def quantize_(
+    model: nn.Module,
+    calibration,
+    *,
+    bits: int,
+    group_size: int,
+    symmetric: bool = False,
+    act_order: bool = True,
+    candidates: int = 8,
+    alpha: float = 0.25,
+    state=None,
+    device: str | None = None,
+) -> dict[str, Quantized]:
+    """Quantize every linear layer inside the blocks of `model`, in place; return the codes and grids by layer name.
+
+    alpha: how much of the drift to take back, 0 (none: GPTQ) to 1 (all, as far as the calibration text tells). The
+    paper has no such factor and the authors' program sets 0.25. The rest as in `gptq.quantize_`. It costs one more
+    pass of the original and keeps one block's original inputs beside the drifted ones.
+    """
+    from lib.sources import texts
+
+    check_alpha(alpha)
+    calibrate.check_layers(model, bits=bits, group_size=group_size)
+    tokens = texts.tokens(calibration, model)
+    calibrate.check_memory(model, tokens, streams=2)
+    settings = {"bits": bits, "group_size": group_size, "symmetric": symmetric}
+    settings |= {"act_order": act_order, "candidates": candidates, "alpha": alpha}
+    if state is not None:
+        state = State(state, method="gptaq", **fingerprint(model, tokens), **settings)
+
+    def visit(names: list[str], weight: Tensor, hessian: Tensor, cross: Tensor) -> Quantized:
+        return gptaq(weight, hessian, cross, **settings)
+
+    return calibrate.walk_pairs(model, tokens, visit, state=state, device=device)
+
+
+@torch.no_grad()
+def gptaq(
+    weight: Tensor,
+    hessian: Tensor,
+    cross: Tensor,
+    *,
+    bits: int,
+    group_size: int,
+    symmetric: bool = False,
+    act_order: bool = True,
+    candidates: int = 8,
+    alpha: float = 0.25,
+) -> Quantized:
+    """Quantize `weight` [rows, columns] so that Ŵ X comes closest to W X̃.
+
+    hessian: 2/n X Xᵀ, cross: 2/n ΔX Xᵀ (`inputs.cross_moment`), both [columns, columns].
+    """
+    check_alpha(alpha)
+    size = check(weight.shape[1], bits=bits, group_size=group_size)
+    weight, hessian = weight.float(), hessian.float().clone()
+    dead = hessian.diagonal() <= 0  # as in GPTQ
+    hessian.diagonal()[dead] = 1
+    weight = weight.masked_fill(dead, 0)
+    grid = {"bits": bits, "group_size": size, "symmetric": symmetric, "candidates": candidates}
+    scale, zero = choose(weight, importance=hessian.diagonal(), **grid)
+
+    columns = torch.arange(weight.shape[1], device=weight.device)
+    order = hessian.diagonal().argsort(descending=True, stable=True) if act_order else columns
+    upper = inverse_factor(hessian[order][:, order])
+    push = alpha * pushes(cross.float()[order][:, order], upper)
+    codes = torch.empty(weight.shape, dtype=torch.uint8, device=weight.device)
+    codes[:, order] = _columns(weight[:, order], upper, push, scale, zero, order // size, bits)
+    return Quantized(codes, scale, zero, bits, size)
+
+
+def pushes(cross: Tensor, upper: Tensor) -> Tensor:
+    """P [columns, columns]: row q is the change of the columns after q that makes up for ΔX_q, per unit of w_q.
+
+    The columns after q can undo w_q ΔX_q best by least squares, w_q ΔX_q Xᵀ H⁻¹ with the Hessian of those columns
+    alone. Its inverse is the lower right part of Uᵀ U, the same U for all q, so that all rows are found at once:
+    P = ((ΔX Xᵀ Uᵀ) ⊙ M) U, where M keeps what lies above the diagonal.
+    """
+    return (cross @ upper.T).triu_(1) @ upper
+
+
+def _columns(weight, upper, push, scale: Tensor, zero: Tensor | None, group: Tensor, bits: int) -> Tensor:
+    """GPTQ's Algorithm 1 with one more term: codes [rows, columns]; column j lies on grid `group[j]`."""
+    rest = weight.T.contiguous()  # a column of W is then contiguous memory
+    step = scale.float().T.contiguous()[group]
+    middle = torch.full_like(step, 2 ** (bits - 1)) if zero is None else zero.float().T.contiguous()[group]
+    codes, diagonal, top = torch.empty_like(rest), upper.diagonal().tolist(), 2**bits - 1
+    for start in range(0, len(rest), BLOCK):
+        block, after = slice(start, start + BLOCK), slice(start + BLOCK, None)
+        part, factor, gain = rest[block], upper[block, block], push[block, block]
+        errors = torch.empty_like(part)
+        for j, w in enumerate(part):
+            s, z, q = step[start + j], middle[start + j], codes[start + j]
+            torch.div(w, s, out=q).round_().add_(z).clamp_(0, top)
+            error = errors[j].copy_(w).sub_((q - z).mul_(s)).div_(diagonal[start + j])
+            # equation 18: the first term is GPTQ's, the second takes back the drift of column j
+            part[j + 1 :].addr_(factor[j, j + 1 :], error, alpha=-1).addr_(gain[j, j + 1 :], w)
+        rest[after].addmm_(upper[block, after].T, errors, alpha=-1).addmm_(push[block, after].T, part)
+    return codes.T.to(torch.uint8)
+
+
+def check_alpha(alpha: float) -> None:
+    """Raise ValueError when `alpha` is no share."""
+    if isinstance(alpha, bool) or not isinstance(alpha, int | float) or not 0 <= alpha <= 1:
+        raise ValueError(f"alpha={alpha!r} of the drift; 0 (none) to 1 (all) is allowed; 0.25 is what the authors use.")

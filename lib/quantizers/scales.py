@@ -1,0 +1,214 @@
+"""Scales end to end: the codes stay, and the scales of the whole model learn to answer as the original does.
+
+Source: Chen et al., "EfficientQAT: Efficient Quantization-Aware Training for Large Language Models", arXiv 2407.11062,
+section 3.3 (the second phase, E2E-QP). Two things differ from the paper: the loss is KL(original || quantized) over
+the whole vocabulary instead of the next token's cross-entropy, because a hundred windows of targets say less than
+the original's own distributions on them; and a scale moves in proportion to its size, s = s₀ (1 + δ), so that one
+learning rate suits all layers. Zero points are integers and stay.
+"""
+
+import contextlib
+import math
+import time
+from collections.abc import Callable, Iterator
+
+import torch
+from torch import Tensor, nn
+
+from lib import progress
+from lib.metrics import divergence, logits
+from lib.metrics.reference import Reference
+from lib.quantizers import calibrate
+from lib.quantizers.grid import TINY, Quantized
+from lib.quantizers.linear import QuantLinear
+from lib.quantizers.steps import Steps
+
+LEARNING_RATE = {2: 4e-3, 3: 2e-3, 4: 1e-3}  # peak of δ's rate by bits; more than 4 bits take the last
+BETAS = (0.9, 0.95)
+WARMUP = 0.05  # share of the steps over which the learning rate rises; then it falls as a cosine
+
+
+def tune_(
+    model: nn.Module,
+    calibration,
+    reference,
+    *,
+    steps: int,
+    batch: int = 1,
+    learning_rate: float | None = None,
+    seed: int = 0,
+    state=None,
+    watch: Callable[[int, float], None] | None = None,
+) -> dict[str, Quantized]:
+    """Tune the scales of every quantized layer inside the blocks of `model`, in place; return all of them by name.
+
+    calibration: windows of text, or token ids [count, length]. reference: the original model, or what
+    `divergence.remember` kept of it on these very windows. steps: updates, of `batch` windows each, drawn without
+    repetition until all have been seen. learning_rate: of δ, at its peak; None takes that of `LEARNING_RATE`.
+    state: folder that keeps the training's state, so that a killed job resumes and ends in the same bytes.
+    watch: called after each step with its number, from 1, and the mean KL in nats on its windows before the step.
+    Raises ValueError for a model without quantized layers, for steps or batch below 1, and when the loss is not
+    finite (the model then keeps the scales that it came with).
+    """
+    from lib.sources import texts
+
+    tokens = texts.tokens(calibration, model)
+    found = _check(model, steps, batch, len(tokens))
+    rate = learning_rate or LEARNING_RATE[min(max(layer.bits for layer in found.values()), max(LEARNING_RATE))]
+    original = reference if isinstance(reference, Reference) else divergence.remember(reference, tokens)
+    original.check(tokens)
+    settings = {"steps": steps, "batch": batch, "learning_rate": rate, "seed": seed}
+    job = Steps.open(state, model, tokens, method="scales", **settings)
+    with _tuned(model, found) as tuned:
+        deltas = {name: part.delta for name, part in tuned.items()}
+        optimizer = torch.optim.Adam(deltas.values(), lr=rate, betas=BETAS)
+        first = job.restore(deltas, optimizer)
+        bar = progress.bar(range(first, steps), desc="scales", unit="step", initial=first, total=steps)
+        for step in bar:
+            optimizer.param_groups[0]["lr"] = rate * schedule(step, steps)
+            loss = _step(model, original, tokens, windows(step, batch, len(tokens), seed))
+            if not math.isfinite(loss):
+                raise ValueError(
+                    f"the loss is {loss} at step {step + 1} of {steps}; it must be finite; the model keeps its scales: "
+                    f"use a learning_rate below {rate:g}, or a model in bfloat16 or float32."
+                )
+            optimizer.step()
+            optimizer.zero_grad()
+            job.save(step + 1, loss, deltas, optimizer)
+            if watch:
+                watch(step + 1, loss)
+        for part in tuned.values():
+            part.layer.scale = part.rounded()
+            part.layer.forget()
+    return {name: layer.quantized for name, layer in found.items()}
+
+
+def seconds_per_step(model: nn.Module, calibration, reference: Reference, *, batch: int = 1) -> float:
+    """How long one step of `tune_` takes on this machine: the second of two, neither of which changes anything."""
+    from lib.sources import texts
+
+    tokens = texts.tokens(calibration, model)
+    with _tuned(model, _check(model, 1, batch, len(tokens))):
+        for _ in range(2):
+            begun = time.monotonic()
+            _step(model, reference, tokens, list(range(batch)))
+    return time.monotonic() - begun
+
+
+def schedule(step: int, steps: int) -> float:
+    """Share of the peak learning rate at `step` of `steps`: a linear rise, then half a cosine down to almost zero."""
+    rise = (step + 1) / max(1, round(WARMUP * steps))
+    return min(1.0, rise) * (1 + math.cos(math.pi * step / steps)) / 2
+
+
+def windows(step: int, batch: int, count: int, seed: int) -> list[int]:
+    """Indices of the windows of `step`: the next `batch` of endlessly many seeded permutations of `count` windows."""
+    chosen = []
+    for place in range(step * batch, (step + 1) * batch):
+        generator = torch.Generator().manual_seed(seed + place // count)
+        chosen.append(int(torch.randperm(count, generator=generator)[place % count]))
+    return chosen
+
+
+def _step(model: nn.Module, original: Reference, tokens: Tensor, chosen: list[int]) -> float:
+    """Forward and backward pass over the `chosen` windows; gradients add up in the δ; returns the mean KL in nats."""
+    total, rows = 0.0, len(chosen) * (tokens.shape[1] - 1)
+    with torch.enable_grad():
+        projection = logits.Projection.of(model)
+        hidden = logits.hidden_states(model, tokens[chosen])[:, :-1]
+        gradients = []
+        for index, states in zip(chosen, hidden.detach()):
+            loss, gradient = _loss(states, projection, original.rows(index, 1), rows)
+            total += loss
+            gradients.append(gradient)
+        hidden.backward(torch.stack(gradients))
+    return total
+
+
+def _loss(states: Tensor, projection: logits.Projection, original: logits.Rows, rows: int) -> tuple[float, Tensor]:
+    """KL(original || model) summed over one window and divided by `rows`, and its gradient by `states`.
+
+    A chunk of positions at a time: the logits of a whole window, and all that autograd would keep of them, are large.
+    """
+    states, total = states.requires_grad_(), 0.0
+    for chunk in logits.chunks(len(states), projection.head.out_features):
+        with torch.no_grad():
+            p = original(chunk).float().log_softmax(-1)
+        q = projection(states[chunk]).float().log_softmax(-1)
+        loss = (p.exp() * (p - q)).sum() / rows
+        loss.backward()
+        total += loss.item()
+    return total, states.grad
+
+
+class Tuned(nn.Module):
+    """A `QuantLinear` whose scale is s₀ (1 + δ) with a trainable δ [rows, groups], float32."""
+
+    def __init__(self, layer: QuantLinear, dtype: torch.dtype):
+        super().__init__()
+        self.layer, self.start = layer, layer.scale.float()
+        # the values for a scale of one: whole numbers up to 255, exact in bfloat16, or levels of a codebook
+        one = layer.quantized._replace(scale=torch.ones_like(self.start))
+        self.levels = one.dense(dtype).view(*self.start.shape, -1)
+        self.delta = nn.Parameter(torch.zeros_like(self.start))
+        self.in_features, self.out_features = layer.in_features, layer.out_features
+
+    def rounded(self) -> Tensor:
+        """The scale as it will be stored: bfloat16 [rows, groups], positive."""
+        return (self.start * (1 + self.delta)).detach().clamp(min=TINY).to(self.layer.scale.dtype)
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        """As the layer, with gradients for δ."""
+        outputs = _Product.apply(inputs, self.start * (1 + self.delta), self.levels)
+        return outputs if self.layer.bias is None else outputs + self.layer.bias
+
+
+class _Product(torch.autograd.Function):
+    """x Wᵀ with W = s (q - z); ∂W/∂s = q - z (equation 4 of the paper), summed over each group."""
+
+    @staticmethod
+    def forward(ctx, inputs: Tensor, scale: Tensor, levels: Tensor) -> Tensor:
+        weight = (levels * scale[..., None].to(levels.dtype)).flatten(1)
+        ctx.save_for_backward(inputs, weight, levels)
+        return inputs @ weight.T
+
+    @staticmethod
+    def backward(ctx, gradient: Tensor):
+        inputs, weight, levels = ctx.saved_tensors
+        of_weight = (gradient.flatten(0, -2).T @ inputs.flatten(0, -2)).view_as(levels)
+        of_scale = of_weight.mul_(levels).sum(-1, dtype=torch.float32)
+        return gradient @ weight, of_scale, None
+
+
+@contextlib.contextmanager
+def _tuned(model: nn.Module, found: dict[str, QuantLinear]) -> Iterator[dict[str, Tuned]]:
+    """`Tuned` stand-ins for the layers inside the block; all other parameters rest, and all is put back after it."""
+    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    tuned = {name: Tuned(layer, model.dtype) for name, layer in found.items()}
+    try:
+        with logits.evaluating(model):
+            for parameter in trained:
+                parameter.requires_grad_(False)
+            for name, part in tuned.items():
+                model.set_submodule(name, part)
+            yield tuned
+    finally:
+        for name, layer in found.items():
+            model.set_submodule(name, layer)
+        for parameter in trained:
+            parameter.requires_grad_(True)
+
+
+def _check(model: nn.Module, steps: int, batch: int, count: int) -> dict[str, QuantLinear]:
+    found = {name: layer for name, layer in calibrate.layers(model).items() if isinstance(layer, QuantLinear)}
+    if not found:
+        raise ValueError(
+            f"{type(model).__name__} has no quantized layers; scales are tuned after a quantizer; call one first "
+            "(quantizers.gptq.quantize_, say)."
+        )
+    if steps < 1 or not 1 <= batch <= count:
+        raise ValueError(
+            f"steps={steps} and batch={batch} with {count} windows; there must be 1 or more steps, and 1 to {count} "
+            "windows in a batch; change them, or give more windows."
+        )
+    return found

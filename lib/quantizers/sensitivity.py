@@ -1,0 +1,140 @@
+"""Sensitivity: how far the predictions move when one group of layers alone has fewer bits.
+
+The divergence of each group is measured at `PROBE` bits, on a few windows, and carried to the other widths by the
+ratio of the output errors that their grids leave:
+
+    loss_b = loss_probe · err_b / err_probe,      err_b = Σ h (w - ŵ_b)²,    h the diagonal of the Hessian,
+
+because a small change of a layer moves the divergence by a square of its size (HAWQ-V2, Dong et al., arXiv
+1911.03852, section 3.1, has the same second-order argument with a Hessian of the training loss). Layers are rounded
+here, not compensated: which ones matter is the same question, and it is answered in a tenth of the time.
+"""
+
+import torch
+from torch import Tensor, nn
+
+from lib.metrics import divergence, logits
+from lib.models import blocks
+from lib.quantizers import calibrate, embedding, inputs
+from lib.quantizers.grid import BITS, TINY, Quantized, choose, quantize
+
+ROWS = 8192  # rows that are rounded at once
+PROBE = 3  # bits at which a group's divergence is measured
+Losses = dict[tuple[str, ...], dict[int, float]]  # names of the layers that share a width -> bits -> KL in nats a token
+
+
+@torch.no_grad()
+def measure(model: nn.Module, calibration, *, widths=BITS, group_size: int = 64, windows: int = 2) -> Losses:
+    """Loss in nats a token of each group of layers, and of the embedding, at each of `widths`; `model` is not changed.
+
+    Runs, for each group, the blocks from its own on over the first `windows` of `calibration`; the Hessians are
+    those of all windows. A block's working set is all that is held beside the model.
+    """
+    from lib.sources import texts
+
+    tokens = texts.tokens(calibration, model)
+    few, found = tokens[:windows], {}
+    reference = divergence.remember(model, few)
+    calls, parts = inputs.capture(model, few).calls, list(blocks.blocks(model))
+
+    def visit(prefix: str, block: nn.Module, hidden: Tensor, _: Tensor, call: tuple) -> dict:
+        index = parts.index(block)
+        rest = list(zip(parts[index:], calls[index:]))
+        for names, hessian in _moments(block, hidden, call):
+            weights = [block.get_submodule(name).weight for name in names]
+            weight, share = torch.cat(weights).float(), hessian.diagonal()
+            rounded = {bits: _rounded(weight, share, bits, group_size) for bits in {PROBE, *widths}}
+            with _changed(weights, rounded[PROBE]):
+                loss = _divergence(model, reference, _run(rest, hidden[: len(few)]), few)
+            errors = {bits: _error(weight, values, share) for bits, values in rounded.items()}
+            carried = {bits: loss * errors[bits] / max(errors[PROBE], TINY) for bits in widths}
+            found[tuple(f"{prefix}.{name}" for name in names)] = carried
+        return {}
+
+    with logits.evaluating(model):
+        calibrate.walk_blocks(model, tokens, visit)
+        return found | _of_embedding(model, tokens, reference, few, widths, group_size)
+
+
+def _of_embedding(model, tokens, reference, few, widths, group_size) -> Losses:
+    """Losses of embedding and head (one group where they are tied), measured at every width: they are large."""
+    table, head = blocks.embeddings(model), blocks.head(model)
+    names = {"embedding": blocks.path_of(model, table), "head": blocks.path_of(model, head)}
+    share = embedding.final_moment(model, tokens).diagonal()
+    alike = torch.ones_like(share)
+    if blocks.tied(model):
+        groups = {tuple(names.values()): (head.weight, share + embedding.RIDGE * share.mean())}
+    else:
+        groups = {(names["embedding"],): (table.weight, alike), (names["head"],): (head.weight, share)}
+    calls, found = list(zip(blocks.blocks(model), inputs.capture(model, few).calls)), {}
+    for key, (weight, weighs) in groups.items():
+        found[key] = {}
+        for bits in widths:
+            with _changed([weight], _rounded(weight, weighs, bits, group_size)):
+                hidden = inputs.capture(model, few).hidden
+                found[key][bits] = _divergence(model, reference, _run(calls, hidden), few)
+    return found
+
+
+def _moments(block: nn.Module, hidden: Tensor, call: tuple) -> list[tuple[list[str], Tensor]]:
+    """For each group of layers of `block` that share inputs: their names and the second moment of those inputs."""
+    layers, found = blocks.linears(block), []
+    sharing = inputs.sharing(block, layers, hidden[:1], call)
+
+    def hook(name: str):
+        def look(_: nn.Module, args: tuple) -> None:
+            if name == sharing[name][0]:
+                found.append((sharing[name], inputs.second_moment(args[0])))
+
+        return look
+
+    with inputs.hooks(layers, hook):
+        inputs.run_block(block, hidden, call)
+    return found
+
+
+def _rounded(weight: Tensor, share: Tensor, bits: int, group_size: int) -> Tensor:
+    """Values of `weight` [rows, columns] on the grids that lose least when columns weigh as in `share` [columns]."""
+    parts = []
+    for part in weight.float().split(ROWS):
+        scale, zero = choose(part, bits=bits, group_size=group_size, importance=share, candidates=4)
+        codes = quantize(part, scale, zero, bits=bits)
+        parts.append(Quantized(codes, scale, zero, bits, group_size).dense(weight.dtype))
+    return torch.cat(parts)
+
+
+def _error(weight: Tensor, values: Tensor, share: Tensor) -> float:
+    return (values.float() - weight).square_().mul_(share).sum().item()
+
+
+class _changed:
+    """Other values in the place of `weights`, one below the other, inside the block; the same bytes after it."""
+
+    def __init__(self, weights: list[Tensor], values: Tensor):
+        self.weights, self.values = weights, values.split([len(weight) for weight in weights])
+
+    def __enter__(self):
+        self.before = [weight.clone() for weight in self.weights]
+        for weight, part in zip(self.weights, self.values):
+            weight.data.copy_(part)
+
+    def __exit__(self, *_):
+        for weight, part in zip(self.weights, self.before):
+            weight.data.copy_(part)
+
+
+def _run(parts: list, hidden: Tensor) -> Tensor:
+    for block, call in parts:
+        hidden = inputs.run_block(block, hidden, call)
+    return hidden
+
+
+def _divergence(model: nn.Module, reference, hidden: Tensor, tokens: Tensor) -> float:
+    """Mean KL from `reference` of the predictions that follow from `hidden`, the outputs of the last block."""
+    states, projection, total = blocks.final_norm(model)(hidden[:, :-1]), logits.Projection.of(model), 0.0
+    for index, some in enumerate(states):
+        original = reference.rows(index, 1)
+        for chunk in logits.chunks(len(some), projection.head.out_features):
+            p, q = original(chunk).float().log_softmax(-1), projection(some[chunk]).float().log_softmax(-1)
+            total += (p.exp() * (p - q)).sum().item()
+    return total / tokens[:, 1:].numel()

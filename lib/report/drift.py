@@ -1,0 +1,63 @@
+"""The figure about drift: how far the layers' inputs have moved, and how much of that the layers take back."""
+
+import numpy as np
+import pandas as pd
+
+from lib.report import axes as ax
+from lib.report import rows, style
+
+NAMES = {"gptaq": "GPTAQ"}
+PARTS = {"came_in": ("none", "came in: W (X̃ − X)"), "added": ("rtn", "added: (W − Ŵ) X")}
+
+
+def drift(table: pd.DataFrame):
+    """Where a layer's error comes from, and what each method takes back of it, by block.
+
+    Metrics read: drift (label `part`: came_in, added) and taken_back; labels `block` and `method`. The left panel
+    shows the parts of the first method in the order of `style.order`.
+    """
+    title = "What comes in, what a layer adds, what it takes back"
+    parts, back = rows.newest(table, "drift"), rows.newest(table, "taken_back")
+    if parts.empty or back.empty:
+        return ax.gap(title, "22_gptq")
+    parts, back = (part.assign(block=pd.to_numeric(part["block"])) for part in (parts, back))
+    methods = sorted(back["method"].unique(), key=style.order)
+    with style.use():
+        figure = style.picture(9.6, 3.9)
+        left, right = figure.subplots(1, 2)
+        shown = parts[parts["method"].eq(methods[0])]
+        for name, (shade, text) in PARTS.items():
+            _line(left, shown[shown["part"].eq(name)], style.look(shade), text)
+        left.set(xlabel="block", ylabel="share of the outputs' power", ylim=(0, None))
+        left.legend()
+        ax.headline(left, "Most of the error comes in" if _mostly(shown) else "Where the error comes from",
+                    f"{_name(methods[0])}: mean over a block's layers. Bars: 95 % intervals.")  # fmt: skip
+        for method in methods:
+            _line(right, back[back["method"].eq(method)], style.look(method), _name(method))
+        right.axhline(0, color=style.MUTED, linewidth=0.8)
+        right.set(xlabel="block", ylabel="share of both parts taken back")
+        right.yaxis.set_major_formatter(lambda value, _: f"{100 * value:.0f} %".replace("-", "−"))
+        right.legend()
+        ax.headline(right, "What a layer takes back", "Zero: its own rounding has nothing to do with what came in.")
+        for axes in (left, right):
+            axes.xaxis.get_major_locator().set_params(integer=True)
+    return figure
+
+
+def _name(method: str) -> str:
+    return NAMES.get(method, style.look(method).label)
+
+
+def _mostly(shown: pd.DataFrame) -> bool:
+    """Whether more came in than was added, in the mean over blocks."""
+    means = shown.groupby("part")["value"].mean()
+    return means["came_in"] > means["added"]
+
+
+def _line(axes, part: pd.DataFrame, look, text: str) -> None:
+    part = part.sort_values("block")
+    bars = np.array([ax.interval(v, e, False) for v, e in zip(part["value"], part["stderr"].astype(float))])
+    axes.errorbar(
+        part["block"], part["value"], yerr=bars.reshape(-1, 2).T, fmt=look.marker, linestyle=look.line,
+        color=look.colour, markersize=4, elinewidth=0.8, label=text,
+    )  # fmt: skip

@@ -1,0 +1,106 @@
+"""Figures about the recipe: how scales move, where the bits go, and what a megabyte buys."""
+
+import matplotlib
+import numpy as np
+import pandas as pd
+
+from lib.report import axes as ax
+from lib.report import rows, style
+
+KINDS = ("q_proj, k_proj, v_proj", "o_proj", "gate_proj, up_proj", "down_proj")
+
+
+def tuning(losses: pd.DataFrame, moves: pd.DataFrame):
+    """What tuning does: the loss by step (columns step, loss), and how far scales move (columns block, move).
+
+    loss: KL from the original in nats a token, on the windows of that step. move: δ, the relative change of a scale.
+    """
+    with style.use():
+        figure = style.picture(9.6, 3.7)
+        left, right = figure.subplots(1, 2)
+        look = style.look("gptq")
+        left.plot(losses["step"], losses["loss"], ".", color=look.colour, alpha=0.45, label="one step's windows")
+        smooth = losses["loss"].rolling(max(2, len(losses) // 8), min_periods=1, center=True).mean()
+        left.plot(losses["step"], smooth, color=look.colour, label="running mean")
+        left.set(xlabel="step", ylabel="KL divergence, nats a token", ylim=(0, None))
+        left.legend()
+        ax.headline(left, "The codes stay, the answers come nearer", "On the calibration windows of each step.")
+        for (name, part), method in zip(moves.groupby("block"), ("none", "rtn", "gptq", "depth")):
+            right.hist(
+                100 * part["move"], 80, histtype="step", density=True, color=style.look(method).colour,
+                label=f"block {name}",
+            )  # fmt: skip
+        right.set(xlabel="change of a scale, %", ylabel="share of scales (density)", yticks=[])
+        right.legend()
+        ax.headline(right, "Scales move by a few percent", "Every scale of a block, first, middle and last.")
+    return figure
+
+
+def allocation(table: pd.DataFrame):
+    """Heat map of the bits of each group of layers by block (metric bits; labels block, layers)."""
+    data = rows.newest(table, "bits")
+    if data.empty:
+        return ax.gap("Where the bits go", "28_allocation")
+    blocks = data.dropna(subset=["block"]).assign(block=lambda part: part["block"].astype(int))
+    grid = blocks.pivot(index="layers", columns="block", values="value").reindex(KINDS).dropna(how="all")
+    other = data[data["block"].isna()]
+    low, high = int(data["value"].min()), int(data["value"].max())
+    with style.use():
+        figure = style.picture(9.6, 2.9)
+        axes = figure.add_subplot()
+        colours = matplotlib.colormaps["cividis_r"].resampled(max(2, high - low + 1))
+        image = axes.imshow(grid.to_numpy(float), aspect="auto", cmap=colours, vmin=low - 0.5, vmax=high + 0.5)
+        axes.grid(False)
+        axes.set_yticks(range(len(grid)), labels=grid.index)
+        axes.set_xticks(range(0, grid.shape[1], 5), labels=grid.columns[::5])
+        axes.set_xlabel("block")
+        bar = figure.colorbar(image, ax=axes, ticks=range(low, high + 1), pad=0.01)
+        bar.set_label("bits")
+        text = "; ".join(f"{row.layers}: {row.value:.0f} bits" for row in other.itertuples())
+        ax.headline(axes, "Where the bits go", f"Group size and budget as recorded. {text}.")
+    return figure
+
+
+def sensitivity(table: pd.DataFrame):
+    """Divergence of each group of layers alone at the probe's bits (metric sensitivity; labels block, layers)."""
+    data = rows.newest(table, "sensitivity").dropna(subset=["block"])
+    if data.empty:
+        return ax.gap("What each group of layers costs", "28_allocation")
+    with style.use():
+        figure = style.picture(7.6, 3.6)
+        axes = figure.add_subplot()
+        for kind, method in zip(KINDS, ("none", "rtn", "gptq", "depth")):
+            part = data[data["layers"].eq(kind)].sort_values("block")
+            look = style.look(method)
+            axes.plot(
+                part["block"].astype(int), part["value"], marker=look.marker, markersize=4.5, linestyle=look.line,
+                color=look.colour, label=kind,
+            )  # fmt: skip
+        ax.plain_log(axes, "y")
+        axes.set(xlabel="block", ylabel="KL divergence, nats a token")
+        axes.legend(ncols=2, fontsize=8.5)
+        ax.headline(axes, "What each group of layers costs", "The whole model as it was, this group alone at 3 bits.")
+    return figure
+
+
+def by_megabytes(table: pd.DataFrame, metric: str = "kl_divergence"):
+    """`metric` against the megabytes of the artifact for each arm (labels arm, megabytes), with 95 % intervals."""
+    data = table[table["metric"].eq(metric) & table["megabytes"].notna()] if "megabytes" in table else table.iloc[:0]
+    if data.empty:
+        return ax.gap("What a megabyte buys", "53_peers")
+    data = data.drop_duplicates(["arm", "kind"], keep="last") if "kind" in data else data
+    with style.use():
+        figure = style.picture(7.6, 4.6)
+        axes = figure.add_subplot()
+        for arm, part in sorted(data.groupby("arm"), key=lambda pair: style.order(pair[0])):
+            part, look = part.sort_values("megabytes"), style.look(arm)
+            bars = np.array([ax.interval(v, e, True) for v, e in zip(part["value"], part["stderr"].astype(float))])
+            axes.errorbar(
+                part["megabytes"].astype(float), part["value"], yerr=bars.reshape(-1, 2).T, fmt=look.marker,
+                linestyle=look.line if len(part) > 1 else "none", color=look.colour, label=look.label, markersize=5,
+            )  # fmt: skip
+        ax.plain_log(axes, "y")
+        axes.set(xlabel="artifact, MB (tokenizer left out)", ylabel="KL divergence, nats a token (lower is better)")
+        axes.legend()
+        ax.headline(axes, "What a megabyte buys", "Embeddings and head included. Bars: 95 % intervals.")
+    return figure

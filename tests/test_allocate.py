@@ -1,0 +1,162 @@
+"""Allocation: the knapsack against brute force, the budget against the saved folder, losses against a direct count."""
+
+import copy
+import itertools
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from lib.export import compressed_tensors, size
+from lib.metrics import count, divergence
+from lib.models import blocks
+from lib.quantizers import allocate, calibrate, grid, sensitivity
+from tests import tiny
+
+WIDTHS = (2, 3, 4, 8)
+TABLES = st.lists(
+    st.dictionaries(st.sampled_from(WIDTHS), st.tuples(st.integers(1, 60), st.floats(0, 10)), min_size=1),
+    min_size=1,
+    max_size=5,
+)
+
+
+@settings(deadline=None, max_examples=200)
+@given(TABLES, st.integers(0, 200))
+def test_the_best_choice_is_that_of_brute_force(tables, budget):
+    costs = [{key: cost for key, (cost, _) in table.items()} for table in tables]
+    losses = [{key: loss for key, (_, loss) in table.items()} for table in tables]
+    found = allocate.solve(costs, losses, budget)
+    fitting = [
+        sum(loss[key] for loss, key in zip(losses, keys))
+        for keys in itertools.product(*costs)
+        if sum(cost[key] for cost, key in zip(costs, keys)) <= budget
+    ]
+    if not fitting:
+        assert found is None
+    else:
+        assert sum(cost[key] for cost, key in zip(costs, found)) <= budget
+        assert sum(loss[key] for loss, key in zip(losses, found)) == pytest.approx(min(fitting))
+
+
+def test_a_coarse_unit_still_keeps_the_budget(monkeypatch):
+    monkeypatch.setattr(allocate, "UNITS", 7)
+    generator = torch.Generator().manual_seed(0)
+    costs = [{b: int(1000 * b + torch.randint(99, (), generator=generator)) for b in WIDTHS} for _ in range(9)]
+    losses = [{b: float(torch.rand((), generator=generator)) / b for b in WIDTHS} for _ in range(9)]
+    for budget in (18_900, 25_000, 40_000, 10**6):
+        found = allocate.solve(costs, losses, budget)
+        assert sum(cost[key] for cost, key in zip(costs, found)) <= budget
+
+
+@pytest.fixture(scope="module")
+def measured():
+    model, tokens = tiny.llama(), tiny.tokens(4, 24)
+    return model, tokens, sensitivity.measure(model, tokens, widths=WIDTHS, group_size=32, windows=2)
+
+
+def test_losses_cover_every_matrix_once_and_fall_with_bits(measured):
+    model, _, losses = measured
+    both = ("model.embed_tokens", "lm_head")
+    named = [name for names in losses for name in names]
+    assert sorted(named) == sorted([*calibrate.layers(model), *both]) and both in losses
+    assert (
+        "model.layers.0.self_attn.q_proj",
+        "model.layers.0.self_attn.k_proj",
+        "model.layers.0.self_attn.v_proj",
+    ) in losses
+    for table in losses.values():
+        values = [table[bits] for bits in WIDTHS]
+        assert all(value > 0 for value in values) and values == sorted(values, reverse=True)
+
+
+def test_a_loss_is_the_divergence_of_the_model_with_that_group_alone_changed(measured):
+    model, tokens, losses = measured
+    names, seen = ("model.layers.2.mlp.down_proj",), {}
+    calibrate.walk(model, tokens, lambda n, weight, hessian: seen.update({tuple(n): (weight.clone(), hessian)}))
+    weight, hessian = seen[names]
+    other = copy.deepcopy(model)
+    share, errors = hessian.diagonal(), {}
+    for bits in WIDTHS:
+        scale, zero = grid.choose(weight, bits=bits, group_size=32, importance=share, candidates=4)
+        values = grid.dequantize(grid.quantize(weight, scale, zero, bits=bits), scale, zero, bits=bits)
+        errors[bits] = ((values - weight).double().square() * share.double()).sum().item()
+        if bits == sensitivity.PROBE:
+            other.get_submodule(names[0]).weight.data.copy_(values)
+    expected = divergence.measure(other, model, tokens[:2])["kl_divergence"].value
+    for bits in WIDTHS:
+        carried = expected * errors[bits] / errors[sensitivity.PROBE]
+        assert losses[names][bits] == pytest.approx(carried, rel=1e-3)
+
+
+def test_measuring_changes_nothing(measured):
+    model, tokens, losses = measured
+    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    again = sensitivity.measure(model, tokens, widths=WIDTHS, group_size=32, windows=2)
+    assert again == losses
+    assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
+
+
+@pytest.mark.parametrize("share", [0.0, 0.3, 0.7, 1.0])
+def test_the_saved_artifact_keeps_the_budget_and_wastes_little(measured, tmp_path, share):
+    model, tokens, losses = measured
+    sizes = []
+    for bits in (2, 8):
+        plan = {name: bits for names in losses for name in names}
+        sizes.append(size.predict(model, allocate.matrices(model, plan, group_size=32)))
+    budget = sizes[0] + share * (sizes[1] - sizes[0])
+    small = copy.deepcopy(model)
+    done = allocate.quantize_(small, tokens, megabytes=budget / 1e6, group_size=32, losses=losses)
+    compressed_tensors.save(small, model.tokenizer, tmp_path / "small")
+    found = count.artifact_bytes(tmp_path / "small")
+    assert found <= budget and budget - found < 2500  # less than one step of the smallest layer, and headers
+    assert {q.bits for q in done.values()} <= set(WIDTHS)
+    again, _ = compressed_tensors.load(tmp_path / "small")
+    assert torch.equal(again(tokens[:1]).logits, small(tokens[:1]).logits)
+
+
+def test_more_bytes_never_cost_divergence(measured):
+    model, _, losses = measured
+    budgets = [0.083, 0.09, 0.1, 0.12, 0.14]
+    plans = [allocate.fit(model, losses, megabytes=budget, group_size=32) for budget in budgets]
+    totals = [sum(table[plan[names[0]]] for names, table in losses.items()) for plan in plans]
+    assert totals == sorted(totals, reverse=True) and totals[0] > totals[-1]
+
+
+def test_untied_embedding_and_head_get_bits_of_their_own():
+    model, tokens = tiny.llama(tie_word_embeddings=False), tiny.tokens(3, 16)
+    losses = sensitivity.measure(model, tokens, widths=(2, 4), group_size=32, windows=1)
+    assert ("model.embed_tokens",) in losses and ("lm_head",) in losses
+    plan = allocate.fit(model, losses, megabytes=0.09, group_size=32)
+    done = allocate.apply_(model, tokens, plan, group_size=32)
+    assert all(done[name].bits == bits for name, bits in plan.items())
+    assert blocks.is_quantized(model.lm_head)
+
+
+def test_a_killed_allocation_resumes_to_the_same_bytes(measured, tmp_path, monkeypatch):
+    model, tokens, losses = measured
+    plan = allocate.fit(model, losses, megabytes=0.09, group_size=32)
+    expected = allocate.apply_(copy.deepcopy(model), tokens, plan, group_size=32)
+    gptq, calls = allocate.gptq.gptq, []
+
+    def stops(*args, **options):
+        calls.append(1)
+        if len(calls) == 6:
+            raise KeyboardInterrupt
+        return gptq(*args, **options)
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(allocate.gptq, "gptq", stops)
+        allocate.apply_(copy.deepcopy(model), tokens, plan, group_size=32, state=tmp_path)
+    found = allocate.apply_(copy.deepcopy(model), tokens, plan, group_size=32, state=tmp_path)
+    assert found.keys() == expected.keys()
+    assert all(torch.equal(a, b) for name in found for a, b in zip(found[name][:3], expected[name][:3]))
+    with pytest.raises(ValueError, match="another job"):
+        allocate.apply_(copy.deepcopy(model), tokens, {name: 4 for name in plan}, group_size=32, state=tmp_path)
+
+
+def test_a_budget_too_small_is_refused_with_the_least_size(measured):
+    model, tokens, losses = measured
+    with pytest.raises(ValueError, match=r"megabytes=0.01 is too small: with 2 bits everywhere .* 0\.0\d+ MB"):
+        allocate.quantize_(copy.deepcopy(model), tokens, megabytes=0.01, group_size=32, losses=losses)
