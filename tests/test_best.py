@@ -58,6 +58,17 @@ def test_little_time_means_fewer_windows_and_no_tuning(monkeypatch):
     assert seen[1] == 40
 
 
+def test_with_steps_two_runs_give_the_same_bytes_however_fast_the_machine_is(monkeypatch):
+    original, tokens = tiny.llama(), tiny.tokens(5, 24)
+    first = quantizers.best_(copy.deepcopy(original), tokens, bits=2, steps=4, group_size=32)
+    monkeypatch.setattr(best, "FIRST", 1e-12)  # a clock by which nothing could be afforded
+    again = quantizers.best_(copy.deepcopy(original), tokens, bits=2, steps=4, minutes=1e-6, group_size=32)
+    assert same(first, again)
+    alone = gptq.quantize_(copy.deepcopy(original), tokens, bits=2, group_size=32)
+    none = quantizers.best_(copy.deepcopy(original), tokens, bits=2, steps=0, group_size=32)
+    assert same(none, alone) and not same(none, first)
+
+
 def test_what_the_clock_decided_is_kept_so_that_a_resumed_job_ends_in_the_same_bytes(quick, tmp_path, monkeypatch):
     original, tokens = tiny.llama(), tiny.tokens(6, 24)
     options = {"bits": 3, "minutes": 1, "group_size": 32, "state": tmp_path / "first"}
@@ -82,6 +93,8 @@ def test_what_it_cannot_mean_is_refused_before_the_work():
             quantizers.best_(model, tokens, **options)
     with pytest.raises(ValueError, match="minutes=0"):
         quantizers.best_(model, tokens, bits=4, minutes=0)
+    with pytest.raises(ValueError, match="steps=-1"):
+        quantizers.best_(model, tokens, bits=4, steps=-1)
     with pytest.raises(ValueError, match="group_size=48 does not divide 64"):
         quantizers.best_(model, tokens, bits=4, group_size=48)
     assert not any(isinstance(layer, QuantLinear) for layer in calibrate.layers(model).values())

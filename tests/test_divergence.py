@@ -188,3 +188,23 @@ def test_models_that_cannot_be_remembered_are_refused(monkeypatch):
     monkeypatch.setattr(logits, "projects", lambda *_: False)
     with pytest.raises(ValueError, match="pass a copy of the original model as reference"):
         divergence.remember(tiny.llama(), tiny.tokens(2, 24))
+
+
+def test_gain_is_the_paired_fall_of_the_divergence():
+    from lib.quantizers import rtn
+
+    original, ids = tiny.llama(), tiny.tokens(6, 24)
+    found = []
+    for bits in (2, 4):
+        model = copy.deepcopy(original)
+        rtn.quantize_(model, bits=bits, group_size=32)
+        found.append(divergence.compare(model, original, ids))
+    gain = divergence.gain(*found)
+    fall = (found[0].divergence - found[1].divergence).double().mean(1)
+    assert gain.value == pytest.approx(fall.mean().item()) and gain.n == 6 and gain.higher_is_better
+    assert gain.stderr == pytest.approx((fall.std() / 6**0.5).item(), rel=0.25)
+    assert divergence.gain(found[0], found[0]).value == 0
+    whole = divergence.scores(found[1], ids)
+    assert whole == divergence.quality(model, original, ids)
+    with pytest.raises(ValueError, match="pairs need the same ones"):
+        divergence.gain(found[0], divergence.compare(model, original, ids[:3]))

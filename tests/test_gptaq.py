@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from lib.models.blocks import blocks
-from lib.quantizers import calibrate, gptaq, gptq, inputs
+from lib.quantizers import calibrate, gptaq, gptq, inputs, rtn
 from lib.quantizers.linear import QuantLinear
 from tests import tiny
 
@@ -106,9 +106,10 @@ def test_cross_moment_equals_float64(dtype, tolerance):
 def test_moments_handed_out_are_those_of_the_original_and_of_the_finished_model(family):
     model, original, ids, handed = family(), family(), tiny.tokens(3, 24), {}
 
-    def visit(names, weight, hessian, cross):
-        handed.update(dict.fromkeys(names, (hessian, cross)))
-        return gptaq.gptaq(weight, hessian, cross, **GRID)
+    def visit(names, weight, given, clean):
+        moments = inputs.second_moment(given), inputs.cross_moment(clean, given)
+        handed.update(dict.fromkeys(names, moments))
+        return gptaq.gptaq(weight, *moments, **GRID)
 
     done = calibrate.walk_pairs(model, ids, visit)
     assert list(done) == list(handed) == list(calibrate.layers(model))
@@ -144,6 +145,19 @@ def test_observing_pairs_changes_nothing_and_leaves_no_hooks():
     assert sorted(names) == sorted(calibrate.layers(model))
     assert all(torch.equal(before[name], tensor) for name, tensor in model.state_dict().items())
     assert not any(layer._forward_pre_hooks for layer in calibrate.layers(model).values())
+
+
+@pytest.mark.parametrize("walk", [calibrate.walk, calibrate.walk_pairs])
+def test_a_walk_over_the_first_blocks_leaves_the_others(walk):
+    model, names = tiny.llama(), []
+
+    def visit(some, weight, *_):
+        names.extend(some)
+        return rtn.rtn(weight, **GRID)
+
+    done = walk(model, tiny.tokens(), visit, first=2)
+    assert list(done) == names and {name.split(".")[2] for name in names} == {"0", "1"}
+    assert [isinstance(block.mlp.down_proj, QuantLinear) for block in blocks(model)] == [True, True, False, False]
 
 
 def test_a_killed_walk_resumes_and_ends_in_the_same_bytes(tmp_path):

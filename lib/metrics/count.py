@@ -16,7 +16,9 @@ _SUFFIXES = {
     ".weight_zero_point": "zero_point",
     ".weight_shape": "shape",
     ".weight_g_idx": "order",
+    ".weight_codebook": "codebook",
 }
+_CODEBOOKS = "codebooks."  # codebooks that several matrices share
 _EMBEDDINGS = ("embed_tokens", "word_embeddings", "embed_in", "embed_positions", "wte", "wpe")
 _HEADS = ("lm_head", "embed_out")
 _TOKENIZER = ("tokenizer", "vocab", "merges", "special_tokens_map", "added_tokens", "chat_template", "spiece", "spm")
@@ -37,27 +39,29 @@ def measure(model: nn.Module, folder: Path | str) -> dict[str, Score]:
 
 
 def parameters(model: nn.Module) -> int:
-    """Logical weights: a tied tensor counts once, a quantized layer as rows x columns; its scales are no weights."""
+    """Logical weights: tied weights or codes count once, a code as a weight; scales and zero points are no weights."""
     plain = sum(parameter.numel() for parameter in model.parameters())  # leaves out repetitions by itself
-    return plain + _quantized_weights(model)
+    # the codes of a tied head are the same tensor as its embedding's
+    codes = {id(module.codes): module.codes.numel() for module in model.modules() if blocks.is_quantized(module)}
+    return plain + sum(codes.values())
 
 
 def bytes_per_token(model: nn.Module, context: int = 0) -> int:
     """Bytes that one decoding step at batch 1 has to read: weights, and keys and values.
 
     Weights count as the matrix products read them: a `QuantLinear` reads the dequantized matrix that it keeps, in the
-    type of the embedding. The embedding counts as one row, unless it is tied to the head, which reads it whole.
-    `context` is the number of positions already in the cache, which is held in the type of the embedding.
+    model's type. The embedding counts as one row, unless it is tied to the head, which reads it whole.
+    `context` is the number of positions already in the cache, which is held in the model's type.
     """
-    table = blocks.embeddings(model).weight
+    table, size = blocks.embeddings(model), model.dtype.itemsize
+    quantized = [part for part in blocks.linears(model).values() if blocks.is_quantized(part)]
     total = sum(parameter.nbytes for parameter in model.parameters())
-    total += _quantized_weights(model) * table.element_size()
-    tied = getattr(blocks.head(model), "weight", None) is table
-    if not tied:
-        total -= (len(table) - 1) * table[0].nbytes
+    total += sum(part.in_features * part.out_features for part in quantized) * size
+    if not blocks.tied(model):
+        total += table.embedding_dim * size - sum(parameter.nbytes for parameter in table.parameters())
     config = blocks.config(model)
     keys = sum(_spans(config, context)) * _key_heads(config) * _head_size(config)
-    return total + 2 * keys * table.element_size()
+    return total + 2 * keys * size
 
 
 def flops_per_token(model: nn.Module, context: int = 0) -> int:
@@ -95,8 +99,8 @@ def ledger(folder: Path | str):
     """Every byte of a checkpoint folder, as a DataFrame with columns file, name, kind, dtype, shape, bytes.
 
     One row per tensor of each safetensors file, one for its header, one per other file; the bytes add up to the file
-    sizes exactly. Kinds: embedding, head, norm, linear, bias, codes, scale, zero_point, shape, order, header, config,
-    tokenizer, weights (formats without a readable header), document, other.
+    sizes exactly. Kinds: embedding, head, norm, linear, bias, codes, scale, zero_point, codebook, shape, order, header,
+    config, tokenizer, weights (formats without a readable header), document, other.
     Raises FileNotFoundError for a folder without files, ValueError for a safetensors file cut short.
     """
     import pandas
@@ -113,11 +117,6 @@ def ledger(folder: Path | str):
     if not entries:
         raise FileNotFoundError(f"{folder} holds no files; give the folder of a saved model.")
     return pandas.DataFrame(entries, columns=["file", "name", "kind", "dtype", "shape", "bytes"])
-
-
-def _quantized_weights(model: nn.Module) -> int:
-    quantized = [module for module in model.modules() if blocks.is_quantized(module)]
-    return sum(module.in_features * module.out_features for module in quantized)
 
 
 def _tensors(path: Path, size: int) -> list[tuple]:
@@ -142,6 +141,8 @@ def _kind_of_tensor(name: str) -> str:
     for suffix, kind in _SUFFIXES.items():
         if name.endswith(suffix):
             return kind
+    if name.startswith(_CODEBOOKS):
+        return "codebook"
     parts = name.split(".")
     if any(part in _EMBEDDINGS for part in parts):
         return "embedding"

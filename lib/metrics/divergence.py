@@ -21,8 +21,8 @@ def measure(model: nn.Module, reference, text, **options) -> dict[str, Score]:
 
     As `quality`, without the perplexity.
     """
-    scores = quality(model, reference, text, **options)
-    return {name: scores[name] for name in ("kl_divergence", "top1_agreement")}
+    found = quality(model, reference, text, **options)
+    return {name: found[name] for name in ("kl_divergence", "top1_agreement")}
 
 
 def quality(
@@ -37,12 +37,30 @@ def quality(
     Raises ValueError for vocabularies or tokens that differ, and for logits that are not finite.
     """
     tokens = perplexity.tokenize(text, model, windows, length)
-    found = compare(model, reference, tokens, batch=batch)
+    return scores(compare(model, reference, tokens, batch=batch), tokens)
+
+
+def scores(found: "Comparison", tokens: torch.Tensor) -> dict[str, Score]:
+    """What `quality` answers, from a comparison on `tokens` [windows, length] that is there already."""
     return {
         "perplexity": perplexity.score(found.nll, tokens),
         "kl_divergence": _score(found.divergence, "nats", False, found.constant_divergence),
         "top1_agreement": _score(found.agreement, "share", True, found.constant_agreement),
     }
+
+
+def gain(before: "Comparison", after: "Comparison") -> Score:
+    """How much nearer to the original `after` is than `before`: mean fall of the KL divergence, nats a token.
+
+    Paired: both saw the same windows, so what makes a window hard falls out of the difference, and its standard error
+    (over windows) is far smaller than that of either. Raises ValueError for comparisons on different windows.
+    """
+    if before.divergence.shape != after.divergence.shape:
+        raise ValueError(
+            f"comparisons on windows {list(before.divergence.shape)} and {list(after.divergence.shape)}; pairs need "
+            "the same ones; compare both models on the same text."
+        )
+    return _score(before.divergence - after.divergence, "nats", True, 0.0)
 
 
 @dataclass(frozen=True)

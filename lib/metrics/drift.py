@@ -33,11 +33,13 @@ class Drift:
 
 
 @torch.no_grad()
-def measure(original: nn.Module, compressed: dict[str, nn.Module], calibration) -> dict[str, list[Drift]]:
+def measure(
+    original: nn.Module, compressed: dict[str, nn.Module], calibration, *, first: int | None = None
+) -> dict[str, list[Drift]]:
     """{method: [Drift of each block]} of models whose blocks and layers have the names of the original's.
 
     compressed: models by method, such as {"gptq": model, "gptaq": model}. All of them run through `calibration`
-    (windows of text, or token ids) side by side, a block at a time.
+    (windows of text, or token ids) side by side, a block at a time; `first` looks at only so many blocks.
     """
     from lib.sources import texts
 
@@ -46,7 +48,7 @@ def measure(original: nn.Module, compressed: dict[str, nn.Module], calibration) 
     captured = [inputs.capture(model, tokens) for model in models]
     streams = [each.hidden for each in captured]
     found: dict[str, list[Drift]] = {method: [] for method in compressed}
-    for index, together in enumerate(zip(*map(blocks, models), strict=True)):
+    for index, together in enumerate(zip(*(blocks(model)[:first] for model in models), strict=True)):
         seen = []
         for place, (block, each) in enumerate(zip(together, captured)):
             streams[place], reached = inputs.record(block, linears(block), streams[place], each.calls[index])

@@ -13,11 +13,14 @@ from lib.quantizers import calibrate
 
 
 @torch.no_grad()
-def measure(original: nn.Module, compressed: dict[str, nn.Module], calibration) -> dict[str, dict[str, Score]]:
+def measure(
+    original: nn.Module, compressed: dict[str, nn.Module], calibration, *, first: int | None = None
+) -> dict[str, dict[str, Score]]:
     """{method: {layer name: Score}} for models whose layers have the names of the original's.
 
     compressed: models by method, such as {"rtn": model, "gptq": model}. One pass of the original over `calibration`
-    (windows of text or token ids) serves all of them. The standard error is over the output rows.
+    (windows of text or token ids) serves all of them; `first` looks at only so many blocks. The standard error is over
+    the output rows.
     Raises ValueError when a layer has another shape in a compressed model.
     """
     from lib.sources import texts
@@ -36,7 +39,7 @@ def measure(original: nn.Module, compressed: dict[str, nn.Module], calibration) 
                     )
                 found[method][name] = relative_error(part, other, hessian)
 
-    calibrate.walk(original, texts.tokens(calibration, original), visit)
+    calibrate.walk(original, texts.tokens(calibration, original), visit, first=first)
     return found
 
 

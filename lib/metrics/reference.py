@@ -10,6 +10,7 @@ from torch import nn
 
 from lib import files
 from lib.metrics import logits
+from lib.models import blocks
 
 
 @dataclass(frozen=True)
@@ -32,7 +33,7 @@ class Reference:
 
     def rows(self, start: int, count: int) -> logits.Rows:
         """The original's logits on `count` windows from window `start` on."""
-        states = self.states[start : start + count].to(next(self.projection.head.parameters()).device)
+        states = self.states[start : start + count].to(blocks.device(self.projection.head))
         return logits.rows(states, self.projection)
 
     def check(self, tokens: torch.Tensor) -> None:

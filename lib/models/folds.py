@@ -1,9 +1,9 @@
 """Where a scale can move: a norm or linear layer that can divide its outputs by what the next layers multiply back.
 
 Dividing channel c of a norm by s_c and multiplying column c of every layer that reads it by s_c leaves the function of
-the block as it was. Which layer feeds which is not listed by architecture: each candidate is tried on random hidden
-states, and counts when it takes back what scaling the columns alone does to the block's output. So a gated MLP passes
-a scale through its `up` half and no GELU does, ReLU does, and heads that share values share a scale.
+the block as it was. Which layer feeds which is not listed by architecture: each candidate is tried in a copy of the
+block with random weights, and counts when it takes back what scaling the columns alone does to the copy's output. So
+a gated MLP passes a scale through its `up` half, ReLU does and GELU does not, and heads that share values share it.
 """
 
 import copy
@@ -87,10 +87,13 @@ def find(model: nn.Module, block: nn.Module, call: tuple[tuple, dict], length: i
 
     call: how the model calls the block on `length` tokens, as `inputs.capture` records it.
     """
-    trial = copy.deepcopy(block).float()
+    trial, generator = copy.deepcopy(block).float(), torch.Generator().manual_seed(0)
+    for name, weight in trial.named_parameters():
+        values = torch.randn(weight.shape, generator=generator)
+        norm = weight.ndim == 1 and name.endswith("weight")
+        weight.copy_(1 + 0.1 * values if norm else values / weight.shape[-1] ** 0.5)
     call, text = _float(call), config(model)
     size = model.get_input_embeddings().embedding_dim
-    generator = torch.Generator().manual_seed(0)
     hidden = torch.randn(1, length, size, generator=generator).to(next(trial.parameters()).device)
     groups, order = _trace(trial, hidden, call)
     return [_find(trial, hidden, call, names, order, text) for names in groups]
@@ -133,7 +136,7 @@ def _undoes(trial: nn.Module, hidden: Tensor, call, fold: Fold, scale: Tensor) -
     left = (_run(trial, hidden, call) - expected).norm()
     for part, state in zip(parts, before):
         part.load_state_dict(state)
-    return bool(left <= LEFT * alone) and bool(alone > 0)
+    return bool(left <= LEFT * alone)
 
 
 def _trace(trial: nn.Module, hidden: Tensor, call) -> tuple[list[list[str]], list[str]]:

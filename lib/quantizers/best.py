@@ -31,6 +31,7 @@ def quantize_(
     bits: int | None = None,
     megabytes: float | None = None,
     minutes: float = 30,
+    steps: int | None = None,
     group_size: int = 64,
     seed: int = 0,
     state: Path | str | None = None,
@@ -39,16 +40,18 @@ def quantize_(
 
     calibration: windows of text, or token ids [count, length]. Either bits: of the layers inside the blocks, all
     alike, with embedding and head left as they are; or megabytes: of 10⁶ bytes, for the whole saved artifact.
-    state: folder for finished parts and for what the clock decided (`plan.json`), so that a killed job resumes, and
-    so that a second run with the first one's plan gives its bytes on a machine of any speed.
+    steps: of tuning, whatever they take, after all windows have been used: the bytes then depend on the arguments
+    alone. state: folder for finished parts and for what the clock decided (`plan.json`), so that a killed job resumes.
     Raises ValueError unless exactly one of bits and megabytes is given, or when minutes aren't positive.
     """
     from lib.sources import texts
 
     begun = time.monotonic()
-    _check(model, bits, megabytes, minutes, group_size)
+    _check(model, bits, megabytes, minutes, steps, group_size)
     tokens, plan = texts.tokens(calibration, model), Plan(state)
-    tokens = tokens[: plan.once("windows", lambda: _windows(model, tokens, minutes))]
+    tokens = tokens[
+        : plan.once("windows", lambda: len(tokens) if steps is not None else _windows(model, tokens, minutes))
+    ]
     reference = divergence.remember(model, tokens)
     if bits is not None:
         done = gptq.quantize_(model, tokens, bits=bits, group_size=group_size, state=plan.folder("gptq"))
@@ -57,12 +60,14 @@ def quantize_(
         done = allocate.quantize_(model, tokens, **options)
 
     def affordable() -> int:
+        if steps is not None:
+            return steps
         left = 60 * minutes - (time.monotonic() - begun)
         return min(EPOCHS * len(tokens), int(left / scales.seconds_per_step(model, tokens, reference)))
 
-    steps = plan.once("steps", affordable)
-    if steps > 0:
-        done |= scales.tune_(model, tokens, reference, steps=steps, seed=seed, state=plan.folder("scales"))
+    count = plan.once("steps", affordable)
+    if count > 0:
+        done |= scales.tune_(model, tokens, reference, steps=count, seed=seed, state=plan.folder("scales"))
     return done
 
 
@@ -96,7 +101,9 @@ def _windows(model: nn.Module, tokens: Tensor, minutes: float) -> int:
     return max(min(FEWEST, len(tokens)), min(len(tokens), int(FIRST * 60 * minutes / each)))
 
 
-def _check(model: nn.Module, bits: int | None, megabytes: float | None, minutes: float, group_size: int) -> None:
+def _check(
+    model: nn.Module, bits: int | None, megabytes: float | None, minutes: float, steps: int | None, group_size: int
+) -> None:
     if (bits is None) == (megabytes is None):
         raise ValueError(
             f"bits={bits} and megabytes={megabytes}; the recipe takes one of them; give bits for the layers inside the "
@@ -104,4 +111,6 @@ def _check(model: nn.Module, bits: int | None, megabytes: float | None, minutes:
         )
     if not minutes > 0:
         raise ValueError(f"minutes={minutes}; the recipe needs a positive number of them; 30 is the default.")
+    if steps is not None and steps < 0:
+        raise ValueError(f"steps={steps}; tuning takes 0 (none) or more; leave it out to let minutes decide.")
     calibrate.check_layers(model, bits=bits or 2, group_size=group_size)

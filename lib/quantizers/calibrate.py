@@ -27,16 +27,22 @@ VisitBlock = Callable[[str, nn.Module, Tensor, Tensor, tuple], dict[str, Quantiz
 
 @torch.no_grad()
 def walk(
-    model: nn.Module, tokens: Tensor, visit: Visit, *, state: State | None = None, device: str | None = None
+    model: nn.Module,
+    tokens: Tensor,
+    visit: Visit,
+    *,
+    first: int | None = None,
+    state: State | None = None,
+    device: str | None = None,
 ) -> dict[str, Quantized]:
     """Replace every linear layer inside the blocks by what `visit(names, weight, hessian)` returns; return all by name.
 
     Layers that read the same inputs (query, key and value) are visited together: `names` are theirs and `weight`
     [rows, columns] is their rows, one layer below the other, because no row depends on another once the inputs are
     given. A visit that returns None leaves them as they are, which is how a model is observed without a change.
-    tokens: [count, length]. hessian: `inputs.second_moment`. state: keeps each finished block on disk, so that a
-    killed walk resumes at the first unfinished block and ends in the same bytes. device: where a block is while it
-    is visited (default: where it already is).
+    tokens: [count, length]. hessian: `inputs.second_moment`. first: visit only so many blocks, the others stay as they
+    are. state: keeps each finished block on disk, so that a killed walk resumes at the first unfinished block and ends
+    in the same bytes. device: where a block is while it is visited (default: where it already is).
     """
 
     def step(prefix: str, block: nn.Module, hidden: Tensor, call: tuple) -> tuple[Tensor, dict[str, Quantized]]:
@@ -45,19 +51,26 @@ def walk(
 
         return _visit_layers(block, hidden, call, prefix, look)
 
-    return _each_block(model, tokens, step, state=state, device=device)
+    return _each_block(model, tokens, step, first=first, state=state, device=device)
 
 
 @torch.no_grad()
 def walk_pairs(
-    model: nn.Module, tokens: Tensor, visit: VisitPair, *, state: State | None = None, device: str | None = None
+    model: nn.Module,
+    tokens: Tensor,
+    visit: VisitPair,
+    *,
+    first: int | None = None,
+    state: State | None = None,
+    device: str | None = None,
 ) -> dict[str, Quantized]:
-    """As `walk`, for methods that aim at the original's outputs: `visit(names, weight, hessian, cross)`.
+    """As `walk`, for methods that aim at the original's outputs: `visit(names, weight, given, clean)`.
 
-    cross: `inputs.cross_moment` of the inputs x̃ that the layers have in the original model with the inputs x that
-    they have behind the compressed layers; it is zero in the first layers of the first block. Each block runs once
-    more, before it is compressed, on the original's stream; of that run the layers' inputs are kept until their
-    visit: one block's inputs more than `walk` needs (`check_memory(..., streams=2)`).
+    given: the inputs [count, length, columns] that the layers have behind the compressed layers. clean: those that
+    they have in the original model; the same in the first layers of the first block. `inputs.second_moment(given)` and
+    `inputs.cross_moment(clean, given)` are what most methods make of them. Each block runs once more, before it is
+    compressed, on the original's stream; of that run the layers' inputs are kept until their visit: one block's
+    inputs more than `walk` needs (`check_memory(..., streams=2)`).
     """
     stream: list[Tensor] = []
     original: dict[str, Tensor] = {}
@@ -73,12 +86,11 @@ def walk_pairs(
     def step(prefix: str, block: nn.Module, hidden: Tensor, call: tuple) -> tuple[Tensor, dict[str, Quantized]]:
         def look(names: list[str], weight: Tensor, seen: Tensor) -> Quantized | None:
             *_, clean = map(original.pop, names)  # all the same tensor, which nothing holds after this visit
-            moments = inputs.second_moment(seen), inputs.cross_moment(clean, seen)
-            return visit([f"{prefix}.{name}" for name in names], weight, *moments)
+            return visit([f"{prefix}.{name}" for name in names], weight, seen, clean)
 
         return _visit_layers(block, hidden, call, prefix, look)
 
-    return _each_block(model, tokens, step, state=state, device=device, before=before)
+    return _each_block(model, tokens, step, first=first, state=state, device=device, before=before)
 
 
 @torch.no_grad()
@@ -107,11 +119,11 @@ def walk_blocks(
     return _each_block(model, tokens, step, state=state, device=device, before=before)
 
 
-def _each_block(model, tokens, step, *, state, device, before=None) -> dict[str, Quantized]:
+def _each_block(model, tokens, step, *, first=None, state, device, before=None) -> dict[str, Quantized]:
     """Compress each block by `step(prefix, block, hidden, call) -> (outputs, layers)`, or read it from `state`."""
     captured, path = inputs.capture(model, tokens), path_of_blocks(model)
     hidden, done = captured.hidden, {}
-    for index, block in enumerate(progress.bar(blocks(model), desc="blocks", unit="block")):
+    for index, block in enumerate(progress.bar(blocks(model)[:first], desc="blocks", unit="block")):
         home = next(block.parameters()).device
         block.to(device or home)
         hidden, call = hidden.to(device or home), _to(captured.calls[index], device or home)
@@ -165,13 +177,14 @@ def _visit_layers(block, hidden, call, prefix, look) -> tuple[Tensor, dict[str, 
 
 
 def split(quantized: Quantized, rows: list[int]) -> list[Quantized]:
-    """`quantized` cut into matrices of so many `rows`."""
-    codes, scale, zero = quantized[:3]
+    """`quantized` cut into matrices of so many `rows`; no two share memory, so that each can be saved by itself."""
+    codes, scale, zero, codebook = quantized.codes, quantized.scale, quantized.zero_point, quantized.codebook
     zeros = [None] * len(rows) if zero is None else zero.split(rows)
     parts = zip(codes.split(rows), scale.split(rows), zeros)
+    books = (None if codebook is None else codebook.clone() for _ in rows)
     return [
-        quantized._replace(codes=c.clone(), scale=s.clone(), zero_point=z if z is None else z.clone())
-        for c, s, z in parts
+        quantized._replace(codes=c.clone(), scale=s.clone(), zero_point=z if z is None else z.clone(), codebook=book)
+        for (c, s, z), book in zip(parts, books)
     ]
 
 

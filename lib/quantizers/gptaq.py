@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from lib.quantizers import calibrate
 from lib.quantizers.gptq import BLOCK, inverse_factor
 from lib.quantizers.grid import Quantized, check, choose
+from lib.quantizers.inputs import cross_moment, second_moment
 from lib.quantizers.state import State, fingerprint
 
 
@@ -46,8 +47,8 @@ def quantize_(
     if state is not None:
         state = State(state, method="gptaq", **fingerprint(model, tokens), **settings)
 
-    def visit(names: list[str], weight: Tensor, hessian: Tensor, cross: Tensor) -> Quantized:
-        return gptaq(weight, hessian, cross, **settings)
+    def visit(names: list[str], weight: Tensor, given: Tensor, clean: Tensor) -> Quantized:
+        return gptaq(weight, second_moment(given), cross_moment(clean, given), **settings)
 
     return calibrate.walk_pairs(model, tokens, visit, state=state, device=device)
 

@@ -6,7 +6,7 @@ import pandas as pd
 from lib.report import axes as ax
 from lib.report import rows, style
 
-NAMES = {"gptaq": "GPTAQ"}
+NAMES = {"gptaq": "GPTAQ", "corrected": "GPTQ, corrected target"}
 PARTS = {"came_in": ("none", "came in: W (X̃ − X)"), "added": ("rtn", "added: (W − Ŵ) X")}
 
 

@@ -1,4 +1,4 @@
-"""Figures about grids and about ladders: what bits, group size and each ingredient of a method bring."""
+"""Figures about grids and about ladders: what bits, sharing a grid, and each ingredient of a method bring."""
 
 import numpy as np
 import pandas as pd
@@ -7,6 +7,8 @@ from lib.report import axes as ax
 from lib.report import rows, style
 
 NAMES = {"kl_divergence": "KL divergence, nats a token"}
+TEXTBOOK = {"absmax": ("rtn", "absmax"), "zero_point": ("gptq", "zero-point"), "int8": ("depth", "LLM.int8()")}
+SHARED = {"tensor": "matrix", "row": "row", "group": "group"}  # who shares a grid
 SHADES = {2: "depth", 3: "rtn", 4: "gptq", 8: "none"}  # the look that stands for a bit width
 
 
@@ -58,12 +60,56 @@ def grid_error(table: pd.DataFrame):
     return figure
 
 
+def textbook(table: pd.DataFrame):
+    """Absmax against zero-point: error of the weights by who shares a grid, and damage to the whole model at 8 bits.
+
+    Metrics read: textbook_error (labels method, granularity, bits) and textbook_kl (labels method, granularity).
+    """
+    error, damage = rows.newest(table, "textbook_error"), rows.newest(table, "textbook_kl")
+    if error.empty or damage.empty:
+        return ax.gap("Absmax against zero-point", "20_grids")
+    with style.use():
+        figure = style.picture(9.6, 3.9)
+        left, right = figure.subplots(1, 2)
+        places = {name: place for place, name in enumerate(SHARED)}
+        for (bits, method), part in error.groupby(["bits", "method"]):
+            shade, name = TEXTBOOK[method]
+            part = part.assign(place=part["granularity"].map(places)).sort_values("place")
+            _line(left, part, "place", shade, name if bits == error["bits"].max() else None)
+            left.annotate(f"{int(bits)} bits", (part["place"].iloc[-1], part["value"].iloc[-1]), (9, 0),
+                          textcoords="offset points", va="center", fontsize=8.5)  # fmt: skip
+        left.set_xticks(list(places.values()), labels=[f"one grid a {each}" for each in SHARED.values()])
+        left.set(yscale="log", ylabel="squared error / squared weights", xlim=(-0.2, 2.45))
+        left.legend(loc="lower left")
+        ax.headline(left, "Who shares a grid decides", "One layer's weights. Bars: 95 % intervals.")
+        _damage(right, damage)
+    return figure
+
+
+def _damage(axes, damage: pd.DataFrame) -> None:
+    """KL divergence of each arm, the worst on top, with its interval and its number."""
+    damage = damage.sort_values("value", ascending=False)
+    for place, row in enumerate(damage.to_dict("records")):
+        look = style.look(TEXTBOOK[row["method"]][0])
+        bar = np.array([ax.interval(row["value"], float(row["stderr"]), True)]).T
+        axes.errorbar(row["value"], place, xerr=bar, fmt=look.marker, color=look.colour, capsize=3)
+        axes.annotate(f"{row['value']:.2g}", (row["value"], place), (0, 7), textcoords="offset points", ha="center",
+                      fontsize=8.5)  # fmt: skip
+    labels = [f"{TEXTBOOK[m][1]}, {SHARED[g]}" for m, g in zip(damage["method"], damage["granularity"])]
+    axes.set_yticks(range(len(damage)), labels=labels)
+    axes.set(xlabel=NAMES["kl_divergence"], ylim=(len(damage) - 0.5, -0.7))
+    axes.margins(x=0.12)
+    axes.set_xscale("log")
+    ax.plain_log(axes, "x")
+    ax.headline(axes, "The whole model in 8 bits", "LLM.int8() rounds the inputs too. 95 % intervals.")
+
+
 def ladder(table: pd.DataFrame, metric: str = "perplexity"):
     """`metric` after each rung (label `rung`, in the order recorded), with 95 % intervals: what each step brings."""
-    data = rows.newest(table, metric)
-    if "rung" not in data or data["rung"].isna().all():
+    # only a ladder's own records: other notebooks record the same metrics, and may have done so later
+    data = rows.newest(table[table["rung"].notna()], metric) if "rung" in table else table.iloc[:0]
+    if data.empty:
         return ax.gap("What each step brings", "22_gptq")
-    data = data.dropna(subset=["rung"])
     places, values = np.arange(len(data)), data["value"].astype(float).to_numpy()
     log = ax.is_wide(values)
     bars = np.array([ax.interval(v, e, log) for v, e in zip(values, data["stderr"].astype(float))]).T

@@ -46,18 +46,19 @@ def allocation(table: pd.DataFrame):
     other = data[data["block"].isna()]
     low, high = int(data["value"].min()), int(data["value"].max())
     with style.use():
-        figure = style.picture(9.6, 2.9)
+        figure = style.picture(9.6, 2.6)
         axes = figure.add_subplot()
-        colours = matplotlib.colormaps["cividis_r"].resampled(max(2, high - low + 1))
-        image = axes.imshow(grid.to_numpy(float), aspect="auto", cmap=colours, vmin=low - 0.5, vmax=high + 0.5)
+        colours = matplotlib.colormaps["Blues"].resampled(max(2, high - low + 1))
+        axes.imshow(grid.to_numpy(float), aspect="auto", cmap=colours, vmin=low - 0.5, vmax=high + 0.8)
         axes.grid(False)
+        for (row, column), bits in np.ndenumerate(grid.to_numpy(float)):
+            shade = "white" if bits > (low + high) / 2 else style.INK
+            axes.annotate(f"{bits:.0f}", (column, row), ha="center", va="center", fontsize=8, color=shade)
         axes.set_yticks(range(len(grid)), labels=grid.index)
         axes.set_xticks(range(0, grid.shape[1], 5), labels=grid.columns[::5])
         axes.set_xlabel("block")
-        bar = figure.colorbar(image, ax=axes, ticks=range(low, high + 1), pad=0.01)
-        bar.set_label("bits")
         text = "; ".join(f"{row.layers}: {row.value:.0f} bits" for row in other.itertuples())
-        ax.headline(axes, "Where the bits go", f"Group size and budget as recorded. {text}.")
+        ax.headline(axes, "Where the bits go", f"Bits of each group of layers; {text}.")
     return figure
 
 

@@ -1,0 +1,176 @@
+"""AWQ: before rounding, enlarge the columns that meet large inputs, so that their weights lose less.
+
+Source: Lin et al., "AWQ: Activation-aware Weight Quantization for LLM Compression and Acceleration", arXiv 2306.00978.
+Symbols are the paper's: W [rows, columns] the weights of layers that read the same inputs X, s > 0 one scale a column,
+Q rounding to the nearest point of a group's grid. Q(W diag(s)) meets inputs diag(s)⁻¹ X, whose division costs nothing
+because the norm or linear layer before does it (`lib.models.folds`).
+
+One thing differs: the size of inputs is their root mean square, which the Hessian's diagonal holds, instead of the
+mean absolute value; it minds rare large inputs more. Scales are any positive numbers: powers of two would fold without
+rounding even in bfloat16, but they are too coarse (on the packaged model at 4 bits they lose 16 % more than they save).
+"""
+
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from lib import files
+from lib.models import folds
+from lib.models.blocks import blocks, path_of_blocks
+from lib.models.folds import Fold, fold_
+from lib.quantizers import calibrate, clip, inputs
+from lib.quantizers.grid import Quantized, choose, dequantize, quantize
+from lib.quantizers.state import State, fingerprint
+
+STEPS = 20  # α from 0 to 1 (section 3.2 of the paper)
+ROWS = 256  # rows whose errors choose α, evenly spaced: it is one number for hundreds of columns
+WIDEST = 2.0**10  # of a scale, up and down: float16 weights stay finite
+
+
+class Scaled(NamedTuple):
+    """What was found for the layers that read the same inputs.
+
+    layers, source: full names; source is None where no layer before them can divide, which `reason` explains.
+    scale: [channels of the source]. alpha: its exponent. errors: [STEPS + 1] tr(Δ H Δᵀ) for each α from 0 to 1.
+    """
+
+    layers: list[str]
+    source: str | None
+    scale: Tensor | None = None
+    alpha: float = 0.0
+    errors: Tensor | None = None
+    reason: str = ""
+
+
+def quantize_(
+    model: nn.Module, calibration, *, bits: int, group_size: int, state=None, device: str | None = None
+) -> dict[str, Quantized]:
+    """Scale, then quantize every linear layer inside the blocks of `model` on clipped ranges (`clip`), in place.
+
+    Returns codes and grids by layer name. calibration: windows of text, or token ids [count, length]. bits: 2 to 8.
+    group_size: columns per grid, -1 for a row. state: folder that keeps the scales of each group of layers and each
+    finished block, so that a killed job resumes.
+    """
+    from lib.sources import texts
+
+    tokens = texts.tokens(calibration, model)
+    grid = {"bits": bits, "group_size": group_size}
+    scales, clips = (None, None) if state is None else (Path(state) / "scales", Path(state) / "clips")
+    scale_(model, tokens, **grid, state=scales, device=device)
+    return clip.quantize_(model, tokens, **grid, state=clips, device=device)
+
+
+@torch.no_grad()
+def scale_(
+    model: nn.Module, calibration, *, bits: int, group_size: int, state=None, device: str | None = None
+) -> list[Scaled]:
+    """Scale the columns of the linear layers of `model` in place and fold the inverse into the layers before them.
+
+    The model stays an ordinary one, with the same function, whose weights round better on grids of `bits` and
+    `group_size`. Arguments as for `quantize_`. Raises ValueError before the work for layers that can't take the grid,
+    and for a model in which no layer passes a scale on.
+    """
+    from lib.sources import texts
+
+    calibrate.check_layers(model, bits=bits, group_size=group_size)
+    tokens = texts.tokens(calibration, model)
+    calibrate.check_memory(model, tokens)
+    found = _folds(model, tokens)
+    keep = _Kept(state, model, tokens, bits=bits, group_size=group_size)
+    of_layer = {name: fold for fold in found for name in fold.layers}
+    parts: dict[str, list[tuple[Tensor, Tensor]]] = {fold.layers[0]: [] for fold in found}
+
+    def visit(names: list[str], weight: Tensor, hessian: Tensor) -> None:
+        fold = of_layer[names[0]]
+        if fold.source is not None:
+            make = lambda: search(weight, hessian, fold, bits=bits, group_size=group_size)  # noqa: E731
+            parts[fold.layers[0]].append(keep(names[0], make))
+
+    calibrate.walk(model, tokens, visit, device=device)
+    answers = [_decide(fold, parts[fold.layers[0]]) for fold in found]
+    for fold, answer in zip(found, answers):
+        if fold.source is not None:
+            fold_(model, fold, answer.scale)
+    return answers
+
+
+def _folds(model: nn.Module, tokens: Tensor) -> list[Fold]:
+    """The folds of all blocks, with full names."""
+    tokens = tokens[:1, : folds.LENGTH]
+    calls, path = inputs.capture(model, tokens).calls, path_of_blocks(model)
+    found = []
+    for index, (block, call) in enumerate(zip(blocks(model), calls)):
+        found += [fold.inside(f"{path}.{index}") for fold in folds.find(model, block, call, tokens.shape[1])]
+    if all(fold.source is None for fold in found):
+        raise ValueError(
+            f"no layer of {type(model).__name__} passes a scale on ({found[0].reason}); AWQ needs norms with weights "
+            "or linear layers before the linear layers; use clip or gptq, which scale nothing."
+        )
+    return found
+
+
+def search(weight: Tensor, hessian: Tensor, fold: Fold, *, bits: int, group_size: int) -> tuple[Tensor, Tensor]:
+    """Magnitude s_X [channels] and, for each α from 0 to 1, the error L(s_X^α) of equation 4, [STEPS + 1].
+
+    ‖Q(W diag(s)) diag(s)⁻¹ X - W X‖² = tr(Δ H Δᵀ) / 2 · samples, Δ = Q(W diag(s)) diag(s)⁻¹ - W.
+    """
+    s_x = magnitude(fold.gather(hessian.diagonal()))
+    rows = weight[:: -(-len(weight) // ROWS)].float()
+    errors = []
+    for alpha in torch.linspace(0, 1, STEPS + 1).tolist():
+        s = fold.spread(scale(s_x, alpha))
+        step, zero = choose(rows * s, bits=bits, group_size=group_size)
+        rounded = dequantize(quantize(rows * s, step, zero, bits=bits), step, zero, bits=bits)
+        change = rounded / s - rows
+        errors.append(((change @ hessian) * change).sum())
+    return s_x, torch.stack(errors)
+
+
+def magnitude(power: Tensor) -> Tensor:
+    """s_X, the size of the inputs in each channel: the root of `power`, their mean squares (up to a factor).
+
+    The paper takes mean absolute values, which the Hessian does not hold. A channel that is always zero counts like
+    the quietest one that isn't; all are 1 where every channel is zero.
+    """
+    alive = power > 0
+    if not alive.any():
+        return torch.ones_like(power)
+    return torch.where(alive, power, power[alive].min()).sqrt()
+
+
+def scale(s_x: Tensor, alpha: float) -> Tensor:
+    """s = s_X^α (equation 5), divided by √(max s · min s), which centres it around 1."""
+    exponent = alpha * s_x.log2()
+    exponent = exponent - (exponent.max() + exponent.min()) / 2
+    return exponent.exp2().clamp(1 / WIDEST, WIDEST)
+
+
+def _decide(fold: Fold, parts: list[tuple[Tensor, Tensor]]) -> Scaled:
+    """α* of equation 5 for layers that were visited in one or more `parts`, which share their inputs."""
+    if fold.source is None:
+        return Scaled(fold.layers, None, reason=fold.reason)
+    errors = torch.stack([part for _, part in parts]).sum(0)
+    alpha = int(errors.argmin()) / STEPS
+    return Scaled(fold.layers, fold.source, scale(parts[0][0], alpha), alpha, errors)
+
+
+class _Kept:
+    """Searches that are done, one file each in the folder `state`, complete or absent."""
+
+    def __init__(self, state, model: nn.Module, tokens: Tensor, **settings):
+        self.folder = state and State(state, method="awq", **fingerprint(model, tokens), **settings).folder
+
+    def __call__(self, name: str, make) -> tuple[Tensor, Tensor]:
+        """Read the search of the layer `name`, or do it by `make()` and write it."""
+        from safetensors.torch import load, save
+
+        path = self.folder and self.folder / f"{name}.safetensors"
+        if path and path.exists():
+            done = load(path.read_bytes())
+            return done["s_x"], done["errors"]
+        s_x, errors = (part.cpu() for part in make())
+        if path:
+            files.write_bytes(path, save({"s_x": s_x, "errors": errors}))
+        return s_x, errors

@@ -1,0 +1,99 @@
+"""GPTQ towards corrected weights: aim at the original's outputs, and trust the correction as far as it was tested.
+
+Behind compressed layers a layer sees inputs X where the original sees X̃. With ΔX = X̃ - X and H = 2 X Xᵀ, and up to a
+constant that no Ŵ changes,
+
+    ‖W X̃ - Ŵ X‖²  =  ‖(W + W ΔX Xᵀ (X Xᵀ)⁻¹ - Ŵ) X‖²
+
+so that GPTQ, asked to approach W + W C H⁻¹ with C = 2 ΔX Xᵀ in the place of W, minimizes what GPTAQ (arXiv 2504.02692)
+minimizes; the grids then are those of the corrected weights. The regression C H⁻¹ has as many coefficients a column as
+the layer has columns, and a few thousand tokens overfit it. Therefore only a share of it is used, measured for each
+layer: the regression of one half of the tokens is held against the other half (`held_out_share`).
+"""
+
+import torch
+from torch import Tensor, nn
+
+from lib.quantizers import calibrate
+from lib.quantizers.gptq import gptq, inverse_factor
+from lib.quantizers.grid import Quantized
+from lib.quantizers.inputs import cross_moment, second_moment
+from lib.quantizers.state import State, fingerprint
+
+ROWS = 256  # rows of a layer that the share is measured on: one number needs no more
+
+
+def quantize_(
+    model: nn.Module,
+    calibration,
+    *,
+    bits: int,
+    group_size: int,
+    symmetric: bool = False,
+    act_order: bool = True,
+    candidates: int = 8,
+    state=None,
+    device: str | None = None,
+) -> dict[str, Quantized]:
+    """Quantize every linear layer inside the blocks of `model`, in place; return the codes and grids by layer name.
+
+    The arguments are those of `gptq.quantize_`. It costs one more pass of the original and keeps one block's original
+    inputs beside the drifted ones.
+    """
+    from lib.sources import texts
+
+    calibrate.check_layers(model, bits=bits, group_size=group_size)
+    tokens = texts.tokens(calibration, model)
+    calibrate.check_memory(model, tokens, streams=2)
+    settings = {"bits": bits, "group_size": group_size, "symmetric": symmetric}
+    settings |= {"act_order": act_order, "candidates": candidates}
+    if state is not None:
+        state = State(state, method="corrected", **fingerprint(model, tokens), **settings)
+
+    def visit(names: list[str], weight: Tensor, given: Tensor, clean: Tensor) -> Quantized:
+        target, hessian = aim(weight, given, clean)
+        return gptq(target, hessian, **settings)
+
+    return calibrate.walk_pairs(model, tokens, visit, state=state, device=device)
+
+
+@torch.no_grad()
+def aim(weight: Tensor, given: Tensor, clean: Tensor) -> tuple[Tensor, Tensor]:
+    """The weights [rows, columns] to approach, and the Hessian, from inputs X (`given`) and X̃ (`clean`).
+
+    given, clean: [..., columns]. Both halves of the tokens are summed up apart, and their sum is the Hessian.
+    """
+    weight = weight.float()
+    pairs = zip(given.flatten(0, -2).chunk(2), clean.flatten(0, -2).chunk(2))
+    halves = [(second_moment(some), cross_moment(true, some)) for some, true in pairs]
+    hessian, cross = (sum(parts) / len(parts) for parts in zip(*halves))
+    if not cross.any():
+        return weight, hessian
+    share = held_out_share(weight[:: -(-len(weight) // ROWS)], halves)
+    return weight + share * correction(weight, hessian, cross), hessian
+
+
+def correction(weight: Tensor, hessian: Tensor, cross: Tensor) -> Tensor:
+    """W C H⁻¹ [rows, columns], with H damped as in GPTQ: what the layer would add to make up for its drifted inputs."""
+    hessian = hessian.clone()
+    hessian.diagonal()[hessian.diagonal() <= 0] = 1  # inputs that are always zero, whose column of C is zero too
+    upper = inverse_factor(hessian)
+    return weight @ cross @ upper.T @ upper
+
+
+def held_out_share(weight: Tensor, halves: list[tuple[Tensor, Tensor]]) -> float:
+    """The share α of the correction D that serves tokens which it was not fitted to: 0 (noise) to 1 (all is true).
+
+    halves: (H, C) of two halves of the tokens. ‖W ΔX - α D X‖² on the other half is least at
+    α = tr(W C Dᵀ) / tr(D H Dᵀ), here taken over both ways round. The correction that is used is fitted to all tokens,
+    twice as many: if the noise in it is 1/α - 1 of what is true, then with twice the tokens half of that remains.
+    """
+    if len(halves) < 2:
+        return 0.0
+    gain = power = 0.0
+    for (hessian, cross), (other, outer) in (halves, halves[::-1]):
+        found = correction(weight, hessian, cross).double()  # squares of large weights overflow float32
+        gain += torch.sum((weight @ outer) * found).item()
+        power += torch.sum((found @ other.double()) * found).item()
+    half = min(max(gain / power, 0.0), 1.0) if power > 0 else 0.0
+    return 2 * half / (1 + half)

@@ -1,0 +1,245 @@
+"""Rotation: turn the space in which a model computes, so that no weight and no input stands out, then quantize.
+
+A norm with weight 1 answers a rotated residual stream with a rotated answer. So an orthogonal Q can be multiplied
+into the weights on both sides of the stream, and a smaller R into the values and the output projection of each
+attention, where the two cancel: the model computes the same function, and each of its new coordinates is a sum of all
+old ones, in which outliers disappear.
+
+Sources: Ashkboos et al., "QuaRot: Outlier-Free 4-Bit Inference in Rotated LLMs", arXiv 2404.00456, section 4, stages
+1a and 1b; Liu et al., "SpinQuant: LLM Quantization with Learned Rotations", arXiv 2405.16406, section 3.1, whose R1
+and R2 are `residual` and `values` here. Nothing is learned, and nothing is left to do while the model runs.
+"""
+
+import contextlib
+from typing import NamedTuple
+
+import psutil
+import torch
+from torch import Tensor, nn
+
+from lib.models import blocks
+from lib.quantizers import calibrate, gptq
+from lib.quantizers.grid import Quantized
+from lib.quantizers.hadamard import rotation
+from lib.quantizers.state import State, fingerprint
+
+INPUTS, OUTPUT = {"q_proj", "k_proj", "v_proj"}, {"o_proj", "dense", "out_proj"}
+AT_ONCE = 1 << 22  # weights of one step of a product where rows do not mix, in float64: 32 MiB
+
+
+def quantize_(
+    model: nn.Module,
+    calibration,
+    *,
+    bits: int,
+    group_size: int,
+    symmetric: bool = False,
+    act_order: bool = True,
+    candidates: int = 8,
+    seed: int = 0,
+    state=None,
+    device: str | None = None,
+) -> dict[str, Quantized]:
+    """`rotate_` the model with the signs of `seed`, then quantize it with GPTQ; the other arguments are `gptq`'s.
+
+    Embedding and head, if they were one matrix, are two afterwards, and the artifact is larger by one of them.
+    """
+    from lib.sources import texts
+
+    calibrate.check_layers(model, bits=bits, group_size=group_size)
+    tokens = texts.tokens(calibration, model)
+    calibrate.check_memory(model, tokens)
+    settings = {"bits": bits, "group_size": group_size, "symmetric": symmetric}
+    settings |= {"act_order": act_order, "candidates": candidates}
+    if state is not None:
+        state = State(state, method="rotation", seed=seed, **fingerprint(model, tokens), **settings)
+
+    def visit(names: list[str], weight: Tensor, hessian: Tensor) -> Quantized:
+        return gptq.gptq(weight, hessian, **settings)
+
+    return calibrate.walk(rotate_(model, seed=seed), tokens, visit, state=state, device=device)
+
+
+class Turn(NamedTuple):
+    """What happens to a linear layer y = W (g ⊙ n + β) + b, where n ⊙ g + β is the answer of `norm`.
+
+    W becomes Oᵀ W diag(g) I and b becomes Oᵀ (b + W β): `inner` I turns what comes in, `outer` O what goes out.
+    Matrices smaller than the layer stand for block-diagonal ones, a block for each head.
+    """
+
+    norm: nn.Module | None = None
+    inner: Tensor | None = None
+    outer: Tensor | None = None
+
+
+@torch.no_grad()
+def rotate_(model: nn.Module, *, seed: int = 0, residual: bool = True, values: bool = True) -> nn.Module:
+    """Rotate `model` in place and return it: the same function, still an ordinary model to save and to load.
+
+    seed: of the random signs. residual: R1, one rotation of the residual stream. values: R2, one rotation of the
+    values of each block. Products are computed in float64 and rounded once. Norms that layers read end with weight 1.
+    Embedding and head are untied, in `model.config` too, since the head alone takes up the weight of the last norm.
+    Raises ValueError, before anything is changed, for a model with parts that can't be turned.
+    """
+    layers, table = blocks.linears(blocks.blocks(model)).values(), blocks.embeddings(model)
+    _check(model)
+    readers = _readers(model) if residual else {}
+    pairs = [_value_and_output(model, index) for index in range(len(blocks.blocks(model)))] if values else []
+    norms, generator = list(dict.fromkeys(readers.values())), torch.Generator().manual_seed(seed)
+    whole = rotation(table.embedding_dim, generator, keep_mean=any(map(subtracts_mean, norms)))
+    turns = {layer: Turn() for layer in layers}
+    if residual:
+        _untie_(model)
+        for layer in (*layers, blocks.head(model)):
+            turns[layer] = Turn(readers[layer], inner=whole) if layer in readers else Turn(outer=whole)
+        turns[table] = Turn(inner=whole)
+    for value, output, size in pairs:
+        heads = rotation(size, generator)
+        turns[value] = turns[value]._replace(outer=heads)
+        turns[output] = turns[output]._replace(inner=heads)
+    for layer, turn in turns.items():
+        _turn_(layer, turn)
+    for norm in norms:
+        norm.weight.fill_(1 - added(norm))
+        if getattr(norm, "bias", None) is not None:
+            norm.bias.zero_()
+    return model
+
+
+def added(norm: nn.Module) -> int:
+    """What `norm` adds to its weight before it multiplies: 1 in Gemma's norms, 0 in others."""
+    return int(_answer(norm, torch.linspace(1, 2, norm.weight.numel()), weight=0.0) > 0.1)
+
+
+def subtracts_mean(norm: nn.Module) -> bool:
+    """Whether `norm` subtracts the mean first, as LayerNorm does and RMSNorm does not."""
+    return _answer(norm, torch.ones(norm.weight.numel()), weight=1.0) < 0.1
+
+
+def _answer(norm: nn.Module, inputs: Tensor, *, weight: float) -> float:
+    """The largest entry of what `norm` answers to `inputs`, were all its weights this number and its bias zero."""
+    parts = {name: torch.zeros_like(part) for name, part in norm.named_parameters()}
+    parts["weight"] = torch.full_like(norm.weight, weight)
+    return torch.func.functional_call(norm, parts, (inputs[None].to(norm.weight),)).abs().max().item()
+
+
+def _turn_(layer: nn.Linear | nn.Embedding, turn: Turn) -> None:
+    """Apply `turn` to `layer` in place, a few rows at a time where rows do not mix."""
+    norm, inner, outer = turn
+    offset = getattr(norm, "bias", None)
+    step = len(layer.weight) if outer is not None else max(1, AT_ONCE // layer.weight.shape[1])
+    for start in range(0, len(layer.weight), step):
+        rows = slice(start, start + step)
+        weight, bias = layer.weight[rows].double(), getattr(layer, "bias", None)
+        if bias is not None:
+            shifted = bias[rows].double() + (0 if offset is None else weight @ offset.double())
+            bias[rows] = (shifted if outer is None else _times(shifted, outer)).to(bias.dtype)
+        weight = weight if norm is None else weight * (norm.weight.double() + added(norm))
+        weight = weight if inner is None else _times(weight, inner)
+        weight = weight if outer is None else _times(weight.T, outer).T
+        layer.weight[rows] = weight.to(layer.weight.dtype)
+
+
+def _times(rows: Tensor, matrix: Tensor) -> Tensor:
+    """`rows` [..., n · size] times the block-diagonal matrix of n copies of `matrix` [size, size]."""
+    return (rows.reshape(*rows.shape[:-1], -1, len(matrix)) @ matrix.to(rows.device)).reshape(rows.shape)
+
+
+def _readers(model: nn.Module) -> dict[nn.Linear, nn.Module]:
+    """The norm that each linear layer reads, for layers that read one; the others write to the residual stream.
+
+    Found by running two tokens. Raises ValueError for a model whose residual stream can't be turned.
+    """
+    parts, outputs, found = blocks.blocks(model), [], {}
+    layers = {**blocks.linears(parts), "head": blocks.head(model)}
+    norms = {name: part for name, part in parts.named_modules() if type(part).__name__.endswith("Norm")}
+    norms["last"] = blocks.final_norm(model)
+    _check_parts(model, [*layers.values(), *norms.values(), blocks.embeddings(model)])
+
+    def note(norm: nn.Module, _: tuple, output: Tensor) -> None:
+        outputs.append((output, norm))
+
+    def look(layer: nn.Linear, args: tuple) -> None:
+        place = args[0].untyped_storage().data_ptr()  # the head reads a view of what the last norm wrote
+        found.update((layer, norm) for output, norm in outputs if output.untyped_storage().data_ptr() == place)
+
+    with contextlib.ExitStack() as stack:
+        for norm in norms.values():
+            stack.callback(norm.register_forward_hook(note).remove)
+        for layer in layers.values():
+            stack.callback(layer.register_forward_pre_hook(look).remove)
+        model(input_ids=torch.zeros(1, 2, dtype=torch.long, device=blocks.device(model)), use_cache=False)
+    _check_norms(model, norms, found)
+    width = blocks.embeddings(model).embedding_dim
+    for name, layer in layers.items():
+        if layer not in found and layer.out_features != width:
+            raise _refused(model, f"the layer {name}, which neither reads a norm nor writes to the residual stream")
+    return found
+
+
+def _check_parts(model: nn.Module, turned: list[nn.Module]) -> None:
+    """Raise ValueError for parameters outside of the modules that a rotation knows."""
+    known = {id(part) for module in turned for part in module.parameters()}
+    for name, part in model.named_parameters():
+        if id(part) not in known:
+            raise _refused(model, f"{name}, which is neither embedding, norm nor linear layer")
+
+
+def _check_norms(model: nn.Module, norms: dict[str, nn.Module], readers: dict[nn.Linear, nn.Module]) -> None:
+    """Raise ValueError for a norm that stands elsewhere than before linear layers, or whose bias none of them takes."""
+    for name, norm in norms.items():
+        reading = [layer for layer, other in readers.items() if other is norm]
+        inside = name.count(".") > 1  # a part of an attention: norms of queries and keys, which nothing turns
+        if inside and not reading and name.rpartition(".")[2].startswith(("q_", "k_")):
+            continue
+        if inside or not reading:
+            what = f"the norm {name}, which is not on the way from the residual stream to linear layers"
+            raise _refused(model, what, "choose rotate_(residual=False), which turns the values alone")
+        if getattr(norm, "bias", None) is not None and any(layer.bias is None for layer in reading):
+            raise _refused(model, f"the norm {name} with a bias, read by layers that have none to take it up")
+
+
+def _value_and_output(model: nn.Module, index: int) -> tuple[nn.Linear, nn.Linear, int]:
+    """Value and output projection of block `index` and the size of a head; ValueError where R has no place."""
+    for attention in blocks.blocks(model)[index].modules():
+        inside = dict(attention.named_children())
+        names = {name for name, part in inside.items() if blocks.is_linear(part)}
+        output = names & OUTPUT
+        if len(output) == 1 and names - output == INPUTS and "v_norm" not in inside:
+            value, output = inside["v_proj"], inside[output.pop()]
+            size = output.in_features // blocks.config(model).num_attention_heads
+            if inside["q_proj"].out_features == output.in_features and value.out_features % size == 0:
+                return value, output, size
+    what = f"an attention in block {index} without plain query, key, value and output projections"
+    raise _refused(model, what, "choose rotate_(values=False), which turns the residual stream alone")
+
+
+def _check(model: nn.Module) -> None:
+    """Raise ValueError for a quantized model, MemoryError where the second matrix and the products would not fit."""
+    layers, table = blocks.linears(blocks.blocks(model)), blocks.embeddings(model)
+    for name, layer in {**layers, "head": blocks.head(model), "embedding": table}.items():
+        if not isinstance(layer, nn.Linear | nn.Embedding):
+            raise _refused(model, f"a {type(layer).__name__} ({name})", "rotate the original, then quantize it")
+    needed = table.weight.nbytes + 4 * 8 * max([AT_ONCE, *(layer.weight.numel() for layer in layers.values())])
+    if needed > (free := psutil.virtual_memory().available):
+        raise MemoryError(
+            f"rotating {type(model).__name__} needs about {needed / 1e9:.1f} GB beside the model, {free / 1e9:.1f} GB "
+            "are free; free some, or use gptq.quantize_, which needs no rotation."
+        )
+
+
+def _untie_(model: nn.Module) -> None:
+    """Give the head a matrix of its own, so that saving writes both, and loading ties nothing."""
+    head = blocks.head(model)
+    if blocks.tied(model):
+        head.weight = nn.Parameter(head.weight.detach().clone(), requires_grad=head.weight.requires_grad)
+    for config in (model.config, blocks.config(model)):
+        config.tie_word_embeddings = False
+    model.all_tied_weights_keys = model.get_expanded_tied_weights_keys(all_submodels=True)
+
+
+def _refused(model: nn.Module, found: str, remedy: str = "use gptq.quantize_, which needs no rotation") -> ValueError:
+    return ValueError(
+        f"{type(model).__name__} has {found}; models built like Llama, Mistral, Qwen2, Qwen3, Gemma 1 and Phi can be "
+        f"rotated; {remedy}."
+    )

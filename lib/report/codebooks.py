@@ -1,0 +1,118 @@
+"""Figures about codebooks: where levels sit among the weights, what errs where, and who wins at how many bits."""
+
+import numpy as np
+import pandas as pd
+
+from lib.report import axes as ax
+from lib.report import rows, style
+
+GRIDS = {"codebook": ("gptq", "normal quantiles"), "symmetric": ("rtn", "evenly spaced")}  # look and name of each
+METHODS = {
+    "symmetric": ("depth", "symmetric"),
+    "rtn": ("rtn", "asymmetric"),
+    "search": ("clip", "searched range"),
+    "hqq": ("hqq", "HQQ"),
+    "codebook": ("gptq", "normal quantiles"),
+}
+PANELS = {
+    "weights_lost": "Weights",
+    "outputs_lost": "Outputs",
+    "uncalibrated_kl": "Model",
+}
+UNITS = ["squared error / squared weights", "lost share of output power", "KL divergence, nats a token"]
+BINS = np.linspace(-1, 1, 81)
+
+
+def levels(table: pd.DataFrame, values: dict[str, list[float]]):
+    """Weights over the largest of their group with the levels of each grid, and the error made at each of them.
+
+    table: one row a weight; `ratio` from -1 to 1, and for each name in `values` the squared error of its grid, in the
+    same unit. values: the levels of "codebook" and "symmetric", from -1 to 1.
+    """
+    middle = (BINS[1:] + BINS[:-1]) / 2
+    with style.use():
+        figure = style.picture(9.6, 3.9)
+        left, right = figure.subplots(1, 2)
+        left.hist(table["ratio"], BINS, density=True, color="#c9d1da")
+        top = left.get_ylim()[1]
+        for row, (name, own) in enumerate(values.items()):
+            look, text = style.look(GRIDS[name][0]), GRIDS[name][1]
+            left.vlines(own, top * (1.05 + 0.16 * row), top * (1.17 + 0.16 * row), color=look.colour, linewidth=1.6)
+            left.plot([], [], color=look.colour, label=text)
+            mean = table[name].groupby(np.digitize(table["ratio"], BINS[1:-1])).mean().reindex(range(len(middle)))
+            right.plot(middle, np.sqrt(mean), color=look.colour, linestyle=look.line, label=text)
+        left.set(ylim=(0, top * 1.38), xlabel="weight / largest of its group", ylabel="density of the weights")
+        left.legend(loc="upper left", bbox_to_anchor=(0, 0.74), fontsize=8.5)
+        ax.headline(left, "Levels where the weights are", f"{len(table):,} weights; the ticks above are the levels.")
+        right.set(xlabel="weight / largest of its group", ylabel="root of the mean squared error")
+        right.set_ylim(bottom=0)
+        right.legend(loc="upper center", fontsize=8.5)
+        ax.headline(right, "Fine in the middle, coarse outside", "In units of the largest weight of the group.")
+    return figure
+
+
+def errors(table: pd.DataFrame):
+    """Each method's error of weights and of outputs, and the model's divergence, by bits: who wins depends on which.
+
+    Labels read: method (a name in `METHODS`), bits. Metrics: those in `PANELS`.
+    """
+    parts = {metric: rows.newest(table, metric) for metric in PANELS}
+    if any(part.empty for part in parts.values()):
+        return ax.gap("Who wins, and by what", "26_codebooks")
+    bits = sorted(parts["weights_lost"]["bits"].astype(int).unique(), reverse=True)
+    with style.use():
+        figure = style.picture(9.6, 4.0)
+        panels = figure.subplots(1, len(PANELS))
+        for axes, (metric, title), unit in zip(panels, PANELS.items(), UNITS):
+            for index, method in enumerate(METHODS):
+                part = parts[metric][parts[metric]["method"].eq(method)]
+                _points(axes, part, bits, method, 0.12 * (index - (len(METHODS) - 1) / 2))
+            axes.set_xticks(range(len(bits)), labels=[f"{b} bits" for b in bits])
+            ax.plain_log(axes, "y")
+            axes.grid(False, axis="x")
+            ax.headline(axes, title, unit)
+        handles, names = panels[0].get_legend_handles_labels()
+        figure.legend(handles, names, loc="outside lower center", ncols=len(names))
+    return figure
+
+
+def _points(axes, part: pd.DataFrame, bits: list[int], method: str, shift: float) -> None:
+    look, text = style.look(METHODS[method][0]), METHODS[method][1]
+    bars = np.array([ax.interval(v, e, True) for v, e in zip(part["value"], part["stderr"].astype(float))])
+    places = [bits.index(int(b)) + shift for b in part["bits"]]
+    axes.errorbar(
+        places, part["value"].astype(float), yerr=bars.reshape(-1, 2).T, fmt=look.marker, color=look.colour,
+        markersize=5, label=text,
+    )  # fmt: skip
+
+
+def zero_points(table: pd.DataFrame):
+    """What a real-valued zero point saves over an integer one, by bits, columns in order and shuffled.
+
+    Metric zero_point_saving, labels bits and columns ("in order" or "shuffled").
+    """
+    data = rows.newest(table, "zero_point_saving")
+    if data.empty:
+        return ax.gap("A real-valued zero point", "26_codebooks")
+    bits = sorted(data["bits"].astype(int).unique(), reverse=True)
+    looks = {"in order": style.look("depth"), "shuffled": style.look("gptq")}
+    with style.use():
+        figure = style.picture(7.6, 3.4)
+        axes = figure.subplots()
+        for shift, (order, look) in zip((-0.19, 0.19), looks.items()):
+            part = data[data["columns"].eq(order)]
+            places = np.array([bits.index(int(b)) for b in part["bits"]]) + shift
+            bars = ax.Z95 * 100 * part["stderr"].astype(float)
+            found = axes.bar(
+                places, 100 * part["value"].astype(float), 0.36, yerr=bars, capsize=3, ecolor=style.INK,
+                color=look.colour, label=order,
+            )  # fmt: skip
+            axes.bar_label(found, fmt="%.0f %%", padding=2, fontsize=8.5)
+        axes.set_xticks(range(len(bits)), labels=[f"{b} bits" for b in bits])
+        axes.set_ylabel("saved squared error, %")
+        axes.margins(y=0.14)
+        axes.grid(False, axis="x")
+        axes.legend(title="columns", alignment="left")
+        note = "Shuffled columns can't fall back on a grid that the model had before. Bars: 95 % intervals over layers."
+        ax.headline(axes, "What a real-valued zero point saves over the rounded one", note)
+    return figure

@@ -1,0 +1,118 @@
+"""Figures about learned rounding: why the direction matters, how it is learned, which codes change, what it brings."""
+
+import numpy as np
+import pandas as pd
+
+from lib.report import axes as ax
+from lib.report import rows, style
+
+NOTEBOOK = "24_rounding"
+RUNGS = {  # the name of each rung, and the look that stands for it
+    "nearest": "rtn",
+    "searched ranges": "none",
+    "GPTQ": "gptq",
+    "learned": "depth",
+    "GPTQ, then learned": "signs",
+}
+
+
+def chances(table: pd.DataFrame):
+    """Histogram of the losses of random offsets (metric random_loss), with nearest and learned (learned_loss) beside.
+
+    All are shares of the loss of rounding to nearest.
+    """
+    title = "Chance does not find the right directions"
+    drawn, found = rows.newest(table, "random_loss"), rows.newest(table, "learned_loss")
+    if drawn.empty or found.empty:
+        return ax.gap(title, NOTEBOOK)
+    values, learned = drawn["value"].to_numpy(float), float(found["value"].iloc[-1])
+    with style.use():
+        figure = style.picture(7.6, 3.3)
+        axes = figure.subplots()
+        edges = np.linspace(min(0.95, values.min()), max(1.05, values.max()), 31)
+        axes.hist(values, edges, color=style.look("none").colour, alpha=0.55, label=f"{len(values)} random choices")
+        for value, method, text in ((1.0, "rtn", "nearest"), (learned, "gptq", "learned")):
+            look = style.look(method)
+            axes.axvline(value, color=look.colour, linewidth=2, linestyle=look.line, label=f"{text}: {value:.2f}")
+        axes.set(xlabel="error of the block's outputs (1: round to nearest)", ylabel="random choices")
+        axes.set_xlim(left=min(learned, values.min()) - 0.06)
+        axes.legend(loc="upper center")
+        ax.headline(
+            axes,
+            title,
+            "One grid for all, only up or down differs. Random: the codes of weights near the middle between two.",
+        )
+    return figure
+
+
+def curves(table: pd.DataFrame):
+    """Loss of each step's windows (metric step_loss, labels step and start)."""
+    data = rows.newest(table, "step_loss")
+    if data.empty:
+        return ax.gap("The loss, step by step", NOTEBOOK)
+    data = data.astype({"step": int, "value": float})
+    with style.use():
+        figure = style.picture(7.6, 3.3)
+        axes = figure.subplots()
+        for start, part in data.groupby("start", sort=False):
+            part, look = part.sort_values("step"), style.look(RUNGS.get(start, start))
+            axes.plot(part["step"], part["value"], color=look.colour, alpha=0.35, linewidth=0.9)
+            smooth = part["value"].rolling(7, min_periods=1, center=True).mean()
+            axes.plot(part["step"], smooth, color=look.colour, linestyle=look.line, linewidth=2, label=f"from {start}")
+        axes.set(xlabel="step", ylabel="squared error of the step's window")
+        axes.set_ylim(bottom=0)
+        axes.legend()
+        title = f"The loss over {data['step'].max() + 1} steps"
+        ax.headline(axes, title, "Thin: single steps, whose windows differ. Thick: mean of seven neighbours.")
+    return figure
+
+
+def offsets(table: pd.DataFrame):
+    """Learned offsets V, and the share of codes that changed by distance from the middle between two codes.
+
+    table: one row a weight, with the columns offset (-0.5 to 0.5 codes), distance (0 to 0.5 codes) and changed.
+    """
+    with style.use():
+        figure = style.picture(9.6, 3.5)
+        left, right = figure.subplots(1, 2)
+        look = style.look("gptq")
+        left.hist(table["offset"], np.linspace(-0.5, 0.5, 81), color=look.colour)
+        left.set(xlabel="learned offset V, in codes", ylabel="number of weights")
+        ax.headline(left, "Most offsets stay small", f"{len(table):,} weights.")
+        edges = np.linspace(0, 0.5, 21)
+        places = np.clip(np.digitize(table["distance"], edges) - 1, 0, len(edges) - 2)
+        shares = table["changed"].astype(float).groupby(places).mean().reindex(range(len(edges) - 1), fill_value=0.0)
+        middles = (edges[:-1] + edges[1:]) / 2
+        right.bar(middles, 100 * shares, width=0.9 * (edges[1] - edges[0]), color=look.colour)
+        right.set(xlabel="distance of the weight from the middle between two codes", ylabel="codes that changed, %")
+        right.set_ylim(bottom=0)
+        changed = 100 * table["changed"].astype(float).mean()
+        ax.headline(right, "What changes lay near the middle", f"{changed:.1f} % of all codes changed.")
+    return figure
+
+
+def ladder(table: pd.DataFrame):
+    """Error of the block's outputs on held-out windows (metric relative_loss) by `rung`, a panel per bit width."""
+    data = rows.newest(table, "relative_loss")
+    if data.empty:
+        return ax.gap("What learning brings", NOTEBOOK)
+    data = data.astype({"bits": int, "value": float, "stderr": float})
+    widths = sorted(data["bits"].unique(), reverse=True)
+    with style.use():
+        figure = style.picture(9.6, 1.3 + 0.38 * data["rung"].nunique())
+        panels = figure.subplots(1, len(widths), sharey=True, squeeze=False)[0]
+        names = list(dict.fromkeys(data["rung"]))
+        for axes, bits in zip(panels, widths):
+            part = data[data["bits"].eq(bits)].drop_duplicates("rung", keep="last").set_index("rung")
+            for place, name in enumerate(names):
+                if name not in part.index:
+                    continue
+                value, look = part.loc[name, "value"], style.look(RUNGS.get(name, name))
+                reach = np.array(ax.interval(value, part.loc[name, "stderr"], False))[:, None]
+                axes.errorbar(value, place, xerr=reach, fmt=look.marker, color=look.colour, capsize=3)
+                axes.annotate(f"{value:.2f}", (value, place), (0, 6), textcoords="offset points", ha="center", size=8.5)
+            axes.set(xlabel="error of the block's outputs (1: nearest)", ylim=(len(names) - 0.5, -0.7))
+            axes.margins(x=0.12)
+            ax.headline(axes, f"{bits} bits", "Held-out windows, 95 % intervals over them.")
+        panels[0].set_yticks(range(len(names)), labels=names)
+    return figure

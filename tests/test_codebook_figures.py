@@ -1,0 +1,65 @@
+"""The figures about codebooks, on invented data."""
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from lib.report import codebooks, style
+from tests import report_data
+from tests.test_figures import texts
+
+LEVELS = {"codebook": [-1, -0.3, 0, 0.4, 1], "symmetric": [-1, -0.5, 0, 0.5, 1]}
+
+
+def weights(seed=0):
+    generator = np.random.default_rng(seed)
+    ratio = np.clip(0.4 * generator.normal(size=4000), -1, 1)
+    distance = {n: np.abs(ratio[:, None] - np.array(v)).min(1) ** 2 for n, v in LEVELS.items()}
+    return pd.DataFrame({"ratio": ratio, **distance})
+
+
+def recorded():
+    shared = report_data.base("run-26", "26_codebooks")
+    found = [
+        {**shared, "metric": metric, "method": method, "bits": bits, "value": 4.0**-bits * (2 + i), "stderr": 1e-4}
+        for metric in codebooks.PANELS
+        for i, method in enumerate(codebooks.METHODS)
+        for bits in (4, 3, 2)
+    ]
+    saved = [
+        {**shared, "metric": "zero_point_saving", "bits": bits, "columns": order, "value": value, "stderr": 0.01}
+        for bits in (4, 3, 2)
+        for order, value in (("in order", 0.38), ("shuffled", 0.12))
+    ]
+    return pd.DataFrame(found + saved)
+
+
+def test_levels_are_drawn_where_they_are_and_the_error_is_zero_on_them():
+    figure = codebooks.levels(weights(), LEVELS)
+    left, right = figure.axes
+    drawn = [sorted(line[0][0] for line in lines.get_segments()) for lines in left.collections]
+    assert drawn == [pytest.approx(v) for v in LEVELS.values()]
+    assert len(right.lines) == 2 and all(line.get_ydata()[40] < 0.03 for line in right.lines)
+    assert "4,000 weights" in texts(figure) and len(style.png(figure)) < 100_000
+
+
+def test_errors_has_a_panel_a_metric_and_a_point_a_method_and_width():
+    figure = codebooks.errors(recorded())
+    assert [panel.get_title("left") for panel in figure.axes] == list(codebooks.PANELS.values())
+    for panel in figure.axes:
+        assert len(panel.containers) == len(codebooks.METHODS) and panel.get_yscale() == "log"
+        assert all(len(bar.lines[0].get_xdata()) == 3 for bar in panel.containers)
+    looks = {style.look(look).colour for look, _ in codebooks.METHODS.values()}
+    assert len(looks) == len(codebooks.METHODS)  # no two methods look alike
+
+
+def test_savings_are_written_on_their_bars():
+    shown = texts(codebooks.zero_points(recorded()))
+    assert shown.count("38 %") == 3 and shown.count("12 %") == 3
+
+
+@pytest.mark.parametrize("draw", [codebooks.errors, codebooks.zero_points])
+def test_a_missing_run_shows_a_gap(draw):
+    assert "no finished run of 26_codebooks" in texts(draw(pd.DataFrame()))
+    failed = recorded().assign(status="failed")
+    assert "no finished run" in texts(draw(failed))

@@ -1,0 +1,148 @@
+"""Every method on layers that break formulas: singular Hessians, dead columns, constant groups, scales out of range."""
+
+import inspect
+
+import pytest
+import torch
+
+from lib import quantizers
+from lib.models.blocks import blocks
+from lib.quantizers import calibrate
+from lib.quantizers.grid import Quantized
+from lib.quantizers.linear import QuantLinear
+from tests import tiny
+
+USUAL = {"bits": 3, "group_size": 32}
+QUICK = {"rounding": {"steps": 3, "batch": 1}}  # what keeps a method short, and lets it learn from one window
+# what a method has no answer for it must refuse before the work; anything else has to succeed
+REFUSED: dict[tuple[str, str], str] = {}  # (method, case) -> what its error says
+
+
+def parts(model):
+    """The attention and the MLP of each block."""
+    return [part for block in blocks(model) for part in (block.self_attn, block.mlp)]
+
+
+def dead_columns(model):
+    for block in blocks(model):
+        block.input_layernorm.weight[::7] = 0
+        block.post_attention_layernorm.weight[32:] = 0
+        block.mlp.up_proj.weight[5:50] = 0
+
+
+def constant_groups(model):
+    for attention, mlp in zip(parts(model)[::2], parts(model)[1::2]):
+        attention.q_proj.weight[:, :32] = 0.37
+        attention.v_proj.weight[:] = -0.02
+        mlp.down_proj.weight[3:9] = 1.0
+
+
+def zero_groups(model):
+    for attention, mlp in zip(parts(model)[::2], parts(model)[1::2]):
+        attention.k_proj.weight[:, 32:] = 0
+        attention.o_proj.weight[:] = 0
+        mlp.gate_proj.weight[::2] = 0
+
+
+def zero_layers(model):
+    for layer in calibrate.layers(model).values():
+        layer.weight[:] = 0
+
+
+def tiny_scales(model):
+    for attention, mlp in zip(parts(model)[::2], parts(model)[1::2]):
+        attention.v_proj.weight.mul_(1e-38)
+        mlp.up_proj.weight.mul_(1e-30)
+        mlp.down_proj.weight[:, :32].mul_(1e-42)
+
+
+def huge_scales(model):
+    for attention, mlp in zip(parts(model)[::2], parts(model)[1::2]):
+        attention.q_proj.weight.mul_(1e30)
+        attention.k_proj.weight.mul_(1e-30)
+        mlp.gate_proj.weight[7].mul_(-1e30)
+        mlp.up_proj.weight[7] = 0
+
+
+def one_outlier(model):
+    for layer in calibrate.layers(model).values():
+        layer.weight[0, 0] = 1e4
+
+
+def untouched(model):
+    """The model as it is, for what is wrong with the calibration."""
+
+
+ONE_WINDOW = tiny.tokens(1, 8)  # fewer tokens than columns: every Hessian is singular
+ONE_TOKEN = torch.full((2, 16), 65)  # the same input over and over: Hessians of rank one
+CASES = {make.__name__: (make, tiny.tokens(2, 16)) for make in (
+    dead_columns, constant_groups, zero_groups, zero_layers, tiny_scales, huge_scales, one_outlier
+)}  # fmt: skip
+CASES |= {"one_window": (untouched, ONE_WINDOW), "one_token": (untouched, ONE_TOKEN)}
+CASES |= {"dead_columns_one_token": (dead_columns, ONE_TOKEN), "zero_layers_one_window": (zero_layers, ONE_WINDOW)}
+
+
+def made(make=untouched):
+    model = tiny.llama(num_hidden_layers=2)
+    with torch.no_grad():
+        make(model)
+    return model
+
+
+def run(method, model, ids):
+    """Quantize with the method's own bits and group size where it has them, else with the usual ones."""
+    quantize_ = quantizers.by_name(method)
+    known = inspect.signature(quantize_).parameters
+    usual = {name: value for name, value in USUAL.items() if known[name].default is inspect.Parameter.empty}
+    return quantize_(model, ids, **usual, **QUICK.get(method, {}))
+
+
+def finite(*tensors):
+    return all(tensor is None or tensor.isfinite().all() for tensor in tensors)
+
+
+@pytest.mark.parametrize("case", CASES)
+@pytest.mark.parametrize("method", quantizers.METHODS)
+def test_everything_stays_finite(method, case):
+    make, ids = CASES[case]
+    model = made(make)
+    with torch.no_grad():
+        assert finite(model(input_ids=ids).logits), "the case itself is broken: this would test nothing"
+        if (method, case) in REFUSED:
+            before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+            with pytest.raises(ValueError, match=REFUSED[method, case]):
+                run(method, model, ids)
+            assert all(torch.equal(before[name], tensor) for name, tensor in model.state_dict().items())
+            return
+        done = run(method, model, ids)
+        assert done.keys() >= calibrate.layers(model).keys()
+        for quantized in done.values():
+            assert isinstance(quantized, Quantized) and finite(quantized.scale, quantized.codebook, quantized.dense())
+        assert all(finite(tensor) for tensor in model.state_dict().values())
+        assert finite(model(input_ids=ids).logits)
+
+
+@pytest.mark.parametrize("method", quantizers.METHODS)
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_weights_that_are_no_numbers_are_refused_before_the_work(method, value):
+    model = made()
+    with torch.no_grad():
+        blocks(model)[1].mlp.down_proj.weight[3, 5] = value
+    with pytest.raises(ValueError, match=r"layers\.1\.mlp\.down_proj.* holds NaN or infinite values"):
+        run(method, model, tiny.tokens(2, 16))
+    assert not any(isinstance(layer, QuantLinear) for layer in calibrate.layers(model).values())
+
+
+@pytest.mark.parametrize("method", quantizers.METHODS)
+def test_two_runs_give_the_same_bytes_whatever_the_global_seed(method):
+    states = []
+    for seed in (1, 2):
+        model = made()
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            expected = torch.random.get_rng_state()
+            run(method, model, tiny.tokens(3, 16))
+            assert torch.equal(torch.random.get_rng_state(), expected), "the library's global seed was touched"
+        states.append(model.state_dict())
+    first, second = states
+    assert first.keys() == second.keys() and all(torch.equal(first[name], second[name]) for name in first)

@@ -1,0 +1,166 @@
+"""Tuned scales: gradients against float64 autograd, the loss falls, the model stays one, killed jobs resume."""
+
+import copy
+
+import pytest
+import torch
+
+from lib.metrics import divergence
+from lib.quantizers import calibrate, codebook, gptq, rtn, scales
+from lib.quantizers.linear import QuantLinear
+from lib.quantizers.steps import Steps
+from tests import tiny
+
+GRID = {"bits": 2, "group_size": 16}
+
+
+def pair(method=rtn, **grid):
+    """A tiny model, its quantized copy, and windows of tokens."""
+    original, tokens = tiny.llama(), tiny.tokens(6, 24)
+    model = copy.deepcopy(original)
+    method.quantize_(model, tokens, **(GRID | grid))
+    return original, model, tokens
+
+
+def kl(model, original, tokens):
+    return divergence.measure(model, original, tokens)["kl_divergence"].value
+
+
+@pytest.mark.parametrize("symmetric", [False, True])
+def test_product_and_gradients_equal_those_of_the_formula_in_float64(symmetric):
+    generator = torch.Generator().manual_seed(0)
+    weight, inputs = torch.randn(12, 32, generator=generator), torch.randn(2, 5, 32, generator=generator)
+    quantized = rtn.rtn(weight, bits=3, group_size=8, symmetric=symmetric)
+    part = scales.Tuned(QuantLinear(quantized, torch.randn(12, generator=generator)), torch.float32)
+    with torch.no_grad():
+        part.delta.normal_(0, 0.1, generator=generator)
+    given = inputs.clone().requires_grad_()
+    pull = torch.randn(2, 5, 12, generator=generator)
+    (part(given) * pull).sum().backward()
+
+    delta, x = part.delta.detach().double().requires_grad_(), inputs.double().requires_grad_()
+    zero = 4 if quantized.zero_point is None else quantized.zero_point.double()[..., None]
+    step = (quantized.scale.double() * (1 + delta))[..., None]
+    dense = (step * (quantized.codes.double().view(12, 4, 8) - zero)).flatten(1)
+    expected = x @ dense.T + part.layer.bias.detach().double()
+    (expected * pull.double()).sum().backward()
+    assert torch.allclose(part(inputs).double(), expected, atol=1e-5)
+    assert torch.allclose(part.delta.grad.double(), delta.grad, atol=1e-4)
+    assert torch.allclose(given.grad.double(), x.grad, atol=1e-5)
+
+
+def test_loss_and_gradient_in_chunks_equal_those_of_the_whole(monkeypatch):
+    from lib.metrics import logits
+
+    original, model, tokens = pair()
+    monkeypatch.setattr(logits, "CHUNK_BYTES", 5 * 4 * 256)  # five positions at a time
+    reference = divergence.remember(original, tokens)
+    states = torch.randn(23, 64, generator=torch.Generator().manual_seed(1))
+    loss, gradient = scales._loss(states.clone(), logits.Projection.of(model), reference.rows(2, 1), 46)
+    whole = states.clone().requires_grad_()
+    p, q = original(tokens[2:3]).logits[0, :-1].log_softmax(-1), model.lm_head(whole).log_softmax(-1)
+    expected = torch.nn.functional.kl_div(q, p, log_target=True, reduction="sum") / 46
+    expected.backward()
+    assert loss == pytest.approx(expected.item(), rel=1e-4)
+    assert torch.allclose(gradient, whole.grad, atol=1e-6)
+
+
+@pytest.mark.parametrize("method, grid", [(rtn, {}), (gptq, {"symmetric": True}), (codebook, {"bits": 3})])
+def test_tuning_brings_the_model_nearer_and_leaves_codes_and_model_whole(method, grid):
+    original, model, tokens = pair(method, **grid)
+    before, codes = kl(model, original, tokens), {n: m.codes.clone() for n, m in calibrate.layers(model).items()}
+    learning = [parameter.requires_grad for parameter in model.parameters()]
+    tuned = scales.tune_(model, tokens, original, steps=30, batch=2, learning_rate=0.02)
+    assert kl(model, original, tokens) < 0.9 * before
+    assert tuned.keys() == codes.keys()
+    for name, layer in calibrate.layers(model).items():
+        assert isinstance(layer, QuantLinear) and torch.equal(layer.codes, codes[name])
+        assert layer.scale.dtype == torch.bfloat16 and (layer.scale > 0).all()
+        assert torch.equal(tuned[name].scale, layer.scale)
+    assert [parameter.requires_grad for parameter in model.parameters()] == learning
+    assert model.generate(tokens[:1, :4], max_new_tokens=3, do_sample=False).shape == (1, 7)
+
+
+def test_the_loss_of_the_first_step_is_the_divergence_of_the_untuned_model(tmp_path, monkeypatch):
+    monkeypatch.setattr("lib.quantizers.steps.EVERY", 0)
+    original, model, tokens = pair()
+    before = kl(model, original, tokens)
+    seen = []
+    monkeypatch.setattr(Steps, "save", lambda self, step, loss, *_: seen.append(loss))
+    scales.tune_(model, tokens, original, steps=1, batch=6)
+    assert seen == [pytest.approx(before, rel=1e-4)]
+
+
+def test_every_window_is_seen_once_before_any_is_seen_again():
+    drawn = [index for step in range(9) for index in scales.windows(step, 2, 6, seed=3)]
+    assert sorted(drawn[:6]) == sorted(drawn[6:12]) == sorted(drawn[12:]) == list(range(6))
+    assert drawn[:6] != drawn[6:12] and drawn != [i for s in range(9) for i in scales.windows(s, 2, 6, seed=4)]
+
+
+def test_learning_rate_rises_and_falls():
+    rates = [scales.schedule(step, 100) for step in range(100)]
+    assert rates[0] == pytest.approx(0.2) and max(rates) > 0.98 and rates[-1] < 0.001
+    assert rates[5:] == sorted(rates[5:], reverse=True) and scales.schedule(0, 1) == 1
+
+
+def interrupted(monkeypatch, steps):
+    """`Steps.save` that writes at every step and stops the job after `steps`."""
+    save = Steps.save
+
+    def once(self, step, *rest):
+        save(self, step, *rest, every=0)
+        if step == steps:
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(Steps, "save", once)
+
+
+def test_a_stopped_job_resumes_to_the_same_bytes_and_refuses_other_arguments(tmp_path, monkeypatch):
+    original, model, tokens = pair()
+    again, options = copy.deepcopy(model), {"steps": 6, "batch": 2, "learning_rate": 0.01}
+    expected = scales.tune_(model, tokens, original, **options)
+    start = {name: layer.scale.clone() for name, layer in calibrate.layers(again).items()}
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        interrupted(patch, 4)
+        scales.tune_(again, tokens, original, **options, state=tmp_path)
+    assert all(torch.equal(layer.scale, start[name]) for name, layer in calibrate.layers(again).items())
+    with pytest.raises(ValueError, match="learning_rate=0.01 there, 0.02 here"):
+        scales.tune_(again, tokens, original, **(options | {"learning_rate": 0.02}), state=tmp_path)
+    with pytest.raises(ValueError, match="another job"):
+        scales.tune_(again, tokens.flip(0), original, **options, state=tmp_path)
+    seen = []
+    step = scales._step
+    monkeypatch.setattr(scales, "_step", lambda *a: seen.append(1) or step(*a))
+    found = scales.tune_(again, tokens, original, **options, state=tmp_path)
+    assert len(seen) == 2
+    assert all(torch.equal(found[name].scale, expected[name].scale) for name in expected)
+
+
+def test_two_runs_give_the_same_bytes_and_leave_the_global_seed_alone():
+    original, model, tokens = pair()
+    other, before = copy.deepcopy(model), torch.random.get_rng_state()
+    first = scales.tune_(model, tokens, original, steps=3)
+    second = scales.tune_(other, tokens, divergence.remember(original, tokens), steps=3)
+    assert all(torch.equal(first[name].scale, second[name].scale) for name in first)
+    assert torch.equal(torch.random.get_rng_state(), before)
+
+
+def test_what_cannot_be_tuned_is_refused_before_the_work():
+    original, model, tokens = pair()
+    with pytest.raises(ValueError, match="has no quantized layers"):
+        scales.tune_(original, tokens, original, steps=1)
+    with pytest.raises(ValueError, match="steps=0"):
+        scales.tune_(model, tokens, original, steps=0)
+    with pytest.raises(ValueError, match="1 to 6 windows in a batch"):
+        scales.tune_(model, tokens, original, steps=1, batch=7)
+    with pytest.raises(ValueError, match="reference remembers"):
+        scales.tune_(model, tokens, divergence.remember(original, tokens.flip(0)), steps=1)
+
+
+def test_a_loss_that_is_not_finite_stops_and_keeps_the_scales(monkeypatch):
+    original, model, tokens = pair()
+    start = {name: layer.scale.clone() for name, layer in calibrate.layers(model).items()}
+    monkeypatch.setattr(scales, "_step", lambda *_: float("nan"))
+    with pytest.raises(ValueError, match="loss is nan at step 1 of 5"):
+        scales.tune_(model, tokens, original, steps=5)
+    assert all(torch.equal(layer.scale, start[name]) for name, layer in calibrate.layers(model).items())
