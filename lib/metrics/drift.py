@@ -11,6 +11,7 @@ a method lets the layer's own change oppose what came in, the difference has les
 some of the drift back. All powers are shares of ‖W X̃‖²; a layer that answers zero has a difference of 1.
 """
 
+import contextlib
 from dataclasses import dataclass
 
 import torch
@@ -64,12 +65,18 @@ def measure(
 
 
 def _shares(weight: Tensor, other: Tensor, clean: Tensor, drifted: Tensor) -> Tensor:
-    """[windows, 3]: the powers of what came in, of what was added and of both together, over the answer's power."""
-    answer, before = (nn.functional.linear(each.float(), weight.float()) for each in (clean, drifted))
-    after = nn.functional.linear(drifted.float(), other.float())
-    parts = torch.stack([answer - before, before - after, answer - after])
+    """[windows, 3]: the powers of what came in, of what was added and of both together, over the answer's power.
+
+    `other` is rounded to the type of the inputs, as a quantized layer does it; products of bfloat16 numbers are exact.
+    """
+    linear, other = nn.functional.linear, other.to(drifted.dtype).float()
+    exact = drifted.dtype == weight.dtype == torch.bfloat16
+    with inputs.bfloat16_products() if exact else contextlib.nullcontext():
+        answer, before = (linear(each.float(), weight.float()) for each in (clean, drifted))
+        after = linear(drifted.float(), other)
     power = answer.square().sum((1, 2)).clamp(min=torch.finfo(torch.float32).tiny)
-    return (parts.square().sum((2, 3)) / power).T
+    parts = (answer - before, before - after, answer - after)
+    return torch.stack([part.square_().sum((1, 2)) / power for part in parts], 1)
 
 
 def _drift(shares: Tensor) -> Drift:

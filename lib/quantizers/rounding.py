@@ -6,9 +6,9 @@ and may cancel. So each block's answer is compared with the original's, and an o
 whatever its gradient's size. What V, α and β make of a weight stands in `offsets`.
 
 Source: Cheng et al., "Optimize Weight Rounding via Signed Gradient Descent for the Quantization of LLMs",
-arXiv 2309.05516, algorithm 1. Two things differ from the paper, each because it measured better: learning starts from
-ranges that are searched, or from codes that another method found; and the ends of the ranges move slower than V,
-since a range that moves takes all its codes along.
+arXiv 2309.05516. Three things differ from the paper, each because it measured better: learning starts from ranges that
+are searched, or from codes that another method found; V moves half as fast; and the ends of the ranges move slower
+still, since a range that moves takes all its codes along.
 """
 
 import hashlib
@@ -25,8 +25,8 @@ from lib.quantizers.offsets import Rounded
 from lib.quantizers.state import State, fingerprint
 
 SEEN = 4  # windows that weigh the columns in the search for ranges, and that tell whether learning paid
-SLOWER = 0.1  # the rate of α and β in the first step, as a share of what would make half a code of V
-NEARBY = 0.4  # how far V may travel from codes that are good already, as a share of the way from the nearest ones
+TRAVEL = 0.5  # rate of V in the first step times the steps: half of it, a quarter of a code, is the farthest V gets
+RANGES = 0.1  # the same for α and β
 
 
 def quantize_(
@@ -51,10 +51,10 @@ def quantize_(
 
     calibration: windows of text, or token ids [count, length]. bits: 2 to 8. group_size: columns per grid, -1 for a
     row. candidates: ranges tried per group before learning. steps: updates per block, each from `batch` windows.
-    rate: how far V moves in the first step, falling linearly to zero; None is 1/steps, which makes half a code in all,
-    or `NEARBY` of that with `initial`. range_rate: the same for α and β; None is 0.1/steps. filtered: share of the
-    squared errors, the largest ones, that the loss leaves out. initial: codes and affine grids of all layers to start
-    from, as another method returned them for a copy of this model; `symmetric` and `candidates` then say nothing.
+    rate: how far V moves in the first step, falling linearly to zero; None is `TRAVEL` / steps. range_rate: the same
+    for α and β; None is `RANGES` / steps. filtered: share of the squared errors, the largest ones, that the loss
+    leaves out. initial: codes and affine grids of all layers to start from, as another method returned them for a copy
+    of this model; `symmetric` and `candidates` then say nothing.
     state: folder that keeps finished blocks, so that a killed job resumes.
     """
     from lib.sources import texts
@@ -62,7 +62,7 @@ def quantize_(
     calibrate.check_layers(model, bits=bits, group_size=group_size)
     tokens = texts.tokens(calibration, model)
     learning = {"steps": steps, "batch": batch, "rate": rate, "range_rate": range_rate}
-    learning = settle(len(tokens), initial is None, **learning, filtered=filtered, seed=seed)
+    learning = settle(len(tokens), **learning, filtered=filtered, seed=seed)
     check_initial(model, initial, bits, group_size)
     calibrate.check_memory(model, tokens)
     grid = {"bits": bits, "group_size": group_size, "symmetric": symmetric, "candidates": candidates}
@@ -173,18 +173,15 @@ def distance(outputs: Tensor, targets: Tensor, filtered: float) -> tuple[float, 
     return error.square().mean().item(), error.mul_(2 / error.numel()).to(outputs.dtype)
 
 
-def settle(windows: int, fresh: bool, *, steps, batch, rate, range_rate, filtered, seed) -> dict:
-    """These settings with the rates that None stands for; raise ValueError for those that make no sense.
-
-    windows: how many there are. fresh: whether learning starts from the nearest codes.
-    """
+def settle(windows: int, *, steps, batch, rate, range_rate, filtered, seed) -> dict:
+    """These settings with the rates that None stands for; raise ValueError where they don't suit so many windows."""
     if steps < 1 or not 1 <= batch <= windows:
         raise ValueError(
             f"steps={steps} and batch={batch} with {windows} windows; there must be 1 or more steps, and 1 to "
             f"{windows} windows in a batch; change them, or give more windows."
         )
-    rate = (1 if fresh else NEARBY) / steps if rate is None else rate
-    range_rate = SLOWER / steps if range_rate is None else range_rate
+    rate = TRAVEL / steps if rate is None else rate
+    range_rate = RANGES / steps if range_rate is None else range_rate
     for name, value in {"rate": rate, "range_rate": range_rate}.items():
         if not 0 <= value <= 1:
             raise ValueError(f"{name}={value}; V, α and β move by 0 to 1 in a step; try the default, None.")

@@ -29,7 +29,6 @@ def drift(table: pd.DataFrame):
         for name, (shade, text) in PARTS.items():
             _line(left, shown[shown["part"].eq(name)], style.look(shade), text)
         left.set(xlabel="block", ylabel="share of the outputs' power", ylim=(0, None))
-        left.legend()
         ax.headline(left, "Most of the error comes in" if _mostly(shown) else "Where the error comes from",
                     f"{_name(methods[0])}: mean over a block's layers. Bars: 95 % intervals.")  # fmt: skip
         for method in methods:
@@ -37,10 +36,11 @@ def drift(table: pd.DataFrame):
         right.axhline(0, color=style.MUTED, linewidth=0.8)
         right.set(xlabel="block", ylabel="share of both parts taken back")
         right.yaxis.set_major_formatter(lambda value, _: f"{100 * value:.0f} %".replace("-", "−"))
-        right.legend()
         ax.headline(right, "What a layer takes back", "Zero: its own rounding has nothing to do with what came in.")
         for axes in (left, right):
             axes.xaxis.get_major_locator().set_params(integer=True)
+            axes.set_ylim(top=axes.get_ylim()[1] * 1.2)  # room for the legend above the points
+            axes.legend(loc="upper left")
     return figure
 
 

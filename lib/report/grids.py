@@ -17,7 +17,8 @@ def weight_histogram(table: pd.DataFrame):
     with style.use():
         figure = style.picture(7.6, 3.2)
         axes = figure.subplots()
-        edges = np.linspace(table["weight"].min(), table["weight"].max(), 161)
+        both = table[["weight", "value"]]  # a value may lie beyond the weights, by the rounding of its scale
+        edges = np.linspace(both.min(axis=None), both.max(axis=None), 161)
         before, after = style.look("none"), style.look("gptq")
         axes.hist(table["value"], edges, color=after.colour, label="after: values on the grids")
         axes.hist(table["weight"], edges, histtype="step", color=before.colour, label="before", linewidth=1.4)
@@ -76,7 +77,9 @@ def textbook(table: pd.DataFrame):
             shade, name = TEXTBOOK[method]
             part = part.assign(place=part["granularity"].map(places)).sort_values("place")
             _line(left, part, "place", shade, name if bits == error["bits"].max() else None)
-            left.annotate(f"{int(bits)} bits", (part["place"].iloc[-1], part["value"].iloc[-1]), (9, 0),
+        for bits, part in error[error["granularity"].eq("group")].groupby("bits"):
+            middle = float(np.exp(np.log(part["value"].astype(float)).mean()))  # between the methods
+            left.annotate(f"{int(bits)} bits", (places["group"], middle), (9, 0),
                           textcoords="offset points", va="center", fontsize=8.5)  # fmt: skip
         left.set_xticks(list(places.values()), labels=[f"one grid a {each}" for each in SHARED.values()])
         left.set(yscale="log", ylabel="squared error / squared weights", xlim=(-0.2, 2.45))

@@ -1,0 +1,68 @@
+"""The figures about the recipe show what they were given: points, bits, intervals, gaps."""
+
+import matplotlib.pyplot as plt
+import numpy as np
+import pandas as pd
+import pytest
+
+from lib.report import recipe
+
+
+@pytest.fixture(autouse=True)
+def closed():
+    yield
+    plt.close("all")
+
+
+def records(metric, entries):
+    base = {"metric": metric, "run": "a", "time": "2026-01-01T00:00:00Z", "status": "finished", "notebook": "n"}
+    return pd.DataFrame([base | entry for entry in entries])
+
+
+def layered(metric, values):
+    blocks = [
+        {"layers": kind, "block": block, "value": values(row, block), "stderr": None}
+        for row, kind in enumerate(recipe.KINDS)
+        for block in range(3)
+    ]
+    return records(metric, [*blocks, {"layers": "embed_tokens, lm_head", "block": None, "value": 4.0, "stderr": None}])
+
+
+def test_tuning_draws_every_step_and_every_block():
+    losses = pd.DataFrame({"step": range(1, 9), "loss": np.linspace(1, 0.5, 8)})
+    moves = pd.DataFrame({"block": [0] * 50 + [7] * 50, "move": np.linspace(-0.02, 0.03, 100)})
+    left, right = recipe.tuning(losses, moves).axes
+    assert list(left.lines[0].get_ydata()) == list(losses["loss"]) and left.get_ylim()[0] == 0
+    assert [text.get_text() for text in right.get_legend().get_texts()] == ["block 0", "block 7"]
+
+
+def test_allocation_writes_the_bits_of_every_group_and_names_the_rest():
+    figure = recipe.allocation(layered("bits", lambda row, block: 2 + (row + block) % 3))
+    (axes,) = figure.axes
+    written = [text.get_text() for text in axes.texts if text.get_text().isdigit()]
+    assert written == [str(2 + (row + block) % 3) for row in range(4) for block in range(3)]
+    assert any("embed_tokens, lm_head: 4 bits" in text.get_text() for text in axes.texts)
+
+
+def test_sensitivity_has_a_line_for_each_kind_of_layers():
+    (axes,) = recipe.sensitivity(layered("sensitivity", lambda row, block: 0.01 * (row + 1) / (block + 1))).axes
+    assert len(axes.lines) == 4 and axes.get_yscale() == "log"
+    assert list(axes.lines[1].get_ydata()) == pytest.approx([0.02, 0.01, 0.02 / 3])
+
+
+def test_by_megabytes_draws_each_arm_with_its_interval():
+    entries = [
+        {"arm": arm, "megabytes": size, "value": value, "stderr": 0.1 * value}
+        for arm, size, value in (("gptq", 60, 0.5), ("gptq", 90, 0.1), ("llama.cpp", 90, 0.2))
+    ]
+    (axes,) = recipe.by_megabytes(records("kl_divergence", entries)).axes
+    assert len(axes.get_legend().get_texts()) == 2 and axes.get_yscale() == "log"
+    line = next(container for container in axes.containers if len(container.lines[0].get_xdata()) == 2)
+    assert list(line.lines[0].get_xdata()) == [60, 90]
+
+
+@pytest.mark.parametrize("draw", [recipe.allocation, recipe.sensitivity, recipe.by_megabytes])
+def test_without_records_the_gap_is_shown(draw):
+    empty = records("perplexity", [{"value": 1.0, "stderr": None, "block": None, "layers": None}])
+    figure = draw(empty)
+    assert any("no finished run" in text.get_text() for axes in figure.axes for text in axes.texts)
