@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from lib.models.blocks import blocks
-from lib.quantizers import calibrate, gptaq, gptq, inputs, rtn
+from lib.quantizers import calibrate, corrected, gptaq, gptq, inputs, rtn
 from lib.quantizers.linear import QuantLinear
 from tests import tiny
 
@@ -196,14 +196,15 @@ def test_both_streams_count_when_memory_is_checked(monkeypatch):
 def test_the_first_blocks_of_the_real_model_drift_less():
     from lib.sources import models, texts
 
-    outputs, kept = {}, 4
-    for name in ("original", "gptq", "gptaq"):
+    outputs, kept = {}, 3
+    methods = {"original": None, "gptq": gptq, "gptaq": gptaq, "corrected": corrected}
+    for name, method in methods.items():
         model, _ = models.load()
         model.model.layers = blocks(model)[:kept]
         model.config.num_hidden_layers = kept
         ids = texts.tokens(texts.load("packaged", split="valid").windows(4, 512), model)
-        if name != "original":
-            (gptq if name == "gptq" else gptaq).quantize_(model, ids[:3], bits=2, group_size=64)
+        if method:
+            method.quantize_(model, ids[:3], bits=2, group_size=64)
         outputs[name] = model.model(input_ids=ids[3:]).last_hidden_state.float()  # a window that nothing was fitted to
-    drift = {name: (outputs[name] - outputs["original"]).square().mean() for name in ("gptq", "gptaq")}
-    assert drift["gptaq"] < drift["gptq"]
+    drift = {name: (outputs[name] - outputs["original"]).square().mean() for name in methods}
+    assert drift["gptaq"] < drift["gptq"] and drift["corrected"] < drift["gptq"]

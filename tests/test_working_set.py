@@ -48,4 +48,4 @@ def in_a_process(*args):
 def test_the_working_set_does_not_grow_with_depth(method):
     shallow, deep = (in_a_process(method, blocks) for blocks in (SHALLOW, DEEP))
     # Hessians, inputs or second copies of the weights, kept for all blocks, would be more than their weights
-    assert deep - shallow < 0.5 * (DEEP - SHALLOW) * WEIGHTS, f"{shallow / 1e6:.1f} MB, then {deep / 1e6:.1f} MB"
+    assert deep - shallow < 0.9 * (DEEP - SHALLOW) * WEIGHTS, f"{shallow / 1e6:.1f} MB, then {deep / 1e6:.1f} MB"

@@ -35,7 +35,7 @@ def drift(table: pd.DataFrame):
             _line(right, back[back["method"].eq(method)], style.look(method), _name(method))
         right.axhline(0, color=style.MUTED, linewidth=0.8)
         right.set(xlabel="block", ylabel="share of both parts taken back")
-        right.yaxis.set_major_formatter(lambda value, _: f"{100 * value:.0f} %".replace("-", "−"))
+        right.yaxis.set_major_formatter(lambda value, _: f"{100 * value:.3g} %".replace("-", "−"))
         ax.headline(right, "What a layer takes back", "Zero: its own rounding has nothing to do with what came in.")
         for axes in (left, right):
             axes.xaxis.get_major_locator().set_params(integer=True)

@@ -59,6 +59,10 @@ def _largest(axes, top: pd.DataFrame, again: list) -> None:
     if len(rest):
         label = "another feature" if again else "largest feature"
         axes.plot(rest["block"], rest["value"], "o", color=style.INK, markerfacecolor="white", label=label)
+    if not again:  # nobody has a look of his own: name the largest
+        for row in rest.nlargest(NAMED, "value").to_dict("records"):
+            axes.annotate(f"{int(row['feature'])}", (row["block"], row["value"]), (-7, 0), textcoords="offset points",
+                          ha="right", va="center", fontsize=8.5)  # fmt: skip
 
 
 def token(table: pd.DataFrame, threshold: float):
@@ -86,7 +90,7 @@ def token(table: pd.DataFrame, threshold: float):
             axes.axhline(half, color=look.colour, linestyle="--", label=f"half a step {words}: {lost:,} inputs vanish")
         axes.axhline(threshold, color=style.INK, linewidth=0.8)
         axes.set(xlabel="input features of one token, the largest first", ylabel="magnitude")
-        axes.set_ylim(max(data["magnitude"].quantile(0.02), 1e-4), data["magnitude"].max() * 2)
+        axes.set_ylim(max(data["magnitude"].quantile(0.02), 1e-4), data["magnitude"].max() * 12)  # room for the legend
         ax.plain_log(axes, "y")
         axes.legend(loc="upper right")
         ax.headline(axes, "Why a few features cost all others their precision",
