@@ -7,7 +7,8 @@ because the norm or linear layer before does it (`lib.models.folds`).
 
 One thing differs: the size of inputs is their root mean square, which the Hessian's diagonal holds, instead of the
 mean absolute value; it minds rare large inputs more. Scales are any positive numbers: powers of two would fold without
-rounding even in bfloat16, but they are too coarse (on the packaged model at 4 bits they lose 16 % more than they save).
+rounding even in bfloat16, but they are too coarse (packaged model, 4 bits, 4 windows of calibration and test: the KL
+divergence is 0.153 with them and 0.131 without, of which the rounding of the fold is 0.002).
 """
 
 from pathlib import Path

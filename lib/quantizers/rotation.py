@@ -2,7 +2,7 @@
 
 A norm with weight 1 answers a rotated residual stream with a rotated answer. So an orthogonal Q can be multiplied
 into the weights on both sides of the stream, and a smaller R into the values and the output projection of each
-attention, where the two cancel: the model computes the same function, and each of its new coordinates is a sum of all
+attention, where the two cancel: the model computes the same function, and each of its new coordinates is a sum of many
 old ones, in which outliers disappear.
 
 Sources: Ashkboos et al., "QuaRot: Outlier-Free 4-Bit Inference in Rotated LLMs", arXiv 2404.00456, section 4, stages

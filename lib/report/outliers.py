@@ -75,7 +75,10 @@ def token(table: pd.DataFrame, threshold: float):
     with style.use():
         figure = style.picture(8.4, 4.0)
         axes, place = figure.subplots(), np.arange(1, len(data) + 1)
-        for out, method, text in ((False, "gptq", "input features"), (True, "depth", "split off (outliers)")):
+        for out, method, text in (
+            (False, "gptq", "input features"),
+            (True, "depth", "split off (outliers in some token)"),
+        ):
             chosen = data["outlier"].eq(out)
             axes.plot(
                 place[chosen], data.loc[chosen, "magnitude"], ".", color=style.look(method).colour, label=text,

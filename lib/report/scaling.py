@@ -7,39 +7,43 @@ from lib.report import axes as ax
 from lib.report import rows, style
 
 NOTEBOOK = "23_scales_and_clips"
+QUIETEST = 0.01  # columns whose inputs are all but zero would stretch the axes
 KINDS = {"q_proj": "none", "o_proj": "rtn", "gate_proj": "gptq", "down_proj": "depth"}  # the look of a kind of layer
 
 
 def columns(table: pd.DataFrame):
-    """Error of each column of a layer against the size of its inputs, before and after scaling.
+    """Error of each column of a layer against the size of its inputs, and added up from loud to quiet columns.
 
     table: one row a column, with `magnitude` (root mean square of the inputs), and the share of the layer's output
     power that the column alone loses, `before` and `after` its scale.
     """
+    table = table.sort_values("magnitude", ascending=False)
+    shown = table[table["magnitude"] >= table["magnitude"].quantile(QUIETEST)]
     with style.use():
-        figure = style.picture(7.6, 4.2)
-        axes = figure.subplots()
+        figure = style.picture(9.6, 3.9)
+        left, right = figure.subplots(1, 2, width_ratios=[1.25, 1])
         for name, method, text in (("before", "rtn", "rounded"), ("after", "gptq", "scaled, then rounded")):
-            look, data = style.look(method), table[table[name] > 0]
-            axes.plot(
-                data["magnitude"], data[name], look.marker, color=look.colour, markersize=3, alpha=0.45,
-                markeredgewidth=0, label=f"{text}: {table[name].sum():.2%} lost",
+            look = style.look(method)
+            left.plot(
+                shown["magnitude"], shown[name], look.marker, color=look.colour, markersize=3.4, alpha=0.5,
+                markeredgewidth=0, label=text,
             )  # fmt: skip
-            axes.plot(*_trend(data["magnitude"], data[name]), color=look.colour, linewidth=2.2, linestyle=look.line)
-        axes.set(xscale="log", yscale="log")
-        axes.set_xlabel("root mean square of the column's inputs")
-        axes.set_ylabel("share of the output lost by the column")
-        axes.legend(loc="upper left", markerscale=2.5)
-        ax.headline(axes, "Where the error of a layer comes from", "One point a column; lines: means of equal numbers.")
+            total = np.concatenate([[0], table[name].cumsum()])
+            right.plot(np.linspace(0, 1, len(total)), total, look.line, color=look.colour, linewidth=2)
+            right.annotate(f"{100 * total[-1]:.2f} %", (1, total[-1]), (-2, 5), textcoords="offset points", ha="right")
+        left.set(xscale="log", yscale="log", xlabel="root mean square of the column's inputs")
+        left.set_ylabel("share of the output that it loses")
+        left.legend(loc="upper left", markerscale=2.5)
+        ax.headline(
+            left,
+            "Columns with loud inputs lose most",
+            f"One point a column; the quietest {QUIETEST * 100:.0f} % are left out.",
+        )
+        right.set(xlabel="columns, the loudest first", ylim=(0, 1.15 * table[["before", "after"]].sum().max()))
+        for axis in (right.xaxis, right.yaxis):
+            axis.set_major_formatter(lambda value, _: f"{value:.3g}" if value == 0 else f"{100 * value:.3g} %")
+        ax.headline(right, "The loss, added up", "Share of the output that they lose together.")
     return figure
-
-
-def _trend(magnitude: pd.Series, error: pd.Series, parts: int = 12) -> tuple[list, list]:
-    """Geometric means of both, over `parts` equal shares of the columns from quiet to loud."""
-    order = np.argsort(magnitude.to_numpy(), kind="stable")
-    shares = [share for share in np.array_split(order, parts) if len(share)]
-    logs = np.log(magnitude.to_numpy()), np.log(error.to_numpy())
-    return tuple([float(np.exp(values[share].mean())) for share in shares] for values in logs)
 
 
 def alpha(table: pd.DataFrame):
@@ -96,15 +100,18 @@ def clipping(weights: pd.DataFrame, surface: pd.DataFrame):
 
 
 def _histogram(axes, weight: pd.Series, whole, clipped) -> None:
-    axes.hist(weight, 40, color=style.FRONT)
+    axes.hist(weight, 28, color=style.FRONT)
     for name, method, both in (("minimum and maximum", "none", whole), ("clipped", "gptq", clipped)):
         look = style.look(method)
         for index, end in enumerate(both):
             axes.axvline(end, color=look.colour, linestyle=look.line, linewidth=1.6, label=name if index == 0 else None)
     axes.set(ylabel="weights")
     axes.tick_params(labelbottom=False)
-    axes.legend(loc="upper left", bbox_to_anchor=(0.02, 1.0))
-    ax.headline(axes, "What is given up")
+    axes.set_ylim(0, 1.4 * axes.get_ylim()[1])  # room for the legend
+    axes.legend(loc="upper center", ncols=2)
+    ax.headline(
+        axes, "What is given up", "Above: the weights of a group. Below: the power of the input that each meets."
+    )
 
 
 def _shares(axes, weights: pd.DataFrame, clipped, limits) -> None:
@@ -112,9 +119,10 @@ def _shares(axes, weights: pd.DataFrame, clipped, limits) -> None:
     for part, method, text in ((weights[inside], "none", "inside"), (weights[~inside], "depth", "clipped")):
         colour = style.look(method).colour if method == "depth" else style.MUTED
         axes.vlines(part["weight"], 0, part["share"], color=colour, linewidth=1.6, label=f"{len(part)} {text}")
-    axes.set(xlabel="weight", ylabel="say of the weight", xlim=limits, ylim=(0, None))
+    axes.set(xlabel="weight", ylabel="say of the weight", xlim=limits)
     axes.yaxis.set_major_formatter(lambda value, _: f"{value:.0%}")
-    axes.legend(loc="upper left")
+    axes.set_ylim(0, 1.3 * weights["share"].max())
+    axes.legend(loc="upper center", ncols=2)
 
 
 def _surface(figure, axes, table: pd.DataFrame, best) -> None:
