@@ -46,6 +46,32 @@ def test_ladder_keeps_the_order_of_the_rungs():
     assert values_on(axes, 0) == [[80.0, 40.0, 20.0]]
 
 
+def test_a_ladder_is_not_hidden_by_a_later_notebook_that_records_the_same_metric():
+    ladder = table("22_gptq", [{"metric": "kl_divergence", "value": 1.0, "rung": "a"}])
+    later = table("50_benchmark", [{"metric": "kl_divergence", "value": 9.0}]).assign(run="later", time="2030-01-01")
+    axes = grids.ladder(pd.concat([ladder, later], ignore_index=True), "kl_divergence").axes[0]
+    assert values_on(axes, 0) == [[1.0]]
+
+
+def test_textbook_draws_both_methods_by_who_shares_a_grid_and_the_arms_by_their_damage():
+    rows = [
+        {"metric": "textbook_error", "value": value * (1 if method == "absmax" else 0.5), "method": method,
+         "granularity": granularity, "bits": bits}
+        for bits in (8, 4)
+        for granularity, value in (("tensor", 0.9), ("row", 0.1), ("group", 0.01))
+        for method in ("absmax", "zero_point")
+    ]  # fmt: skip
+    damage = {("absmax", "row"): 0.004, ("int8", "row"): 0.02, ("absmax", "tensor"): 0.06}
+    rows += [{"metric": "textbook_kl", "value": value, "method": method, "granularity": granularity, "stderr": 1e-4}
+             for (method, granularity), value in damage.items()]  # fmt: skip
+    left, right = grids.textbook(table("20_grids", rows)).axes
+    assert sorted(values_on(left)) == [[0.45, 0.05, 0.005]] * 2 + [[0.9, 0.1, 0.01]] * 2
+    assert [text.get_text() for text in left.get_legend().get_texts()] == ["absmax", "zero-point"]
+    assert [label.get_text() for label in right.get_yticklabels()] == [
+        "absmax, matrix", "LLM.int8(), row", "absmax, row",
+    ]  # fmt: skip
+
+
 def test_what_changed_shows_each_metric_that_is_there():
     rows = [{"metric": m, "value": v, "arm": a} for m in ("perplexity", "top1_agreement") for a, v in
             (("original", 1.0), ("compressed", 2.0))]  # fmt: skip
@@ -65,7 +91,9 @@ def test_quality_by_depth_has_a_line_per_score():
     assert values_on(left) == [[1.0, 2.0, 3.0], [2.0, 4.0, 6.0]] and values_on(right) == [[2.0, 3.0], [4.0, 6.0]]
 
 
-@pytest.mark.parametrize("figure", [grids.grid_error, grids.ladder, changes.what_changed, changes.quality_by_depth])
+@pytest.mark.parametrize(
+    "figure", [grids.grid_error, grids.ladder, grids.textbook, changes.what_changed, changes.quality_by_depth]
+)
 def test_a_missing_run_is_a_visible_gap(figure):
     frame = empty().assign(bits=None, group_size=None, candidates=None)
     assert "no finished run" in " ".join(text.get_text() for text in figure(frame).axes[0].texts).lower()
