@@ -60,27 +60,31 @@ def tune_(
     settings = {"steps": steps, "batch": batch, "learning_rate": rate, "seed": seed}
     job = Steps.open(state, model, tokens, method="scales", **settings)
     with _tuned(model, found) as tuned:
-        deltas = {name: part.delta for name, part in tuned.items()}
-        optimizer = torch.optim.Adam(deltas.values(), lr=rate, betas=BETAS)
-        first = job.restore(deltas, optimizer)
-        bar = progress.bar(range(first, steps), desc="scales", unit="step", initial=first, total=steps)
-        for step in bar:
-            optimizer.param_groups[0]["lr"] = rate * schedule(step, steps)
-            loss = _step(model, original, tokens, windows(step, batch, len(tokens), seed))
-            if not math.isfinite(loss):
-                raise ValueError(
-                    f"the loss is {loss} at step {step + 1} of {steps}; it must be finite; the model keeps its scales: "
-                    f"use a learning_rate below {rate:g}, or a model in bfloat16 or float32."
-                )
-            optimizer.step()
-            optimizer.zero_grad()
-            job.save(step + 1, loss, deltas, optimizer)
-            if watch:
-                watch(step + 1, loss)
+        _train(model, original, tokens, tuned, job, watch=watch, **settings)
         for part in tuned.values():
             part.layer.scale = part.rounded()
             part.layer.forget()
     return {name: layer.quantized for name, layer in found.items()}
+
+
+def _train(model, original, tokens, tuned, job, *, steps: int, batch: int, learning_rate: float, seed: int, watch):
+    """Adam on the δ of all `tuned` layers, from the step at which `job` was left."""
+    deltas = {name: part.delta for name, part in tuned.items()}
+    optimizer = torch.optim.Adam(deltas.values(), lr=learning_rate, betas=BETAS)
+    first = job.restore(deltas, optimizer)
+    for step in progress.bar(range(first, steps), desc="scales", unit="step", initial=first, total=steps):
+        optimizer.param_groups[0]["lr"] = learning_rate * schedule(step, steps)
+        loss = _step(model, original, tokens, windows(step, batch, len(tokens), seed))
+        if not math.isfinite(loss):
+            raise ValueError(
+                f"the loss is {loss} at step {step + 1} of {steps}; it must be finite; the model keeps its scales: "
+                f"use a learning_rate below {learning_rate:g}, or a model in bfloat16 or float32."
+            )
+        optimizer.step()
+        optimizer.zero_grad()
+        job.save(step + 1, loss, deltas, optimizer)
+        if watch:
+            watch(step + 1, loss)
 
 
 def seconds_per_step(model: nn.Module, calibration, reference: Reference, *, batch: int = 1) -> float:
