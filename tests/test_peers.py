@@ -185,13 +185,15 @@ def test_formats_that_return_the_weights_are_refused(home, checkpoint, tmp_path)
 
 
 def test_a_mixture_gets_the_stand_in_where_it_would_be_exact(monkeypatch, tmp_path):
-    plan = "[1/2] blk.0.ffn_down.weight - [ 64, 64], size = 1 MiB -> 1 MiB (q4_1)\n[2/2] blk.0.ffn_up.weight - x (q4_0)"
+    plan = "\n".join(f"[1/2] blk.0.{part}.weight - [64], 2 MiB -> 1 MiB ({kind})" for part, kind in
+                     (("ffn_down", "q4_1"), ("ffn_up", "q4_0")))  # fmt: skip
     said = []
     monkeypatch.setattr(llama_cpp, "_tool", lambda name: name)
-    monkeypatch.setattr(llama_cpp, "_run", lambda *command: said.append(command) or plan)
+    monkeypatch.setattr(llama_cpp, "_run", lambda *command, job=None: said.append(command) or plan)
     job = script.Job(tmp_path, None, 4, 32, dict(llama_cpp.OPTIONS), tmp_path, tmp_path)
     assert llama_cpp._pack(job, "in", None, "Q4_0", "out") == ["blk.0.ffn_down.weight"]
-    assert "--tensor-type" in said[1] and r"blk\.0\.ffn_down\.weight=q5_0" in said[1]
+    listed = said[1][said[1].index("--tensor-type-file") + 1].read_text().splitlines()
+    assert listed == [r"^blk\.0\.ffn_down\.weight$=q5_0", r"^blk\.0\.ffn_up\.weight$=q4_0"]
 
 
 def test_an_exact_copy_is_no_result(checkpoint, tmp_path):

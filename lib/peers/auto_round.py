@@ -54,7 +54,8 @@ def quantize(job: script.Job) -> tuple[dict, dict]:
         rounder.quantize()
     layers = {name: rounder.model.get_submodule(name) for name in names}
     weights = {f"{name}.weight": _weight(layer, job) for name, layer in layers.items()}
-    rounder.save_quantized(str(job.work / "packed"), format="auto_round")
+    # the layout that takes every width with zero points; its default fails at 4 bits in this version
+    rounder.save_quantized(str(job.work / "packed"), format="auto_round:auto_gptq")
     return weights, {"packed_bytes": script.weight_bytes(job.work / "packed")}
 
 

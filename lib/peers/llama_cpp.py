@@ -15,9 +15,11 @@ that grid's scale and minimum in 6 bits, still come four times nearer than other
 says how many layers have them.
 """
 
+import os
 import re
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 from lib.peers import script
@@ -30,7 +32,7 @@ INSTALL = (
     "cd $THIMBLE_PEERS/llama.cpp && cmake -S . -B build -DCMAKE_BUILD_TYPE=Release -DBUILD_SHARED_LIBS=OFF",
     "cmake --build build --target llama-quantize llama-imatrix llama-tokenize",
     "python3 -m venv venv",
-    "venv/bin/pip install torch==2.13.0 transformers==5.23.0 safetensors sentencepiece ./gguf-py",
+    "venv/bin/pip install torch==2.13.0 transformers==5.23.0 accelerate safetensors sentencepiece ./gguf-py",
 )
 TYPES = {
     2: ("Q2_K", "Q2_K_S", "Q2_0", "IQ2_XXS", "IQ2_XS", "IQ2_S", "IQ2_M"),
@@ -43,6 +45,7 @@ TYPES = {
 REFUSED = ("Q4_1", "Q5_1")
 BITS = tuple(TYPES)
 NEEDS_TOKENS = False  # without them there is no importance matrix
+OWN_GROUPS = True
 ENVIRONMENT = {}
 OPTIONS = {
     "type": "",
@@ -71,19 +74,19 @@ def check(*, bits: int, options: dict) -> None:
 
 def quantize(job: script.Job) -> tuple[dict, dict]:
     """Weights by name (float32), the embedding included, and facts; runs where llama.cpp was built."""
-    facts = {"type": job.options["type"] or TYPES[job.bits][0]}
+    facts = {"type": job.options["type"] or TYPES[job.bits][0], "program": _program()}
     packed = Path(job.options["gguf_file"])
     if not job.options["gguf_file"]:
         source = job.work / "original.gguf"
         _run(sys.executable, _home() / "convert_hf_to_gguf.py", job.model, "--outtype", "auto", "--outfile", source)
         matrix = Path(job.options["imatrix_file"]) if job.options["imatrix_file"] else None
-        with job.measured(children=True):
-            if matrix is None and job.tokens is not None:
-                matrix, facts["exact_windows"] = _importance(job, source)
-        facts["importance_seconds"] = job.seconds
+        start = time.perf_counter()
+        if matrix is None and job.tokens is not None:
+            matrix, facts["exact_windows"] = _importance(job, source)
+        facts["importance_seconds"] = time.perf_counter() - start
         packed = job.work / f"{facts['type']}.gguf"
-        with job.measured(children=True):
-            facts["stand_ins"] = _pack(job, source, matrix, facts["type"], packed)
+        facts["stand_ins"] = _pack(job, source, matrix, facts["type"], packed)
+        job.seconds = time.perf_counter() - start
         _keep(job, packed, matrix)
     weights = dequantize(packed, job.work)
     types = _types(packed)
@@ -121,15 +124,26 @@ def _tool(name):
     return path
 
 
-def _run(*command):
-    """Run a program, its output into this one's; raises RuntimeError naming the program that failed."""
-    done = subprocess.run([str(part) for part in command], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
-    print(done.stdout[-20_000:])
-    if done.returncode:
-        raise RuntimeError(
-            f"{Path(command[0]).name} ended with {done.returncode}; 0 is success; its words stand above."
-        )
-    return done.stdout
+def _program():
+    """Version of llama.cpp itself, as its sources say."""
+    found = re.findall(r"set\(LLAMA_VERSION_(?:MAJOR|MINOR|PATCH) (\d+)\)", (_home() / "CMakeLists.txt").read_text())
+    return ".".join(found) or None
+
+
+def _run(*command, job=None):
+    """Run a program, return its output; its peak of memory goes to `job`. RuntimeError names a program that failed."""
+    command = [str(part) for part in command]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True) as process:
+        said = process.stdout.read()
+        _, status, usage = os.wait4(process.pid, 0)
+        process.returncode = os.waitstatus_to_exitcode(status)
+    print(said[-20_000:])
+    if process.returncode:
+        code = process.returncode
+        raise RuntimeError(f"{Path(command[0]).name} ended with {code}; 0 is success; its words stand above.")
+    if job is not None:
+        job.peak_bytes = max(job.peak_bytes or 0, script.resident(usage))
+    return said
 
 
 def _importance(job, source):
@@ -150,6 +164,7 @@ def _importance(job, source):
         *(_tool("llama-imatrix"), "-m", source, "-f", text, "-o", matrix, "--no-escape", "--no-ppl"),
         *("-c", length, "-b", length, "-ub", length, "--chunks", count, "-t", job.options["threads"]),
         *("--override-kv", "tokenizer.ggml.add_bos_token=bool:false"),
+        job=job,
     )
     return matrix, exact
 
@@ -161,11 +176,17 @@ def _pack(job, source, matrix, kind, packed):
         if job.options[flag]:
             options += [f"--{flag.replace('_', '-')}", job.options[flag]]
     tool, threads = _tool("llama-quantize"), job.options["threads"]
-    plan = _run(tool, "--dry-run", *options, source, kind, threads)
-    refused = re.findall(rf"(\S+\.weight) .*\((?:{'|'.join(REFUSED)})\)", plan, re.IGNORECASE)
-    for name in refused:
-        options += ["--tensor-type", f"{re.escape(name)}={job.options['stand_in'].lower()}"]
-    _run(tool, *options, source, packed, kind, threads)
+    dry = _run(tool, "--dry-run", *options, source, kind, threads)
+    plan = dict(re.findall(r"(\S+\.weight) .* MiB \((\w+)\)", dry))
+    refused = [name for name, given in plan.items() if given.upper() in REFUSED]
+    if refused:
+        # the whole plan is written down: a mixture counts the layers that it decides on itself, and naming only some
+        # would make it give the refused format to the next ones
+        plan |= dict.fromkeys(refused, job.options["stand_in"].lower())
+        listed = job.work / "types.txt"
+        listed.write_text("\n".join(f"^{re.escape(name)}$={given}" for name, given in plan.items()))
+        options += ["--tensor-type-file", listed]
+    _run(tool, *options, source, packed, kind, threads, job=job)
     return refused
 
 

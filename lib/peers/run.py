@@ -29,15 +29,16 @@ _QUIET = {"HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false", "CUDA_VISIBL
 class Result:
     """What a peer made and what it took.
 
-    folder: plain checkpoint. seconds: quantizing alone, without imports, loading and saving. peak_bytes: highest
-    resident memory meanwhile. packed_bytes: weight files of the peer's own save, None where it has none. dtype: of the
-    plain checkpoint. options: all that were in force. facts: what only this peer reports.
+    group_size: None where the peer's formats fix their own. folder: plain checkpoint. seconds: quantizing alone,
+    without imports, loading and saving. peak_bytes: highest resident memory meanwhile. packed_bytes: weight files of
+    the peer's own save, None where it has none. dtype: of the plain checkpoint. options: all that were in force.
+    facts: what only this peer reports.
     """
 
     name: str
     version: str
     bits: int
-    group_size: int
+    group_size: int | None
     folder: Path
     seconds: float | None
     peak_bytes: int | None
@@ -63,6 +64,7 @@ def quantize(
     options = _options(peer, options)
     _check(peer, Path(model_folder), tokens, bits=bits, options=options)
     files.check_writable(folder, _ROOM)
+    group_size = None if getattr(peer, "OWN_GROUPS", False) else group_size
     python = interpreter(peer, python)
     version = installed(peer, python)
     with tempfile.TemporaryDirectory(prefix="thimble-peer-") as scratch, files.folder(folder) as plain:

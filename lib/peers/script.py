@@ -10,7 +10,7 @@ import shutil
 import sys
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 
 _CLEAR, _STATUS = Path("/proc/self/clear_refs"), Path("/proc/self/status")
@@ -29,27 +29,25 @@ class Job:
     model: Path
     tokens: object
     bits: int
-    group_size: int
+    group_size: int | None
     options: dict
     work: Path
     folder: Path
     seconds: float | None = None
     peak_bytes: int | None = None
-    _children: int = field(default=0, repr=False)
 
     @contextlib.contextmanager
-    def measured(self, *, children: bool = False) -> Iterator[None]:
+    def measured(self) -> Iterator[None]:
         """Add the seconds of the block to `seconds`, and keep its peak of resident memory in bytes.
 
-        children: count the programs that the block ran, not this process. Where the kernel can't reset its high-water
-        mark, the peak of the whole process so far is kept.
+        Where the kernel can't reset its high-water mark, the peak of the whole process so far is kept.
         """
         with contextlib.suppress(OSError):
             _CLEAR.write_text("5")
         start = time.perf_counter()
         yield
         self.seconds = (self.seconds or 0.0) + time.perf_counter() - start
-        self.peak_bytes = max(self.peak_bytes or 0, _peak(children))
+        self.peak_bytes = max(self.peak_bytes or 0, _peak())
 
     def load(self):
         """(model, tokenizer) of the checkpoint, in the type that it is stored in, on the CPU."""
@@ -57,7 +55,7 @@ class Job:
 
         model = AutoModelForCausalLM.from_pretrained(self.model, dtype="auto").eval()
         for name, layer in linears(model).items():
-            if layer.in_features % self.group_size:
+            if self.group_size and layer.in_features % self.group_size:
                 raise ValueError(
                     f"group_size={self.group_size} does not divide {layer.in_features} columns of {name}; "
                     "choose one that divides the columns of every layer, 32 or 64 for instance."
@@ -145,10 +143,14 @@ def save(job: Job, weights: dict) -> str:
     return str(dtype).removeprefix("torch.")
 
 
-def _peak(children: bool) -> int:
-    if not children and _STATUS.exists():
+def resident(usage) -> int:
+    """The peak of resident memory in bytes out of what `resource.getrusage` or `os.wait4` tell about a process."""
+    return usage.ru_maxrss * (1 if sys.platform == "darwin" else 1024)  # macOS counts bytes, the others kibibytes
+
+
+def _peak():
+    if _STATUS.exists():
         for line in _STATUS.read_text().splitlines():
             if line.startswith("VmHWM:"):
                 return int(line.split()[1]) * 1024
-    used = resource.getrusage(resource.RUSAGE_CHILDREN if children else resource.RUSAGE_SELF).ru_maxrss
-    return used if sys.platform == "darwin" else used * 1024  # macOS counts bytes, the others kibibytes
+    return resident(resource.getrusage(resource.RUSAGE_SELF))
