@@ -138,7 +138,7 @@ def test_a_killed_allocation_resumes_to_the_same_bytes(measured, tmp_path, monke
     model, tokens, losses = measured
     plan = allocate.fit(model, losses, megabytes=0.09, group_size=32)
     expected = allocate.apply_(copy.deepcopy(model), tokens, plan, group_size=32)
-    gptq, calls = allocate.gptq.gptq, []
+    gptq, calls = allocate.refined.gptq.gptq, []
 
     def stops(*args, **options):
         calls.append(1)
@@ -147,7 +147,7 @@ def test_a_killed_allocation_resumes_to_the_same_bytes(measured, tmp_path, monke
         return gptq(*args, **options)
 
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr(allocate.gptq, "gptq", stops)
+        patch.setattr(allocate.refined.gptq, "gptq", stops)
         allocate.apply_(copy.deepcopy(model), tokens, plan, group_size=32, state=tmp_path)
     found = allocate.apply_(copy.deepcopy(model), tokens, plan, group_size=32, state=tmp_path)
     assert found.keys() == expected.keys()

@@ -9,7 +9,7 @@ import torch
 from lib import quantizers
 from lib.export import compressed_tensors
 from lib.metrics import count, divergence
-from lib.quantizers import best, calibrate, gptq, scales
+from lib.quantizers import best, calibrate, gptq, refined, scales
 from lib.quantizers.linear import QuantLinear
 from tests import tiny
 
@@ -27,12 +27,12 @@ def quick(monkeypatch):
     monkeypatch.setattr(scales, "LEARNING_RATE", {2: 0.02})
 
 
-def test_it_comes_nearer_than_gptq_alone_with_the_same_codes(quick):
+def test_it_comes_nearer_than_gptq_alone(quick):
     original, tokens = tiny.llama(), tiny.tokens(8, 32)
     alone, model = copy.deepcopy(original), copy.deepcopy(original)
     codes = gptq.quantize_(alone, tokens, bits=2, group_size=32)
     done = quantizers.best_(model, tokens, bits=2, minutes=1, group_size=32)
-    assert done.keys() == codes.keys() and all(torch.equal(done[name].codes, codes[name].codes) for name in codes)
+    assert done.keys() == codes.keys()
     far, near = (divergence.measure(each, original, tokens)["kl_divergence"].value for each in (alone, model))
     assert near < 0.95 * far
 
@@ -47,15 +47,15 @@ def test_a_budget_in_megabytes_holds_for_the_saved_folder(quick, tmp_path):
     assert torch.equal(again(tokens[:1]).logits, model(tokens[:1]).logits)
 
 
-def test_little_time_means_fewer_windows_and_no_tuning(monkeypatch):
+def test_little_time_means_fewer_windows_and_no_learning(monkeypatch):
     seen = []
-    monkeypatch.setattr(gptq, "quantize_", lambda model, tokens, **_: seen.append(len(tokens)) or {})
+    monkeypatch.setattr(refined, "quantize_", lambda _, tokens, bits, **job: seen.append((len(tokens), job)) or {})
     monkeypatch.setattr(scales, "seconds_per_step", lambda *_: 1e9)
     model = tiny.llama()
     assert best.quantize_(model, tiny.tokens(40, 16), bits=3, minutes=1e-6, group_size=32) == {}
-    assert seen == [best.FEWEST]
+    assert seen[0][0] == best.FEWEST and seen[0][1]["steps"] == 0
     best.quantize_(model, tiny.tokens(40, 16), bits=3, minutes=100, group_size=32)
-    assert seen[1] == 40
+    assert seen[1][0] == 40 and seen[1][1]["steps"] == best.EPOCHS * 40 // best.BATCH
 
 
 def test_with_steps_two_runs_give_the_same_bytes_however_fast_the_machine_is(monkeypatch):
@@ -74,7 +74,7 @@ def test_what_the_clock_decided_is_kept_so_that_a_resumed_job_ends_in_the_same_b
     options = {"bits": 3, "minutes": 1, "group_size": 32, "state": tmp_path / "first"}
     expected = quantizers.best_(copy.deepcopy(original), tokens, **options)
     plan = json.loads((tmp_path / "first" / "plan.json").read_text())
-    assert plan == {"windows": 6, "steps": 12}
+    assert plan == {"windows": 6, "rounding": 6, "steps": 12}
 
     options["state"] = tmp_path / "second"
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
@@ -82,7 +82,7 @@ def test_what_the_clock_decided_is_kept_so_that_a_resumed_job_ends_in_the_same_b
         quantizers.best_(copy.deepcopy(original), tokens, **options)
     monkeypatch.setattr(scales, "seconds_per_step", lambda *_: 1e9)  # a slower clock must not matter any more
     assert same(quantizers.best_(copy.deepcopy(original), tokens, **options), expected)
-    with pytest.raises(ValueError, match="bits=3 there, 2 here"):
+    with pytest.raises(ValueError, match="=3 .* there"):
         quantizers.best_(copy.deepcopy(original), tokens, **(options | {"bits": 2}))
 
 

@@ -5,6 +5,8 @@ one another's. `run.quantize` checks, starts the script and returns an ordinary 
 
     python -m lib.peers.<file> arguments.json      # what `run` executes, inside the peer's environment
 
+Thimble itself is one of them, `thimble.py`, so that its seconds and memory are taken in the same way.
+
 A peer's file has the literals NAME, PACKAGE, VERSION, MODULE, INTERPRETER, INSTALL, BITS, NEEDS_TOKENS, ENVIRONMENT
 and OPTIONS (its own settings with their defaults), which can be read without the peer, and
 `quantize(job) -> (weights, facts)`, which can't. `PEERS` names the files; `by_name` finds one.
@@ -15,6 +17,7 @@ import importlib
 from lib import files
 
 PEERS = {
+    "thimble": "lib.peers.thimble",
     "auto-round": "lib.peers.auto_round",
     "gptqmodel": "lib.peers.gptqmodel",
     "llmcompressor": "lib.peers.llmcompressor",

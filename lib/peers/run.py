@@ -13,11 +13,12 @@ import json
 import os
 import signal
 import subprocess
+import sys
 import tempfile
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
-from lib import files, peers
+from lib import files, machine, peers
 
 TIMEOUT = 4 * 3600  # seconds
 _TAIL = 30  # lines of a failed script's output that the error shows
@@ -90,6 +91,8 @@ def interpreter(peer, python=None) -> Path:
     Raises FileNotFoundError with the commands that make it.
     """
     root = os.environ.get("THIMBLE_PEERS")
+    if python is None and peer.INTERPRETER is None:
+        return Path(sys.executable)
     if python is None and not root:
         raise FileNotFoundError(
             f"THIMBLE_PEERS is not set, so {peer.NAME} cannot be found; it names a folder with one environment a peer; "
@@ -113,6 +116,8 @@ def installed(peer, python: Path) -> str:
             f"{python} cannot import {peer.MODULE} ({_end(done.stderr, 1)}); {peer.NAME} must be installed there; "
             f"run: {how(peer)}"
         )
+    if peer.VERSION is None:  # ourselves: the commit is the version
+        return machine.commit()["commit"] or "uncommitted"
     version = done.stdout.split()[-1]
     if version != peer.VERSION:
         print(f"{peer.NAME} {version} is installed; its script was written for {peer.VERSION}")

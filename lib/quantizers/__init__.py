@@ -23,7 +23,9 @@ METHODS = {
         "awq",
         "gptq",
         "gptaq",
+        "corrected",
         "rounding",
+        "refined",
         "rotation",
     )
 }

@@ -6,16 +6,16 @@ a budget is then a knapsack problem with one choice per group of layers, which d
 
 import math
 from functools import reduce
+from pathlib import Path
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from lib.export import packing, size
 from lib.models import blocks
-from lib.quantizers import calibrate, embedding, gptq, sensitivity
+from lib.quantizers import calibrate, embedding, refined, sensitivity
 from lib.quantizers.grid import BITS, Quantized
 from lib.quantizers.sensitivity import Losses
-from lib.quantizers.state import State, fingerprint
 
 UNITS = 20_000  # steps of the budget that the dynamic programming tells apart, at most
 
@@ -49,23 +49,28 @@ def quantize_(
 
 
 def apply_(
-    model: nn.Module, calibration, plan: dict[str, int], *, group_size: int = 64, state=None, device: str | None = None
+    model: nn.Module,
+    calibration,
+    plan: dict[str, int],
+    *,
+    group_size: int = 64,
+    steps: int = 0,
+    state=None,
+    device: str | None = None,
+    **learning,
 ) -> dict[str, Quantized]:
-    """Quantize embedding and head, then each layer inside the blocks by GPTQ, at the bits of `plan` (by layer name)."""
+    """Quantize embedding and head, then each layer inside the blocks by GPTQ, at the bits of `plan` (by layer name).
+
+    steps: of rounding from GPTQ's codes on, with the `learning` of `refined.quantize_`.
+    """
     from lib.sources import texts
 
     tokens = texts.tokens(calibration, model)
-    if state is not None:
-        key = " ".join(f"{name}={bits}" for name, bits in sorted(plan.items()))
-        state = State(state, method="allocate", **fingerprint(model, tokens), plan=key, group_size=group_size)
+    parts = [None, None] if state is None else [Path(state) / part for part in ("embedding", "blocks")]
     first = blocks.path_of(model, blocks.embeddings(model))
-    part = state and state.folder / "embedding"
-    done = embedding.quantize_(model, tokens, bits=plan[first], group_size=group_size, state=part, device=device)
-
-    def visit(names: list[str], weight: Tensor, hessian: Tensor) -> Quantized:
-        return gptq.gptq(weight, hessian, bits=plan[names[0]], group_size=group_size)
-
-    return done | calibrate.walk(model, tokens, visit, state=state, device=device)
+    done = embedding.quantize_(model, tokens, bits=plan[first], group_size=group_size, state=parts[0], device=device)
+    learning |= {"steps": steps, "state": parts[1], "device": device}
+    return done | refined.quantize_(model, tokens, plan, group_size=group_size, **learning)
 
 
 def fit(model: nn.Module, losses: Losses, *, megabytes: float, group_size: int = 64) -> dict[str, int]:

@@ -1,8 +1,9 @@
 """The recipe: what measured best on the ladder of `29_best_recipe`, fitted to a size and to the minutes at hand.
 
-    1. GPTQ on grids whose ranges are searched; for a budget in megabytes on the bits that `allocate` gives each
-       layer, embedding and head included;
-    2. scales end to end, for the time that is left.
+    1. bits: the same for all layers, or for a budget in megabytes those that `allocate` gives each layer; embedding
+       and head are then quantized first;
+    2. per block GPTQ, on grids whose ranges are searched, and from its codes on SignRound (`refined`);
+    3. scales end to end, for the time that is left.
 
 Each step is a function of its own in this folder; the notebook says what each one is worth at each bit width.
 """
@@ -15,13 +16,15 @@ from torch import Tensor, nn
 
 from lib import files
 from lib.metrics import divergence, logits
-from lib.quantizers import allocate, calibrate, gptq, scales
+from lib.quantizers import allocate, calibrate, refined, scales, sensitivity
 from lib.quantizers.grid import Quantized
 
 EPOCHS = 6  # times that tuning may see a window: more of them fit the calibration text and nothing else
 FEWEST = 16  # calibration windows that are used however little time there is
-PASSES = 3.2  # what a window costs before tuning (remembered, walked, its Hessians), in forward passes of the decoder
-FIRST = 0.5  # share of the time for all that comes before tuning, where there are more windows than it allows
+PASSES = 5  # what a window costs without learning (remembered, walked, its Hessians), in forward passes of the decoder
+FIRST = 0.3  # share of the time for that, where there are more windows than it allows
+ROUNDING = 0.65  # share of the time left for learning that rounding gets
+BATCH = 2  # windows in a step of rounding
 
 
 def quantize_(
@@ -40,35 +43,60 @@ def quantize_(
 
     calibration: windows of text, or token ids [count, length]. Either bits: of the layers inside the blocks, all
     alike, with embedding and head left as they are; or megabytes: of 10⁶ bytes, for the whole saved artifact.
-    steps: of tuning, whatever they take, after all windows have been used: the bytes then depend on the arguments
-    alone. state: folder for finished parts and for what the clock decided (`plan.json`), so that a killed job resumes.
-    Raises ValueError unless exactly one of bits and megabytes is given, or when minutes aren't positive.
+    steps: of rounding in each block, and as many of tuning, whatever they take, on all windows: the bytes then depend
+    on the arguments alone. state: folder for finished parts and for what the clock decided (`plan.json`), so that a
+    killed job resumes. Raises ValueError unless exactly one of bits and megabytes is given, or when minutes aren't
+    positive.
     """
     from lib.sources import texts
 
     begun = time.monotonic()
     _check(model, bits, megabytes, minutes, steps, group_size)
     tokens, plan = texts.tokens(calibration, model), Plan(state)
-    tokens = tokens[
-        : plan.once("windows", lambda: len(tokens) if steps is not None else _windows(model, tokens, minutes))
-    ]
+    pace = None if steps is not None else Pace(model, tokens, begun, 60 * minutes)
+    tokens = tokens[: plan.once("windows", lambda: pace.windows() if pace else len(tokens))]
     reference = divergence.remember(model, tokens)
-    if bits is not None:
-        done = gptq.quantize_(model, tokens, bits=bits, group_size=group_size, state=plan.folder("gptq"))
-    else:
-        options = {"megabytes": megabytes, "group_size": group_size, "state": plan.folder("allocate")}
-        done = allocate.quantize_(model, tokens, **options)
+    learning = {"batch": min(BATCH, len(tokens)), "seed": seed}
+    if bits is None:
+        losses = sensitivity.measure(model, tokens, group_size=group_size)
+        bits = allocate.fit(model, losses, megabytes=megabytes, group_size=group_size)
 
-    def affordable() -> int:
-        if steps is not None:
-            return steps
-        left = 60 * minutes - (time.monotonic() - begun)
-        return min(EPOCHS * len(tokens), int(left / scales.seconds_per_step(model, tokens, reference)))
+    def rounding() -> int:
+        each = refined.seconds_per_step(model, tokens, group_size=group_size, batch=learning["batch"])
+        return min(EPOCHS * len(tokens) // learning["batch"], int(ROUNDING * pace.left(len(tokens)) / each))
 
-    count = plan.once("steps", affordable)
-    if count > 0:
+    count = plan.once("rounding", lambda: max(0, rounding()) if pace else steps)
+    settings = {"group_size": group_size, "steps": count, **learning, "state": plan.folder("blocks")}
+    compress_ = refined.quantize_ if isinstance(bits, int) else allocate.apply_
+    done = compress_(model, tokens, bits, **settings)
+
+    def tuning() -> int:
+        return min(EPOCHS * len(tokens), int(pace.left(0) / scales.seconds_per_step(model, tokens, reference)))
+
+    count = plan.once("steps", lambda: max(0, tuning()) if pace else steps)
+    if count:
         done |= scales.tune_(model, tokens, reference, steps=count, seed=seed, state=plan.folder("scales"))
     return done
+
+
+class Pace:
+    """How the time is spent: `total` seconds from `begun` on, on a machine whose speed is measured first."""
+
+    def __init__(self, model: nn.Module, tokens: Tensor, begun: float, total: float):
+        self.begun, self.total, self.count = begun, total, len(tokens)
+        with logits.evaluating(model):
+            logits.hidden_states(model, tokens[:1])
+            start = time.monotonic()
+            logits.hidden_states(model, tokens[:1])
+            self.each = PASSES * (time.monotonic() - start)  # seconds a window, without learning
+
+    def windows(self) -> int:
+        """How many windows to use, so that learning is left a fair share of the time."""
+        return max(min(FEWEST, self.count), min(self.count, int(FIRST * self.total / self.each)))
+
+    def left(self, windows: int) -> float:
+        """Seconds that are left for learning when so many windows are still to be walked."""
+        return self.total - (time.monotonic() - self.begun) - self.each * windows
 
 
 class Plan:
@@ -89,16 +117,6 @@ class Plan:
     def folder(self, part: str) -> Path | None:
         """Where `part` of the recipe keeps its state."""
         return self.path and self.path.parent / part
-
-
-def _windows(model: nn.Module, tokens: Tensor, minutes: float) -> int:
-    """How many of `tokens` [count, length] to use, so that tuning is left a fair share of the time."""
-    with logits.evaluating(model):
-        logits.hidden_states(model, tokens[:1])
-        begun = time.monotonic()
-        logits.hidden_states(model, tokens[:1])
-        each = PASSES * (time.monotonic() - begun)
-    return max(min(FEWEST, len(tokens)), min(len(tokens), int(FIRST * 60 * minutes / each)))
 
 
 def _check(

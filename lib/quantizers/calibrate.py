@@ -49,7 +49,7 @@ def walk(
         def look(names: list[str], weight: Tensor, seen: Tensor) -> Quantized | None:
             return visit([f"{prefix}.{name}" for name in names], weight, inputs.second_moment(seen))
 
-        return _visit_layers(block, hidden, call, prefix, look)
+        return visit_layers(block, hidden, call, prefix, look)
 
     return _each_block(model, tokens, step, first=first, state=state, device=device)
 
@@ -88,7 +88,7 @@ def walk_pairs(
             *_, clean = map(original.pop, names)  # all the same tensor, which nothing holds after this visit
             return visit([f"{prefix}.{name}" for name in names], weight, seen, clean)
 
-        return _visit_layers(block, hidden, call, prefix, look)
+        return visit_layers(block, hidden, call, prefix, look)
 
     return _each_block(model, tokens, step, first=first, state=state, device=device, before=before)
 
@@ -147,7 +147,7 @@ def _each_block(model, tokens, step, *, first=None, state, device, before=None) 
     return done
 
 
-def _visit_layers(block, hidden, call, prefix, look) -> tuple[Tensor, dict[str, Quantized]]:
+def visit_layers(block, hidden, call, prefix, look) -> tuple[Tensor, dict[str, Quantized]]:
     """One forward pass of `block` over all windows; layers are compressed when their inputs arrive.
 
     look(names, weight, seen) -> Quantized | None, with names relative to the block and the inputs that they share.

@@ -68,8 +68,23 @@ LOOKS = {
     "rtn": Look("RTN", "#cc8f1b", "s", "--"),
     "gptq": Look("GPTQ", "#004488", "o", "-"),
     "depth": Look("Depth", "#bb5566", "^", "-."),
+    "best": Look("Recipe", "#117733", "X", "-"),
+    "absmax": Look("Absmax", "#aa7700", "<", ":"),
+    "zero_point": Look("Zero point", "#ddaa33", ">", ":"),
+    "clip": Look("Clipping", "#999933", "h", "--"),
+    "hqq": Look("HQQ", "#882255", "v", "-."),
+    "codebook": Look("NF codebook", "#cc6677", "p", "--"),
+    "int8": Look("LLM.int8()", "#44aa99", "d", ":"),
+    "awq": Look("AWQ", "#66a0c8", "P", "--"),
+    "gptaq": Look("GPTAQ", "#332288", "8", ":"),
+    "rounding": Look("SignRound", "#009e73", "D", "--"),
+    "rotation": Look("Rotation", "#aa4499", "H", "-."),
+    "auto-round": Look("auto-round", "#e07b39", "s", "-."),
+    "gptqmodel": Look("gptqmodel", "#777777", "o", ":"),
+    "llmcompressor": Look("llmcompressor", "#a0522d", "^", ":"),
+    "llama.cpp": Look("llama.cpp", "#d55e00", "s", "--"),
 }
-# for methods that come later, in the order of their names: colours of Okabe and Ito
+# for methods that come later: colours of Okabe and Ito
 SPARE = [("#56b4e9", "D", (0, (5, 1))), ("#009e73", "v", (0, (1, 1))), ("#cc79a7", "P", (0, (3, 1, 1, 1)))]
 
 

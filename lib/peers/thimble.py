@@ -1,0 +1,56 @@
+"""Thimble itself, run as its peers are: in a process of its own, on the same checkpoint, tokens and stopwatch.
+
+`method` is a quantizer of `lib.quantizers`, or "best" for the recipe, which `minutes` is the time for. With
+`megabytes` the recipe shrinks the whole artifact, embedding and head included, and `bits` says nothing.
+"""
+
+from lib.peers import script
+
+NAME, PACKAGE, VERSION, MODULE = "thimble", "torch", None, "lib.quantizers"
+INTERPRETER = None  # the one that asks
+INSTALL = ("pip install -r requirements.txt",)
+BITS = (2, 3, 4, 5, 6, 7, 8)
+NEEDS_TOKENS = True
+ENVIRONMENT = {}
+OPTIONS = {"method": "best", "minutes": 4.0, "megabytes": 0.0, "seed": 0, "keep": ""}
+
+
+def check(*, bits: int, options: dict) -> None:
+    """Raise ValueError for a method that does not exist, and for megabytes without the recipe."""
+    from lib import quantizers
+
+    if options["method"] != "best":
+        quantizers.by_name(options["method"])
+        if options["megabytes"]:
+            raise ValueError(
+                f"megabytes={options['megabytes']} with method={options['method']!r}; only the recipe takes a size; "
+                "leave megabytes at 0, or method at 'best'."
+            )
+
+
+def quantize(job: script.Job) -> tuple[dict, dict]:
+    """Weights by name (float32), the embedding where it is quantized too, and facts."""
+    from lib import quantizers
+    from lib.export import compressed_tensors
+    from lib.quantizers.embedding import QuantEmbedding
+
+    model, tokenizer = job.load()
+    with job.measured():
+        done = _run(quantizers, model, job)
+    packed = compressed_tensors.save(model, tokenizer, job.options["keep"] or job.work / "packed")
+    weights = {f"{name}.weight": part.dense() for name, part in done.items()}
+    facts = {"packed_bytes": script.weight_bytes(packed)}
+    return weights, facts | {"embedding": isinstance(model.get_input_embeddings(), QuantEmbedding)}
+
+
+def _run(quantizers, model, job):
+    method, grid = job.options["method"], {"bits": job.bits, "group_size": job.group_size}
+    if method != "best":
+        return quantizers.by_name(method)(model, job.tokens, **grid)
+    if job.options["megabytes"]:
+        grid = {"megabytes": job.options["megabytes"], "group_size": job.group_size}
+    return quantizers.best_(model, job.tokens, minutes=job.options["minutes"], seed=job.options["seed"], **grid)
+
+
+if __name__ == "__main__":
+    script.main(quantize)

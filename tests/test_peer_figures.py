@@ -1,0 +1,31 @@
+"""The figure of the side-by-side comparison: a row for each arm, a panel for each width, newest records only."""
+
+import pandas as pd
+
+from lib.report import peers, style
+
+
+def table(*widths):
+    rows = []
+    for bits in widths:
+        for place, arm in enumerate(("none", "rtn", "auto-round", "best")):
+            common = {"notebook": "53_peers", "bits": bits, "arm": arm, "n": 4}
+            for text in ("one", "two"):
+                value = {"metric": "kl_divergence", "value": 2.0 - 0.4 * place, "stderr": 0.05, "text": text}
+                rows += [{**common, **value, "value": 9.0}, {**common, **value}]
+            rows.append({**common, "metric": "compress_seconds", "value": 10.0 * (place + 1), "stderr": None})
+    return pd.DataFrame(rows)
+
+
+def test_rows_are_arms_from_near_to_far_and_panels_are_widths():
+    figure = peers.side_by_side(table(4, 2))
+    figure.draw_without_rendering()
+    labels = [label.get_text() for label in figure.axes[0].get_yticklabels()]
+    assert labels == [style.look(arm).label for arm in ("best", "auto-round", "rtn")]
+    assert len(figure.axes) == 3 and figure.axes[0].get_xlim()[1] < 9  # the older records are not drawn
+    assert len(peers.side_by_side(table(3)).axes) == 2
+
+
+def test_a_gap_names_the_notebook_to_run():
+    figure = peers.side_by_side(table(3).assign(notebook="29_best_recipe"))
+    assert "53_peers" in " ".join(text.get_text() for axes in figure.axes for text in axes.texts)

@@ -1,0 +1,77 @@
+"""GPTQ's codes refined by SignRound: starts where GPTQ ends, comes nearer, takes bits by layer, resumes."""
+
+import copy
+
+import pytest
+import torch
+
+from lib.metrics import divergence
+from lib.quantizers import calibrate, gptq, refined, rounding
+from tests import tiny
+
+
+def same(first, second):
+    return first.keys() == second.keys() and all(
+        torch.equal(a, b) for name in first for a, b in zip(first[name][:3], second[name][:3])
+    )
+
+
+@pytest.fixture(scope="module")
+def original():
+    return tiny.llama()
+
+
+def test_without_steps_it_is_gptq(original):
+    tokens = tiny.tokens(4, 24)
+    plain = gptq.quantize_(copy.deepcopy(original), tokens, bits=3, group_size=32)
+    assert same(refined.quantize_(copy.deepcopy(original), tokens, bits=3, group_size=32, steps=0), plain)
+
+
+def test_it_is_nearer_to_the_original_than_gptq_and_than_rounding_from_the_nearest_code(original):
+    tokens, found = tiny.tokens(16, 32), {}
+    for name, method in {"gptq": gptq, "rounding": rounding, "refined": refined}.items():
+        model, options = copy.deepcopy(original), {} if method is gptq else {"steps": 40}
+        method.quantize_(model, tokens, bits=2, group_size=32, **options)
+        found[name] = divergence.measure(model, original, tokens)["kl_divergence"].value
+    assert found["refined"] < min(found["gptq"], found["rounding"])
+
+
+def test_finding_the_first_codes_leaves_the_block_as_it_was(original):
+    model, tokens = copy.deepcopy(original), tiny.tokens(2, 16)
+    captured = refined.inputs.capture(model, tokens)
+    block, plan = calibrate.blocks(model)[0], refined.widths(model, 4)
+    before = {name: weight.clone() for name, weight in block.state_dict().items()}
+    starts = refined.first(block, captured.hidden, captured.calls[0], "model.layers.0", plan, 32)
+    assert set(starts) == set(calibrate.linears(block))
+    assert all(torch.equal(weight, before[name]) for name, weight in block.state_dict().items())
+    seconds = refined.seconds_per_step(model, tokens, group_size=32)
+    assert seconds > 0 and all(torch.equal(weight, before[name]) for name, weight in block.state_dict().items())
+
+
+def test_layers_may_have_bits_of_their_own(original):
+    names = list(calibrate.layers(original))
+    plan = {name: 2 if "mlp" in name else 4 for name in names}
+    model, tokens = copy.deepcopy(original), tiny.tokens(2, 16)
+    done = refined.quantize_(model, tokens, bits=plan, group_size=32, steps=2)
+    assert {name: each.bits for name, each in done.items()} == plan
+    with pytest.raises(ValueError, match="are missing|is missing; all layers"):
+        refined.quantize_(copy.deepcopy(original), tokens, bits={names[0]: 4}, group_size=32)
+
+
+def test_a_killed_run_resumes_to_the_same_bytes_and_refuses_other_settings(original, tmp_path, monkeypatch):
+    tokens, options = tiny.tokens(3, 16), {"bits": 3, "group_size": 32, "steps": 3, "state": tmp_path}
+    expected = refined.quantize_(copy.deepcopy(original), tokens, **(options | {"state": None}))
+    reconstruct, calls = rounding.reconstruct, []
+
+    def stops(*args, **settings):
+        calls.append(1)
+        if len(calls) == 2:
+            raise KeyboardInterrupt
+        return reconstruct(*args, **settings)
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(rounding, "reconstruct", stops)
+        refined.quantize_(copy.deepcopy(original), tokens, **options)
+    assert same(refined.quantize_(copy.deepcopy(original), tokens, **options), expected)
+    with pytest.raises(ValueError, match="steps=3 there, 4 here"):
+        refined.quantize_(copy.deepcopy(original), tokens, **(options | {"steps": 4}))
