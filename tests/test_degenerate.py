@@ -13,7 +13,8 @@ from lib.quantizers.linear import QuantLinear
 from tests import tiny
 
 USUAL = {"bits": 3, "group_size": 32}
-QUICK = {"rounding": {"steps": 3, "batch": 1}}  # what keeps a method short, and lets it learn from one window
+# what keeps a method short, and lets it learn from one window
+QUICK = {name: {"steps": 3, "batch": 1} for name in ("rounding", "refined")}
 # what a method has no answer for it must refuse before the work; anything else has to succeed
 REFUSED: dict[tuple[str, str], str] = {}  # (method, case) -> what its error says
 

@@ -1,177 +1,140 @@
-"""Removing blocks: what remains equals a model that never had them, and saves, loads and generates."""
+"""Choosing blocks: one shot, one span, greedy; against brute force, by every budget, and resumed."""
 
 import copy
 import json
-import subprocess
-import sys
+import math
 
-import numpy as np
 import pytest
 import torch
-import transformers
-from safetensors.torch import load_file, save_file
+from hypothesis import given
+from hypothesis import strategies as st
 
-from lib import files
-from lib.export import compressed_tensors, plain
-from lib.models.blocks import blocks, config
-from lib.pruners.depth import drop_blocks_, lowest
+from lib.models.blocks import blocks
+from lib.pruners import depth, greedy, importance
+from lib.pruners.depth import choose, lowest, prune_
+from lib.pruners.importance import angular_distance
 from tests import tiny
-from tests.packed import quantize_
 
-FAMILIES = ["llama", "qwen2", "qwen3", "mistral", "phi", "gemma2"]
-READ = """
-import sys
-from safetensors.torch import load_file, save_file
-from transformers import AutoModelForCausalLM
-tokens = load_file(sys.argv[1])["tokens"]
-for folder in sys.argv[2:]:
-    model = AutoModelForCausalLM.from_pretrained(folder)
-    some = dict(input_ids=tokens[:1, :6], max_new_tokens=12, do_sample=False, eos_token_id=None, pad_token_id=0)
-    cached = model.generate(**some, use_cache=True)
-    assert cached.equal(model.generate(**some, use_cache=False)), folder
-    save_file({"logits": model(tokens).logits.detach(), "cached": cached}, folder + "/found.safetensors")
-"""
+TOKENS = tiny.tokens(3, 24)
 
 
-def logits(model, tokens=None):
+def model_of(count=6, **overrides):
+    return tiny.llama(num_hidden_layers=count, **overrides)
+
+
+def mean_nll(model, tokens):
     with torch.no_grad():
-        return model(tiny.tokens() if tokens is None else tokens).logits
+        return model(input_ids=tokens, labels=tokens).loss.item()
 
 
-def generate(model, cache):
-    prompt = tiny.tokens(1, 6)
-    mask = torch.ones_like(prompt)
-    with torch.no_grad():
-        return model.generate(
-            prompt, attention_mask=mask, max_new_tokens=24, do_sample=False, use_cache=cache, eos_token_id=None
-        )
+def test_one_shot_removes_the_lowest_scores():
+    model = model_of()
+    scores = importance.score("block_influence", model, TOKENS)
+    removed = choose(model, TOKENS, score="block_influence", blocks=3)
+    assert removed == sorted(range(6), key=lambda index: scores[index])[:3]
+    assert prune_(model, TOKENS, score="block_influence", blocks=3) == removed and len(blocks(model)) == 3
 
 
-def built_from(model, **changes):
-    """A model of the same class, made from the changed config, with the weights of `model`."""
-    settings = copy.deepcopy(model.config)
-    for name, value in changes.items():
-        setattr(settings, name, value)
-    made = type(model)(settings).eval()
-    made.load_state_dict(model.state_dict())
-    return made
+@pytest.mark.parametrize("length", [1, 2, 4])
+def test_contiguous_takes_the_span_that_turns_the_last_token_least(length):
+    model = model_of()
+    distances = angular_distance.score(model, TOKENS, span=length)
+    start = min(range(6 - length + 1), key=lambda index: distances[index])
+    found = choose(model, TOKENS, way="contiguous", score="angular_distance", blocks=length)
+    assert found == list(range(start, start + length))
 
 
-@pytest.mark.parametrize("family", FAMILIES)
-def test_the_remaining_model_is_what_its_config_describes(family):
-    model = getattr(tiny, family)()
-    kept = [list(blocks(model))[index] for index in (0, 3)]
-    assert drop_blocks_(model, [2, 1]) is model
-    assert list(blocks(model)) == kept and config(model).num_hidden_layers == 2
-    assert [block.self_attn.layer_idx for block in kept] == [0, 1]
-    assert torch.equal(logits(model), logits(built_from(model)))
-    assert torch.equal(generate(model, True), generate(model, False))
-    tied = model.get_output_embeddings().weight is model.get_input_embeddings().weight
-    assert tied == model.config.tie_word_embeddings
+def test_contiguous_adds_up_any_other_score():
+    model = model_of()
+    scores = importance.score("leave_one_out", model, TOKENS)
+    sums = [sum(scores[start : start + 2]) for start in range(5)]
+    start = sums.index(min(sums))
+    assert choose(model, TOKENS, way="contiguous", blocks=2) == [start, start + 1]
+    assert choose(model, TOKENS, way="contiguous", blocks=0) == []
 
 
-@pytest.mark.parametrize("dropped, left", [([1], "ssf"), ([0, 2], "ff"), ([1, 3], "ss")])
-def test_lists_with_an_entry_per_block_are_shortened(dropped, left):
-    model = tiny.gemma2(sliding_window=8)
-    whole = copy.deepcopy(model)
-    drop_blocks_(model, dropped)
-    assert "".join(kind[0] for kind in model.config.layer_types) == left
-    # by hand: the same blocks in a row, each called with its own mask
-    for index in sorted(dropped, reverse=True):
-        whole.model.layers[index].forward = lambda states, *args, **kwargs: states
-    tokens = tiny.tokens(2, 24)
-    assert torch.equal(logits(model, tokens), logits(whole, tokens))
-    assert torch.equal(generate(model, True), generate(model, False))
+def test_greedy_equals_trying_every_block_at_every_step():
+    model, removed = model_of(), []
+    for _ in range(3):
+        losses = {}
+        for block in set(range(6)) - set(removed):
+            shallow = depth.drop_blocks_(copy.deepcopy(model), [*removed, block])
+            losses[block] = mean_nll(shallow, TOKENS)
+        removed.append(min(losses, key=losses.get))
+    assert choose(model, TOKENS, way="greedy", blocks=3) == removed
+    assert choose(model, TOKENS, way="greedy", blocks=1) == removed[:1] == choose(model, TOKENS, blocks=1)
 
 
-def test_what_the_decoder_derived_from_its_blocks_is_derived_anew():
-    model = tiny.qwen2(use_sliding_window=True, sliding_window=8, max_window_layers=3)
-    assert model.model.has_sliding_layers
-    drop_blocks_(model, [3])
-    assert model.model.has_sliding_layers is False and model.config.layer_types == ["full_attention"] * 3
-    assert torch.equal(generate(model, True), generate(model, False))
+def test_greedy_by_divergence_compares_with_the_original_throughout():
+    model = model_of(5)
+
+    def log_probabilities(dropped):
+        with torch.no_grad():
+            shallow = depth.drop_blocks_(copy.deepcopy(model), dropped)
+            return shallow(TOKENS).logits[:, :-1].double().log_softmax(-1)
+
+    p, removed = log_probabilities([]), []
+    for _ in range(3):
+        lost = {}
+        for block in set(range(5)) - set(removed):
+            lost[block] = (p.exp() * (p - log_probabilities([*removed, block]))).sum(-1).mean().item()
+        removed.append(min(lost, key=lost.get))
+    assert choose(model, TOKENS, way="greedy", score="divergence", blocks=3) == removed
 
 
-def test_a_fresh_process_with_plain_transformers_gets_equal_logits(tmp_path):
-    tokens = tiny.tokens(2, 24)
-    save_file({"tokens": tokens}, tmp_path / "tokens")
-    pruned = {family: drop_blocks_(getattr(tiny, family)(), [1]) for family in ("llama", "gemma2", "phi")}
-    folders = [plain.save(model, model.tokenizer, tmp_path / name) for name, model in pruned.items()]
-    both = drop_blocks_(quantize_(tiny.qwen3(), dtype=torch.float32), [0, 2])
-    pruned["quantized"] = both
-    folders.append(compressed_tensors.save(both, both.tokenizer, tmp_path / "quantized"))
-    subprocess.run([sys.executable, "-c", READ, tmp_path / "tokens", *folders], check=True, cwd=files.ROOT)
-    for name, model in pruned.items():
-        found = load_file(tmp_path / name / "found.safetensors")
-        assert torch.equal(found["logits"], logits(model, tokens)), name
-        assert torch.equal(
-            found["cached"],
-            model.generate(tokens[:1, :6], max_new_tokens=12, do_sample=False, eos_token_id=None, pad_token_id=0),
-        ), name
-        assert json.loads((tmp_path / name / "config.json").read_text())["num_hidden_layers"] == len(blocks(model))
+def test_greedy_resumes_and_goes_deeper_from_where_it_stopped(tmp_path, monkeypatch):
+    model, calls, step = model_of(), [], greedy._step
+    undisturbed = choose(model, TOKENS, way="greedy", blocks=4)
+
+    def killed(*arguments):
+        calls.append(1)
+        if len(calls) == 3:
+            raise KeyboardInterrupt
+        return step(*arguments)
+
+    monkeypatch.setattr(greedy, "_step", killed)
+    with pytest.raises(KeyboardInterrupt):
+        choose(model, TOKENS, way="greedy", blocks=4, state=tmp_path / "state")
+    assert choose(model, TOKENS, way="greedy", blocks=4, state=tmp_path / "state") == undisturbed and len(calls) == 5
+    assert choose(model, TOKENS, way="greedy", blocks=5, state=tmp_path / "state")[:4] == undisturbed
+    assert (
+        len(calls) == 6 and choose(model, TOKENS, way="greedy", blocks=2, state=tmp_path / "state") == undisturbed[:2]
+    )
+    first = json.loads((tmp_path / "state" / "removed-0000.json").read_text())
+    assert min(first["scores"], key=first["scores"].get) == str(first["block"]) == str(undisturbed[0])
 
 
-def test_quantizing_before_or_after_dropping_is_the_same():
-    first = drop_blocks_(quantize_(tiny.llama()), [1])
-    second = quantize_(drop_blocks_(tiny.llama(), [1]))
-    assert torch.equal(logits(first), logits(second))
+def test_greedy_refuses_the_state_of_another_job(tmp_path):
+    choose(model_of(), TOKENS, way="greedy", blocks=1, state=tmp_path)
+    with pytest.raises(ValueError, match="score=leave_one_out there, block_influence here"):
+        choose(model_of(), TOKENS, way="greedy", score="block_influence", blocks=1, state=tmp_path)
+    with pytest.raises(ValueError, match=r"holds another job .*model="):
+        choose(model_of(seed=1), TOKENS, way="greedy", blocks=1, state=tmp_path)
+    with pytest.raises(ValueError, match=r"holds another job .*calibration="):
+        choose(model_of(), TOKENS[:2], way="greedy", blocks=1, state=tmp_path)
 
 
-@pytest.mark.parametrize("kind", ["OPT", "GPTNeoX", "Falcon", "Phi3", "Gemma", "SmolLM3"])
-def test_other_families(kind):
-    own = {"OPT": {"ffn_dim": 128, "word_embed_proj_dim": 64}, "GPTNeoX": {"tie_word_embeddings": False}}
-    model = drop_blocks_(tiny._build(kind, 0, own.get(kind, {})), [0, 3])
-    assert torch.equal(logits(model), logits(built_from(model)))
-    assert torch.equal(generate(model, True), generate(model, False))
+@pytest.mark.parametrize("way", depth.WAYS)
+def test_protected_blocks_stay(way):
+    removed = choose(model_of(), TOKENS, way=way, protect=[0, 3, 5], blocks=2)
+    assert len(set(removed)) == 2 and not {0, 3, 5} & set(removed)
 
 
-def test_blocks_of_different_kinds_are_dropped_where_the_pattern_allows_it():
-    experts = {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 32, "decoder_sparse_step": 2}
-    model = tiny._build("Qwen3Moe", 0, {**experts, "head_dim": 16})
-    before = logits(model)
-    with pytest.raises(ValueError, match=r"block 2 would become block 1.*mlp is a Qwen3MoeSparseMoeBlock, here a "):
-        drop_blocks_(model, [1])
-    assert torch.equal(logits(model), before) and model.config.num_hidden_layers == 4
-    drop_blocks_(model, [0, 1])
-    assert torch.equal(logits(model), logits(built_from(model)))
+@pytest.mark.parametrize("way", depth.WAYS)
+def test_what_the_score_protects_stays(way):
+    removed = choose(model_of(9), TOKENS, way=way, score="taylor_plus", blocks=3)
+    assert sorted(removed) == [4, 5, 6]
+    with pytest.raises(ValueError, match=r"protects|taylor_plus|removed|first=4"):
+        choose(model_of(9), TOKENS, way=way, score="taylor_plus", blocks=4)
 
 
-def test_blocks_with_other_settings_than_the_config_says_are_refused():
-    model = tiny.llama()
-    model.model.layers[2].self_attn.scaling = 1.0
-    with pytest.raises(ValueError, match=r"self_attn\.scaling is 0.25, here 1.0"):
-        drop_blocks_(model, [0])
-    model = tiny.llama()
-    model.model.layers[2].mlp.extra = torch.nn.Linear(2, 2)
-    with pytest.raises(ValueError, match=r"no mlp\.extra"):
-        drop_blocks_(model, [0])
-
-
-@pytest.mark.parametrize(
-    "indices, problem",
-    [
-        ([4], r"\[4\] are no blocks; the model has blocks 0 to 3"),
-        ([-1], r"\[-1\] are no blocks"),
-        ([True], "are no blocks"),
-        ([1.0], "are no blocks"),
-        ([1, 2, 1], r"\[1\] are repeated"),
-        ([0, 1, 2, 3], "none would stay; .*at most 3 of them"),
-        (range(5), "are no blocks"),
-    ],
-)
-def test_wrong_indices_are_refused_and_change_nothing(indices, problem):
-    model = tiny.llama()
-    with pytest.raises(ValueError, match=problem):
-        drop_blocks_(model, indices)
-    assert len(model.model.layers) == model.config.num_hidden_layers == 4
-
-
-def test_indices_may_be_empty_or_from_numpy():
-    model = tiny.llama()
-    before = logits(model)
-    assert torch.equal(logits(drop_blocks_(model, [])), before)
-    drop_blocks_(model, np.array([0, 2]))
-    assert len(model.model.layers) == 2
+@given(st.lists(st.floats(-1e3, 1e3), min_size=2, max_size=12), st.data())
+def test_lowest_leaves_only_scores_that_are_not_lower(scores, data):
+    amount = data.draw(st.integers(0, len(scores) - 1))
+    removed = lowest(scores, amount)
+    kept = [value for index, value in enumerate(scores) if index not in removed]
+    assert len(removed) == amount == len(set(removed)) and removed == sorted(removed)
+    assert all(scores[index] <= min(kept) for index in removed)
 
 
 def test_lowest_picks_the_least_important():
@@ -179,18 +142,27 @@ def test_lowest_picks_the_least_important():
     assert lowest([1.0, 1.0, 1.0], 1) == [2] and lowest([1.0, 2.0], 0) == []
 
 
-@pytest.mark.parametrize("count", [3, -1, 4, 1.0, True])
-def test_lowest_refuses_counts_that_leave_no_block(count):
+@pytest.mark.parametrize("amount", [3, -1, 4, 1.0, True])
+def test_lowest_refuses_counts_that_leave_no_block(amount):
     with pytest.raises(ValueError, match="of 3 blocks to remove; choose 0 to 2"):
-        lowest([1.0, 2.0, 3.0], count)
+        lowest([1.0, 2.0, 3.0], amount)
 
 
-def test_lowest_refuses_nan():
+def test_lowest_refuses_nan_and_protected_blocks():
     with pytest.raises(ValueError, match=r"blocks \[1\] are NaN"):
         lowest([1.0, float("nan")], 1)
+    assert lowest([math.inf, 2.0, 1.0], 2) == [1, 2]
+    with pytest.raises(ValueError, match=r"protects all but 1 of the blocks that may go \(\[1\]\)"):
+        lowest([math.inf, 2.0, math.inf], 2)
 
 
-def test_gpt2_is_refused_by_name():
-    model = transformers.GPT2LMHeadModel(transformers.GPT2Config(n_layer=3, n_embd=32, n_head=2, vocab_size=99))
-    with pytest.raises(ValueError, match="Conv1D"):
-        drop_blocks_(model, [0])
+def test_blocks_of_different_kinds_are_refused_before_anything_is_scored(monkeypatch):
+    experts = {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 32, "decoder_sparse_step": 2}
+    monkeypatch.setattr(importance, "score", lambda *_, **__: pytest.fail("scored"))
+    with pytest.raises(ValueError, match=r"mlp is a Qwen3Moe.*supported are blocks that are all alike"):
+        choose(tiny._build("Qwen3Moe", 0, {**experts, "head_dim": 16}), TOKENS, blocks=1)
+
+
+def test_no_span_between_protected_blocks():
+    with pytest.raises(ValueError, match=r"no 2 neighbouring blocks among \[1, 3, 5\] meet this budget"):
+        choose(model_of(), TOKENS, way="contiguous", protect=[0, 2, 4], blocks=2)

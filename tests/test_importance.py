@@ -1,17 +1,23 @@
-"""Block scores against brute force: really dropping the block, and transformers' own hidden states."""
+"""Block scores against brute force in float64: really dropping the block, transformers' own states and gradients."""
 
 import copy
 import itertools
+import math
 
 import pytest
 import torch
+import transformers
 from torch import nn
 
+from lib.metrics import divergence
 from lib.pruners import importance
-from lib.pruners.depth import drop_blocks_
+from lib.pruners.drop import drop_blocks_
+from lib.pruners.importance import angular_distance, passes, taylor_plus
 from tests import tiny
+from tests.packed import quantize_
 
 FAMILIES = ["llama", "qwen2", "qwen3", "mistral", "phi", "gemma2"]
+score = importance.score
 
 
 def mean_nll(model, tokens):
@@ -20,12 +26,24 @@ def mean_nll(model, tokens):
         return model(input_ids=tokens, labels=tokens).loss.item()
 
 
+def states_of(model, tokens):
+    """What enters each block and what leaves the last, in float64: transformers' own list is normed at its end."""
+    states = []
+    for block in model.model.layers:
+        block.register_forward_pre_hook(lambda _, args, kwargs: states.append(args[0].double()), with_kwargs=True)
+    last = model.model.layers[-1].register_forward_hook(lambda _, args, out: states.append(out.double()))
+    with torch.no_grad():
+        model(tokens)
+    last.remove()
+    return states
+
+
 @pytest.mark.parametrize("family", FAMILIES)
 def test_leave_one_out_equals_dropping_each_block(family):
     model, tokens = getattr(tiny, family)(), tiny.tokens(5, 24)
     whole = mean_nll(model, tokens)
     dropped = [mean_nll(drop_blocks_(copy.deepcopy(model), [index]), tokens) - whole for index in range(4)]
-    assert importance.leave_one_out(model, tokens) == pytest.approx(dropped, abs=2e-5)
+    assert score("leave_one_out", model, tokens) == pytest.approx(dropped, abs=2e-5)
     assert max(dropped) - min(dropped) > 1e-3
 
 
@@ -33,24 +51,133 @@ def test_leave_one_out_with_blocks_that_see_different_masks():
     model, tokens = tiny.gemma2(sliding_window=8, num_hidden_layers=5), tiny.tokens(3, 40)
     whole = mean_nll(model, tokens)
     dropped = [mean_nll(drop_blocks_(copy.deepcopy(model), [index]), tokens) - whole for index in range(5)]
-    assert importance.leave_one_out(model, tokens) == pytest.approx(dropped, abs=2e-5)
+    assert score("leave_one_out", model, tokens) == pytest.approx(dropped, abs=2e-5)
+
+
+@pytest.mark.parametrize("family", ["llama", "gemma2"])
+def test_divergence_equals_the_formula_over_the_whole_vocabulary(family):
+    model, tokens = getattr(tiny, family)(), tiny.tokens(3, 20)
+
+    def log_probabilities(other):
+        with torch.no_grad():
+            return other(tokens).logits[:, :-1].double().log_softmax(-1)
+
+    p = log_probabilities(model)
+    expected = []
+    for index in range(4):
+        q = log_probabilities(drop_blocks_(copy.deepcopy(model), [index]))
+        expected.append((p.exp() * (p - q)).sum(-1).mean().item())
+    assert score("divergence", model, tokens) == pytest.approx(expected, abs=1e-5)
+
+
+def test_divergence_of_a_pruned_model_from_its_original():
+    model, tokens = tiny.llama(), tiny.tokens(3, 20)
+    reference = divergence.remember(model, tokens)
+    pruned = drop_blocks_(copy.deepcopy(model), [1])
+    both = drop_blocks_(copy.deepcopy(model), [1, 3])
+    expected = divergence.measure(both, model, tokens)["kl_divergence"].value
+    found = score("divergence", pruned, tokens, reference=reference)
+    assert found[2] == pytest.approx(expected, abs=1e-5) != pytest.approx(score("divergence", pruned, tokens)[2])
+    with pytest.raises(ValueError, match="remember the original on this text"):
+        score("divergence", pruned, tiny.tokens(3, 20, seed=1), reference=reference)
 
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_block_influence_equals_its_definition(family):
-    model, tokens, states = getattr(tiny, family)(), tiny.tokens(3, 24), []
-    # transformers' last hidden state is normed already, so the blocks' outputs are read by hooks
-    for block in model.model.layers:
-        block.register_forward_pre_hook(lambda _, args, kwargs: states.append(args[0].double()), with_kwargs=True)
-    last = model.model.layers[-1].register_forward_hook(lambda _, args, out: states.append(out.double()))
-    with torch.no_grad():
-        model(tokens)
-    last.remove()
+    model, tokens = getattr(tiny, family)(), tiny.tokens(3, 24)
     expected = []
-    for before, after in itertools.pairwise(states):
+    for before, after in itertools.pairwise(states_of(model, tokens)):
         cosines = [x @ y / (x.norm() * y.norm()) for x, y in zip(before.flatten(0, 1), after.flatten(0, 1))]
         expected.append(1 - torch.stack(cosines).mean().item())
-    assert importance.block_influence(model, tokens) == pytest.approx(expected, abs=1e-5)
+    assert score("block_influence", model, tokens) == pytest.approx(expected, abs=1e-5)
+
+
+@pytest.mark.parametrize("span", [1, 2, 4])
+def test_angular_distance_equals_its_definition(span):
+    model, tokens = tiny.qwen3(), tiny.tokens(3, 24)
+    states, expected = states_of(model, tokens), []
+    for start in range(4 - span + 1):
+        ends = zip(states[start][:, -1], states[start + span][:, -1])
+        angles = [math.acos((x @ y / (x.norm() * y.norm())).item()) / math.pi for x, y in ends]
+        expected.append(sum(angles) / len(angles))
+    found = angular_distance.score(model, tokens, span=span)
+    assert found[: len(expected)] == pytest.approx(expected, abs=1e-6)
+    assert found[len(expected) :] == [math.inf] * (span - 1)
+
+
+@pytest.mark.parametrize("span", [0, 5, True, 1.0])
+def test_spans_that_do_not_fit_are_refused(span):
+    with pytest.raises(ValueError, match=r"of a model with 4 blocks; choose a whole number from 1 to 4"):
+        angular_distance.score(tiny.llama(), tiny.tokens(), span=span)
+
+
+@pytest.mark.parametrize("family", ["llama", "phi", "gemma2"])
+def test_taylor_equals_autograd_in_float64(family):
+    model, tokens = getattr(tiny, family)(), tiny.tokens(3, 20)
+    exact, expected = copy.deepcopy(model).double(), []
+    out = exact(tokens).logits[:, :-1].log_softmax(-1).gather(-1, tokens[:, 1:, None])
+    (-out.mean()).backward()
+    for block in exact.model.layers:
+        matrices = [part.weight for part in block.modules() if isinstance(part, nn.Linear)]
+        expected.append(sum((weight * weight.grad).abs().sum().item() for weight in matrices))
+    assert score("taylor", model, tokens) == pytest.approx(expected, rel=1e-4)
+
+
+def test_taylor_estimates_what_removing_one_small_weight_does():
+    """The first order in earnest: one tiny weight, zeroed, changes the loss by its gradient times itself."""
+    model, tokens = tiny.llama().double(), tiny.tokens(2, 16)
+    block = model.model.layers[2]
+    for part in block.modules():
+        if isinstance(part, nn.Linear):
+            nn.init.zeros_(part.weight)
+    block.self_attn.v_proj.weight.data.normal_(generator=torch.Generator().manual_seed(0))
+    block.self_attn.o_proj.weight.data[3, 5] = 1e-4
+    whole = mean_nll(model, tokens)
+    found = score("taylor", model, tokens)[2]
+    block.self_attn.o_proj.weight.data[3, 5] = 0
+    # v_proj's own gradient is proportional to the tiny weight too: it counts the same change a second time
+    assert abs(mean_nll(model, tokens) - whole) > 1e-9
+    assert found >= 0.99 * abs(mean_nll(model, tokens) - whole)
+
+
+def test_taylor_does_not_need_trainable_weights_and_leaves_no_gradients():
+    model, tokens = tiny.llama().requires_grad_(False), tiny.tokens()
+    expected = score("taylor", tiny.llama(), tokens)
+    assert score("taylor", model, tokens) == expected
+    assert not any(parameter.requires_grad for parameter in model.parameters())
+    assert all(parameter.grad is None for parameter in model.parameters())
+
+
+def test_taylor_plus_protects_the_first_four_and_the_last_two():
+    model, tokens = tiny.llama(num_hidden_layers=8), tiny.tokens()
+    plain = score("taylor", model, tokens)
+    assert score("taylor_plus", model, tokens) == [*[math.inf] * 4, *plain[4:6], *[math.inf] * 2]
+    few = taylor_plus.score(tiny.llama(), tiny.tokens(), first=0, last=1)
+    assert [math.isinf(value) for value in few] == [False, False, False, True]
+
+
+@pytest.mark.parametrize("first, last", [(4, 2), (4, 0), (-1, 1)])
+def test_protecting_all_blocks_is_refused(first, last):
+    with pytest.raises(ValueError, match="of 4: at least one block must be left to remove"):
+        taylor_plus.score(tiny.llama(), tiny.tokens(), first=first, last=last)
+
+
+def test_magnitude_is_the_sum_of_absolute_weights():
+    model = tiny.qwen2()
+    expected = [
+        sum(part.weight.double().abs().sum().item() for part in block.modules() if isinstance(part, nn.Linear))
+        for block in model.model.layers
+    ]
+    assert score("magnitude", model, None) == pytest.approx(expected, rel=1e-9)
+
+
+def test_baselines():
+    model = tiny.llama()
+    assert score("last", model, None) == [3, 2, 1, 0]
+    before = torch.random.get_rng_state()
+    draw = score("random", model, None)
+    assert draw == score("random", model, None) != score("random", model, None, seed=1)
+    assert len(set(draw)) == 4 and torch.equal(before, torch.random.get_rng_state())
 
 
 def test_a_block_that_does_nothing_scores_zero():
@@ -58,50 +185,91 @@ def test_a_block_that_does_nothing_scores_zero():
     block = model.model.layers[2]
     for layer in (block.self_attn.o_proj, block.mlp.down_proj):
         nn.init.zeros_(layer.weight)
-    assert importance.leave_one_out(model, tiny.tokens())[2] == 0
-    influence = importance.block_influence(model, tiny.tokens())
-    assert influence[2] == pytest.approx(0, abs=1e-6) and min(influence[:2] + influence[3:]) > 1e-3
+    for name in ("leave_one_out", "divergence"):
+        assert score(name, model, tiny.tokens())[2] == pytest.approx(0, abs=1e-7)
+    # the arccos of a cosine that differs from 1 by a rounding is the root of that rounding
+    for name, error in (("block_influence", 1e-6), ("angular_distance", 1e-4)):
+        found = score(name, model, tiny.tokens())
+        assert found[2] == pytest.approx(0, abs=error) and min(found[:2] + found[3:]) > 1e-3
 
 
 def test_the_blocks_before_the_missing_one_are_not_run_again():
     model, runs = tiny.llama(), []
     for index, block in enumerate(model.model.layers):
         block.mlp.register_forward_pre_hook(lambda *_, index=index: runs.append(index))
-    importance.leave_one_out(model, tiny.tokens())
+    score("leave_one_out", model, tiny.tokens())
     assert len(runs) == 4 * 5 // 2 and [runs.count(index) for index in range(4)] == [1, 2, 3, 4]
+    for name in ("block_influence", "angular_distance"):
+        runs.clear()
+        score(name, model, tiny.tokens())
+        assert runs == [0, 1, 2, 3]
 
 
-def test_batches_of_windows_make_no_difference(monkeypatch):
+@pytest.mark.parametrize("name", ["leave_one_out", "divergence", "block_influence", "angular_distance"])
+def test_batches_of_windows_make_no_difference(name, monkeypatch):
     model, tokens = tiny.llama(), tiny.tokens(5, 24)
-    whole = [score(model, tokens) for score in importance.SCORES.values()]
-    monkeypatch.setattr(importance, "BATCH", 2)
-    for score, expected in zip(importance.SCORES.values(), whole):
-        assert score(model, tokens) == pytest.approx(expected, abs=1e-5)
+    whole = score(name, model, tokens)
+    monkeypatch.setattr(passes, "BATCH", 2)
+    assert score(name, model, tokens) == pytest.approx(whole, abs=1e-5)
 
 
-def test_the_model_is_left_as_it_was():
-    model = tiny.llama().train()
-    before = copy.deepcopy(model.state_dict())
+def test_means_over_windows_come_with_an_error_and_equal_the_score_of_all():
+    model, tokens = tiny.llama(num_hidden_layers=8), tiny.tokens(4, 24)
     for name in importance.SCORES:
-        assert len(importance.score(name, model, tiny.tokens())) == 4
-    assert model.training and all(torch.equal(before[key], tensor) for key, tensor in model.state_dict().items())
-    assert all(parameter.grad is None and parameter.requires_grad for parameter in model.parameters())
-    assert not any("forward" in vars(block) for block in model.model.layers)
-
-
-def test_unknown_scores_are_refused():
-    with pytest.raises(ValueError, match=r"'leave_one' is unknown; .*block_influence, leave_one_out; did you mean"):
-        importance.score("leave_one", tiny.llama(), tiny.tokens())
+        found, values = importance.measure(name, model, tokens), score(name, model, tokens)
+        assert [block.value for block in found] == pytest.approx(values, abs=1e-6)
+        assert all(block.n == 4 and block.stderr > 0 for block in found) == (name in importance.MEANS)
+        assert all(block.unit == importance.UNITS[name] for block in found)
 
 
 @pytest.mark.parametrize("name", importance.SCORES)
+def test_the_model_is_left_as_it_was(name):
+    model = tiny.llama(num_hidden_layers=7).train()
+    before = copy.deepcopy(model.state_dict())
+    assert len(score(name, model, tiny.tokens())) == 7
+    assert model.training and all(torch.equal(before[key], tensor) for key, tensor in model.state_dict().items())
+    assert all(parameter.grad is None and parameter.requires_grad for parameter in model.parameters())
+    assert not any("forward" in vars(block) for block in model.model.layers) and torch.is_grad_enabled()
+
+
+def test_unknown_scores_are_refused():
+    with pytest.raises(ValueError, match=r"'leave_one' is unknown; .*leave_one_out, magnitude.*did you mean"):
+        score("leave_one", tiny.llama(), tiny.tokens())
+
+
+READING = [name for name in importance.SCORES if name not in ("magnitude", "random", "last")]
+
+
+@pytest.mark.parametrize("name", READING)
 def test_windows_of_one_token_are_refused(name):
     with pytest.raises(ValueError, match="windows of 1 token"):
-        importance.score(name, tiny.llama(), tiny.tokens(4, 1))
+        score(name, tiny.llama(num_hidden_layers=7), tiny.tokens(4, 1))
 
 
-def test_a_model_with_nan_is_refused():
+def test_models_that_predict_no_next_token_are_refused():
+    sizes = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 64}
+    encoder = transformers.BertForMaskedLM(transformers.BertConfig(vocab_size=256, **sizes))
+    both = transformers.T5ForConditionalGeneration(
+        transformers.T5Config(vocab_size=256, d_model=32, d_kv=16, d_ff=64, num_layers=2, num_heads=2)
+    )
+    unmasked = transformers.BertLMHeadModel(transformers.BertConfig(vocab_size=256, **sizes))
+    for model in (encoder, both, unmasked, tiny.llama().model):
+        with pytest.raises(ValueError, match=f"{type(model).__name__} is no decoder that predicts the next token"):
+            score("leave_one_out", model, tiny.tokens())
+
+
+@pytest.mark.parametrize("name", ["leave_one_out", "divergence"])
+def test_a_model_with_nan_is_refused(name):
     model = tiny.llama()
     model.model.layers[1].mlp.up_proj.weight.data[0, 0] = float("nan")
-    with pytest.raises(ValueError, match="not finite"):
-        importance.leave_one_out(model, tiny.tokens())
+    with pytest.raises(ValueError, match=r"not finite|computes its logits"):
+        score(name, model, tiny.tokens())
+    assert torch.is_grad_enabled()
+
+
+@pytest.mark.parametrize("name", ["taylor", "taylor_plus", "magnitude"])
+def test_scores_of_weights_refuse_codes(name):
+    model = quantize_(tiny.llama(num_hidden_layers=7))
+    with pytest.raises(ValueError, match="holds quantized layers, whose weights are codes"):
+        score(name, model, tiny.tokens())
+    assert len(score("leave_one_out", model, tiny.tokens())) == 7

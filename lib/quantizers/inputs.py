@@ -27,14 +27,16 @@ class Captured:
 @torch.no_grad()
 def capture(model: nn.Module, tokens: Tensor, *, batch: int = 16) -> Captured:
     """Run `tokens` [count, length] through the embeddings alone, recording how the model calls its blocks."""
-    calls, hidden, parts = {}, [], list(blocks(model))
+    calls, hidden, parts, tuples = {}, [], list(blocks(model)), []
 
     def stand_in(index: int) -> Callable:
-        def forward(states: Tensor, *args, **kwargs) -> Tensor:
+        def forward(states: Tensor, *args, **kwargs) -> Tensor | tuple:
             calls[index] = (args, kwargs)
             if index == 0:
                 hidden.append(states)
-            return states
+            if not tuples:  # some families' blocks return a tuple, which their decoder then takes apart
+                tuples.append(isinstance(type(parts[0]).forward(parts[0], states, *args, **kwargs), tuple))
+            return (states,) if tuples[0] else states
 
         return forward
 

@@ -8,6 +8,8 @@ the finished blocks before it, then offsets V and ranges α, β from GPTQ's code
 Sources: GPTQ, arXiv 2210.17323 (`gptq`); SignRound, arXiv 2309.05516 (`rounding`).
 """
 
+import hashlib
+
 import torch
 from torch import Tensor, nn
 
@@ -51,8 +53,8 @@ def quantize_(
     if steps:
         learning = rounding.settle(len(tokens), **learning, filtered=filtered, seed=seed)
     if state is not None:
-        key = " ".join(f"{name}={width}" for name, width in plan.items())
-        job = {**fingerprint(model, tokens), **learning, "plan": key, "group_size": group_size}
+        told = bits if isinstance(bits, int) else hashlib.sha256(repr(sorted(plan.items())).encode()).hexdigest()
+        job = {**fingerprint(model, tokens), **learning, "bits": told, "group_size": group_size}
         state = State(state, method="refined", **job)
 
     def visit(prefix: str, block: nn.Module, hidden: Tensor, targets: Tensor, call: tuple) -> dict[str, Quantized]:

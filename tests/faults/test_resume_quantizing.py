@@ -13,7 +13,7 @@ from tests import tiny
 
 BLOCKS = 12
 GRID = {"bits": 3, "group_size": 32}
-QUICK = {"rounding": {"steps": 3}}  # what keeps a method short
+QUICK = {"rounding": {"steps": 3}, "refined": {"steps": 3}}  # what keeps a method short
 TOKENS = {"count": 4, "length": 48}
 
 
