@@ -199,7 +199,7 @@ def test_unknown_ending(folder):
 @pytest.mark.parametrize("name", ["wikitext3", "", "nowhere/at/all.txt"])
 def test_unknown_text(folder, name):
     (folder / "shakespeare").mkdir()
-    with pytest.raises(FileNotFoundError, match=r"neither known nor a file.*choose one of c4, packaged, shakes"):
+    with pytest.raises(FileNotFoundError, match=r"neither known nor a file.*one of alpaca, c4, packaged, shakes"):
         texts.load(name)
 
 

@@ -1,122 +1,86 @@
-"""Depth pruning: remove whole blocks, and leave an ordinary, smaller model behind."""
+"""Depth pruning: choose whole blocks, remove them, and leave an ordinary, smaller model behind."""
 
-import copy
-import math
-import numbers
-from collections.abc import Iterable, Iterator, Sequence
+import importlib
+from collections.abc import Iterable, Sequence
 
-import torch
 from torch import nn
 
-from lib.models import blocks as parts
+from lib import files
+from lib.models.blocks import blocks as blocks_of
+from lib.pruners import importance, one_shot
+from lib.pruners.budget import Budget
+from lib.pruners.drop import check, drop_blocks_, without
+from lib.pruners.importance import passes
 
-_LAYER_LISTS = ("layer", "block")  # a config's list with one entry per block has one of these words in its name
-_PASSING = {"training", "gradient_checkpointing", "layer_idx"}  # attributes that don't tell blocks apart
+__all__ = ["WAYS", "choose", "drop_blocks_", "fit_", "lowest", "prune_", "without"]
+
+# choose(model, tokens, met, *, score, free, state) -> list of blocks to remove
+WAYS = {name: f"lib.pruners.{name}" for name in ("one_shot", "contiguous", "greedy")}
+
+
+def prune_(model: nn.Module, calibration, **options) -> list[int]:
+    """Remove blocks of `model` in place; returns them, counted from 0 as in the whole model. Arguments: `choose`'s."""
+    removed = choose(model, calibration, **options)
+    drop_blocks_(model, removed)
+    return removed
+
+
+def choose(
+    model: nn.Module,
+    calibration,
+    *,
+    way: str = "one_shot",
+    score: str = "leave_one_out",
+    protect: Iterable[int] = (),
+    state=None,
+    budget: Budget | None = None,
+    **wanted,
+) -> list[int]:
+    """Which blocks `prune_` would remove, in that order; `model` is not changed.
+
+    way: "one_shot", "contiguous" (one span) or "greedy" (scored anew after each block; `state`, a folder, makes it
+    resumable). score: one of `importance.SCORES`. protect: blocks that stay. wanted: how far, by one or more of
+    blocks, ratio, parameters, megabytes, memory_megabytes, tokens_per_second (and phase), as `budget.Budget` says.
+    Raises ValueError, before the work, for names, blocks and budgets that don't exist or can't be met, for models that
+    are no decoders, and for blocks of different kinds that can't take each other's place.
+    """
+    if way not in WAYS:
+        raise ValueError(f"way={way!r} is unknown; {files.choices(way, WAYS)}")
+    importance.by_name(score)
+    protect = list(protect)
+    tokens, free = passes.tokens_of(model, calibration), _free(model, protect)
+    check(model, free[:1])  # each later block moves up by one: if that is possible, so is any choice
+    budget = budget or Budget(model, sorted(set(protect)), **wanted)
+    if budget.met([]):
+        return []
+    return importlib.import_module(WAYS[way]).choose(model, tokens, budget.met, score=score, free=free, state=state)
 
 
 def lowest(scores: Sequence[float], count: int) -> list[int]:
     """Indices of the `count` blocks with the lowest `scores`, ascending; of equal scores the later block goes first.
 
-    Raises ValueError when `count` is negative or leaves no block, or when a score is NaN.
+    Raises ValueError when `count` is negative or leaves no block, when a score is NaN, or when so many infinite
+    scores protect their blocks that not enough can go.
     """
     if isinstance(count, bool) or not isinstance(count, int) or not 0 <= count < len(scores):
         raise ValueError(f"{count!r} of {len(scores)} blocks to remove; choose 0 to {len(scores) - 1}: one must stay.")
-    if bad := [index for index, score in enumerate(scores) if math.isnan(score)]:
-        raise ValueError(f"the scores of blocks {bad} are NaN; all must be numbers; check the model and the text.")
-    return sorted(sorted(range(len(scores)), key=lambda index: (scores[index], -index))[:count])
+    ordered = one_shot.order(scores, range(len(scores)))
+    return sorted(one_shot.prefix(ordered, lambda removed: len(removed) == count))
 
 
-def drop_blocks_(model: nn.Module, indices: Iterable[int]) -> nn.Module:
-    """Remove the blocks `indices` (counted from 0) from `model`, in place; returns `model`.
+def fit_(model: nn.Module, calibration, **options):
+    """Prune `model` in place to a budget and say what was predicted and measured: see `lib.pruners.fit.fit_`."""
+    from lib.pruners import fit
 
-    What remains is what its new config describes: `num_hidden_layers` and lists with one entry per block
-    (`layer_types`) are shortened, the attention layers are renumbered for the cache, tied weights stay tied. It saves,
-    loads and generates like any other model.
-
-    Raises ValueError, before anything is changed, for indices that are repeated, out of range or all blocks there are,
-    and for models whose config can't describe the remaining blocks (every second one has experts, say).
-    """
-    layers, config = parts.blocks(model), parts.config(model)
-    dropped = _checked(indices, len(layers))
-    kept = [index for index in range(len(layers)) if index not in dropped]
-    changes = _shortened(config, kept)
-    smaller = _described(model, changes)
-    _compare(parts.blocks(smaller), layers, kept)
-    for name, value in changes.items():
-        setattr(config, name, value)
-    for index in sorted(dropped, reverse=True):
-        del layers[index]
-    for index, block in enumerate(layers):
-        for module in block.modules():
-            if hasattr(module, "layer_idx"):
-                module.layer_idx = index
-    # what the decoder derived from the old list of blocks, such as whether any of them has sliding attention
-    vars(parts.decoder(model)).update(_differing(parts.decoder(smaller), parts.decoder(model)))
-    return model
+    return fit.fit_(model, calibration, **options)
 
 
-def _checked(indices, count) -> set[int]:
-    given = list(indices)
-    wrong = [i for i in given if isinstance(i, bool) or not isinstance(i, numbers.Integral) or not 0 <= i < count]
-    repeated = sorted({index for index in given if given.count(index) > 1})
-    if wrong or repeated or len(given) >= count:
-        problem = f"{wrong} are no blocks" if wrong else f"{repeated} are repeated" if repeated else "none would stay"
-        raise ValueError(
-            f"blocks {given} to remove: {problem}; the model has blocks 0 to {count - 1}; "
-            f"give each once, at most {count - 1} of them."
-        )
-    return set(given)
-
-
-def _shortened(config, kept: list[int]) -> dict:
-    """The settings of `config` that change when only the blocks `kept` remain."""
-    count = config.num_hidden_layers
-    lists = {
-        name: [value[index] for index in kept]
-        for name, value in config.to_dict().items()
-        if isinstance(value, list | tuple) and len(value) == count and any(word in name for word in _LAYER_LISTS)
-    }
-    return {"num_hidden_layers": len(kept), **lists}
-
-
-def _described(model, changes: dict) -> nn.Module:
-    """The model that `model.config` with `changes` describes, without memory for its weights."""
-    config = copy.deepcopy(model.config)
-    for name, value in changes.items():
-        setattr(config.get_text_config(), name, value)
-    with torch.device("meta"):
-        return type(model)(config)
-
-
-def _compare(described: nn.ModuleList, layers: nn.ModuleList, kept: list[int]) -> None:
-    """Raise ValueError when a block isn't what the new config describes in its new place."""
-    for place, index in enumerate(kept):
-        difference = next(_differences(layers[index], described[place]), None)
-        if difference:
-            raise ValueError(
-                f"block {index} would become block {place}, where {type(layers[index]).__name__} has another kind "
-                f"({difference}); supported are blocks that are all alike, or told apart by a list in the config "
-                "(layer_types); drop a whole period of the pattern, or the last blocks."
-            )
-
-
-def _differences(block: nn.Module, described: nn.Module) -> Iterator[str]:
-    """What tells `block` from the one described, outermost first; a quantized layer stands for its original."""
-    wanted = dict(described.named_modules())
-    for name, module in block.named_modules():
-        if name not in wanted:
-            yield f"no {name}"
-        elif not parts.is_quantized(module):
-            if type(module) is not type(wanted[name]):
-                yield f"{name} is a {type(wanted[name]).__name__}, here a {type(module).__name__}"
-            for key, value in _differing(wanted[name], module).items():
-                yield f"{name}.{key} is {value}, here {vars(module)[key]}"
-
-
-def _differing(wanted: nn.Module, module: nn.Module) -> dict:
-    """Plain settings (numbers, names, flags) of `wanted` that `module` has with another value."""
-    return {
-        key: value
-        for key, value in vars(wanted).items()
-        if isinstance(value, bool | int | float | str) and key not in _PASSING and vars(module).get(key, value) != value
-    }
+def _free(model: nn.Module, kept: list[int]) -> list[int]:
+    """Blocks that may go; ValueError for protected blocks that don't exist, or when none is left to remove."""
+    count = len(blocks_of(model))
+    if wrong := [index for index in kept if isinstance(index, bool) or index not in range(count)]:
+        raise ValueError(f"protect={kept}: {wrong} are no blocks; the model has blocks 0 to {count - 1}; name those.")
+    free = [index for index in range(count) if index not in kept]
+    if not free:
+        raise ValueError(f"protect={kept} protects all {count} blocks; at least one must be left to remove.")
+    return free

@@ -5,50 +5,10 @@ import pandas as pd
 
 from lib.report import axes as ax
 from lib.report import rows, style
+from lib.report.pruning import MARKED
+from lib.report.pruning import importance_by_block as layer_importance
 
-SCORES = {"leave_one_out": "Leave one out", "block_influence": "Block influence"}
-MARKED = 4  # so many of the least important blocks are marked, in the order in which they would go
-
-
-def layer_importance(table: pd.DataFrame):
-    """Importance of each block by each score, side by side; the blocks that would be removed first are numbered."""
-    title = "Importance of each block"
-    data = rows.newest(table, "block_importance").dropna(subset=["block", "value"])
-    if data.empty:
-        return ax.gap(title, "30_depth_pruning")
-    scores = sorted(data["score"].unique(), key=lambda s: (list(SCORES).index(s) if s in SCORES else len(SCORES), s))
-    with style.use():
-        figure = style.picture(9.6, 3.9)
-        panels = figure.subplots(1, len(scores), squeeze=False)[0]
-        for axes, score in zip(panels, scores):
-            part = data[data["score"].eq(score)].sort_values("block", key=pd.to_numeric)
-            _importance(axes, part)
-            unit = f", {part['unit'].iloc[0]}" if isinstance(part["unit"].iloc[0], str) else ""
-            axes.set(xlabel="block", ylabel=SCORES.get(score, score).lower() + unit)
-            marked = f"filled and numbered: the {min(MARKED, len(part))} to remove first"
-            ax.headline(axes, SCORES.get(score, score), f"{marked}. Bars: 95 % intervals.")
-        absent = [SCORES[score] for score in SCORES if score not in scores]
-        ax.footnote(figure, [f"No finished run of: {', '.join(absent)}."] if absent else [])
-    return figure
-
-
-def _importance(axes, part: pd.DataFrame) -> None:
-    """One panel: a point with its interval per block, the least important filled and numbered from 1."""
-    blocks, values = part["block"].astype(float).to_numpy(), part["value"].astype(float).to_numpy()
-    log = ax.is_wide(values, 20)
-    look, first = style.look("gptq"), np.argsort(values, kind="stable")[:MARKED]
-    bars = np.array([ax.interval(v, e, log) for v, e in zip(values, part["stderr"].astype(float))]).T
-    axes.errorbar(
-        blocks, values, yerr=bars, fmt=look.marker, color=look.colour, markerfacecolor="white", capsize=2, elinewidth=1,
-    )  # fmt: skip
-    for rank, index in enumerate(first, start=1):
-        at, colour = (blocks[index], values[index]), style.look("depth").colour
-        axes.plot(*at, look.marker, color=colour, markersize=11.5, zorder=4)
-        axes.text(*at, str(rank), ha="center", va="center_baseline", fontsize=8, color="white", weight="bold", zorder=5)
-    axes.margins(y=0.12)
-    axes.xaxis.get_major_locator().set_params(integer=True)
-    if log:
-        ax.plain_log(axes, "y")
+__all__ = ["MARKED", "layer_error", "layer_importance"]
 
 
 def layer_error(table: pd.DataFrame):

@@ -88,7 +88,7 @@ def by_megabytes(table: pd.DataFrame, metric: str = "kl_divergence"):
     """`metric` against the megabytes of the artifact for each arm (labels arm, megabytes), with 95 % intervals."""
     data = table[table["metric"].eq(metric) & table["megabytes"].notna()] if "megabytes" in table else table.iloc[:0]
     if data.empty:
-        return ax.gap("What a megabyte buys", "53_peers")
+        return ax.gap("What a megabyte buys", "54_artifacts")
     data = data.drop_duplicates(["arm", "kind"], keep="last") if "kind" in data else data
     with style.use():
         figure = style.picture(7.6, 4.6)

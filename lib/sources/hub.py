@@ -1,12 +1,14 @@
-"""WikiText-2 and C4 from the Hugging Face Hub, for when no local copy is at hand."""
+"""WikiText-2, C4 and Alpaca from the Hugging Face Hub, for when no local copy is at hand."""
 
 import itertools
+
+from lib.sources import readers
 
 _C4_ROWS = {"train": ("train", 0, 2000), "valid": ("validation", 0, 500), "test": ("validation", 500, 1000)}
 
 
 def load(name: str, split: str) -> tuple[list[str], str]:
-    """The documents of "wikitext2" or "c4", and their origin; `ConnectionError` says why they could not be had."""
+    """The documents of one of `TEXTS`, and their origin; `ConnectionError` says why they could not be had."""
     from huggingface_hub.errors import HTTPError
 
     try:
@@ -28,6 +30,13 @@ def c4(split: str) -> tuple[list[str], str]:
     part, first, last = _C4_ROWS[split]
     rows, origin = _rows("allenai/c4", "en", part, streaming=True)
     return [row["text"] for row in itertools.islice(rows, first, last)], f"{origin}, rows {first} to {last - 1}"
+
+
+def alpaca(split: str) -> tuple[list[str], str]:
+    """Instructions with their answers (English, 52,002; CC BY-NC 4.0), cut 80/10/10 in order."""
+    rows, origin = _rows("tatsu-lab/alpaca", "default", "train")
+    documents = [readers.instruction(row) for row in rows]
+    return readers.part(documents, split), f"{origin}, as {split} (cut 80/10/10 in order)"
 
 
 def join_lines(rows) -> str:
@@ -56,4 +65,4 @@ def _rows(name, config, split, streaming=False):
     return rows, f"Hub {name} {config} {split} at {commit[:12] if commit else 'an unknown commit (its local cache)'}"
 
 
-TEXTS = {"wikitext2": wikitext2, "c4": c4}
+TEXTS = {"wikitext2": wikitext2, "c4": c4, "alpaca": alpaca}

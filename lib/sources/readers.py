@@ -81,16 +81,26 @@ def _single(path, split):
         return found, place(path) + field
     if path.suffix == ".txt":
         lines = [line for line in re.split(r"(?<=\n)", "".join(found)) if line]
-        found, unit, total = _part(lines, split), "lines", len(lines)
+        found, unit, total = part(lines, split), "lines", len(lines)
         cut, found = len(found), ["".join(found)]
     else:
         total, unit = len(found), "documents"
-        found = _part(found, split)
+        found = part(found, split)
         cut = len(found)
     return found, f"{place(path)}{field}, {cut} of {total} {unit} as {split} (cut 80/10/10 in order)"
 
 
-def _part(items, split):
+def instruction(row: dict) -> str | None:
+    """The document that an instruction row makes (Alpaca's form): instruction, input where there is one, and output.
+
+    None for any other row, and for one whose parts are no text.
+    """
+    parts = [row.get("instruction"), row.get("input") or "", row.get("output")]
+    return "\n\n".join(part for part in parts if part) if all(isinstance(part, str) for part in parts) else None
+
+
+def part(items: list, split: str) -> list:
+    """What of `items` belongs to a split where nothing else says so: 80/10/10 % in order."""
     first, last = (round(share * len(items)) for share in _PARTS[split])
     return items[first:last]
 
@@ -111,6 +121,8 @@ def _jsonl(path):
             raise ValueError(f"{where} is not JSON ({error}); each line is one JSON object; mend or drop it.") from None
         if not isinstance(row, dict):
             raise ValueError(f"{where} is a {type(row).__name__}; each line is one JSON object; mend or drop it.")
+        if made := instruction(row):
+            row = {"text": made} if not set(FIELDS) & set(row) else row
         field = field or field_of(row, where)
         if not isinstance(row.get(field), str):
             raise ValueError(f"{where} has no text in its field {field!r}; every line needs it; mend or drop it.")

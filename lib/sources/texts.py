@@ -12,10 +12,11 @@ from pathlib import Path
 import torch
 
 from lib import files
-from lib.sources import data, hub, note, readers, topics
+from lib.sources import data, hub, note, place, readers, topics
 
 LENGTH = 512  # tokens of a window where nothing else is said
-_C4_FILE = "c4/c4_demo_300.jsonl"
+_FILES = {"c4": "c4/c4_demo_300.jsonl", "alpaca": "alpaca/alpaca_4000.jsonl"}  # beside other text in their folders
+_MORE_C4 = ("redpajama_sample/c4-rp1.jsonl", "redpajama_sample/c4-rp2.jsonl")  # for training, where they are there
 _cache: dict[tuple[str, str], torch.Tensor] = {}
 _tokenizers = weakref.WeakKeyDictionary()
 
@@ -59,9 +60,9 @@ class Windows:
 def load(name: str = "packaged", split: str = "test") -> Text:
     """Load a split ("train", "valid" or "test") of a text.
 
-    `name` is "packaged" (CPython's language reference), "wikitext2", "c4", or a file or folder with `.txt`, `.jsonl`
-    or `.parquet`, absolute or inside `$THIMBLE_DATA`; `readers.documents` says how splits are found. WikiText-2 and C4
-    come from `$THIMBLE_DATA` where it has them, else from the Hub. What was used is printed and noted.
+    `name` is "packaged" (CPython's language reference), "wikitext2", "c4", "alpaca", or a file or folder with `.txt`,
+    `.jsonl` or `.parquet`, absolute or inside `$THIMBLE_DATA`; `readers.documents` says how splits are found. The
+    three named ones come from `$THIMBLE_DATA` where it has them, else from the Hub. What was used is printed and noted.
 
     Raises `FileNotFoundError` for unknown names, `ValueError` for text that is empty or cannot be read.
     """
@@ -109,12 +110,21 @@ def data_hash(tokens: torch.Tensor) -> str:
     return hashlib.sha256(f"{list(tokens.shape)}".encode() + values.tobytes()).hexdigest()
 
 
+def tokenizer_hash(model) -> str:
+    """Hexadecimal SHA-256 of the rules of the model's tokenizer: two with the same cut every text alike."""
+    tokenizer = _tokenizer(model)
+    if tokenizer not in _tokenizers:
+        _tokenizers[tokenizer] = _identity(tokenizer)
+    return _tokenizers[tokenizer]
+
+
 def _documents(name, split):
     if name == "packaged":
         return topics.documents(split)
     path = _local(name)
     if path is not None:
-        return readers.documents(path, split)
+        documents, origin = readers.documents(path, split)
+        return _with_more(documents, origin) if name == "c4" and split == "train" else (documents, origin)
     if name not in hub.TEXTS:
         raise FileNotFoundError(
             f"text {name!r} is neither known nor a file{_looked()}; {files.choices(name, _names())} "
@@ -125,14 +135,22 @@ def _documents(name, split):
     except ConnectionError as error:
         raise FileNotFoundError(
             f"text {name!r} is not there{_looked()}, and the Hugging Face Hub did not give it ({error}); set "
-            f"THIMBLE_DATA to a folder with {_C4_FILE if name == 'c4' else f'{name}/{split}.txt'}, "
+            f"THIMBLE_DATA to a folder with {_FILES.get(name, f'{name}/{split}.txt')}, "
             "connect to the network, or use 'packaged'."
         ) from error
 
 
+def _with_more(documents, origin):
+    """C4 for training: the sample's own documents, and those of larger samples that lie beside it."""
+    for path in filter(Path.is_file, (data() / name for name in _MORE_C4)):
+        more, _ = readers.read(path)
+        documents, origin = documents + more, f"{origin}; {place(path)}, {len(more)} documents"
+    return documents, origin
+
+
 def _local(name):
-    """The file or folder that `name` means: for C4 one known file, since its folder may hold other web text."""
-    named = Path(_C4_FILE if name == "c4" else name).expanduser()
+    """The file or folder that `name` means: for some names one known file, since its folder may hold other text."""
+    named = Path(_FILES.get(name, name)).expanduser()
     if not named.is_absolute():
         if not name or data() is None:
             return None
@@ -178,12 +196,9 @@ def _cut(windows, model):
 
 def _ids(text, model):
     """All token ids of a text [tokens], kept for the next model with the same tokenizer."""
-    tokenizer = _tokenizer(model)
-    if tokenizer not in _tokenizers:
-        _tokenizers[tokenizer] = _identity(tokenizer)
-    key = (text.sha256, _tokenizers[tokenizer])
+    key = (text.sha256, tokenizer_hash(model))
     if key not in _cache:
-        found = tokenizer(text.text, add_special_tokens=False, verbose=False)["input_ids"]
+        found = _tokenizer(model)(text.text, add_special_tokens=False, verbose=False)["input_ids"]
         _cache[key] = torch.tensor(found, dtype=torch.long)
     return _cache[key]
 

@@ -1,0 +1,156 @@
+"""One loop for all of decoding: draft, read the draft in one pass, keep what the model itself would have written.
+
+Without a drafter every draft is empty and the loop is plain decoding, so that two arms of a comparison differ in
+nothing but their drafts. Greedy answers are token-identical to plain greedy up to rounding between passes of one and
+of several tokens (`identical.first_divergence` tells where and by how much); sampled ones have the same distribution.
+"""
+
+from collections.abc import Callable, Collection
+from dataclasses import dataclass, field
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from lib.decoding.guard import Guard
+from lib.decoding.sampling import Sampling
+from lib.decoding.sessions import Session, check_tokens, read, room
+from lib.decoding.stops import Stops, text_of
+from lib.decoding.verify import NOTHING, Draft, Drafter, verify
+from lib.metrics import speed
+
+
+class Step(NamedTuple):
+    """One pass of the model: tokens drafted, how many of them it accepted, tokens that the answer got, and seconds."""
+
+    drafted: int
+    accepted: int
+    produced: int
+    seconds: float
+
+
+@dataclass
+class Generation:
+    """An answer: its tokens (with the one that ended it), why it ended ("eos", "stop" or "length"), and its steps.
+
+    `text` is without special tokens and cut before the stop string; None where no tokenizer was given.
+    """
+
+    token_ids: list[int] = field(default_factory=list)
+    reason: str = "length"
+    steps: list[Step] = field(default_factory=list)
+    prefill_seconds: float = 0.0
+    text: str | None = None
+
+    @property
+    def seconds(self) -> float:
+        """Seconds of all steps, the prompt's reading left out."""
+        return sum(step.seconds for step in self.steps)
+
+    @property
+    def seconds_per_token(self) -> float:
+        return self.seconds / len(self.token_ids)
+
+    @property
+    def tokens_per_step(self) -> float:
+        return len(self.token_ids) / len(self.steps)
+
+
+def generate(
+    session: Session,
+    prompt: Tensor,
+    *,
+    new_tokens: int,
+    drafter: Drafter | None = None,
+    guard: Guard | None = None,
+    sampling: Sampling | None = None,
+    eos: int | Collection[int] = (),
+    stop: str | Collection[str] = (),
+    tokenizer=None,
+    stream: Callable[[list[int]], None] | None = None,
+) -> Generation:
+    """Continue `prompt` (LongTensor [length], one text) by at most `new_tokens` tokens.
+
+    session: the model; it is rewound to nothing first. drafter: prompt lookup, a smaller model, or None. guard: decides
+    how far to draft. eos: ids that end the answer. stop: strings that end it (they need `tokenizer`). stream: called
+    with the new token ids of each step. Raises ValueError for an empty prompt, for fewer than one new token, and where
+    prompt and answer exceed the context.
+    """
+    stops, ends = Stops(stop, tokenizer), {eos} if isinstance(eos, int) else set(eos)
+    _check(session, prompt, new_tokens)
+    sampling, answer, known = sampling or Sampling(), Generation(reason=""), len(prompt)
+    text = torch.cat([prompt.cpu().long(), torch.zeros(new_tokens, dtype=torch.long)])
+    session.rewind(0)
+    with speed.stopwatch() as watch:
+        read(session, text[: known - 1])
+    answer.prefill_seconds = watch.seconds
+    if guard is not None:
+        guard.start()
+    while not answer.reason:
+        found, step = _step(session, text, known, drafter, guard, sampling)
+        answer.reason, kept = _ending(found, text, len(prompt), known, ends, stops)
+        answer.steps.append(step._replace(produced=kept))
+        known += kept
+        if stream is not None:
+            stream(found[:kept])
+    answer.token_ids = text[len(prompt) : known].tolist()
+    answer.text = None if tokenizer is None else stops.cut(text_of(tokenizer, answer.token_ids))
+    return answer
+
+
+def _step(session, text: Tensor, known: int, drafter, guard, sampling: Sampling) -> tuple[list[int], Step]:
+    """Draft and verify behind the `known` tokens of `text`, timed; the tokens found, and the step."""
+    with speed.stopwatch() as watch:
+        draft = _propose(drafter, guard, text[:known], len(text) - known - 1)
+        found = _pass(session, text, known, draft, sampling)
+    step = Step(len(draft.token_ids), len(found) - 1, len(found), watch.seconds)
+    if guard is not None:
+        guard.record(step.drafted, step.accepted, step.seconds)
+    return found, step
+
+
+def _propose(drafter: Drafter | None, guard: Guard | None, known: Tensor, room: int) -> Draft:
+    """The draft behind `known` [length] of at most `room` tokens: the token after the draft needs a place too."""
+    if drafter is None or room < 1:
+        return NOTHING
+    at_most = room if guard is None else guard.longest(room)
+    if at_most < 1:
+        return NOTHING
+    draft = drafter.draft(known, at_most)
+    chosen = draft.probabilities
+    return Draft(draft.token_ids[:at_most], None if chosen is None else chosen[:at_most])
+
+
+def _pass(session: Session, text: Tensor, known: int, draft: Draft, sampling: Sampling) -> list[int]:
+    """Read the last known token and the draft at once; the tokens of this step, after which the rest is forgotten."""
+    end = known + len(draft.token_ids)
+    text[known:end] = draft.token_ids
+    logits = session.extend(text[known - 1 : end])
+    found = verify(logits, draft, text[:end], sampling)
+    session.rewind(known + len(found) - 1)
+    return found
+
+
+def _ending(found: list[int], text: Tensor, start: int, known: int, ends: set[int], stops: Stops) -> tuple[str, int]:
+    """Write the `found` tokens behind the `known` ones; why the answer ends ("" if not) and how many stay."""
+    for count, token in enumerate(found, 1):
+        text[known + count - 1] = token
+        if token in ends:
+            return "eos", count
+        if stops.reached(text[start : known + count]):
+            return "stop", count
+        if known + count == len(text):
+            return "length", count
+    return "", len(found)
+
+
+def _check(session: Session, prompt: Tensor, new_tokens: int) -> None:
+    if isinstance(new_tokens, bool) or not isinstance(new_tokens, int) or new_tokens < 1:
+        raise ValueError(f"new_tokens={new_tokens!r}; choose a whole number from 1.")
+    check_tokens(prompt, torch.iinfo(torch.long).max)
+    limit = room(session)
+    if limit is not None and len(prompt) + new_tokens > limit:
+        raise ValueError(
+            f"a prompt of {len(prompt)} tokens and {new_tokens} new ones do not fit the model's context of {limit}; "
+            f"ask for at most {max(limit - len(prompt), 0)} new tokens, or shorten the prompt."
+        )

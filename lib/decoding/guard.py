@@ -1,0 +1,120 @@
+"""A guard that drafts only where that pays: measured costs of steps against the tokens that drafts bring.
+
+Reading γ drafted tokens makes a step dearer, c(γ) instead of c(0) seconds, and brings (1 - α^(γ+1)) / (1 - α) tokens
+on average (arXiv 2211.17192, equation 1 and theorem 3.8, with measured costs instead of a constant). The guard takes
+the γ with the most tokens a second, and plain steps where no γ is above them. Estimates can be wrong, so it also keeps
+an account for each answer: a draft is made only if, all of it being rejected, the answer is still at most `slack`
+behind plain decoding.
+"""
+
+import statistics
+
+import torch
+
+from lib.decoding.sessions import Session, read
+from lib.decoding.speculative import expected_tokens
+from lib.decoding.verify import Drafter
+from lib.metrics import speed
+
+PATIENCE = 8  # of the drafts that do not seem to pay, one in so many is made, to notice when they do
+FORGET = 0.8  # weight of the past in the share of accepted tokens, per draft
+RENEW = 0.1  # weight of a new measurement in the cost of a step
+
+
+class Guard:
+    """Decides before each step how many tokens to draft.
+
+    costs: {tokens drafted: seconds of the step}, as `step_costs` measures them, with 0 and at least one other length;
+    they are renewed as steps are taken. slack: the share of plain decoding's time that may be lost at worst.
+    Raises ValueError for costs without those lengths or that are not positive, and for a slack outside (0, 1).
+    """
+
+    def __init__(self, costs: dict[int, float], *, slack: float = 0.03):
+        if 0 not in costs or len(costs) < 2 or min(costs) < 0 or min(costs.values()) <= 0:
+            raise ValueError(
+                f"costs={costs}; seconds above 0 for 0 drafted tokens and for one length or more are allowed; "
+                "measure them with step_costs."
+            )
+        if not 0 < slack < 1:
+            raise ValueError(f"slack={slack}; choose a share between 0 and 1, such as 0.03.")
+        self.costs, self.slack = dict(sorted(costs.items())), slack
+        self.accepted, self.rejected = 2.0, 1.0  # before anything is known, 2 of 3 drafted tokens are right
+        self.start()
+
+    def start(self) -> None:
+        """A new answer begins, and with it a new account."""
+        self.balance, self._declined = 0.0, 0
+
+    def longest(self, at_most: int) -> int:
+        """Tokens to draft now, 0 to `at_most` and to the longest length with a cost; 0 is a plain step."""
+        affordable, at_most = 0, min(at_most, max(self.costs))
+        while affordable < at_most and self._loss(affordable + 1) <= self.balance:
+            affordable += 1
+        if not affordable:
+            return 0
+        best = max(range(1, affordable + 1), key=self.gain)
+        if self.gain(best) > 1:
+            return best
+        self._declined += 1
+        return best if self._declined % PATIENCE == 0 else 0
+
+    def gain(self, length: int) -> float:
+        """Expected tokens a second of steps that draft `length` tokens, relative to plain steps."""
+        acceptance = self.accepted / (self.accepted + self.rejected)
+        return expected_tokens(acceptance, length) * self.costs[0] / self.cost(length)
+
+    def cost(self, length: int) -> float:
+        """Seconds of a step that drafts `length` tokens: measured, or on the line between measured neighbours."""
+        if length in self.costs:
+            return self.costs[length]
+        known = sorted(self.costs)
+        right = next((place for place, each in enumerate(known) if each > length), len(known) - 1)
+        low, high = known[right - 1], known[right]
+        slope = (self.costs[high] - self.costs[low]) / (high - low)
+        return max(self.costs[low] + slope * (length - low), self.costs[0])
+
+    def record(self, drafted: int, accepted: int, seconds: float) -> None:
+        """A step was taken: it drafted (0: a plain one), was right about `accepted` of them, and took `seconds`."""
+        if drafted:
+            self.accepted = FORGET * self.accepted + accepted
+            self.rejected = FORGET * self.rejected + (accepted < drafted)
+            self.balance += (1 + self.slack) * (accepted + 1) - seconds / self.costs[0]
+        else:
+            self.balance += self.slack
+        old = self.cost(drafted)
+        # one disturbance must not rule the estimate
+        self.costs[drafted] = old + RENEW * (min(seconds, 2 * old) - old)
+
+    def _loss(self, length: int) -> float:
+        """What the account loses, in plain steps, when all `length` tokens are rejected."""
+        return self.cost(length) / self.costs[0] - (1 + self.slack)
+
+
+def step_costs(
+    session: Session,
+    drafter: Drafter | None = None,
+    *,
+    lengths: tuple[int, ...] = (0, 1, 2, 4, 8),
+    context: int = 128,
+    rounds: int = 5,
+) -> dict[int, float]:
+    """Seconds of a step that drafts so many tokens (with `drafter`, its own time included) behind `context` tokens.
+
+    Medians over `rounds`, in each of which all `lengths` have their turn, after a round that does not count. The
+    session is left empty. The text is one token repeated: prompt lookup always finds a match in it. A drafting model
+    should propose `max(lengths)` tokens when asked to.
+    """
+    text = torch.zeros(context + max(lengths) + 1, dtype=torch.long)
+    session.rewind(0)
+    read(session, text[:context])
+    taken = {length: [] for length in lengths}
+    for _ in range(rounds + 1):
+        for length in lengths:
+            with speed.stopwatch() as watch:
+                if drafter is not None and length:
+                    drafter.draft(text[: context + 1], length)
+                session.extend(text[: length + 1])
+                session.rewind(context)
+            taken[length].append(watch.seconds)
+    session.rewind(0)
+    return {length: statistics.median(seconds[1:]) for length, seconds in taken.items()}

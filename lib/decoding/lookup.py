@@ -1,0 +1,87 @@
+"""Prompt lookup: what followed these words the last time follows them again.
+
+The last n tokens are searched in the prompt and in what was generated, the longest n first; what stood behind the
+latest such place is the draft. It costs no model, and pays where answers repeat their prompt: summaries, quotations,
+edited code.
+
+Source: Saxena, "Prompt Lookup Decoding" (github.com/apoorvumang/prompt-lookup-decoding, 2023); Yang et al.,
+"Inference with Reference", arXiv 2304.04487, section 3.2.
+"""
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from lib.decoding.verify import NOTHING, Draft
+
+
+class Lookup:
+    """A drafter that copies from the text itself.
+
+    max_ngram: tokens that have to agree at best; shorter agreements serve down to `min_ngram`. draft_length: tokens
+    proposed at most. adaptive: begin with half of them, twice as many after a draft that was accepted whole, else as
+    many as were accepted and one more. Raises ValueError for numbers below 1.
+    """
+
+    def __init__(self, *, max_ngram: int = 3, draft_length: int = 10, min_ngram: int = 1, adaptive: bool = True):
+        for name, value in (("max_ngram", max_ngram), ("draft_length", draft_length), ("min_ngram", min_ngram)):
+            if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+                raise ValueError(f"{name}={value!r}; choose a whole number from 1.")
+        if min_ngram > max_ngram:
+            raise ValueError(f"min_ngram={min_ngram} is more than max_ngram={max_ngram}; choose 1 to {max_ngram}.")
+        self.max_ngram, self.min_ngram, self.draft_length = max_ngram, min_ngram, draft_length
+        self.length = Length(draft_length, adaptive)
+
+    def draft(self, token_ids: Tensor, at_most: int | None = None) -> Draft:
+        """Tokens that may follow `token_ids` [length]: what followed the latest earlier match; none without a match."""
+        count = self.length.next(token_ids)
+        count = count if at_most is None else min(count, at_most)
+        start = self._continuation(token_ids.numpy())
+        if start is None or count < 1:
+            return NOTHING
+        # a match that overlaps the end goes on with the draft itself, so that "ababab" goes on with "ababab"
+        period = len(token_ids) - start
+        found = Draft(token_ids[start + torch.arange(count) % period])
+        self.length.proposed(token_ids, found.token_ids)
+        return found
+
+    def _continuation(self, ids: np.ndarray) -> int | None:
+        """Where the text behind the latest earlier occurrence of the longest matching end of `ids` begins."""
+        for n in range(min(self.max_ngram, len(ids) - 1), self.min_ngram - 1, -1):
+            earlier = np.lib.stride_tricks.sliding_window_view(ids[:-1], n)
+            places = np.flatnonzero((earlier == ids[-n:]).all(1))
+            if len(places):
+                return int(places[-1]) + n
+        return None
+
+
+class Length:
+    """How many tokens to draft next, judged by what became of the last draft."""
+
+    def __init__(self, longest: int, adaptive: bool = True):
+        self.longest, self.adaptive = longest, adaptive
+        self._forget()
+
+    def next(self, token_ids: Tensor) -> int:
+        """The length of the draft that follows `token_ids`, which show how much of the last draft was accepted."""
+        if not self.adaptive:
+            return self.longest
+        if self._last is not None:
+            before, guesses = self._last
+            seen = token_ids[before : before + len(guesses)]
+            if len(token_ids) <= before:  # another text begins
+                self._forget()
+            elif len(seen) == len(guesses) and torch.equal(seen, guesses):
+                self._current = min(self.longest, 2 * max(self._current, len(guesses)))
+            else:
+                agree = int((seen == guesses[: len(seen)]).int().cumprod(0).sum())
+                self._current = min(self.longest, agree + 1)
+            self._last = None
+        return self._current
+
+    def proposed(self, token_ids: Tensor, guesses: Tensor) -> None:
+        """Remember what was proposed to follow `token_ids`."""
+        self._last = (len(token_ids), guesses)
+
+    def _forget(self) -> None:
+        self._current, self._last = max(1, self.longest // 2), None

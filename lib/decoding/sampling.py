@@ -1,0 +1,101 @@
+"""Which token follows from logits: greedily, or drawn after temperature, top-k, top-p and repetition penalty.
+
+The processing is transformers' own (its processors, in the order in which `generate` applies them), and a draw is one
+`torch.multinomial` as there: with the same seed, plain sampling gives the tokens that `model.generate` gives after
+`torch.manual_seed(seed)`. Drafting uses more random numbers per token, so the tokens differ while their
+distribution stays.
+"""
+
+import torch
+from torch import Tensor
+
+
+class Sampling:
+    """How the next token is chosen.
+
+    temperature: divides the logits; 0 is greedy, the likeliest token. top_k: only the k likeliest tokens (0: all).
+    top_p: only the likeliest tokens whose probabilities add up to p. repetition_penalty: logits of tokens that the
+    prompt or the answer already has are divided (positive) or multiplied (negative) by it; it holds for greedy too
+    (CTRL, arXiv 1909.05858, section 4.1). seed: of the generator that `draw` and `accept` use.
+    """
+
+    def __init__(
+        self,
+        temperature: float = 0.0,
+        *,
+        top_k: int = 0,
+        top_p: float = 1.0,
+        repetition_penalty: float = 1.0,
+        seed: int = 0,
+    ):
+        _check(temperature, top_k, top_p, repetition_penalty)
+        self.greedy = temperature == 0
+        self.penalised = repetition_penalty != 1
+        self._processors = _processors(float(temperature), top_k, float(top_p), float(repetition_penalty))
+        self._generator = torch.Generator().manual_seed(seed)
+
+    def processed(self, logits: Tensor, history: Tensor) -> Tensor:
+        """Logits [vocabulary] after all processing, given the tokens so far, `history` [length]."""
+        scores = logits[None]
+        for processor in self._processors:
+            scores = processor(history[None], scores)
+        return scores[0]
+
+    def best(self, logits: Tensor, history: Tensor) -> int:
+        """The likeliest token (the first of equals)."""
+        return int(self.processed(logits, history).argmax())
+
+    def probabilities(self, logits: Tensor, history: Tensor) -> Tensor:
+        """Probabilities [vocabulary] of the next token, float32; raises ValueError where logits are not finite."""
+        found = self.processed(logits, history).softmax(-1)
+        if not torch.isfinite(found.sum()):
+            raise not_finite()
+        return found
+
+    def draw(self, probabilities: Tensor) -> int:
+        """One token with these probabilities [vocabulary]."""
+        return int(torch.multinomial(probabilities, 1, generator=self._generator))
+
+    def accept(self, probability: float) -> bool:
+        """True with this probability."""
+        return float(torch.rand((), generator=self._generator)) < probability
+
+
+def not_finite() -> ValueError:
+    """The error for logits that hold NaN or no finite value."""
+    return ValueError(
+        "the model's logits are not finite; a next token needs finite ones; check the checkpoint, "
+        "or load it in bfloat16 or float32 if float16 overflows."
+    )
+
+
+def _processors(temperature: float, top_k: int, top_p: float, penalty: float) -> list:
+    """transformers' processors that change anything, in the order of its `generate`."""
+    from transformers.generation import logits_process as library
+
+    chosen = []
+    if penalty != 1:
+        chosen.append(library.RepetitionPenaltyLogitsProcessor(penalty))
+    if temperature not in (0.0, 1.0):
+        chosen.append(library.TemperatureLogitsWarper(temperature))
+    if temperature and top_k:
+        chosen.append(library.TopKLogitsWarper(top_k))
+    if temperature and top_p < 1:
+        chosen.append(library.TopPLogitsWarper(top_p))
+    return chosen
+
+
+def _check(temperature, top_k, top_p, penalty) -> None:
+    if not 0 <= temperature < float("inf"):
+        raise ValueError(f"temperature={temperature}; choose 0 (greedy) or a finite number above.")
+    if isinstance(top_k, bool) or not isinstance(top_k, int) or top_k < 0:
+        raise ValueError(f"top_k={top_k!r}; choose a whole number of tokens from 1, or 0 for all.")
+    if not 0 < top_p <= 1:
+        raise ValueError(f"top_p={top_p}; choose a probability above 0, up to 1 for all tokens.")
+    if not 0 < penalty < float("inf"):
+        raise ValueError(f"repetition_penalty={penalty}; choose a number above 0; 1 changes nothing.")
+    if temperature == 0 and (top_k or top_p < 1):
+        raise ValueError(
+            f"top_k={top_k} and top_p={top_p} with temperature=0, which takes the likeliest token whatever they are; "
+            "leave them out, or set a temperature above 0."
+        )

@@ -1,0 +1,133 @@
+"""Evaluations side by side: each arm against the first, on the same samples, and which samples changed."""
+
+import math
+from dataclasses import dataclass
+
+import numpy as np
+
+from lib.evaluation.scores import Evaluation
+from lib.metrics import compare, guards, intervals
+from lib.metrics.compare import Comparison
+from lib.metrics.score import Score
+from lib.tasks.task import Generation, Outcome, Sample, Task
+
+
+@dataclass(frozen=True)
+class Compared:
+    """One arm against the reference: the paired difference, what is left above chance (None where the reference is
+    not above it), and the marks that its score must carry."""
+
+    comparison: Comparison
+    retention: intervals.Interval | None
+    marks: tuple[str, ...]
+
+    @property
+    def difference(self) -> Score:
+        """The paired difference as something that a run records."""
+        found = self.comparison
+        return Score(found.difference, found.stderr, found.n, "difference", None, 0.0)
+
+    @property
+    def retained(self) -> Score | None:
+        """The retention as something that a run records; its baseline is the reference's own, 1."""
+        kept = self.retention
+        return None if kept is None else Score(kept.value, kept.stderr, kept.n, "share", True, 1.0)
+
+
+def against(arms: dict[str, Evaluation], metric: str | None = None, task: Task | None = None) -> dict[str, Compared]:
+    """Compare every arm with the first one, the reference. metric: the main one by default.
+
+    task: needed for a metric that is no mean over samples (F1, corpus BLEU), whose difference is bootstrapped.
+    Raises ValueError where the arms differ in anything but the model (see `guards.same_conditions`).
+    """
+    guards.same_conditions(arms)
+    (_, reference), *others = arms.items()
+    metric = metric or next(iter(reference))
+    if metric not in reference:
+        raise ValueError(f"metric={metric!r}; {', '.join(reference)} are allowed for {reference.task}; choose one.")
+    groups, found = [row.group for row in reference.rows], {}
+    for name, arm in others:
+        retained = None
+        if task is not None and metric in task.aggregate:
+            comparison = _whole(reference, arm, task, metric, groups)
+        else:
+            first, second = _scores(reference, metric), _scores(arm, metric)
+            comparison = compare.paired(first, second, groups)
+            if metric in reference.chance and metric not in reference.data.get("lower_is_better", ()):
+                retained = compare.retention(second, first, reference.chance[metric], groups)
+        found[name] = Compared(comparison, retained, tuple(guards.marks(arm, metric)))
+    return found
+
+
+def _scores(evaluation: Evaluation, metric: str) -> list[float]:
+    missing = [row.id for row in evaluation.rows if metric not in row.scores]
+    if missing:
+        raise ValueError(f"metric={metric!r} is no number of single samples ({missing[0]!r}); give its task too.")
+    return [row.scores[metric] for row in evaluation.rows]
+
+
+def _whole(first: Evaluation, second: Evaluation, task: Task, metric: str, groups: list[str]) -> Comparison:
+    """The difference of a number that only all samples together have, with its bootstrap over groups."""
+    samples = {sample.id: sample for sample in task.samples}
+    function = task.aggregate[metric]
+    pairs = [[(samples[row.id], row.answers) for row in arm.rows] for arm in (first, second)]
+
+    def difference(places) -> float:
+        before, after = ([arm[place] for place in places] for arm in pairs)
+        return function(after) - function(before)
+
+    found = intervals.bootstrap(difference, groups)
+    p = math.erfc(abs(found.value) / (found.stderr * math.sqrt(2))) if found.stderr > 0 else float(found.value == 0)
+    changed = [(row.scores.get(metric), other.scores.get(metric)) for row, other in zip(first.rows, second.rows)]
+    gained, lost = (sum(a is not None and sign * (b - a) > 0 for a, b in changed) for sign in (1, -1))
+    detectable = compare.POWER * found.stderr
+    values = (first[metric].value, second[metric].value, found.value, found.stderr, found.low, found.high, p)
+    return Comparison(*values, found.n, gained, lost, detectable, "bootstrap")
+
+
+def flips(task: Task, first: Evaluation, second: Evaluation, metric: str | None = None):
+    """The samples whose score changed, as a DataFrame: id, group, before, after (scores), the end of the prompt, the
+    answers of both, and for multiple choice the margins of the right answer (see `margins`)."""
+    import pandas as pd
+
+    metric = metric or next(iter(first))
+    samples = {sample.id: sample for sample in task.samples}
+    rows = []
+    for old, new in zip(first.rows, second.rows):
+        before, after = old.scores[metric], new.scores[metric]
+        if before != after:
+            found = dict(id=old.id, group=old.group, before=before, after=after, prompt=prompt(samples[old.id])[-300:])
+            rows.append(found | dict(answer_before=_said(task, old), answer_after=_said(task, new)))
+    return pd.DataFrame(rows, columns=["id", "group", "before", "after", "prompt", "answer_before", "answer_after"])
+
+
+def prompt(sample: Sample) -> str:
+    """What a sample shows a model before the first answer."""
+    request = sample.requests[0]
+    return request.prompt if isinstance(request, Generation) else request.context
+
+
+def margins(task: Task, evaluation: Evaluation) -> np.ndarray:
+    """Nats [n] by which the right answer is more probable than the best wrong one; negative where it loses.
+
+    Raises ValueError for a task that is no multiple choice with one right answer.
+    """
+    samples = {sample.id: sample for sample in task.samples}
+    found = []
+    for row in evaluation.rows:
+        target = samples[row.id].target
+        right = target.get("answer") if isinstance(target, dict) else None
+        if not isinstance(right, int) or not all(isinstance(each, Outcome) for each in row.answers):
+            raise ValueError(f"sample {row.id!r} of {task.name} is no choice with one right answer; take such a task.")
+        logprobs = np.array([each.logprob for each in row.answers])
+        found.append(logprobs[right] - np.delete(logprobs, right).max())
+    return np.array(found)
+
+
+def _said(task: Task, row) -> str:
+    """What was answered: the text written, or the most probable continuation."""
+    if isinstance(row.answers[0], str):
+        return row.answers[0]
+    sample = next(sample for sample in task.samples if sample.id == row.id)
+    best = max(range(len(row.answers)), key=lambda place: row.answers[place].logprob)
+    return sample.requests[best].continuation.strip()

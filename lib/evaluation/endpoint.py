@@ -1,0 +1,209 @@
+"""A remote engine: any server with OpenAI's completions interface (vLLM, TGI, llama.cpp, SGLang).
+
+Log-likelihoods come from the log-probabilities of the prompt's own tokens: `echo` with `logprobs` where the server
+gives them, else vLLM's `prompt_logprobs`. The server says which of them it knows; the continuation's tokens are those
+whose text begins at or after the context's end. Texts come from completions, or from chat completions.
+
+Requests that fail are tried again, after a wait that doubles; when the tries are used up the evaluation ends with what
+has been kept, and the same call goes on from there.
+"""
+
+import hashlib
+import json
+import time
+from collections.abc import Callable, Collection
+from concurrent.futures import FIRST_COMPLETED, ThreadPoolExecutor, wait
+
+from lib.evaluation.stops import cut
+from lib.tasks.task import Generation, Likelihood, Outcome
+
+AGAIN = (408, 409, 425, 429)  # statuses that may pass, besides 500 and above
+sleep = time.sleep  # tests put a clock of their own here
+
+
+class EndpointError(RuntimeError):
+    """A server that does not answer, or not what was asked; what came before is in the cache."""
+
+
+class Endpoint:
+    """An engine behind `url` (such as "http://localhost:8000/v1") that serves `model`.
+
+    chat: ask by chat completions; the server applies its template. key: sent as a bearer token. at_once: requests
+    under way at a time; tries: of each; seconds: that an answer may take. revision: what tells apart two models that
+    the server calls by the same name; part of the identity.
+    """
+
+    truncated = 0  # a server refuses what is too long for it
+
+    def __init__(
+        self,
+        url: str,
+        model: str,
+        *,
+        chat=False,
+        key: str | None = None,
+        at_once=8,
+        tries=5,
+        seconds=120.0,
+        revision="",
+    ):
+        if not url.startswith(("http://", "https://")) or at_once < 1 or tries < 1:
+            raise ValueError(
+                f"url={url!r}, at_once={at_once}, tries={tries}; an address that begins with http:// or https:// and "
+                'numbers from 1 are allowed, as in Endpoint("http://localhost:8000/v1", "my-model").'
+            )
+        self.url, self.model, self.chat, self.revision = url.rstrip("/"), model, chat, revision
+        self.at_once, self.tries, self.seconds = at_once, tries, seconds
+        self.headers = {"Authorization": f"Bearer {key}"} if key else {}
+        self._reader: Callable | None = None
+
+    @property
+    def identity(self) -> str:
+        """SHA-256 of address, model, revision and interface: all that is known of what answers."""
+        return hashlib.sha256(json.dumps([self.url, self.model, self.revision, self.chat]).encode()).hexdigest()
+
+    def loglikelihoods(
+        self, requests: list[Likelihood], *, wanted: Collection[int] | None = None, finished: Callable | None = None
+    ) -> list[Outcome | None]:
+        """An outcome per request, None for those not `wanted`.
+
+        Raises ValueError for chat completions, which show no log-probabilities of what was given, and EndpointError.
+        """
+        if self.chat:
+            raise ValueError(
+                "chat=True for log-likelihoods; chat completions do not give those of a prompt; use chat=False, "
+                "and a task whose prompts a chat template has formed."
+            )
+        order = list(range(len(requests))) if wanted is None else sorted(wanted)
+        if order and self._reader is None:
+            self._reader = self._find_reader(requests[order[0]])
+        return self._all(self._reader, requests, order, finished)
+
+    def generate(
+        self, requests: list[Generation], *, wanted: Collection[int] | None = None, finished: Callable | None = None
+    ) -> list[str | None]:
+        """A text per request, at temperature 0, up to its first stop string; None for those not `wanted`."""
+        order = list(range(len(requests))) if wanted is None else sorted(wanted)
+        return self._all(self._text, requests, order, finished)
+
+    def _text(self, request: Generation) -> str:
+        body = {"max_tokens": request.max_new_tokens, "temperature": 0}
+        if request.until:
+            body["stop"] = list(request.until[:4])  # servers take four; the rest is cut here
+        if self.chat:
+            body["messages"] = [{"role": "user", "content": request.prompt}]
+            text = self._post("chat/completions", body, ("choices", 0, "message", "content"))
+        else:
+            text = self._post("completions", body | {"prompt": request.prompt}, ("choices", 0, "text"))
+        return cut(text or "", request.until)
+
+    def _find_reader(self, request: Likelihood) -> Callable:
+        """The first way in which this server gives the log-probabilities of a prompt."""
+        reasons = []
+        for reader in (self._echo, self._prompt_logprobs):
+            try:
+                reader(request)
+                return reader
+            except _Refused as error:
+                reasons.append(str(error))
+        raise EndpointError(
+            f"{self.url} gives no log-probabilities of prompts ({'; '.join(reasons)}); a completions interface with "
+            "echo and logprobs, or vLLM's prompt_logprobs, is needed; choose another server, or generation tasks."
+        )
+
+    def _echo(self, request: Likelihood) -> Outcome:
+        """Completions with `echo`: tokens, their text offsets, log-probabilities and the most probable ones."""
+        whole = request.context + request.continuation
+        body = {"prompt": whole, "max_tokens": 1, "temperature": 0, "logprobs": 1, "echo": True}
+        given = self._post("completions", body, ("choices", 0, "logprobs"))
+        try:
+            offsets, values, tops = (given[name] for name in ("text_offset", "token_logprobs", "top_logprobs"))
+            tokens = given["tokens"]
+        except (TypeError, KeyError):
+            raise _Refused("echo: no log-probabilities in its answer") from None
+        begin = len(request.context.rstrip())
+        places = [n for n, offset in enumerate(offsets) if begin <= offset < len(whole) and values[n] is not None]
+        if not places or offsets[0] != 0:
+            raise _Refused("echo: the prompt is not in its answer")
+        greedy = all(values[n] >= max((tops[n] or {tokens[n]: values[n]}).values()) for n in places)
+        return Outcome(float(sum(values[n] for n in places)), greedy, len(places))
+
+    def _prompt_logprobs(self, request: Likelihood) -> Outcome:
+        """vLLM: per token of the prompt, token id -> logprob, rank and decoded text; the given token comes first."""
+        whole = request.context + request.continuation
+        body = {"prompt": whole, "max_tokens": 1, "temperature": 0, "prompt_logprobs": 1}
+        given = self._post("completions", body, ("choices", 0, "prompt_logprobs"))
+        if not isinstance(given, list) or len(given) < 2:
+            raise _Refused("prompt_logprobs: not in its answer")
+        # from the end: the tokens that make up the continuation, with the spaces before it
+        wanted, found = len(whole) - len(request.context.rstrip()), []
+        for entry in reversed(given):
+            if not entry or wanted <= 0:
+                break
+            token = next(iter(entry.values()))
+            found.append(token)
+            wanted -= len(token.get("decoded_token") or " ")
+        greedy = all(token.get("rank") == 1 for token in found)
+        return Outcome(float(sum(token["logprob"] for token in found)), greedy, len(found))
+
+    def _all(self, ask: Callable, requests: list, order: list[int], finished: Callable | None) -> list:
+        """Ask for `order`, `at_once` at a time; answers that came before an error are told before it is raised."""
+        answers, waiting, failed = [None] * len(requests), iter(order), None
+        with ThreadPoolExecutor(self.at_once) as pool:
+            running = {pool.submit(ask, requests[n]): n for _, n in zip(range(self.at_once), waiting)}
+            while running:
+                for done in wait(running, return_when=FIRST_COMPLETED).done:
+                    place = running.pop(done)
+                    if done.exception() is not None:
+                        failed = failed or done.exception()
+                        continue
+                    answers[place] = done.result()
+                    if finished:
+                        finished(place, answers[place])
+                    if failed is None and (following := next(waiting, None)) is not None:
+                        running[pool.submit(ask, requests[following])] = following
+        if failed is not None:
+            kept = sum(answer is not None for answer in answers)
+            raise EndpointError(
+                f"{failed}; {kept} of {len(order)} requests were answered and stay in the cache; start the server "
+                "again, then repeat the call to go on from there."
+            ) from failed
+        return answers
+
+    def _post(self, path: str, body: dict, where: tuple):
+        """The part at `where` of the answer to a request; tried again, with doubled waits, while that may help."""
+        import httpx
+
+        pause, reason = 0.5, ""
+        for attempt in range(self.tries):
+            if attempt:
+                sleep(pause)
+                pause = min(2 * pause, 30.0)
+            try:
+                given = {"model": self.model} | body
+                answer = httpx.post(f"{self.url}/{path}", json=given, headers=self.headers, timeout=self.seconds)
+                if answer.status_code == 200:
+                    return _part(answer.json(), where)
+                reason = f"status {answer.status_code}: {answer.text[:200]}"
+                if answer.status_code < 500 and answer.status_code not in AGAIN:
+                    raise _Refused(f"{self.url}/{path} refused ({reason})")
+                pause = max(pause, _asked_pause(answer))
+            except (httpx.TransportError, ValueError, KeyError, IndexError, TypeError) as error:
+                reason = f"{type(error).__name__}: {error}"
+        raise EndpointError(f"{self.url}/{path} did not answer in {self.tries} tries ({reason})")
+
+
+class _Refused(EndpointError):
+    """The server understood, and will not do it."""
+
+
+def _part(answer: dict, where: tuple):
+    for step in where:
+        answer = answer.get(step) if isinstance(answer, dict) and step == where[-1] else answer[step]
+    return answer
+
+
+def _asked_pause(answer) -> float:
+    """Seconds that the server asks to wait, at most a minute."""
+    given = answer.headers.get("retry-after", "")
+    return min(float(given), 60.0) if given.replace(".", "", 1).isdigit() else 0.0

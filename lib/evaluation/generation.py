@@ -1,0 +1,164 @@
+"""Greedy generation for many prompts at once, with rows that come and go (continuous batching).
+
+Prompts are read as `prefixes` plans it: a common beginning once, several endings in one pass. Each then becomes a row
+of a batch in which every step adds one token to every row. A row that has finished makes room at once (iteration-level
+scheduling, Orca, Yu et al. 2022, OSDI). The text of a row is that of greedy generation on its own, up to ties that the
+rounding of a batched product decides otherwise.
+"""
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from lib.evaluation import prefixes, tokens
+from lib.evaluation.rows import Rows
+from lib.evaluation.stops import Watch, end_tokens
+from lib.metrics import logits
+from lib.models import blocks
+from lib.tasks.task import Generation
+
+ROWS = {"cpu": 16, "cuda": 64}  # rows of a step: the weights are read once for all of them
+CACHE_BYTES = 2 << 30  # keys and values of all rows at their longest; fewer rows run where these would not fit
+
+
+@dataclass(frozen=True)
+class Prompt:
+    """Token ids of a prompt; `truncated` where its left end did not fit."""
+
+    tokens: tuple[int, ...]
+    truncated: bool
+
+
+def encode(tokenizer, requests: list[Generation], longest: int, *, bos: bool | None = None) -> list[Prompt]:
+    """Prompts as token ids, without their left end where prompt and new tokens exceed `longest`, as in `HFLM`.
+
+    Raises ValueError for an empty prompt and for `max_new_tokens` that leave no room for a prompt.
+    """
+    found = tokens.ids(tokenizer, [request.prompt for request in requests], bos)
+    for request, ids in zip(requests, found):
+        if not 1 <= request.max_new_tokens < longest:
+            raise ValueError(
+                f"max_new_tokens={request.max_new_tokens} of a model that reads {longest} tokens; 1 to {longest - 1} "
+                "are allowed, so that the prompt has room; change the task."
+            )
+        if not ids:
+            raise ValueError("a prompt without tokens; one at least is needed; change the sample.")
+    rooms = [longest - request.max_new_tokens for request in requests]
+    return [Prompt(tuple(ids[-room:]), len(ids) > room) for ids, room in zip(found, rooms)]
+
+
+@dataclass
+class _Arrival:
+    """A prompt that was read: keys and values [heads, length, size] a layer, and the first new token."""
+
+    index: int
+    keys: list[Tensor]
+    values: list[Tensor]
+    first: int
+
+
+@torch.no_grad()
+def generate(
+    model: nn.Module, tokenizer, requests: list[Generation], prompts: list[Prompt], wanted: set[int],
+    finished: Callable, *, budget: int, most: int,
+) -> list[str | None]:  # fmt: skip
+    """Texts for the `requests` in `wanted` (None for the others), `most` rows a step, `budget` tokens a prompt pass.
+
+    finished(index, text) is called as soon as a text is known.
+    """
+    texts: list[str | None] = [None] * len(requests)
+    ends, projection = end_tokens(model, tokenizer), logits.Projection.of(model)
+    longest = max((len(prompts[index].tokens) + requests[index].max_new_tokens for index in wanted), default=0)
+    most = max(1, min(most, CACHE_BYTES // max(1, longest * bytes_per_token(model))))
+    arriving, rows, active = _arrivals(model, prompts, wanted, budget, projection), Rows(model, most), []
+
+    def see(index: int, watch: Watch, token: int) -> bool:
+        if watch.see(token):
+            texts[index] = watch.text()
+            finished(index, texts[index])
+        return watch.ended
+
+    while True:
+        while len(active) < most and (new := next(arriving, None)) is not None:
+            watch = Watch(tokenizer, requests[new.index], ends)
+            if not see(new.index, watch, new.first):
+                rows.add(new.keys, new.values)
+                active.append((new.index, watch))
+        if not active:
+            return texts
+        chosen = choose(projection, rows.step([watch.tokens[-1] for _, watch in active]))
+        for place in reversed(range(len(active))):  # from the last: the last row fills the gap of one that leaves
+            if see(*active[place], chosen[place]):
+                rows.remove(place)
+                active[place] = active[-1]
+                active.pop()
+
+
+def _arrivals(
+    model: nn.Module, prompts: list[Prompt], wanted: set[int], budget: int, projection: logits.Projection
+) -> Iterator[_Arrival]:
+    """Read the prompts, pass by pass, as far as they are asked for."""
+    root = prefixes.tree(prompts[index].tokens for index in wanted)
+    at: dict[prefixes.Node, list[int]] = {}
+    for index in sorted(wanted):
+        at.setdefault(prefixes.find(root, prompts[index].tokens), []).append(index)
+    runner = prefixes.Runner(model)
+    for each in prefixes.plan(root, set(at), budget):
+        for done, hidden in runner(each):
+            for node, columns in _columns(done):
+                if node.owner is not done or node not in at:
+                    continue
+                first = choose(projection, hidden[columns[-1] - done.past][None])[0]
+                keys = [layer.keys[0][:, columns] for layer in runner.cache.layers]
+                values = [layer.values[0][:, columns] for layer in runner.cache.layers]
+                yield from (_Arrival(index, keys, values, first) for index in at[node])
+
+
+def _columns(done: prefixes.Pass) -> Iterator[tuple[prefixes.Node, Tensor]]:
+    """Each node of a pass, with the columns of the cache that hold its sequence from the first token to its end."""
+    before, begin = {}, done.past
+    for node in done.nodes:
+        above = before.get(node.parent, torch.arange(done.past))
+        before[node] = torch.cat([above, torch.arange(begin, begin + len(node.tokens))])
+        begin += len(node.tokens)
+        yield node, before[node]
+
+
+def choose(projection: Callable, hidden: Tensor) -> list[int]:
+    """The most probable token behind each of the hidden states [rows, hidden]."""
+    found = projection(hidden)
+    if found.isnan().any():
+        raise ValueError("logits are not finite; finite weights are needed: check the checkpoint or its dtype.")
+    return found.argmax(-1).tolist()
+
+
+def bytes_per_token(model: nn.Module) -> int:
+    """Bytes that the keys and values of one token take."""
+    config = blocks.config(model)
+    heads = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
+    size = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+    return 2 * config.num_hidden_layers * heads * size * blocks.embeddings(model).weight.dtype.itemsize
+
+
+@torch.no_grad()
+def generate_plainly(
+    model: nn.Module, tokenizer, requests: list[Generation], prompts: list[Prompt], wanted: set[int], finished: Callable
+) -> list[str | None]:
+    """The same texts, one prompt at a time by transformers' own `generate`: for models that can't be batched so."""
+    texts: list[str | None] = [None] * len(requests)
+    for index in sorted(wanted):
+        watch = Watch(tokenizer, requests[index], end_tokens(model, tokenizer))
+        prompt = torch.tensor([prompts[index].tokens], device=blocks.device(model))
+
+        def ended(ids, scores, watch=watch, **options):
+            return torch.tensor([watch.see(int(ids[0, -1]))], device=ids.device)
+
+        model.generate(
+            prompt, attention_mask=torch.ones_like(prompt), max_new_tokens=requests[index].max_new_tokens,
+            do_sample=False, stopping_criteria=[ended], pad_token_id=tokenizer.eos_token_id,
+        )  # fmt: skip
+        texts[index] = watch.text()
+        finished(index, texts[index])
+    return texts

@@ -1,0 +1,32 @@
+"""Attention masks of our own making, in the form in which a model takes them."""
+
+import torch
+from torch import Tensor, nn
+
+from lib.models import blocks
+
+
+def prepare(model: nn.Module, visible: Tensor, distance: Tensor):
+    """What to give as `attention_mask`, from who sees whom.
+
+    visible: bool [Q, K] or [B, 1, Q, K]; distance: positions between query and key, of the same shape or one that
+    broadcasts. The result is additive, [1 or B, 1, Q, K] in the model's dtype; where some layers see a window only,
+    a dict by layer type, as transformers' own models make it.
+    """
+    config = blocks.config(model)
+    window = getattr(config, "sliding_window", None)
+    kinds = set(getattr(config, "layer_types", None) or [])
+    if window is None or not getattr(config, "use_sliding_window", True) or int(distance.max()) < window:
+        full = _additive(model, visible)
+        return {kind: full for kind in kinds} if len(kinds) > 1 else full
+    near = _additive(model, visible & (distance < window))
+    if not kinds or kinds == {"sliding_attention"}:
+        return near
+    full = _additive(model, visible)
+    return full if kinds == {"full_attention"} else {"full_attention": full, "sliding_attention": near}
+
+
+def _additive(model: nn.Module, visible: Tensor) -> Tensor:
+    dtype = blocks.embeddings(model).weight.dtype
+    visible = visible if visible.ndim == 4 else visible[None, None]
+    return torch.zeros(visible.shape, dtype=dtype, device=visible.device).masked_fill_(~visible, torch.finfo(dtype).min)

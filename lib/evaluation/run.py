@@ -1,0 +1,126 @@
+"""Evaluate a model on a task: ask what is not yet answered, keep each answer, score them all.
+
+    found = run.evaluate(model, tasks.load("mmlu"))
+    run.record("acc", found["acc"], task="mmlu")
+
+Interrupted anywhere, the same call goes on at the first sample without an answer and ends in the same numbers.
+"""
+
+from dataclasses import replace
+from pathlib import Path
+
+from lib import progress
+from lib.evaluation import cache as answers_on_disk
+from lib.evaluation import scores, shard
+from lib.evaluation.engine import Local
+from lib.metrics import speed
+from lib.tasks.task import Generation, Likelihood, Task
+
+
+def evaluate(
+    engine, task: Task, *, dtype=None, cache: bool | Path | str = True, limit: int | None = None, part=None
+) -> scores.Evaluation | None:
+    """Scores of a model on a task, with the rows behind them.
+
+    engine: a model (with its tokenizer as `model.tokenizer`) or an engine. dtype: what a model computes in; "float32"
+    gives the harness's numbers. cache: keep answers in data/cache/evaluation, in another folder, or (False) nowhere.
+    limit: the first samples only. part: (index, number), see `shard`; the result is None while other parts lack.
+    Raises ValueError for a limit below 1 and for a malformed sample, before anything runs.
+    """
+    engine = engine if hasattr(engine, "loglikelihoods") else Local(engine, dtype=dtype)
+    samples = _chosen(task, limit)
+    index, number = shard.own_part(part)
+    key = {"model": engine.identity, "task": answers_on_disk.task_hash(task.name, samples), "settings": "greedy"}
+    folder = None if isinstance(cache, bool) else cache
+    store = answers_on_disk.Store(key, folder=folder, part=f"{index}-of-{number}") if cache is not False else None
+    answered = store.load() if store else {}
+    mine = shard.split(samples, index, number)
+    open_places = {place for place in mine if samples[place].id not in answered}
+    begin = speed.clock()
+    truncated = _ask(engine, task.name, samples, open_places, answered, store)
+    seconds = speed.clock() - begin
+    if part is None and shard.launched():
+        answered = shard.exchange(answered)
+    elif store and number > 1:
+        answered = store.load()
+    if any(sample.id not in answered for sample in samples):
+        missing = sum(sample.id not in answered for sample in samples)
+        print(f"{task.name}: part {index} of {number} is kept; {missing} samples are left to the other parts")
+        return None
+    found, spans, rows = scores.score(task, samples, answered)
+    behind = scores.Evaluation(
+        task.name, task.data, rows, spans, task.chance, task.constant, truncated, len(open_places), seconds,
+        engine.identity, key["task"],
+    )  # fmt: skip
+    behind.update(found)
+    return behind
+
+
+def capped(task: Task, new_tokens: int) -> Task:
+    """The task with at most `new_tokens` in every answer; its `data` says so. Scores are no longer the published ones.
+
+    Raises ValueError for a cap below 1.
+    """
+    if new_tokens < 1:
+        raise ValueError(f"new_tokens={new_tokens}; a whole number from 1 is allowed.")
+    samples = [
+        replace(sample, requests=tuple(_cap(each, new_tokens) for each in sample.requests)) for sample in task.samples
+    ]
+    return replace(task, samples=samples, data=task.data | {"new_tokens": new_tokens})
+
+
+def _cap(request: Likelihood | Generation, most: int) -> Likelihood | Generation:
+    if isinstance(request, Likelihood):
+        return request
+    return replace(request, max_new_tokens=min(request.max_new_tokens, most))
+
+
+def _chosen(task: Task, limit: int | None):
+    """The samples to be used; refuses what can't be asked."""
+    if limit is not None and limit < 1:
+        raise ValueError(f"limit={limit}; a whole number of samples from 1, or None for all, is allowed.")
+    samples = task.samples[:limit]
+    if not samples:
+        raise ValueError(f"task {task.name!r} has no samples; one at least is needed; check its data.")
+    seen = set()
+    for sample in samples:
+        if sample.id in seen or not sample.requests:
+            fault = "has no requests" if sample.id not in seen else "has the id of another sample"
+            raise ValueError(f"sample {sample.id!r} of {task.name} {fault}; mend its line of data.")
+        seen.add(sample.id)
+    return samples
+
+
+def _ask(engine, name: str, samples: list, open_places: set[int], answered: dict, store) -> int:
+    """Have the engine answer the samples at `open_places`; fills `answered`, returns how many prompts were cut."""
+    partial = {place: [None] * len(samples[place].requests) for place in open_places}
+    truncated = 0
+    with progress.bar(total=len(open_places), desc=name, unit="sample") as bar:
+        try:
+            for kind, method in ((Likelihood, "loglikelihoods"), (Generation, "generate")):
+                at = [
+                    (place, which)
+                    for place, sample in enumerate(samples)
+                    for which, request in enumerate(sample.requests)
+                    if isinstance(request, kind)
+                ]
+                if not at:
+                    continue
+                wanted = {number for number, (place, _) in enumerate(at) if place in open_places}
+
+                def finished(number, answer, at=at):
+                    place, which = at[number]
+                    partial[place][which] = answer
+                    if all(each is not None for each in partial[place]):
+                        answered[samples[place].id] = partial[place]
+                        if store:
+                            store.append(samples[place].id, partial[place])
+                        bar.update()
+
+                requests = [samples[place].requests[which] for place, which in at]
+                getattr(engine, method)(requests, wanted=wanted, finished=finished)
+                truncated += engine.truncated
+        finally:
+            if store:
+                store.close()
+    return truncated

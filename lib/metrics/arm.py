@@ -1,0 +1,90 @@
+"""One arm of a speed measurement in a process of its own: load, warm up, time prefill and decoding, report the peak.
+
+`fresh.measure` runs this file by its path, with the interpreter that the arm needs: llama.cpp's has neither torch nor
+this project's requirements, so nothing but the standard library is imported before an arm asks for more.
+"""
+
+import json
+import sys
+import time
+from pathlib import Path
+
+
+def transformers(job: dict):
+    """A folder or packaged name through `sources.models.load`, decoded by plain transformers."""
+    import torch
+
+    from lib.metrics import speed
+    from lib.sources import models
+
+    model, _ = models.load(job["model"], dtype=job.get("dtype"))
+    return lambda tokens, new: speed.run(model, torch.tensor([tokens]), new)
+
+
+def packed(job: dict):
+    """A folder through `runtime.load`, decoded by the packed engine."""
+    from lib import runtime
+
+    weights = runtime.load(job["model"], embedding_bits=job.get("embedding_bits", 8))
+    batch = runtime.Batch(weights, 1)
+    return _run(lambda ids: batch.extend({0: ids})[0], lambda: batch.lengths.__setitem__(0, 0))
+
+
+def llama_cpp(job: dict):
+    """A gguf file through llama-cpp-python."""
+    import llama_cpp as library
+    import numpy as np
+
+    threads = job["threads"]
+    model = library.Llama(
+        job["model"], n_ctx=1024, n_batch=512, n_threads=threads, n_threads_batch=threads, verbose=False
+    )
+
+    def step(ids):
+        model.eval(ids)
+        pointer = library.llama_get_logits_ith(model.ctx, -1)
+        return np.ctypeslib.as_array(pointer, (model.n_vocab(),))
+
+    return _run(step, model.reset)
+
+
+KINDS = {"transformers": transformers, "packed": packed, "llama.cpp": llama_cpp}
+
+
+def _run(step, forget):
+    """A function (tokens, new tokens) -> (seconds to the first token, seconds per further token), as `speed.run`."""
+
+    def run(tokens, new):
+        forget()
+        start = time.perf_counter()
+        chosen = int(step(tokens).argmax())
+        first = time.perf_counter()
+        for _ in range(new - 1):
+            chosen = int(step([chosen]).argmax())
+        return first - start, (time.perf_counter() - first) / max(1, new - 1)
+
+    return run
+
+
+def peak() -> int | None:
+    """Highest resident memory of this process in bytes, None where the system does not tell."""
+    status = Path("/proc/self/status")
+    for line in status.read_text().splitlines() if status.exists() else []:
+        if line.startswith("VmHWM:"):
+            return int(line.split()[1]) * 1024
+    return None
+
+
+def main() -> None:
+    """Read a job (JSON in the first argument) and print what it took as the last line, JSON."""
+    job = json.loads(sys.argv[1])
+    sys.path[0] = job["root"]  # in the place of this file's folder
+    run, tokens = KINDS[job["kind"]](job), job["tokens"]
+    run(tokens[:8], 8)
+    prefill, _ = run(tokens, 2)
+    first, further = run(tokens[: job["prompt"]], job["new_tokens"])
+    print(json.dumps({"prefill": len(tokens) / prefill, "ttft": first, "tpot": further, "peak": peak()}))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,85 @@
+"""Speed and peak memory of arms that each run in a fresh process: models here, packed ones, and llama.cpp's.
+
+    arms = {"original": Arm("transformers", "smollm2-135m-instruct"), "4 bits": Arm("packed", folder),
+            "llama.cpp": Arm("llama.cpp", "model.gguf", python=path)}
+    measured, peaks = fresh.measure(arms, rounds=3)
+
+Rounds are interleaved (A B A B); `speed.ratio` compares within them. The same random tokens go to all.
+"""
+
+import json
+import os
+import random
+import subprocess
+import sys
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from lib import files, machine
+from lib.metrics import arm as worker
+from lib.metrics.score import Score, from_values
+from lib.metrics.speed import Measured
+
+
+@dataclass(frozen=True)
+class Arm:
+    """What runs: kind ("transformers", "packed", "llama.cpp"), model, interpreter (None: this one), further options."""
+
+    kind: str
+    model: str
+    python: str | None = None
+    options: dict = field(default_factory=dict)
+
+
+def measure(
+    arms: dict[str, Arm],
+    *,
+    prompt: int = 128,
+    new_tokens: int = 128,
+    prefill: int = 512,
+    rounds: int = 3,
+    vocabulary: int = 49152,
+    seed: int = 0,
+    timeout: float = 600,
+) -> tuple[Measured, dict[str, Score]]:
+    """(times as `speed.measure` gives them, peak resident bytes) of every arm over `rounds`, one process each.
+
+    `ttft` and `tpot` are of `prompt` tokens and `new_tokens` greedy ones at batch 1, `prefill` of a prompt of `prefill`
+    tokens; a short run warms up first. Every process gets as many threads as this one would use.
+    Raises ValueError for unknown kinds, RuntimeError with the end of its output for an arm that fails.
+    """
+    for name, each in arms.items():
+        if each.kind not in worker.KINDS:
+            raise ValueError(f"arm {name!r} is of kind {each.kind!r}; {files.choices(each.kind, worker.KINDS)}")
+    if min(prompt, prefill, rounds) < 1 or new_tokens < 2 or prompt > prefill:
+        raise ValueError(
+            f"prompt={prompt}, prefill={prefill}, new_tokens={new_tokens}, rounds={rounds}; all are 1 or more, "
+            "new_tokens 2 or more, and prefill is no shorter than prompt."
+        )
+    draw = random.Random(seed)
+    tokens = [draw.randrange(vocabulary) for _ in range(prefill)]
+    common = {"tokens": tokens, "prompt": prompt, "new_tokens": new_tokens}
+    samples = {name: {metric: [] for metric in ("ttft", "tpot", "prefill", "decode")} for name in arms}
+    peaks = {name: [] for name in arms}
+    for _ in range(rounds):
+        for name, each in arms.items():
+            found = _once(name, each, common, timeout)
+            peaks[name] += [found.pop("peak")]
+            for metric, value in (found | {"decode": 1 / found["tpot"]}).items():
+                samples[name][metric].append(value)
+    told = {name: values for name, values in peaks.items() if None not in values}
+    memory = {name: from_values(values, "bytes", higher_is_better=False) for name, values in told.items()}
+    return Measured(samples, dict.fromkeys(arms, 1)), memory
+
+
+def _once(name: str, each: Arm, common: dict, timeout: float) -> dict:
+    threads = machine.threads()
+    job = {"kind": each.kind, "model": str(each.model), "root": str(files.ROOT), "threads": threads, **each.options}
+    command = [each.python or sys.executable, str(Path(worker.__file__)), json.dumps(job | common)]
+    environment = os.environ | {"OMP_NUM_THREADS": str(threads), "THIMBLE_QUIET": "1"}
+    environment.pop("PYTHONPATH", None)
+    done = subprocess.run(command, capture_output=True, text=True, timeout=timeout, env=environment, check=False)
+    if done.returncode:
+        said = "\n".join((done.stdout + done.stderr).splitlines()[-15:])
+        raise RuntimeError(f"arm {name!r} ended with {done.returncode}; 0 is expected; the end of its output:\n{said}")
+    return json.loads(done.stdout.splitlines()[-1])

@@ -1,0 +1,145 @@
+"""What keeps a number from being read as more than it is: guards that stop a comparison, and marks beside a score.
+
+A guard model that was reported a success at 92.2 % accuracy was worse than always answering "safe" (92.7 %); here it
+would carry a mark. Arms that differ in more than the model are no comparison and stop; a test sample that stands in
+the training text is named.
+"""
+
+import re
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+from lib.metrics import intervals
+
+WORDS = 13
+FEWEST = 8
+_WORD = re.compile(r"[\u3040-\u30ff\u3400-\u9fff\uac00-\ud7af]|[^\W_\u3040-\u30ff\u3400-\u9fff\uac00-\ud7af]+")
+_CONDITIONS = ("sha256", "split", "shots", "chat", "count", "each", "seed", "repeats")
+
+
+def against_constant(values, constant: float, groups=None, *, lower_is_better: bool = False) -> str | None:
+    """A mark where per-sample scores [n] are no better than what the best constant answer scores; None otherwise."""
+    found = intervals.mean(values, groups)
+    sign = -1 if lower_is_better else 1
+    if sign * (found.value - constant) <= 0:
+        return f"no better than the best constant answer ({found.value:.3f} against {constant:.3f})"
+    if found.low <= constant <= found.high:
+        return f"not told from the best constant answer ({constant:.3f} lies in {found.low:.3f} to {found.high:.3f})"
+    return None
+
+
+def marks(evaluation, metric: str | None = None) -> list[str]:
+    """Everything a reader must know beside one score of an `evaluation`: constant answer, cut prompts, empty answers.
+
+    metric: the main one by default. The list is empty for a score that stands for itself.
+    """
+    metric = metric or next(iter(evaluation))
+    score, found = evaluation[metric], []
+    if all(metric in row.scores for row in evaluation.rows) and score.baseline is not None and score.n > 1:
+        values, groups = zip(*((row.scores[metric], row.group) for row in evaluation.rows))
+        found.append(against_constant(values, score.baseline, groups, lower_is_better=score.higher_is_better is False))
+    elif score.baseline is not None and (score.value - score.baseline) * (1 if score.higher_is_better else -1) <= 0:
+        found.append(f"no better than the best constant answer ({score.value:.3f} against {score.baseline:.3f})")
+    if evaluation.truncated:
+        found.append(f"{evaluation.truncated} prompts lost their left end: they are longer than the model's context")
+    if evaluation.empty:
+        found.append(f"{evaluation.empty} answers are empty")
+    return [mark for mark in found if mark]
+
+
+def same_conditions(arms: dict) -> None:
+    """Stop a comparison of evaluations `arms` (name -> evaluation) that differ in anything but the model.
+
+    Compared: the task, its data, the prompts, the decoding settings with their caps, and the samples in their order.
+    Raises ValueError that names the two arms, what differs and both values.
+    """
+    names = list(arms)
+    if len(names) < 2:
+        raise ValueError(f"{len(names)} arms; two or more are compared; give the original and what was made of it.")
+    conditions = {name: _conditions(evaluation) for name, evaluation in arms.items()}
+    for name in names[1:]:
+        for what, value in conditions[names[0]].items():
+            other = conditions[name][what]
+            if value != other:
+                raise ValueError(
+                    f"{what} of {names[0]!r} is {_short(value)}, that of {name!r} is {_short(other)}; arms that differ "
+                    "in the model alone are comparable; evaluate both with the same task, settings and samples."
+                )
+
+
+def _conditions(evaluation) -> dict:
+    given = {key: evaluation.data.get(key) for key in _CONDITIONS}
+    given = {"task": evaluation.task, **given, "requests": evaluation.requests}
+    return given | {"samples": [row.id for row in evaluation.rows]}
+
+
+def _short(value) -> str:
+    if not isinstance(value, list):
+        text = repr(value)
+        return text if len(text) < 60 else text[:57] + "..."
+    return f"{len(value)} ({', '.join(map(str, value[:3]))}, ...)"
+
+
+@dataclass(frozen=True)
+class Contamination:
+    """found: sample -> the words in a row that the training text holds too. short: samples with too few words to tell.
+    checked: how many samples could be told."""
+
+    found: dict[str, str]
+    short: tuple[str, ...]
+    checked: int
+
+    def __str__(self):
+        which = f": {', '.join(list(self.found)[:5])}" if self.found else ""
+        short = f" ({len(self.short)} too short to tell)" if self.short else ""
+        return f"{len(self.found)} of {self.checked} samples occur in the text{which}{short}"
+
+
+def contamination(samples: dict[str, str], texts: Iterable[str], *, words: int = WORDS) -> Contamination:
+    """Which `samples` (id -> text) share `words` words in a row with `texts`, whatever their case and punctuation.
+
+    A sample with fewer words than that is looked up as a whole, and not at all below 8 words, which many texts share
+    by chance. A Chinese, Japanese or Korean character counts as a word. Source of the rule: Language Models are
+    Few-Shot Learners, arXiv 2005.14165, appendix C.
+    """
+    if words < FEWEST:
+        raise ValueError(
+            f"words={words}; {FEWEST} or more in a row are allowed, fewer are shared by chance; 13 is usual."
+        )
+    wanted, short = {}, []  # number of words in a row -> {the words: samples}
+    for name, text in samples.items():
+        found = _words(text)
+        length = min(words, len(found))
+        if length < FEWEST:
+            short.append(name)
+            continue
+        for passage in _passages(found, length):
+            wanted.setdefault(length, {}).setdefault(passage, []).append(name)
+    hits = {}
+    for text in texts:
+        found = _words(text)
+        for length, known in wanted.items():
+            for passage in known.keys() & set(_passages(found, length)):
+                for name in known[passage]:
+                    hits.setdefault(name, passage)
+    ordered = {name: hits[name] for name in samples if name in hits}
+    return Contamination(ordered, tuple(short), len(samples) - len(short))
+
+
+def refuse_contaminated(samples: dict[str, str], texts: Iterable[str], *, name: str = "the text") -> None:
+    """Stop (ValueError, naming the first) where a test sample stands in a calibration or training text."""
+    found = contamination(samples, texts)
+    if found.found:
+        sample, passage = next(iter(found.found.items()))
+        raise ValueError(
+            f"{len(found.found)} of {found.checked} test samples occur in {name}, first {sample!r} ({passage!r}); "
+            "texts without test samples are allowed; take these documents out (lib.sources.overlap.without)."
+        )
+
+
+def _words(text: str) -> list[str]:
+    return _WORD.findall(text.lower())
+
+
+def _passages(words: list[str], length: int) -> list[str]:
+    return [" ".join(words[start : start + length]) for start in range(len(words) - length + 1)]

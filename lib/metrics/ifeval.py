@@ -1,0 +1,57 @@
+"""IFEval: does a response follow instructions that a program can check (arXiv 2311.07911)?
+
+Strict: the response as it is. Loose: one of eight variants follows (without the first line, the last, both, and each
+of these without asterisks), for answers that are right inside a polite frame or Markdown.
+"""
+
+import difflib
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Followed:
+    """Verdicts on one response, one per instruction: on the response as it is, and on the best of its variants."""
+
+    strict: tuple[bool, ...]
+    loose: tuple[bool, ...]
+
+
+def follow(response: str, instructions: list[str], arguments: list[dict]) -> Followed:
+    """Check one response against the instructions of its prompt.
+
+    instructions: identifiers such as "punctuation:no_comma". arguments: for each a dict of what it asks for; None
+    stands for "not given". An empty response follows nothing.
+    Raises ValueError for an unknown instruction, and for lists of different lengths.
+    """
+    checks = _checks(instructions, arguments)
+    return Followed(
+        strict=tuple(_follows(check, response, given) for check, given in checks),
+        loose=tuple(any(_follows(check, text, given) for text in variants(response)) for check, given in checks),
+    )
+
+
+def variants(response: str) -> list[str]:
+    """The response and its seven loose variants, in the order of the paper (section 2.2)."""
+    lines = response.split("\n")
+    texts = [response, *("\n".join(part).strip() for part in (lines[1:], lines[:-1], lines[1:-1]))]
+    return texts + [text.replace("*", "") for text in texts]
+
+
+def _checks(instructions, arguments) -> list[tuple]:
+    from lib.metrics.instructions import CHECKS
+
+    if len(instructions) != len(arguments):
+        raise ValueError(
+            f"{len(instructions)} instructions with {len(arguments)} sets of arguments; as many of one as of the other "
+            "are allowed; give an empty dict where an instruction has none."
+        )
+    for name in instructions:
+        if name not in CHECKS:
+            near = difflib.get_close_matches(name, CHECKS, 1) or ["see lib/metrics/instructions"]
+            raise ValueError(f"instruction {name!r}; {', '.join(CHECKS)} are allowed; nearest: {near[0]}.")
+    given = [{key: value for key, value in each.items() if value is not None} for each in arguments]
+    return [(CHECKS[name], each) for name, each in zip(instructions, given)]
+
+
+def _follows(check, response: str, given: dict) -> bool:
+    return bool(response.strip()) and check(response, **given)

@@ -1,0 +1,77 @@
+"""Memory and throughput by the protocol of the Edge-Device LLM Competition (NeurIPS 2024): whole forward passes.
+
+The protocol runs the model on one input of 2000 tokens again and again, logits of all positions and the cache
+included, and reports inferences per second and the highest memory. Its published script reads the clock before the
+device has finished and never resets the peak, so that loading the model counts; here the device is waited for, the
+peak is reset before each arm, arms take turns, and the median stands for the mean. What generating costs is told
+apart by `metrics.speed`: time to the first token, and for each further one.
+"""
+
+import torch
+from torch import nn
+
+from lib.metrics import memory, speed
+from lib.metrics.logits import device, evaluating
+from lib.metrics.score import Score, bootstrap, exact
+from lib.models import blocks
+
+LENGTH = 2000  # tokens of an input
+
+
+def measure(
+    arms: dict[str, nn.Module], *, length: int = LENGTH, batch: int = 1, rounds: int = 5, seed: int = 0
+) -> dict[str, dict[str, Score]]:
+    """{arm: {"throughput": inferences/s, "memory": bytes}} for models that take turns, each `rounds` times.
+
+    An inference is one pass over `batch` inputs of `length` random tokens, the same for all arms. throughput: median
+    with the bootstrap's error. memory: the model's own tensors and the most that a pass adds to what was in use, so
+    that several arms in one process, which may share weights, don't count each other.
+    Raises ValueError for no arms, counts below 1, and inputs longer than a model's context.
+    """
+    import numpy as np
+
+    tokens = _inputs(arms, length=length, batch=batch, rounds=rounds, seed=seed)
+    used = {arm: peak(model, tokens) for arm, model in arms.items()}
+    taken: dict[str, list[float]] = {arm: [] for arm in arms}
+    for _ in range(rounds):
+        for arm, model in arms.items():
+            taken[arm].append(speed.seconds(forward, model, tokens, rounds=1, warmups=0).value)
+    found = {}
+    for arm, seconds in taken.items():
+        rates = [batch / each for each in seconds]
+        rate = Score(np.median(rates), bootstrap(rates, np.median), rounds, "inferences/s", True)
+        found[arm] = {"throughput": rate, "memory": used[arm]}
+    return found
+
+
+def forward(model: nn.Module, tokens: torch.Tensor) -> None:
+    """One whole pass over [batch, length]: logits of all positions, and a cache of keys and values."""
+    with evaluating(model):
+        model(input_ids=tokens.to(device(model)))
+
+
+def peak(model: nn.Module, tokens: torch.Tensor) -> Score:
+    """Bytes of the model's tensors, and the most that a pass over `tokens` [batch, length] adds; after a warm-up."""
+    forward(model, tokens)
+    _, used = memory.call(forward, model, tokens, device=str(device(model)))
+    return exact(held(model) + used.increase.value, "bytes", higher_is_better=False)
+
+
+def held(model: nn.Module) -> int:
+    """Bytes of the model's parameters and buffers, shared ones counted once."""
+    return sum({id(part): part.nbytes for part in (*model.parameters(), *model.buffers())}.values())
+
+
+def _inputs(arms: dict[str, nn.Module], *, length: int, batch: int, rounds: int, seed: int) -> torch.Tensor:
+    """Random token ids [batch, length] that every arm knows, after all arguments have been checked."""
+    if not arms:
+        raise ValueError("no arms to measure; give at least one model, such as {'original': model}.")
+    for name, value in {"length": length, "batch": batch, "rounds": rounds}.items():
+        if value < 1:
+            raise ValueError(f"{name}={value}; choose a whole number from 1.")
+    for arm, model in arms.items():
+        context = getattr(blocks.config(model), "max_position_embeddings", None) or length
+        if length > context:
+            raise ValueError(f"length={length} and {arm!r} reads at most {context} tokens; choose at most {context}.")
+    vocabulary = min(blocks.embeddings(model).num_embeddings for model in arms.values())
+    return torch.randint(vocabulary, (batch, length), generator=torch.Generator().manual_seed(seed))

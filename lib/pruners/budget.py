@@ -1,0 +1,107 @@
+"""When enough blocks are gone: a number or a share of them, or a budget of weights, bytes, memory or time."""
+
+import math
+from collections.abc import Sequence
+
+from torch import nn
+
+from lib.export import size
+from lib.metrics import count
+from lib.models.blocks import blocks
+from lib.pruners import probe
+from lib.pruners.drop import without
+
+LIMITS = ("parameters", "megabytes", "memory_megabytes", "tokens_per_second")
+KINDS = ("blocks", "ratio", *LIMITS)
+
+
+class Budget:
+    """What is asked of the pruned model; of several demands all have to be met. `spare` blocks must stay.
+
+    blocks: how many to remove. ratio: which share of the blocks, rounded up. parameters: weights that may be left.
+    megabytes: of 10⁶ bytes, for the saved artifact, exact to the byte. memory_megabytes: for weights and working
+    memory of a pass over 2000 tokens. tokens_per_second: to be reached in `phase` "decode" or "prefill". The last two
+    are predicted from measured depths. Raises ValueError, before anything is scored, for a budget that cannot be met,
+    a nonsensical one, or none; TypeError for one that is unknown.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        spare: Sequence[int] = (),
+        *,
+        phase: str = "decode",
+        timing: dict | None = None,
+        lines: dict[str, probe.Line] | None = None,
+        **wanted,
+    ):
+        """timing: options of `probe.seconds`. lines: what was measured already, by kind."""
+        self.model, self.phase, self.timing = model, probe.known(phase), timing or {}
+        self.count = len(blocks(model))
+        self.wanted = {kind: value for kind, value in wanted.items() if value is not None}
+        self.lines = dict(lines or {})
+        _check(self.wanted)
+        free = [index for index in range(self.count) if index not in set(spare)]
+        self._check_room(free[: self.count - 1], len(free))
+
+    def met(self, removed: Sequence[int]) -> bool:
+        """Whether the model without the blocks `removed` keeps the budget."""
+        return all(self._keeps(kind, value, removed) for kind, value in self.wanted.items())
+
+    def predict(self, kind: str, removed: Sequence[int]) -> float:
+        """What the model without the blocks `removed` has of `kind`, one of `LIMITS`; measures depths once, if need be.
+
+        Only its number of blocks decides over memory and speed: blocks of different kinds are taken as their average.
+        """
+        left = self.count - len(removed)
+        if kind == "parameters":
+            return count.parameters(without(self.model, removed))
+        if kind == "megabytes":
+            return size.predict(without(self.model, removed)) / 1e6
+        if kind not in self.lines:
+            timed = kind == "tokens_per_second"
+            self.lines[kind] = (
+                probe.seconds(self.model, self.phase, **self.timing) if timed else probe.memory(self.model)
+            )
+        value = self.lines[kind].at(left)
+        return 1 / value if kind == "tokens_per_second" else value / 1e6
+
+    def _keeps(self, kind: str, value: float, removed: Sequence[int]) -> bool:
+        if kind == "blocks":
+            return len(removed) >= value
+        if kind == "ratio":
+            return len(removed) >= math.ceil(value * self.count - 1e-9)
+        found = self.predict(kind, removed)
+        return found >= value if kind == "tokens_per_second" else found <= value
+
+    def _check_room(self, most: list[int], free: int) -> None:
+        """Raise ValueError for a demand that is not met even when all blocks of `most` are gone."""
+        for kind, value in sorted(
+            self.wanted.items(), key=lambda item: KINDS.index(item[0])
+        ):  # what must be timed last
+            if self._keeps(kind, value, most):
+                continue
+            counted = kind in ("blocks", "ratio")
+            reach = f"is {len(most)} of them" if counted else f"leads to {self.predict(kind, most):,.6g}"
+            raise ValueError(
+                f"{kind}={value} of a model with {self.count} blocks, {self.count - free} of them protected: removing "
+                f"all that may go {reach}, one must stay; ask for less, or protect fewer."
+            )
+
+
+def _check(wanted: dict) -> None:
+    if unknown := [kind for kind in wanted if kind not in KINDS]:
+        from lib.files import choices
+
+        raise TypeError(f"budget {unknown[0]!r} is unknown; {choices(unknown[0], KINDS)}")
+    if not wanted:
+        raise ValueError(f"no budget was given; say how far to prune by one or more of {', '.join(KINDS)}.")
+    for kind, value in wanted.items():
+        number = isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+        whole = kind != "blocks" or (number and value == int(value))
+        if not (number and whole and (value >= 0 if kind in ("blocks", "ratio") else value > 0)):
+            raise ValueError(f"{kind}={value!r}; choose a {'whole ' if kind == 'blocks' else ''}number from 0.")
+        if kind == "ratio" and value >= 1:
+            raise ValueError(
+                f"ratio={value}; the share of blocks that goes is 0 or more and below 1; choose 0.25, say."
+            )

@@ -1,0 +1,74 @@
+"""Greedy: remove the least important block, score what is left anew, and so on.
+
+A score says what one missing block costs; once it is gone, its neighbours may have become indispensable. n block passes
+become n for each block removed.
+"""
+
+import json
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from torch import Tensor, nn
+
+from lib import files
+from lib.metrics import divergence
+from lib.models.blocks import blocks
+from lib.pruners import importance
+from lib.pruners.drop import without
+from lib.pruners.one_shot import order
+
+COMPARED = ("divergence",)  # scores that compare with the original, however many blocks are gone
+
+
+def choose(
+    model: nn.Module, tokens: Tensor, met: Callable[[list[int]], bool], *, score: str, free: Sequence[int], state=None
+) -> list[int]:
+    """Blocks to remove, in the order in which they went: as few of `free` as it takes until `met(blocks)`.
+
+    tokens: calibration windows [count, length]. state: folder for finished steps, so that a killed job resumes, and
+    that a deeper cut goes on where a shallower one ended; another job's folder is refused, with what differs.
+    """
+    steps = _Steps(state, model, tokens, score=score, free=list(free))
+    options = {"reference": divergence.remember(model, tokens)} if score in COMPARED else {}
+    removed: list[int] = []
+    while not met(removed):
+        block = steps.load(len(removed))
+        if block is None:
+            block, scores = _step(model, tokens, removed, score, free, options)
+            steps.save(len(removed), block, scores)
+        removed.append(block)
+    return removed
+
+
+def _step(model, tokens, removed, score, free, options) -> tuple[int, dict[int, float]]:
+    """(the next block to go, the scores of all that are left), counted as in the whole model."""
+    left = [index for index in range(len(blocks(model))) if index not in removed]
+    scores = importance.score(score, without(model, removed), tokens, **options)
+    best = order(scores, [place for place, index in enumerate(left) if index in free])
+    if not best:
+        raise ValueError(
+            f"{score} protects all blocks that are left and may go, after {removed}; ask for less, or score by another."
+        )
+    return left[best[0]], dict(zip(left, scores))
+
+
+class _Steps:
+    """Finished steps in `folder`, one JSON file each (None keeps nothing)."""
+
+    def __init__(self, folder: Path | str | None, model: nn.Module, tokens: Tensor, **job):
+        from lib.quantizers.state import State, fingerprint
+
+        self.folder = folder and State(folder, method="greedy", **fingerprint(model, tokens), **job).folder
+
+    def load(self, step: int) -> int | None:
+        """The block that went in `step`, None where that is not finished."""
+        path = self.folder and self._path(step)
+        return json.loads(path.read_text())["block"] if path and path.exists() else None
+
+    def save(self, step: int, block: int, scores: dict[int, float]) -> None:
+        """Write which block went in `step`, and why."""
+        if self.folder:
+            files.write_text(self._path(step), json.dumps({"block": block, "scores": scores}) + "\n")
+
+    def _path(self, step: int) -> Path:
+        return self.folder / f"removed-{step:04d}.json"

@@ -1,0 +1,10 @@
+"""Last k: the baseline that cuts the model off from the top."""
+
+from torch import nn
+
+from lib.models.blocks import blocks
+
+
+def score(model: nn.Module, calibration=None) -> list[float]:
+    """How many blocks come after each: the last one goes first; nothing is looked at."""
+    return [float(after) for after in reversed(range(len(blocks(model))))]

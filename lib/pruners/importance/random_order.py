@@ -1,0 +1,11 @@
+"""Random: the baseline that a score must beat."""
+
+import torch
+from torch import nn
+
+from lib.models.blocks import blocks
+
+
+def score(model: nn.Module, calibration=None, *, seed: int = 0) -> list[float]:
+    """A number from 0 to 1 for each block, from its own generator; nothing is looked at."""
+    return torch.rand(len(blocks(model)), generator=torch.Generator().manual_seed(seed)).tolist()

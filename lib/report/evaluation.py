@@ -1,0 +1,74 @@
+"""Figures about evaluations: scores beside chance and the best constant answer, and what sharing beginnings saves."""
+
+import numpy as np
+import pandas as pd
+
+from lib.report import axes as ax
+from lib.report import rows, style
+
+NOTEBOOK = "51_evaluate"
+READABLE = {"acc": "accuracy", "acc_norm": "accuracy per character", "pass@1": "pass@1"}
+
+
+def scores(table: pd.DataFrame):
+    """Main metric of each task (metric "score", labels task and measured, chance, constant) with its 95 % interval.
+
+    Labels low and high are the interval's ends; a task whose interval is not above the better of chance and constant
+    answer is drawn hollow: it shows no skill. Numbers that are no shares of 1 (BLEU) are left out.
+    """
+    data = rows.newest(table, "score")
+    if data.empty or "task" not in data:
+        return ax.gap("Scores", NOTEBOOK)
+    data = data[data["unit"].eq("share")].drop_duplicates("task", keep="last")
+    with style.use():
+        figure = style.picture(8.2, 1.5 + 0.5 * len(data))
+        axes, look = figure.subplots(), style.look("gptq")
+        for place, row in enumerate(data.to_dict("records")):
+            _score(axes, place, row, look)
+        labels = [f"{row.task}\n{READABLE.get(row.measured, row.measured)}, n={row.n}" for row in data.itertuples()]
+        axes.set_yticks(range(len(data)), labels=labels)
+        axes.set(xlabel="score", ylim=(len(data) - 0.5, -0.6), xlim=(-0.03, 1.03))
+        for label, marker, colour in (("chance", "|", style.MUTED), ("best constant answer", "x", "#bb5566")):
+            axes.plot([], [], marker, color=colour, label=label, markersize=9, markeredgewidth=1.6)
+        axes.plot([], [], look.marker, color=look.colour, label="model, 95 % interval")
+        axes.legend(loc="upper center", bbox_to_anchor=(0.5, -0.5 / (0.35 + 0.5 * len(data))), ncols=3)
+        ax.headline(axes, "What the model can do", "Hollow: not shown to beat chance and the best constant answer.")
+    return figure
+
+
+def _score(axes, place: int, row: dict, look) -> None:
+    """One task: its interval, its value in figures, and what it has to beat."""
+    low, high = float(row["low"]), float(row["high"])
+    known = [float(row[name]) for name in ("chance", "constant") if pd.notna(row.get(name))]
+    skill = not known or low > max(known)
+    axes.plot([low, high], [place, place], color=look.colour, linewidth=1.6, zorder=2)
+    axes.plot(row["value"], place, look.marker, color=look.colour, zorder=4,
+              markerfacecolor=look.colour if skill else "white")  # fmt: skip
+    axes.annotate(f"{row['value']:.2f}", (row["value"], place), (0, 7), textcoords="offset points", ha="center",
+                  fontsize=8.5)  # fmt: skip
+    for name, marker, colour in (("chance", "|", style.MUTED), ("constant", "x", "#bb5566")):
+        if pd.notna(row.get(name)):
+            axes.plot(float(row[name]), place, marker, color=colour, markersize=9, markeredgewidth=1.6, zorder=3)
+
+
+def shared(table: pd.DataFrame):
+    """Tokens of each task as its requests hold them (metric "tokens_asked") and as they are read ("tokens_read")."""
+    asked, read = (rows.newest(table, metric) for metric in ("tokens_asked", "tokens_read"))
+    if asked.empty or read.empty:
+        return ax.gap("What sharing saves", NOTEBOOK)
+    both = asked.set_index("task")[["value"]].join(read.set_index("task")[["value"]], lsuffix="_asked", rsuffix="_read")
+    places = np.arange(len(both))
+    with style.use():
+        figure = style.picture(8.2, 1.3 + 0.45 * len(both))
+        axes = figure.subplots()
+        axes.barh(places, both["value_asked"], 0.62, color=style.GRID, label="in the requests")
+        axes.barh(places, both["value_read"], 0.62, color=style.look("gptq").colour, label="read by the model")
+        for place, (asked_tokens, read_tokens) in zip(places, both.to_numpy(dtype=float)):
+            text = f"{asked_tokens / read_tokens:.1f}× fewer"
+            axes.annotate(text, (asked_tokens, place), (5, 0), textcoords="offset points", va="center", fontsize=8.5)
+        axes.set_yticks(places, labels=both.index)
+        axes.set(xlabel="tokens", ylim=(len(both) - 0.5, -0.6))
+        axes.margins(x=0.16)
+        axes.legend(loc="lower right")
+        ax.headline(axes, "A common beginning is read once", "Few-shot examples, passages, questions with choices.")
+    return figure

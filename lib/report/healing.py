@@ -1,0 +1,123 @@
+"""Figures about healing: what comes back with how many tokens, how it was learned, and what it takes in time."""
+
+import pandas as pd
+
+from lib.report import axes as ax
+from lib.report import rows, style
+
+NOTEBOOK = "31_healing"
+# way -> name for readers, and the method whose colour, marker and line it borrows
+WAYS = {
+    "distill": ("distillation", "gptq"),
+    "full": ("next token, all weights", "depth"),
+    "lora": ("next token, adapters", "rtn"),
+    "head": ("next token, head and last blocks", "rotation"),
+    "distill_lora": ("distillation, adapters", "awq"),
+}
+METRICS = {"recovered_perplexity": "Perplexity", "recovered_divergence": "KL divergence from the original"}
+LABELS = ["way", "healing_tokens"]
+
+
+def curve(table: pd.DataFrame):
+    """Recovered share of the gap against healing tokens, a line a way; of perplexity and of divergence, side by side.
+
+    Rows need the metrics of `METRICS` and the labels way and healing_tokens; those of the newest run are drawn.
+    """
+    parts = {metric: _points(rows.newest(table, metric)) for metric in METRICS}
+    if any(part.empty for part in parts.values()):
+        return ax.gap("What healing brings back", NOTEBOOK)
+    with style.use():
+        figure = style.picture(9.6, 3.9)
+        panels = figure.subplots(1, 2, sharey=True)
+        for axes, (metric, part) in zip(panels, parts.items()):
+            _lines(axes, part)
+            ax.headline(axes, METRICS[metric], f"{int(part['n'].iloc[0])} windows; bars: 95 %, paired over windows.")
+        panels[0].set_ylabel("recovered share of the gap, %")
+        _legend(figure, panels[0])
+    return figure
+
+
+def curves(table: pd.DataFrame, metric: str = "recovered_perplexity"):
+    """`curve` for every importance score (columns) and number of removed blocks (rows) that there are runs of.
+
+    Only runs on the model and text of the newest one: curves on other texts are no part of the same grid.
+    """
+    data = rows.complete(table)
+    data = _points(data[data["metric"].eq(metric) & data["status"].isin(rows.SHOWN)])
+    if data.empty or not {"score", "removed_blocks"} <= set(data.columns):
+        return ax.gap("The healing curve", NOTEBOOK)
+    data = data.sort_values("time", kind="stable")
+    for setting in ("model", "text"):
+        data = data[data[setting].isin([data[setting].iloc[-1]])]  # where it is not noted, that is one setting too
+    data = data.drop_duplicates(["score", "removed_blocks", *LABELS], keep="last")
+    scores, depths = sorted(data["score"].unique()), sorted(data["removed_blocks"].unique())
+    with style.use():
+        figure = style.picture(3.2 * len(scores) + 1, 2.6 * len(depths) + 0.8)
+        grid = figure.subplots(len(depths), len(scores), sharex=True, sharey="row", squeeze=False)
+        for line, depth in zip(grid, depths):
+            for axes, score in zip(line, scores):
+                part = data[data["score"].eq(score) & data["removed_blocks"].eq(depth)]
+                title = f"{score.replace('_', ' ')}, {depth:.0f} blocks less"
+                if part.empty:
+                    axes.text(0.5, 0.5, "no finished run", transform=axes.transAxes, ha="center", color=style.MUTED)
+                else:
+                    _lines(axes, part)
+                ax.headline(axes, title)
+                axes.set_xlabel("")
+            line[0].set_ylabel("recovered, %")
+        for axes in grid[-1]:
+            axes.set_xlabel("healing tokens")
+        _legend(figure, max(grid.flat, key=lambda axes: len(axes.containers)))
+    return figure
+
+
+def losses(histories: dict):
+    """Loss of each step against the tokens seen, a panel for each kind of loss: way -> `trainers.loop.History`."""
+    kinds = {"distill": "KL divergence from the teacher", "next": "Surprise at the next token"}
+    groups = {
+        kind: {w: h for w, h in histories.items() if w.startswith("distill") == (kind == "distill")} for kind in kinds
+    }
+    groups = {kind: group for kind, group in groups.items() if group}
+    with style.use():
+        figure = style.picture(4.8 * len(groups), 3.4)
+        for axes, (kind, group) in zip(figure.subplots(1, len(groups), squeeze=False)[0], groups.items()):
+            for way, history in group.items():
+                name, look = WAYS[way][0], style.look(WAYS[way][1])
+                seen = [history.tokens_per_step * (step + 1) / 1000 for step in range(len(history.losses))]
+                axes.plot(seen, history.losses, ".", color=look.colour, alpha=0.4)
+                smooth = pd.Series(history.losses).rolling(max(1, len(seen) // 12), min_periods=1, center=True).mean()
+                axes.plot(
+                    seen, smooth, color=look.colour, linestyle=look.line, label=f"{name}, {history.seconds[-1]:,.0f} s"
+                )
+            axes.set(xlabel="thousand tokens", ylabel="loss, nats a token")
+            axes.legend(loc="upper right")
+            ax.headline(axes, kinds[kind], "Dots: a step's windows. Line: their running mean.")
+    return figure
+
+
+def _points(data: pd.DataFrame) -> pd.DataFrame:
+    """The rows that say which way and how many tokens."""
+    if data.empty or not set(LABELS) <= set(data.columns):
+        return pd.DataFrame()
+    return data.dropna(subset=LABELS)
+
+
+def _legend(figure, axes) -> None:
+    """One legend under all panels, where it covers nothing."""
+    columns = max(1, int(figure.get_figwidth() / 2.7))
+    figure.legend(*axes.get_legend_handles_labels(), loc="outside lower center", ncols=columns)
+
+
+def _lines(axes, data: pd.DataFrame) -> None:
+    """A line a way, with 95 % intervals, in per cent over a logarithmic axis of tokens."""
+    axes.axhline(100, color=style.INK, linewidth=0.9, linestyle=style.look("none").line)
+    axes.axhline(0, color=style.INK, linewidth=0.9)
+    for way in [way for way in WAYS if way in set(data["way"])]:
+        part, (name, method) = data[data["way"].eq(way)].sort_values("healing_tokens"), WAYS[way]
+        look = style.look(method)
+        axes.errorbar(
+            part["healing_tokens"].astype(float), 100 * part["value"], yerr=100 * ax.Z95 * part["stderr"].fillna(0),
+            color=look.colour, marker=look.marker, linestyle=look.line, capsize=3, label=name,
+        )  # fmt: skip
+    ax.span(axes, "x", data["healing_tokens"].astype(float), 0.08, True)
+    axes.set_xlabel("healing tokens")

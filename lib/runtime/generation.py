@@ -1,0 +1,149 @@
+"""Text from a packed model: one prompt or many of unequal length, greedy or sampled, with stop strings and a stream."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from lib.runtime.engine import Batch, weights_of
+from lib.runtime.weights import Weights
+
+
+@dataclass
+class Generated:
+    """An answer: its tokens (with the one that ended it), why it ended ("eos", "stop" or "length"), and its text.
+
+    text: without special tokens and cut before the stop string; None where the model has no tokenizer.
+    """
+
+    token_ids: list[int] = field(default_factory=list)
+    reason: str = ""
+    text: str | None = None
+
+
+def generate(
+    model,
+    prompts: str | Sequence,
+    *,
+    new_tokens: int = 64,
+    sampling=None,
+    stop: str | Sequence[str] = (),
+    eos: Sequence[int] | None = None,
+    stream: Callable[[int, int], None] | None = None,
+) -> list[Generated]:
+    """Continue each prompt (a text, or token ids [length]; one text alone counts as a list of one).
+
+    model: one that `pack_` has packed, or the `Weights` of `runtime.load`. A model that the engine does not compute
+    runs through transformers, one prompt after the other, and a line says why.
+    sampling: a `decoding.sampling.Sampling`, None for greedy. With one prompt it draws the tokens that transformers
+    draws from the same logits and seed; with several it draws for one after the other, where transformers draws for
+    all at once. stop: strings that end an answer. eos: ids that end it, None for the model's own. stream: called with
+    the prompt's index and each new token id.
+    Raises ValueError, before the work, for prompts without tokens and where prompt and answer exceed the context.
+    """
+    prompts = [prompts] if isinstance(prompts, str) else list(prompts)
+    batch, tokenizer, limit, ends = _batch(model, len(prompts))
+    ids = [_ids(prompt, tokenizer) for prompt in prompts]
+    _check(ids, new_tokens, limit)
+    chooser = _Chooser(sampling, stop, tokenizer, set(ends if eos is None else eos), new_tokens)
+    answers, reading = [Generated() for _ in ids], dict(enumerate(ids))
+    while reading:
+        logits, going = batch.extend(reading), {}
+        for row, slot in enumerate(reading):
+            token = chooser.next(logits[row], ids[slot] + answers[slot].token_ids)
+            answers[slot].token_ids.append(token)
+            answers[slot].reason = chooser.ending(answers[slot].token_ids)
+            if stream is not None:
+                stream(slot, token)
+            if not answers[slot].reason:
+                going[slot] = [token]
+        reading = going  # sequences that have ended leave the batch: nothing is computed for them
+    for answer in answers:
+        answer.text = chooser.text(answer.token_ids)
+    return answers
+
+
+class _Chooser:
+    """The next token and the end of an answer; torch and transformers are only imported for what needs them."""
+
+    def __init__(self, sampling, stop, tokenizer, ends: set[int], new_tokens: int):
+        self.sampling, self.tokenizer, self.ends, self.most, self.stops = sampling, tokenizer, ends, new_tokens, None
+        if stop:
+            from lib.decoding.stops import Stops
+
+            self.stops = Stops(stop, tokenizer)
+
+    def next(self, logits: np.ndarray, known: list[int]) -> int:
+        if self.sampling is None:
+            return int(logits.argmax())
+        import torch
+
+        row, history = torch.as_tensor(logits), torch.tensor(known)
+        if self.sampling.greedy:
+            return self.sampling.best(row, history)
+        return self.sampling.draw(self.sampling.probabilities(row, history))
+
+    def ending(self, new: list[int]) -> str:
+        if new[-1] in self.ends:
+            return "eos"
+        if self.stops is not None and self.stops.reached(new):
+            return "stop"
+        return "length" if len(new) == self.most else ""
+
+    def text(self, new: list[int]) -> str | None:
+        if self.tokenizer is None:
+            return None
+        text = self.tokenizer.decode(new, skip_special_tokens=True)
+        return text if self.stops is None else self.stops.cut(text)
+
+
+class _OneByOne:
+    """The engine's batch for models that it does not compute: a session of transformers for each prompt."""
+
+    def __init__(self, model, slots: int):
+        from lib.decoding.sessions import ModelSession
+
+        self.sessions = [ModelSession(model) for _ in range(slots)]
+
+    def extend(self, sequences: dict[int, list[int]]) -> np.ndarray:
+        import torch
+
+        found = [self.sessions[slot].extend(torch.tensor(ids), last=True) for slot, ids in sequences.items()]
+        return torch.cat(found).numpy()
+
+
+def _batch(model, slots: int):
+    """(batch, tokenizer, context's limit, ids that end a text) of a model or of weights."""
+    if slots < 1:
+        raise ValueError("no prompts were given; one or more are allowed; give a text or a list of them.")
+    try:
+        weights = model if isinstance(model, Weights) else weights_of(model)
+    except ValueError as error:
+        from lib.runtime.weights import ids
+
+        print(f"runtime: {error}")
+        config = model.config.get_text_config()
+        ends = ids(getattr(model.generation_config, "eos_token_id", None))
+        return _OneByOne(model, slots), getattr(model, "tokenizer", None), config.max_position_embeddings, ends
+    return Batch(weights, slots), weights.tokenizer, weights.limit, weights.stops
+
+
+def _ids(prompt, tokenizer) -> list[int]:
+    if not isinstance(prompt, str):
+        return prompt.reshape(-1).tolist() if hasattr(prompt, "tolist") else list(prompt)
+    if tokenizer is None:
+        raise ValueError("a text was given, and the model has no tokenizer; give token ids, or set model.tokenizer.")
+    return list(tokenizer.encode(prompt))
+
+
+def _check(prompts: list[list[int]], new_tokens: int, limit: int) -> None:
+    if isinstance(new_tokens, bool) or not isinstance(new_tokens, int) or new_tokens < 1:
+        raise ValueError(f"new_tokens={new_tokens!r}; choose a whole number from 1.")
+    for index, ids in enumerate(prompts):
+        if not ids:
+            raise ValueError(f"prompt {index} has no tokens; one or more are allowed; begin it with the BOS token.")
+        if len(ids) + new_tokens > limit:
+            raise ValueError(
+                f"prompt {index} of {len(ids)} tokens and {new_tokens} new ones exceed the context of {limit}; "
+                f"ask for at most {max(limit - len(ids), 0)} new tokens, or shorten the prompt."
+            )

@@ -1,0 +1,249 @@
+"""The one packed layout for codes of 2, 3, 4 and 8 bits, as kernels on the CPU and on a GPU read it.
+
+A matrix [rows, columns] is cut into tiles of 16 rows, which lie one after the other. A tile begins with its grid:
+
+    scales        bfloat16 [groups][16]       the 16 rows' scales of the first group, of the second, ...
+    zero points   uint8    [groups][16]       absent where the grid is symmetric
+    padding       up to a multiple of 64 bytes
+
+and goes on with units of 32 columns, 64 · bits bytes each. A *step* is four columns: a line of 64 bytes whose byte
+4 r + c belongs to row r and column c, so that one 32-bit lane holds what one row multiplies with four activations.
+
+    step 0                                 step 1                step 7
+    row 0       row 1            row 15
+    c0 c1 c2 c3 c0 c1 c2 c3 ...  c0 … c3 | c4 … c7 ...  ... |    c28 … c31 of every row
+
+A unit has eight steps, and its lines hold
+
+    8 bits   line s        step s                                                          8 lines
+    4 bits   line i        step 2i in the low nibble, step 2i+1 in the high one            4 lines
+    2 bits   line i        steps 4i, 4i+1, 4i+2, 4i+3 from the low bits up                 2 lines
+    3 bits   lines 0, 1    the low two bits, as at 2 bits
+             line 2        the third bit of step s as bit s                                3 lines
+
+Codes of 5, 6 and 7 bits are stored as 8. 16 stands for bfloat16 weights, [columns][16] a tile, without a grid.
+
+Blocks are what activations share a scale over: 64 columns, or 32 where a group is no multiple of 64. A row is padded
+with zero codes to whole blocks and a matrix to whole tiles; what is padded meets activations of zero, or is never read.
+"""
+
+import mmap
+from typing import NamedTuple
+
+import numpy as np
+
+TILE, UNIT, PLAIN = 16, 32, 16
+AT_ONCE = 64  # tiles that are packed or unpacked at once: it takes a few bytes a code
+LINES = {2: 2, 3: 3, 4: 4, 8: 8}  # of 64 bytes a unit
+
+
+class Packed(NamedTuple):
+    """A packed matrix: uint8 `data` [size], and what it takes to read it; `bits` 16 is bfloat16 without a grid."""
+
+    data: np.ndarray
+    rows: int
+    columns: int
+    bits: int
+    group_size: int
+    symmetric: bool = True
+
+    @property
+    def stored(self) -> int:
+        """Bits that a code takes here."""
+        return stored_bits(self.bits)
+
+    @property
+    def block(self) -> int:
+        """Columns whose activations share a scale."""
+        return block_of(self.columns, self.group_size)
+
+
+def check(columns: int, group_size: int, name: str = "the matrix") -> None:
+    """Raise ValueError for groups that the kernels don't read: several in a row, and no multiple of 32."""
+    if group_size < columns and group_size % UNIT:
+        allowed = [size for size in range(UNIT, columns + 1, UNIT) if columns % size == 0]
+        raise ValueError(
+            f"group_size={group_size} in {name} with {columns} columns; the packed layout has groups of a multiple of "
+            f"{UNIT} columns, or one group a row; quantize with {', '.join(map(str, allowed[:6])) or '-1'}"
+            f"{' or -1' if allowed else ''}, or run this model unpacked."
+        )
+
+
+def stored_bits(bits: int) -> int:
+    """Bits that a code of `bits` takes: the next of 2, 3, 4 and 8; 16 stays."""
+    return next(width for width in (2, 3, 4, 8, 16) if width >= bits)
+
+
+def block_of(columns: int, group_size: int) -> int:
+    """Columns whose activations share a scale: a divisor of the group, or any where a row is one group."""
+    return 64 if group_size >= columns or group_size % 64 == 0 else 32
+
+
+def tile_bytes(columns: int, bits: int, group_size: int, symmetric: bool) -> tuple[int, int]:
+    """(bytes of a tile's scales and zero points, bytes of its codes)."""
+    if bits == PLAIN:
+        return 0, columns * TILE * 2
+    groups, block = -(-columns // group_size), block_of(columns, group_size)
+    header = -(-groups * TILE * (2 if symmetric else 3) // 64) * 64
+    return header, -(-columns // block) * block * TILE * stored_bits(bits) // 8
+
+
+def size(rows: int, columns: int, *, bits: int, group_size: int = 0, symmetric: bool = True) -> int:
+    """Bytes that a packed matrix takes."""
+    return -(-rows // TILE) * sum(tile_bytes(columns, bits, group_size, symmetric))
+
+
+def pack(quantized, out: np.ndarray | None = None, name: str = "the matrix") -> Packed:
+    """Pack a `Quantized`; `out` (uint8 [size], else new memory) gets the bytes.
+
+    Raises ValueError for codebooks, for groups that `check` refuses, and for scales that 16 bits don't hold.
+    """
+    import torch
+
+    if quantized.codebook is not None:
+        raise ValueError(
+            f"{name} is on a grid with a codebook; the packed layout holds evenly spaced grids; quantize with another "
+            "method (rtn, gptq), or run this model unpacked."
+        )
+    scale = quantized.scale.detach().cpu()
+    short = scale.to(torch.bfloat16)
+    if not torch.equal(short.to(scale.dtype), scale):
+        raise ValueError(
+            f"scales of {name} are {scale.dtype} numbers that bfloat16 does not hold; the packed layout has 16-bit "
+            "scales; quantize again, which rounds to scales of bfloat16, or run this model unpacked."
+        )
+    zero = None if quantized.zero_point is None else quantized.zero_point.cpu().numpy()
+    codes = quantized.codes.detach().cpu().numpy()
+    scale = short.contiguous().view(torch.int16).numpy().view(np.uint16)
+    return pack_arrays(codes, scale, zero, bits=quantized.bits, group_size=quantized.group_size, out=out, name=name)
+
+
+def pack_arrays(codes, scale, zero, *, bits: int, group_size: int, out=None, name: str = "the matrix") -> Packed:
+    """Pack uint8 codes [rows, columns], scales (the bits of bfloat16 as uint16) and zero points [rows, groups]."""
+    (rows, columns), symmetric = codes.shape, zero is None
+    check(columns, group_size, name)
+    header, body = tile_bytes(columns, bits, group_size, symmetric)
+    out = memory(-(-rows // TILE) * (header + body)) if out is None else out
+    tiles = out.reshape(-1, header + body)
+    for start in range(0, len(tiles), AT_ONCE):
+        part, some = tiles[start : start + AT_ONCE], slice(start * TILE, (start + AT_ONCE) * TILE)
+        part[:, :header] = _grid(scale[some], None if symmetric else zero[some], header)
+        part[:, header:] = _lines(_steps(codes[some], body * 8 // TILE // stored_bits(bits)), stored_bits(bits))
+    return Packed(out, rows, columns, bits, group_size, symmetric)
+
+
+def pack_plain(weight) -> Packed:
+    """Pack a weight matrix (a torch tensor [rows, columns]) as bfloat16."""
+    import torch
+
+    bits = weight.detach().cpu().to(torch.bfloat16).contiguous().view(torch.int16).numpy().view(np.uint16)
+    rows, columns = weight.shape
+    return Packed(pack_bits(bits, memory(size(rows, columns, bits=PLAIN))), rows, columns, PLAIN, columns)
+
+
+def pack_bits(values: np.ndarray, out: np.ndarray) -> np.ndarray:
+    """Put bfloat16 numbers (their bits, uint16 [rows, columns]) into `out`, which is returned."""
+    columns = values.shape[1]
+    out.view(np.uint16).reshape(-1, columns, TILE)[:] = (
+        _fill(values, TILE).reshape(-1, TILE, columns).transpose(0, 2, 1)
+    )
+    return out
+
+
+def unpack(packed: Packed):
+    """The `Quantized` that was packed, equal in every code, scale and zero point."""
+    import torch
+
+    from lib.quantizers.grid import Quantized
+
+    codes, scale, zero = unpack_arrays(packed)
+    scale = torch.from_numpy(scale.view(np.int16)).view(torch.bfloat16)
+    zero = None if zero is None else torch.from_numpy(zero)
+    return Quantized(torch.from_numpy(codes), scale, zero, packed.bits, packed.group_size)
+
+
+def unpack_arrays(packed: Packed) -> tuple[np.ndarray, np.ndarray, np.ndarray | None]:
+    """Codes, scales (bits of bfloat16) and zero points (None where symmetric) of a packed matrix."""
+    header, body = tile_bytes(*packed[2:])
+    groups, rows = -(-packed.columns // packed.group_size), packed.rows
+    tiles = packed.data.reshape(-1, header + body)
+    codes = np.empty((len(tiles) * TILE, packed.columns), np.uint8)
+    for start in range(0, len(tiles), AT_ONCE):
+        steps = _unlines(tiles[start : start + AT_ONCE, header:], packed.stored)
+        found = steps.transpose(0, 2, 1, 3).reshape(len(steps) * TILE, -1)
+        codes[start * TILE : start * TILE + len(found)] = found[:, : packed.columns]
+    scale = np.ascontiguousarray(tiles[:, : groups * TILE * 2]).view(np.uint16)
+    scale, zero = _ungrid(scale, groups)[:rows], None
+    if not packed.symmetric:
+        zero = _ungrid(np.ascontiguousarray(tiles[:, groups * TILE * 2 : groups * TILE * 3]), groups)[:rows]
+    return codes[:rows], scale, zero
+
+
+def unpack_plain(packed: Packed):
+    """The bfloat16 matrix that was packed, a torch tensor [rows, columns]."""
+    import torch
+
+    values = packed.data.view(np.uint16).reshape(-1, packed.columns, TILE).transpose(0, 2, 1)
+    values = np.ascontiguousarray(values).reshape(-1, packed.columns)[: packed.rows]
+    return torch.from_numpy(values.view(np.int16)).view(torch.bfloat16)
+
+
+def memory(count: int) -> np.ndarray:
+    """`count` bytes of zeros that begin at a page, in huge pages where the system gives them (fewer page faults)."""
+    block = mmap.mmap(-1, max(count, 1))
+    if hasattr(mmap, "MADV_HUGEPAGE"):
+        block.madvise(mmap.MADV_HUGEPAGE)
+    return np.frombuffer(block, np.uint8, count)
+
+
+def _fill(values: np.ndarray, rows: int, columns: int | None = None) -> np.ndarray:
+    """`values` with zeros up to a multiple of `rows`, and to `columns`."""
+    missing = -len(values) % rows, 0 if columns is None else columns - values.shape[1]
+    return np.pad(values, ((0, missing[0]), (0, missing[1]))) if any(missing) else values
+
+
+def _steps(codes: np.ndarray, columns: int) -> np.ndarray:
+    """Codes as [tiles, steps, 16 rows, 4 columns]."""
+    codes = _fill(codes, TILE, columns)
+    return codes.reshape(-1, TILE, columns // 4, 4).transpose(0, 2, 1, 3)
+
+
+def _lines(steps: np.ndarray, bits: int) -> np.ndarray:
+    """Bytes [tiles, size] of steps [tiles, steps, 16, 4]."""
+    s = np.ascontiguousarray(steps).reshape(len(steps), -1, 8, 64)  # tiles, units, steps, bytes
+    if bits == 4:
+        s = s[:, :, 0::2] | s[:, :, 1::2] << 4
+    elif bits in (2, 3):
+        low = s & 3
+        lines = low[:, :, 0::4] | low[:, :, 1::4] << 2 | low[:, :, 2::4] << 4 | low[:, :, 3::4] << 6
+        third = np.bitwise_or.reduce((s >> 2 & 1) << np.arange(8, dtype=np.uint8)[:, None], 2, keepdims=True)
+        s = np.concatenate([lines, third], 2) if bits == 3 else lines
+    return s.reshape(len(steps), -1)
+
+
+def _unlines(found: np.ndarray, bits: int) -> np.ndarray:
+    """Steps [tiles, steps, 16, 4] of the bytes of tiles."""
+    lines = np.ascontiguousarray(found).reshape(len(found), -1, LINES[bits], 64)
+    shape = (len(found), lines.shape[1], 8, 64)
+    if bits == 4:
+        s = np.stack([lines & 15, lines >> 4], 3).reshape(shape)
+    elif bits in (2, 3):
+        s = np.stack([lines[:, :, :2] >> shift & 3 for shift in (0, 2, 4, 6)], 3).reshape(shape)
+        if bits == 3:
+            s |= (lines[:, :, 2:] >> np.arange(8, dtype=np.uint8)[:, None] & 1) << 2
+    else:
+        s = lines
+    return s.reshape(len(found), -1, TILE, 4)
+
+
+def _grid(scale: np.ndarray, zero: np.ndarray | None, header: int) -> np.ndarray:
+    """Bytes [tiles, header] of scales and zero points [rows, groups]."""
+    parts = [part for part in (scale, zero) if part is not None]
+    tiled = [_fill(part, TILE).reshape(-1, TILE, part.shape[1]).transpose(0, 2, 1) for part in parts]
+    found = [np.ascontiguousarray(part).view(np.uint8).reshape(len(part), -1) for part in tiled]
+    return _fill(np.concatenate(found, 1), 1, header)
+
+
+def _ungrid(found: np.ndarray, groups: int) -> np.ndarray:
+    """[rows, groups] of [tiles, groups · 16]."""
+    return np.ascontiguousarray(found.reshape(len(found), groups, TILE).transpose(0, 2, 1)).reshape(-1, groups)

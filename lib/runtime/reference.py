@@ -1,0 +1,105 @@
+"""The packed products and the model's step in plain torch: what runs without a compiler, and what kernels are held to.
+
+The same numbers are rounded in the same places as in products.h and attention.h: activations to int8 with a scale a
+block, keys and values to bfloat16. Only the order of float additions differs.
+"""
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from lib.runtime import cpu, pack
+from lib.runtime.pack import PLAIN, TILE, Packed
+
+
+def quantize(x: Tensor, block: int) -> tuple[Tensor, Tensor]:
+    """int8 codes (as float32) [n, blocks, block] and scales [n, blocks, 1] of float32 x [n, columns], zero-padded."""
+    x = functional.pad(x.float(), (0, -x.shape[1] % block)).reshape(len(x), -1, block)
+    most = x.abs().amax(-1, keepdim=True)
+    inverse = torch.where(most > 0, 127 / most, 0)
+    return (x * inverse).round(), most / 127
+
+
+def product(packed: Packed, x: Tensor, bias: np.ndarray | None = None) -> Tensor:
+    """x [n, columns] Wᵀ + bias as the kernels compute it, float32 [n, rows]."""
+    if packed.bits == PLAIN:
+        found = x.float() @ pack.unpack_plain(packed).float().T
+    else:
+        codes, scale, zero = grid(packed)
+        a, s = quantize(x, packed.block)
+        exact = torch.einsum("nbk,rbk->nbr", a, codes) - a.sum(-1, keepdim=True) * zero.T
+        found = (exact * (s * scale.T)).sum(1)
+    return found if bias is None else found + torch.from_numpy(bias)
+
+
+def grid(packed: Packed) -> tuple[Tensor, Tensor, Tensor]:
+    """Codes [rows, blocks, block] (padded), scales and zero points [rows, blocks], all float32."""
+    codes, scale, zero = pack.unpack_arrays(packed)
+    blocks = -(-packed.columns // packed.block)
+    codes = functional.pad(torch.from_numpy(codes), (0, blocks * packed.block - packed.columns))
+    of = torch.arange(blocks) * packed.block // packed.group_size
+    scale = torch.from_numpy(scale.view(np.int16)).view(torch.bfloat16).float()
+    zero = torch.full_like(scale, 2 ** (packed.bits - 1)) if zero is None else torch.from_numpy(zero).float()
+    return codes.float().reshape(packed.rows, blocks, packed.block), scale[:, of], zero[:, of]
+
+
+def rows(packed: Packed, first: int, last: int) -> Tensor:
+    """Dequantized rows `first` to `last` - 1, float32 [last - first, columns]; compiled where that is possible."""
+    if cpu.library() is not None:
+        return torch.from_numpy(cpu.rows(packed, first, last))
+    start, end = first // TILE, -(-last // TILE)
+    size = sum(pack.tile_bytes(*packed[2:]))
+    data, count = packed.data[start * size : end * size], min(end * TILE, packed.rows) - start * TILE
+    part = packed._replace(data=data, rows=count)
+    found = pack.unpack_plain(part).float() if packed.bits == PLAIN else pack.unpack(part).dense()
+    return found[first - start * TILE : last - start * TILE]
+
+
+class Reference:
+    """The engine's step in plain torch: same arguments, same results but for the order of additions."""
+
+    def __init__(self, weights):
+        self.weights = weights
+
+    def step(self, cache, tokens, slots, positions, which, logits) -> None:
+        """See `engine.Native.step`."""
+        w = self.weights
+        x = torch.cat([rows(w.embedding, token, token + 1) for token in tokens.tolist()])
+        cosine, sine = (torch.from_numpy(table)[positions.tolist()][:, None] for table in (cache.cosine, cache.sine))
+        for index, layer in enumerate(w.layers):
+            h = norm(x, layer["first_norm"], w.eps)
+            q, k, v = (product(layer[name][0], h, layer[name][1]) for name in ("query", "key", "value"))
+            q, k, v = (part.reshape(len(x), -1, w.size) for part in (q, k, v))
+            if "query_norm" in layer:
+                q, k = norm(q, layer["query_norm"], w.eps), norm(k, layer["key_norm"], w.eps)
+            q, k = rotate(q, cosine, sine) / w.size**0.5, rotate(k, cosine, sine)
+            cache.put(index, slots, positions, k, v)
+            x = x + product(layer["output"][0], self.mix(index, cache, q, slots, positions), layer["output"][1])
+            h = norm(x, layer["second_norm"], w.eps)
+            gate, up = (product(layer[name][0], h, layer[name][1]) for name in ("gate", "up"))
+            x = x + product(layer["down"][0], functional.silu(gate) * up, layer["down"][1])
+        if len(which):
+            found = product(w.head, norm(x[which.tolist()], w.norm, w.eps), w.head_bias)
+            logits[: len(which)] = found.numpy()
+
+    def mix(self, index, cache, q, slots, positions) -> Tensor:
+        """softmax(q Kᵀ) V for queries [n, heads, size], each over the positions that it sees: [n, heads · size]."""
+        shared, found = self.weights.heads // self.weights.key_heads, []
+        for row, (slot, position) in enumerate(zip(slots.tolist(), positions.tolist())):
+            keys, values = cache.get(index, slot, position + 1)  # [key heads, positions, size]
+            keys, values = (part.repeat_interleave(shared, 0) for part in (keys, values))
+            scores = torch.einsum("hd,hpd->hp", q[row], keys).softmax(-1)
+            found.append(torch.einsum("hp,hpd->hd", scores, values).reshape(-1))
+        return torch.stack(found)
+
+
+def norm(x: Tensor, weight: np.ndarray, eps: float) -> Tensor:
+    """x / sqrt(mean x² + eps) · weight over the last dimension."""
+    return x * torch.rsqrt(x.square().mean(-1, keepdim=True) + eps) * torch.from_numpy(weight)
+
+
+def rotate(x: Tensor, cosine: Tensor, sine: Tensor) -> Tensor:
+    """Rotary embedding of [n, heads, size] with cosines and sines [n, 1, size / 2]."""
+    a, b = x.chunk(2, -1)
+    return torch.cat([a * cosine - b * sine, b * cosine + a * sine], -1)

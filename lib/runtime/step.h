@@ -1,0 +1,193 @@
+// One step of the model; see cpu.cpp, which includes this file.
+#pragma once
+
+class Engine {
+ public:
+  Engine(const Settings& s, const Layer* layers, Matrix embedding, Matrix head, const float* norm)
+      : s_(s), layers_(layers, layers + s.layers), embedding_(embedding), head_(head), norm_(norm), team_(s.threads) {
+    room_.resize(s.threads);
+  }
+
+  void step(const Cache& cache, int rows, const int32_t* tokens, const int32_t* slots, const int32_t* positions,
+            int wanted, const int32_t* which, float* logits) {
+    shape(rows);
+    plan(rows, slots, positions);
+    start();
+    each(rows, [&](int row) { look_up(embedding_, tokens[row], x_.data() + (long)row * s_.hidden); });
+    lap(EMBED);
+    for (int i = 0; i < s_.layers; i++) layer(layers_[i], i, cache, rows, slots, positions);
+    if (wanted) project(wanted, which, logits);
+  }
+
+  void profile(int on, double* seconds) {
+    for (int i = 0; i < PHASES; i++) seconds[i] = seconds_[i], seconds_[i] = 0;
+    seconds[PHASES] = team_.waited() - waited_;
+    waited_ = team_.waited();
+    timed_ = team_.timed = on;
+  }
+
+ private:
+  struct Task {  // queries of neighbouring rows of one slot
+    int first, count;
+  };
+
+  long width() const { return (long)(s_.heads + 2 * s_.key_heads) * s_.size; }  // of queries, keys and values
+
+  void shape(int rows) {
+    const auto grow = [](std::vector<float>& v, size_t size) {
+      if (v.size() < size + 64) v.resize(size + 64);  // quantizing reads up to 63 floats beyond a row
+    };
+    grow(x_, (size_t)rows * s_.hidden);
+    grow(qkv_, (size_t)rows * width());
+    grow(mixed_, (size_t)rows * s_.heads * s_.size);
+    grow(inner_, (size_t)rows * s_.intermediate);
+    for (auto& each : room_) grow(each.norm, s_.hidden);
+  }
+
+  // Which rows are attended to together: neighbours of one slot, as many as fit.
+  void plan(int rows, const int32_t* slots, const int32_t* positions) {
+    tasks_.clear();
+    const int most = std::max(1, AT_ONCE / (s_.heads / s_.key_heads));
+    longest_ = 0;
+    for (int row = 0; row < rows; row++) {
+      longest_ = std::max<long>(longest_, positions[row] + 1);
+      Task* last = tasks_.empty() ? nullptr : &tasks_.back();
+      if (last && last->count < most && slots[last->first] == slots[row]) last->count++;
+      else tasks_.push_back({row, 1});
+    }
+    const size_t need = AT_ONCE * (s_.size + (longest_ + 15) / 16 * 16);
+    for (auto& each : room_)
+      if (each.scores.size() < need) each.scores.resize(need * 2);
+  }
+
+  // body(row) for every row; rows in panels, so that no two threads write into one
+  template <class Body> void each(int rows, Body&& body) {
+    team_.run((rows + WIDEST - 1) / WIDEST, [&](int panel, int thread) {
+      for (int row = panel * WIDEST; row < std::min(rows, (panel + 1) * WIDEST); row++) {
+        if constexpr (std::is_invocable_v<Body, int, int>) body(row, thread);
+        else body(row);
+      }
+    });
+  }
+
+  void normalize(const float* w, int rows, std::initializer_list<const Matrix*> readers) {
+    in_.shape(rows, s_.hidden, readers);
+    each(rows, [&](int row, int thread) {
+      float* y = room_[thread].norm.data();
+      rms_norm(x_.data() + (long)row * s_.hidden, w, y, s_.hidden, s_.eps);
+      in_.take(row, y);
+    });
+    lap(NORM);
+  }
+
+  void prepare(const std::vector<float>& from, int columns, int rows, const Matrix& reader) {
+    in_.shape(rows, columns, {&reader});
+    each(rows, [&](int row) { in_.take(row, from.data() + (long)row * columns); });
+    lap(NORM);
+  }
+
+  void layer(const Layer& l, int index, const Cache& cache, int rows, const int32_t* slots, const int32_t* positions) {
+    float* q = qkv_.data();
+    float *k = q + s_.heads * s_.size, *v = k + s_.key_heads * s_.size;
+    normalize(l.first_norm, rows, {&l.query, &l.key, &l.value});
+    multiply(team_, in_, {Product{&l.query, q, width()}, Product{&l.key, k, width()}, Product{&l.value, v, width()}});
+    lap(QKV);
+    place(l, index, cache, rows, slots, positions);
+    mix(index, cache, slots, positions);
+    lap(ATTENTION);
+    prepare(mixed_, s_.heads * s_.size, rows, l.output);
+    multiply(team_, in_, {Product{&l.output, x_.data(), s_.hidden, true}});
+    lap(OUTPUT);
+    normalize(l.second_norm, rows, {&l.gate, &l.up});
+    multiply(team_, in_, {Product{&l.gate, inner_.data(), s_.intermediate, false, &l.up}});
+    lap(MLP);
+    prepare(inner_, s_.intermediate, rows, l.down);
+    multiply(team_, in_, {Product{&l.down, x_.data(), s_.hidden, true}});
+    lap(DOWN);
+  }
+
+  long offset(const Cache& cache, int layer, int slot, int head) const {
+    return (((long)layer * cache.slots + slot) * s_.key_heads + head) * cache.capacity * s_.size;
+  }
+
+  // Rotate queries and keys, and put keys and values into the cache
+  void place(const Layer& l, int index, const Cache& cache, int rows, const int32_t* slots, const int32_t* positions) {
+    const float root = 1.0f / std::sqrt((float)s_.size);
+    each(rows, [&](int row) {
+      float* q = qkv_.data() + row * width();
+      const long at = (long)positions[row] * (s_.size / 2);
+      for (int h = 0; h < s_.heads + s_.key_heads; h++) {
+        float* head = q + h * s_.size;
+        const bool key = h >= s_.heads;
+        const float* w = key ? l.key_norm : l.query_norm;
+        if (w) rms_norm(head, w, head, s_.size, s_.eps);
+        rotate(head, cache.cosine + at, cache.sine + at, s_.size);
+        if (!key)
+          for (int i = 0; i < s_.size; i++) head[i] *= root;
+      }
+      for (int h = 0; h < s_.key_heads; h++) {
+        const float* key = q + (s_.heads + h) * s_.size;
+        const long to = offset(cache, index, slots[row], h);
+        keep(key, key + s_.key_heads * s_.size, cache.keys + to, cache.values + to, positions[row], s_.size);
+      }
+    });
+  }
+
+  void mix(int index, const Cache& cache, const int32_t* slots, const int32_t* positions) {
+    const int shared = s_.heads / s_.key_heads;
+    team_.run((int)tasks_.size() * s_.key_heads, [&](int chunk, int thread) {
+      const Task task = tasks_[chunk / s_.key_heads];
+      const int head = chunk % s_.key_heads;
+      const long from = offset(cache, index, slots[task.first], head);
+      Query queries[AT_ONCE];
+      int count = 0;
+      for (int i = 0; i < task.count * shared; i++) {
+        const int row = task.first + i / shared, own = head * shared + i % shared;
+        queries[count++] = {qkv_.data() + row * width() + own * s_.size,
+                            mixed_.data() + ((long)row * s_.heads + own) * s_.size, positions[row] + 1};
+        if (count < AT_ONCE && i + 1 < task.count * shared) continue;
+        attend_all(count, queries, cache.keys + from, cache.values + from, s_.size, room_[thread].scores.data());
+        count = 0;
+      }
+    });
+  }
+
+  void project(int wanted, const int32_t* which, float* logits) {
+    in_.shape(wanted, s_.hidden, {&head_});
+    each(wanted, [&](int row, int thread) {
+      float* y = room_[thread].norm.data();
+      rms_norm(x_.data() + (long)which[row] * s_.hidden, norm_, y, s_.hidden, s_.eps);
+      in_.take(row, y);
+    });
+    lap(NORM);
+    multiply(team_, in_, {Product{&head_, logits, s_.vocabulary}});
+    lap(HEAD);
+  }
+
+  void start() {
+    if (timed_) before_ = Clock::now();
+  }
+  void lap(Phase phase) {
+    if (!timed_) return;
+    const auto now = Clock::now();
+    seconds_[phase] += std::chrono::duration<double>(now - before_).count();
+    before_ = now;
+  }
+
+  struct Room {
+    std::vector<float> norm, scores;
+  };
+  const Settings s_;
+  const std::vector<Layer> layers_;
+  const Matrix embedding_, head_;
+  const float* norm_;
+  Team team_;
+  Prepared in_;
+  std::vector<Room> room_;
+  std::vector<Task> tasks_;
+  std::vector<float> x_, qkv_, mixed_, inner_;
+  long longest_ = 0;
+  bool timed_ = false;
+  double seconds_[PHASES] = {}, waited_ = 0;
+  Clock::time_point before_;
+};

@@ -1,0 +1,173 @@
+"""Rows of the data sets that tasks read: from `$THIMBLE_DATA`, else from the Hub, or packaged; checked line by line."""
+
+import hashlib
+import json
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from lib import files
+from lib.sources import data, hub, note, place
+from lib.sources.benchmarks import BENCHMARKS, Benchmark
+
+
+@dataclass(frozen=True)
+class Rows:
+    """The rows of one split. Each has `id` (unique) and `group`; `sha256` is that of all rows as JSON."""
+
+    name: str
+    split: str
+    rows: list[dict] = field(repr=False)
+    origin: str
+    sha256: str
+    licence: str
+    citation: str
+
+
+def load(name: str, splits: tuple[str, ...] | str = "test") -> Rows:
+    """The rows of a data set: the first of `splits` that lies in `$THIMBLE_DATA`, else the first, from the Hub.
+
+    What was used is printed and noted. Raises `ValueError` for an unknown data set or split and for a malformed line
+    (naming file and line), `FileNotFoundError` where the data can be had nowhere (saying what to set).
+    """
+    splits = (splits,) if isinstance(splits, str) else tuple(splits)
+    licence, citation, found, origin = _packaged(name, splits) or _published(name, splits)
+    split, rows = found
+    rows = _identified(rows, name, split)
+    text = "\n".join(json.dumps(row, sort_keys=True, ensure_ascii=False) for row in rows)
+    sha256 = hashlib.sha256(text.encode()).hexdigest()
+    note(kind="task", name=name, split=split, origin=origin, sha256=sha256)
+    print(f"task data {name}/{split}: {origin}; {len(rows)} rows, sha256 {sha256[:8]}")
+    return Rows(name, split, rows, origin, sha256, licence, citation)
+
+
+def names() -> set[str]:
+    """All data sets: published and packaged."""
+    from lib.tasks import packaged
+
+    return {*BENCHMARKS, *packaged.DATA}
+
+
+def lines(path: Path) -> list[tuple[str, dict]]:
+    """("FILE line N", object) of a JSONL file, blank lines left out; `ValueError` names the line that is no object."""
+    found = []
+    for number, line in enumerate(path.read_text(encoding="utf-8").split("\n"), 1):
+        if not line.strip():
+            continue
+        where = f"{place(path)} line {number}"
+        try:
+            row = json.loads(line)
+        except ValueError as error:
+            raise ValueError(f"{where} is not JSON ({error}); each line is one JSON object; mend or drop it.") from None
+        if not isinstance(row, dict):
+            raise ValueError(f"{where} is a {type(row).__name__}; each line is one JSON object; mend or drop it.")
+        found.append((where, row))
+    return found
+
+
+def convert(line, entries: list[tuple[str, dict]], name: str) -> list[dict]:
+    """Apply `line` to each row; a row that lacks what its data set needs raises `ValueError` with its place."""
+    rows = []
+    for where, row in entries:
+        try:
+            made = line(row)
+            _check_choices(made)
+        except (KeyError, TypeError, ValueError, IndexError, AttributeError) as error:
+            reason = f"no field {error}" if isinstance(error, KeyError) else str(error) or type(error).__name__
+            raise ValueError(
+                f"{where} is no sample of {name} ({reason}); it has the fields {', '.join(row) or 'none'}; "
+                "mend or drop it."
+            ) from None
+        rows.append(made)
+    return rows
+
+
+def _check_choices(row):
+    """Choices are texts with at least one character, and the answer is one of them."""
+    if "choices" not in row:
+        return
+    choices, answer = row["choices"], row["answer"]
+    if len(choices) < 2 or not all(isinstance(choice, str) and choice for choice in choices):
+        raise ValueError("choices must be two texts or more, none of them empty")
+    if not 0 <= answer < len(choices):
+        raise ValueError(f"answer {answer} is none of {len(choices)} choices")
+
+
+def _packaged(name, splits):
+    from lib.tasks import packaged
+
+    if name not in packaged.DATA:
+        return None
+    rows, origin = packaged.DATA[name]()
+    return "Apache-2.0", "Thimble", (splits[0], rows), origin
+
+
+def _published(name, splits):
+    if name not in BENCHMARKS:
+        raise ValueError(f"data set {name!r} is unknown; {files.choices(name, names())}")
+    benchmark = BENCHMARKS[name]
+    known = {*benchmark.files, *benchmark.splits}
+    for split in splits:
+        if split not in known:
+            raise ValueError(f"split={split!r} of {name} is unknown; {files.choices(split, known)}")
+    for split in splits:
+        paths = [data() / path for path in benchmark.files.get(split, ())] if data() else []
+        if paths and all(path.is_file() for path in paths):
+            entries = [entry for path in paths for entry in lines(path)]
+            found = split, convert(benchmark.line, entries, name)
+            origin = place(paths[0]) + (f" and {len(paths) - 1} more" if len(paths) > 1 else "")
+            return benchmark.licence, benchmark.citation, found, origin
+    rows, origin = _from_hub(name, benchmark, splits)
+    return benchmark.licence, benchmark.citation, (splits[0], rows), origin
+
+
+def _from_hub(name, benchmark: Benchmark, splits):
+    wanted = ", ".join(benchmark.files[splits[0]])
+    looked = f" in THIMBLE_DATA={data()}" if data() else " (THIMBLE_DATA is not set)"
+    remedy = f"set THIMBLE_DATA to a folder with {wanted}"
+    if benchmark.hub is None:
+        raise FileNotFoundError(
+            f"the data of {name}/{splits[0]} are not there{looked}, and no copy on the Hub is known; {remedy}."
+        )
+    try:
+        return _read_hub(name, benchmark, splits[0])
+    except ConnectionError as error:
+        raise FileNotFoundError(
+            f"the data of {name}/{splits[0]} are not there{looked}, and the Hugging Face Hub did not give "
+            f"{benchmark.hub} ({error}); {remedy}, connect to the network, or take a task whose name begins with "
+            "'packaged_', which needs no data."
+        ) from error
+
+
+def _read_hub(name, benchmark, split):
+    from datasets import load_dataset
+    from huggingface_hub.errors import HTTPError
+
+    commit = benchmark.revision or hub.revision(benchmark.hub)
+    entries = []
+    try:
+        for config in benchmark.configs:
+            part = load_dataset(benchmark.hub, config, split=benchmark.splits.get(split, split), revision=commit)
+            entries += [
+                (f"{benchmark.hub} {config or ''} row {number}", {**row, "config": config})
+                for number, row in enumerate(part)
+            ]
+    except (OSError, HTTPError, ImportError, ValueError, RuntimeError) as error:
+        raise ConnectionError((str(error).strip() or type(error).__name__).splitlines()[0]) from error
+    rows = convert(benchmark.hub_line or benchmark.line, entries, name)
+    return rows, f"Hub {benchmark.hub} {split} at {commit[:12] if commit else 'an unknown commit (its local cache)'}"
+
+
+def _identified(rows, name, split):
+    """The rows with a unique `id` each (its own, else group and position in it) and a `group` (else the id)."""
+    if not rows:
+        raise ValueError(f"{name}/{split} has no rows; one or more are needed; copy the file again.")
+    positions, found, seen = {}, [], set()
+    for row in rows:
+        group = row.get("group")
+        position = positions[group] = positions.get(group, -1) + 1
+        identity = str(row.get("id", position if group is None else f"{group}/{position}"))
+        if identity in seen:
+            raise ValueError(f"{name}/{split} has two rows with id {identity!r}; ids are unique; drop one of them.")
+        seen.add(identity)
+        found.append({**row, "id": identity, "group": identity if group is None else str(group), "position": position})
+    return found

@@ -1,0 +1,114 @@
+"""What of a model is trained: all weights of the blocks, low-rank adapters, or head and last blocks only.
+
+Each is a context manager that chooses the trained weights, and puts everything back when it ends:
+
+    with adapters.lora_(model, rank=16):
+        loop.train_(model, windows, next_token.loss, tokens=500_000, learning_rate=1e-3)
+
+The model is an ordinary one afterwards: adapters are merged, and no weight requires a gradient that did not before.
+"""
+
+import contextlib
+import warnings
+from collections.abc import Iterable, Iterator
+
+import torch
+from torch import nn
+
+from lib.models import blocks
+
+RANK = 16
+LAST = 3  # blocks that the simple recipe trains with the head
+
+
+@contextlib.contextmanager
+def full_(model: nn.Module, *, first: int = 0, embeddings: bool = False) -> Iterator[nn.Module]:
+    """Continued pre-training: all weights of the blocks and the final norm; with `embeddings` every weight there is.
+
+    Removing blocks harms neither embedding nor head, which in a small model are a fifth of all weights. first: the
+    first block that is trained. What comes before the first gap is not harmed either, and costs least when it rests.
+    """
+    count = len(blocks.blocks(model))
+    if not 0 <= first <= count or (first and embeddings):
+        raise ValueError(
+            f"first={first} and embeddings={embeddings} with {count} blocks; 0 to {count} are allowed, and 0 where "
+            "the embeddings are trained; change one."
+        )
+    chosen = [model] if embeddings else [*list(blocks.blocks(model))[first:], blocks.final_norm(model)]
+    with _only(model, (weight for part in chosen for weight in part.parameters())):
+        yield model
+
+
+@contextlib.contextmanager
+def head_and_last_(model: nn.Module, *, last: int = LAST) -> Iterator[nn.Module]:
+    """The simple recipe: the head (with it the embedding, where they are one matrix), final norm and `last` blocks.
+
+    Source: Gromov et al. heal with adapters; training head and last layers only is what Sajjad et al., arXiv
+    2004.03844, and LLM-Streamline, arXiv 2403.19135, compare with.
+    """
+    count = len(blocks.blocks(model))
+    if not 0 <= last <= count:
+        raise ValueError(f"last={last} of {count} blocks to train; 0 to {count} are allowed; choose fewer.")
+    chosen = [blocks.head(model), blocks.final_norm(model), *list(blocks.blocks(model))[count - last :]]
+    with _only(model, (weight for part in chosen for weight in part.parameters())):
+        yield model
+
+
+@contextlib.contextmanager
+def lora_(
+    model: nn.Module, *, first: int = 0, rank: int = RANK, alpha: float | None = None, seed: int = 0
+) -> Iterator[nn.Module]:
+    """Low-rank adapters W + (α / r) B A on every linear layer of the blocks, through peft; merged when the block ends.
+
+    first: the first block with adapters. alpha: 2 r where it is None. seed: draws A; B starts at zero, so the model
+    starts as it was. Where the block raises, the adapters are taken off and the weights stay what they were.
+    Source: Hu et al., arXiv 2106.09685, section 4.1.
+    """
+    from peft import LoraConfig, get_peft_model
+
+    path, count = blocks.path_of_blocks(model), len(blocks.blocks(model))
+    names = [f"{path}.{name}" for name in blocks.linears(blocks.blocks(model)) if int(name.split(".")[0]) >= first]
+    if rank < 1 or not 0 <= first < count:
+        raise ValueError(
+            f"rank={rank} from block first={first} of {count}; ranks from 1 (8 to 64 are usual) and first blocks 0 to "
+            f"{count - 1} are allowed; change them."
+        )
+    config = LoraConfig(r=rank, lora_alpha=alpha or 2 * rank, target_modules=names, task_type="CAUSAL_LM")
+    before = {name: each.requires_grad for name, each in model.named_parameters()}
+    with torch.random.fork_rng(), warnings.catch_warnings():
+        warnings.simplefilter("ignore", FutureWarning)  # peft still asks transformers by an older name
+        torch.manual_seed(seed)
+        # adapters in the model's type: the optimizer keeps its own float32 copies
+        wrapped = get_peft_model(model, config, autocast_adapter_dtype=False)
+    merge = False
+    try:
+        yield model
+        merge = True
+    finally:
+        (wrapped.merge_and_unload if merge else wrapped.unload)()
+        _forget_peft(model)
+        for name, each in model.named_parameters():
+            each.requires_grad_(before[name])
+
+
+WAYS = {"full": full_, "lora": lora_, "head": head_and_last_}
+
+
+@contextlib.contextmanager
+def _only(model: nn.Module, chosen: Iterable[nn.Parameter]) -> Iterator[None]:
+    """Only the weights `chosen` require a gradient inside the block."""
+    before, kept = {each: each.requires_grad for each in model.parameters()}, set(chosen)
+    try:
+        for each in before:
+            each.requires_grad_(each in kept)
+        yield
+    finally:
+        for each, required in before.items():
+            each.requires_grad_(required)
+
+
+def _forget_peft(model: nn.Module) -> None:
+    """Take off what peft notes at a model, so that it saves as the ordinary one that it is."""
+    for name in ("peft_config", "_hf_peft_config_loaded"):
+        if name in vars(model):
+            delattr(model, name)

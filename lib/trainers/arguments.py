@@ -1,0 +1,52 @@
+"""The settings of a training in the words of the Hugging Face `Trainer`, for one process or several."""
+
+import os
+from pathlib import Path
+
+from lib import files
+
+
+def make(settings: dict, folder: Path | None, *, cpu: bool):
+    """`TrainingArguments` for the `settings` of `loop.train_`: what it does not need of the Trainer is switched off.
+
+    A batch is spread over the processes that `accelerate launch` or torchrun started. Raises ValueError where it
+    can't be, and for a folder with sharded weights.
+    """
+    from transformers import TrainingArguments
+
+    made = TrainingArguments(
+        output_dir=str(folder or files.cache() / "trainer"),
+        max_steps=settings["steps"],
+        per_device_train_batch_size=settings["at_once"],
+        learning_rate=settings["learning_rate"],
+        weight_decay=0.0,
+        max_grad_norm=1.0,
+        seed=settings["seed"],
+        train_sampling_strategy="sequential",  # the order is that of the data set, which the seed decided
+        logging_steps=1,
+        logging_nan_inf_filter=False,
+        save_strategy="no",  # `checkpoints.Loop` writes its own
+        report_to=[],
+        disable_tqdm=True,
+        remove_unused_columns=False,
+        dataloader_pin_memory=False,
+        use_cpu=cpu,
+    )
+    together = settings["at_once"] * made.world_size
+    if settings["batch"] % together:
+        raise ValueError(
+            f"batch={settings['batch']} in {made.world_size} processes of at_once={settings['at_once']} windows; "
+            f"multiples of {together} are allowed; change one."
+        )
+    made.gradient_accumulation_steps = settings["batch"] // together
+    if folder and sharded(made):
+        raise ValueError(
+            f"folder={folder} with sharded weights, which no checkpoint of ours holds; give folder=None, or run the "
+            "processes without FSDP."
+        )
+    return made
+
+
+def sharded(arguments) -> bool:
+    """Whether FSDP spreads the weights: then the Trainer makes its own optimizer once their parts exist."""
+    return arguments.world_size > 1 and os.environ.get("ACCELERATE_USE_FSDP", "false").lower() == "true"

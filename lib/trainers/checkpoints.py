@@ -1,0 +1,186 @@
+"""The Hugging Face `Trainer` with checkpoints of our own: safetensors and JSON, whole or absent, known to be good.
+
+The Trainer's own keep optimizer and random state as pickle, are written in place, and are written before anything has
+computed with the new weights. Here the state after step k is written when the loss and the gradients of step k + 1
+have turned out finite, just before that step is taken; what led to NaN is therefore never the newest checkpoint.
+A checkpoint holds the trained weights only: all others are those of the model that the training began with.
+"""
+
+import json
+import math
+import random
+import re
+import shutil
+import time
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+from transformers import Trainer, TrainerCallback, TrainerState
+from transformers.trainer import TRAINER_STATE_NAME
+from transformers.trainer_callback import PrinterCallback, ProgressCallback
+
+from lib import files, progress
+from lib.quantizers.scales import schedule
+
+TENSORS = "training.safetensors"
+STATE = "state.json"
+_NAME = re.compile(r"checkpoint-(\d+)")
+
+
+class Diverged(ValueError):
+    """A loss or a gradient was not finite."""
+
+
+class Loop(Trainer):
+    """A Trainer for `loss(model, batch) -> Tensor`; used by `loop.train_`, which says what the arguments mean.
+
+    folder: of the checkpoints, None for none. every: seconds between two of them.
+    """
+
+    def __init__(self, *, loss, folder: Path | None, every: float, watch=None, **options):
+        super().__init__(**options)
+        self.loss, self.folder, self.every, self.watch = loss, folder, every, watch
+        self.loss_is_scaled_for_ga = False  # the mean over the windows of a forward pass, whatever is accumulated
+        self.elapsed, self._begun, self._saved = 0.0, time.monotonic(), time.monotonic()
+        for callback in (PrinterCallback, ProgressCallback):
+            self.remove_callback(callback)
+        self.add_callback(_Begin(self))
+        self.bar = self.random = None
+
+    def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
+        """The loss of one forward pass; refused before the backward pass where it is not finite."""
+        if self.bar is None:
+            done, total = self.state.global_step, self.state.max_steps
+            self.bar = progress.bar(desc="training", unit="step", initial=done, total=total)
+        found = self.loss(model, inputs)
+        if not math.isfinite(found.item()):
+            raise Diverged(f"the loss is {found.item()} at step {self.state.global_step + 1}")
+        return found
+
+    def _clip_grad_norm(self, model):
+        """Comes between the backward pass and the step: the moment at which the present weights have proven good."""
+        norm = super()._clip_grad_norm(model)
+        if not math.isfinite(norm):
+            raise Diverged(f"the gradient's norm is {float(norm)} at step {self.state.global_step + 1}")
+        if self.folder is not None and self.state.global_step and time.monotonic() - self._saved >= self.every:
+            self.write()
+        return norm
+
+    def create_scheduler(self, num_training_steps: int, optimizer=None):
+        """A linear rise over 5 % of the steps, then half a cosine down to almost zero."""
+        if self.lr_scheduler is None:
+
+            def share(step: int) -> float:
+                return schedule(step, num_training_steps)
+
+            self.lr_scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer or self.optimizer, share)
+            self._created_lr_scheduler = True
+        return self.lr_scheduler
+
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        """Note the loss of a step, and the seconds that the training has taken so far, those before a kill included."""
+        super().log(logs | {"seconds": self.seconds()}, start_time)
+        if "loss" in logs:
+            self.bar.update()
+            if self.watch:
+                self.watch(self.state.global_step, logs["loss"])
+
+    def seconds(self) -> float:
+        """Time spent in training, over all processes that took part one after the other."""
+        return self.elapsed + time.monotonic() - self._begun
+
+    def write(self) -> None:
+        """Write checkpoint-STEP and remove the older ones; of several processes the first one does."""
+        from safetensors.torch import save_file
+
+        if not self.is_world_process_zero():
+            return
+
+        target = self.folder / f"checkpoint-{self.state.global_step}"
+        with files.folder(target) as temporary:
+            tensors = {name: tensor.detach().cpu() for name, tensor in own(self.optimizer).tensors().items()}
+            tensors |= {f"random:{name}": tensor for name, tensor in self.random["tensors"].items()}
+            save_file(tensors, temporary / TENSORS)
+            note = {"random": self.random["plain"], "scheduler": self.lr_scheduler.state_dict()}
+            files.write_text(temporary / STATE, json.dumps(note | {"seconds": self.seconds()}))
+            self.state.save_to_json(str(temporary / TRAINER_STATE_NAME))
+        for path in checkpoints(self.folder):
+            if path != target:
+                shutil.rmtree(path)
+        self._saved = time.monotonic()
+
+    def _load_from_checkpoint(self, resume_from_checkpoint, model=None):
+        """Weights come back with the optimizer's copies of them."""
+
+    def _load_optimizer_and_scheduler(self, checkpoint):
+        if checkpoint is None:
+            return
+        tensors, note = read(Path(checkpoint))
+        own(self.optimizer).restore(tensors)
+        self.lr_scheduler.load_state_dict(note["scheduler"])
+        for group, rate in zip(self.optimizer.param_groups, self.lr_scheduler.get_last_lr()):
+            group["lr"] = rate
+        self.elapsed, self._begun = note["seconds"], time.monotonic()
+
+    def _load_rng_state(self, checkpoint):
+        if checkpoint is not None:
+            tensors, note = read(Path(checkpoint))
+            found = {name.removeprefix("random:"): tensor for name, tensor in tensors.items() if name[:7] == "random:"}
+            set_random_state({"tensors": found, "plain": note["random"]})
+
+
+class _Begin(TrainerCallback):
+    """Notes the random state with which a step begins: that of a checkpoint written before the step is taken."""
+
+    def __init__(self, loop: Loop):
+        self.loop = loop
+
+    def on_step_begin(self, args, state, control, **kwargs):
+        self.loop.random = random_state()
+
+
+def own(optimizer):
+    """Our optimizer inside accelerate's wrapper."""
+    return getattr(optimizer, "optimizer", optimizer)
+
+
+def checkpoints(folder: Path) -> list[Path]:
+    """The whole checkpoints in `folder`, oldest first."""
+    found = [path for path in folder.iterdir() if _NAME.fullmatch(path.name)] if folder.is_dir() else []
+    return sorted(found, key=lambda path: int(_NAME.fullmatch(path.name)[1]))
+
+
+def read(checkpoint: Path) -> tuple[dict[str, Tensor], dict]:
+    """Tensors and plain values of a checkpoint."""
+    from safetensors.torch import load_file
+
+    return load_file(checkpoint / TENSORS), json.loads((checkpoint / STATE).read_text())
+
+
+def history(checkpoint: Path) -> list[dict]:
+    """What was logged up to a checkpoint."""
+    return TrainerState.load_from_json(str(checkpoint / TRAINER_STATE_NAME)).log_history
+
+
+def random_state() -> dict:
+    """State of Python's, NumPy's and torch's global generators, as tensors and plain values."""
+    version, numbers, gauss = random.getstate()
+    kind, keys, *rest = np.random.get_state()
+    tensors = {"torch": torch.get_rng_state(), "numpy": torch.from_numpy(keys.astype(np.int64))}
+    if torch.cuda.is_available():
+        tensors |= {f"cuda.{index}": state for index, state in enumerate(torch.cuda.get_rng_state_all())}
+    return {"tensors": tensors, "plain": {"python": [version, list(numbers), gauss], "numpy": [kind, *rest]}}
+
+
+def set_random_state(state: dict) -> None:
+    """Put back what `random_state` gave."""
+    tensors, plain = state["tensors"], state["plain"]
+    version, numbers, gauss = plain["python"]
+    random.setstate((version, tuple(numbers), gauss))
+    kind, *rest = plain["numpy"]
+    np.random.set_state((kind, tensors["numpy"].numpy().astype(np.uint32), *rest))
+    torch.set_rng_state(tensors["torch"])
+    for index in range(sum(name.startswith("cuda.") for name in tensors)):
+        torch.cuda.set_rng_state(tensors[f"cuda.{index}"], index)

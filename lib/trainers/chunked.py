@@ -1,0 +1,68 @@
+"""The head's part of a loss, a chunk of positions at a time.
+
+The logits of one window of 512 tokens take 100 MB in float32, and autograd would keep several such tensors. A loss
+over the vocabulary has a gradient that is known in closed form as soon as the logits are there, so each chunk is
+carried all the way to the gradient by the hidden states, and then forgotten. The head's own gradient, where it is
+trained, adds up in float32.
+"""
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor, nn
+
+from lib.metrics import logits
+
+# from logits, float32 [rows, vocabulary], and which rows these are: the sum of their losses, and its gradient by them
+OfLogits = Callable[[Tensor, slice], tuple[Tensor, Tensor]]
+
+
+def mean(model: nn.Module, tokens: Tensor, of_logits: OfLogits) -> Tensor:
+    """Mean loss over the predicted positions of `tokens` [windows, length], in nats, ready for `backward`.
+
+    of_logits: called with the logits of some rows among the [windows · (length - 1)] predicted positions; it may
+    overwrite them. In a run of several processes the model is called whole, as its wrappers ask for.
+    """
+    if torch.distributed.is_available() and torch.distributed.is_initialized():
+        found = model(input_ids=tokens, use_cache=False).logits[:, :-1].flatten(0, 1)
+        return _Chunked.apply(found, nn.Identity(), found.shape[1], of_logits)
+    projection = logits.Projection.of(model)
+    states = logits.hidden_states(model, tokens)[:, :-1].flatten(0, 1)
+    trained = [weight for weight in projection.head.parameters() if weight.requires_grad]
+    return _Chunked.apply(states, projection, projection.head.out_features, of_logits, *trained)
+
+
+class _Chunked(torch.autograd.Function):
+    """Mean of `of_logits` over `project(states)`; the backward pass only hands out what the forward pass has found."""
+
+    @staticmethod
+    def forward(ctx, states: Tensor, project: Callable, vocabulary: int, of_logits: OfLogits, *trained: Tensor):
+        total, gradient = torch.zeros((), device=states.device), torch.empty_like(states)
+        sums = [torch.zeros_like(weight, dtype=torch.float32) for weight in trained]
+        for chunk in _chunks(len(states), vocabulary, bool(trained)):
+            with torch.enable_grad():
+                some = states[chunk].detach().requires_grad_()
+                found = project(some)
+            loss, of_found = of_logits(found.detach().float(), chunk)
+            total += loss
+            parts = torch.autograd.grad(found, [some, *trained], of_found.div_(len(states)).to(found.dtype))
+            gradient[chunk] = parts[0]
+            for whole, part in zip(sums, parts[1:]):
+                whole += part
+        ctx.save_for_backward(gradient, *sums)
+        ctx.types = [weight.dtype for weight in trained]
+        return total / len(states)
+
+    @staticmethod
+    def backward(ctx, outer: Tensor):
+        gradient, *sums = ctx.saved_tensors
+        weights = [(whole * outer).to(dtype) for whole, dtype in zip(sums, ctx.types)]
+        return gradient * outer.to(gradient.dtype), None, None, None, *weights
+
+
+def _chunks(count: int, vocabulary: int, head_is_trained: bool):
+    """Slices over `count` rows; eight times longer where each of them costs a pass over the head's gradient."""
+    slices = list(logits.chunks(count, vocabulary))
+    step = 8 if head_is_trained else 1
+    for group in range(0, len(slices), step):
+        yield slice(slices[group].start, slices[min(group + step, len(slices)) - 1].stop)

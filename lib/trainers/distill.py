@@ -1,0 +1,96 @@
+"""Distillation: the model learns the whole next-token distribution of a teacher, not only the token that came.
+
+Source: Hinton et al., "Distilling the Knowledge in a Neural Network", arXiv 1503.02531, section 2; for healing pruned
+language models: Muralidharan et al., "Compact Language Models via Pruning and Knowledge Distillation" (Minitron),
+arXiv 2407.14679, section 3, whose ablations favour forward KL on logits.
+"""
+
+import weakref
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor, nn
+
+from lib.metrics import logits
+from lib.models import blocks
+from lib.trainers import chunked, prefix
+
+
+@dataclass(frozen=True, eq=False)
+class Distillation:
+    """The loss KL(p || q) from `teacher` p to the model q; called as `loss(model, batch)`.
+
+    temperature T: both distributions are softmax(z / T), and the loss is multiplied by T², which keeps the size of
+    its gradient. The teacher is run in eval mode and keeps no gradients.
+    Raises ValueError at the first call for a teacher with another vocabulary or tokenizer.
+    """
+
+    teacher: nn.Module
+    temperature: float = 1.0
+    _shared: dict = field(default_factory=weakref.WeakKeyDictionary, repr=False)  # student -> blocks run once for both
+
+    def __post_init__(self):
+        if not self.temperature > 0:
+            raise ValueError(f"temperature={self.temperature}; numbers above 0 are allowed; 1 is the usual choice.")
+
+    @property
+    def identity(self) -> dict:
+        """What decides the bytes of a training with this loss."""
+        from lib.sources import models
+
+        return {"loss": "distill", "temperature": self.temperature, "teacher": models.fingerprint(self.teacher)}
+
+    def check(self, model: nn.Module) -> None:
+        """Raise ValueError unless teacher and model speak of the same tokens; find the blocks that both may share.
+
+        To be called again whenever it changes which weights of the model are trained.
+        """
+        same_tokens(self.teacher, model)
+        self._shared[model] = prefix.shared(self.teacher, model)
+
+    def __call__(self, model: nn.Module, batch: dict) -> Tensor:
+        """1/n Σ_t KL(p(· | x_<t) || q(· | x_<t)) in nats; its gradient by the model's logits is T (q - p)."""
+        T, count = self.temperature, self._shared.get(model, 0)
+        with logits.evaluating(self.teacher), prefix.recorded(self.teacher, count) as common:
+            states = logits.hidden_states(self.teacher, batch["input_ids"])[:, :-1]
+            teacher = logits.rows(states, logits.Projection.of(self.teacher))
+
+        def of_logits(found: Tensor, rows: slice) -> tuple[Tensor, Tensor]:
+            with torch.no_grad():
+                z_p = teacher(rows).float()
+            z_q = found
+            if T != 1:
+                z_p, z_q = z_p / T, z_q / T
+            p, q = z_p.softmax(-1), z_q.softmax(-1)
+            # Σ p (ln p - ln q) = Σ p (z_p - z_q) - (ln Σ exp z_p - ln Σ exp z_q): spares the logarithms of all tokens
+            apart = _normalizer(z_p, p) - _normalizer(z_q, q)
+            loss = z_p.sub_(z_q).mul_(p).sum() - apart.sum()
+            return loss * T**2, q.sub_(p) if T == 1 else q.sub_(p).mul_(T)
+
+        with prefix.skipped(model, count, common[0]):
+            return chunked.mean(model, batch["input_ids"], of_logits)
+
+
+def _normalizer(z: Tensor, softmax: Tensor) -> Tensor:
+    """ln Σ exp z of each row, read off its likeliest token: softmax = exp z / Σ exp z."""
+    return z.amax(-1) - softmax.amax(-1).log()
+
+
+def same_tokens(teacher: nn.Module, model: nn.Module) -> None:
+    """Raise ValueError for a teacher that predicts another vocabulary, or whose tokenizer has other rules."""
+    from lib.sources import texts
+
+    sizes = [blocks.head(each).out_features for each in (teacher, model)]
+    if sizes[0] != sizes[1]:
+        raise ValueError(
+            f"the teacher predicts {sizes[0]} tokens and the model {sizes[1]}; distillation compares them one by one; "
+            "take a teacher with the model's tokenizer, the unpruned model, say."
+        )
+    if None in (getattr(teacher, "tokenizer", None), getattr(model, "tokenizer", None)):
+        return  # token ids were given, and the sizes agree: nothing else is known
+    if texts.tokenizer_hash(teacher) != texts.tokenizer_hash(model):
+        raise ValueError(
+            f"the teacher's tokenizer ({texts.tokenizer_hash(teacher)[:12]}) is not the model's "
+            f"({texts.tokenizer_hash(model)[:12]}), though both have {sizes[0]} tokens; the same rules are needed; "
+            "take a teacher with the model's tokenizer, the unpruned model, say."
+        )

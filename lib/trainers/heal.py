@@ -1,0 +1,75 @@
+"""Healing: a pruned model learns again what its missing blocks did.
+
+The ways that the literature uses, by name. They differ in what is learned (the next token, or the unpruned model's
+answers) and in what is trained (all weights behind the first gap, adapters on them, or head and last blocks).
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from torch import nn
+
+from lib import files
+from lib.trainers import adapters, distill, loop, next_token
+
+BATCH = 4  # windows of a step
+
+
+@dataclass(frozen=True)
+class Way:
+    """What is learned (from a `teacher`, or from the text), what is trained, and at which peak learning rate."""
+
+    teacher: bool
+    trained: Callable
+    learning_rate: float
+
+
+WAYS = {
+    "head": Way(False, adapters.head_and_last_, 3e-4),
+    "lora": Way(False, adapters.lora_, 1e-3),
+    "full": Way(False, adapters.full_, 3e-4),
+    "distill": Way(True, adapters.full_, 3e-4),
+    "distill_lora": Way(True, adapters.lora_, 1e-3),
+}
+
+
+def check(way: str) -> Way:
+    """The way called `way`; ValueError for another name."""
+    if way not in WAYS:
+        raise ValueError(f"healing by {way!r} is unknown; {files.choices(way, WAYS)}")
+    return WAYS[way]
+
+
+def heal_(
+    model: nn.Module,
+    windows,
+    *,
+    way: str = "distill",
+    teacher: nn.Module | None = None,
+    first: int = 0,
+    loss: Callable | None = None,
+    learning_rate: float | None = None,
+    batch: int | None = None,
+    **options,
+) -> loop.History:
+    """Heal the pruned `model` in place on `windows` of text; returns losses and times.
+
+    way: one of `WAYS`. teacher: the unpruned model, for ways that distil. first: the first block to train, best that
+    of the first gap (`min(removed)`): what comes before it is as it was, and a distillation runs it once for both.
+    loss: instead of the way's own, kept answers of the teacher (`top_k.Kept`), say. batch: windows of a step; None
+    takes 4, or fewer where `tokens` would then make less than 8 steps. Further options, `tokens` or `steps` among
+    them, are `loop.train_`'s. Raises ValueError as that does, and for a distillation without teacher.
+    """
+    chosen = check(way)
+    if chosen.teacher and teacher is None and loss is None:
+        raise ValueError(f"way={way!r} without a teacher; the unpruned model is needed; give teacher=, or another way.")
+    ids = loop.tokens_of(windows, model)
+    eighth = options["tokens"] // (8 * ids.shape[1]) if options.get("tokens") else BATCH
+    options["batch"] = batch or min(BATCH, len(ids), max(1, eighth))
+    options.setdefault("at_once", 2 if options["batch"] % 2 == 0 else 1)
+    loss = loss or (distill.Distillation(teacher) if chosen.teacher else next_token.loss)
+    place = {} if chosen.trained is adapters.head_and_last_ else {"first": first}
+    if chosen.trained is adapters.lora_:
+        place["seed"] = options.get("seed", 0)
+    with chosen.trained(model, **place):
+        return loop.train_(model, ids, loss, learning_rate=learning_rate or chosen.learning_rate, **options)

@@ -1,0 +1,54 @@
+"""AdamW whose memory is float32 even where the weights are bfloat16.
+
+A step of a typical size, 1e-4 of a weight, is lost when it is added to a bfloat16 number, which has 8 bits. So each
+weight has a float32 copy that takes the steps, and the model computes with its rounded value.
+Sources: Loshchilov and Hutter, arXiv 1711.05101 (AdamW); Micikevicius et al., arXiv 1710.03740, section 3.1.
+"""
+
+import torch
+from torch import Tensor
+
+BETAS = (0.9, 0.95)
+MOMENTS = ("exp_avg", "exp_avg_sq", "step")  # what AdamW keeps of each weight
+
+
+class AdamW(torch.optim.Optimizer):
+    """AdamW on float32 copies of `parameters` (name -> parameter); the learning rate is that of `param_groups`."""
+
+    def __init__(self, parameters: dict[str, torch.nn.Parameter], *, learning_rate: float, weight_decay: float = 0.0):
+        super().__init__(list(parameters.values()), {"lr": learning_rate})
+        self.names = dict(parameters)
+        self.copies = {name: parameter.detach().float().clone() for name, parameter in parameters.items()}
+        self.inner = torch.optim.AdamW(
+            self.copies.values(), lr=learning_rate, betas=BETAS, weight_decay=weight_decay, fused=True
+        )
+
+    @torch.no_grad()
+    def step(self, closure=None):
+        """One update from the gradients of the parameters; those without a gradient stay."""
+        self.inner.param_groups[0]["lr"] = self.param_groups[0]["lr"]
+        for name, copy in self.copies.items():
+            gradient = self.names[name].grad
+            copy.grad = None if gradient is None else gradient.float()
+        self.inner.step()
+        for name, copy in self.copies.items():
+            copy.grad = None
+            self.names[name].copy_(copy)
+
+    def tensors(self) -> dict[str, Tensor]:
+        """All that the optimizer knows, as "name:part" -> tensor; parts are value, exp_avg, exp_avg_sq and step."""
+        found = {}
+        for name, copy in self.copies.items():
+            kept = {key: value for key, value in self.inner.state.get(copy, {}).items() if key in MOMENTS}
+            found |= {f"{name}:{key}": value for key, value in {"value": copy, **kept}.items()}
+        return found
+
+    @torch.no_grad()
+    def restore(self, tensors: dict[str, Tensor]) -> None:
+        """Take over what `tensors` gave, and set the parameters to the rounded copies."""
+        for name, copy in self.copies.items():
+            copy.copy_(tensors[f"{name}:value"])
+            kept = {key: tensors[f"{name}:{key}"] for key in MOMENTS if f"{name}:{key}" in tensors}
+            if kept:
+                self.inner.state[copy] = {key: value.to(copy.device) for key, value in kept.items()}
+            self.names[name].copy_(copy)

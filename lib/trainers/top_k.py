@@ -1,0 +1,131 @@
+"""A teacher's answers kept on disk: its k likeliest tokens at each position, instead of the teacher beside the pupil.
+
+One position takes 6 k bytes: 64 tokens are 384 bytes where all 49152 would be 98 kB. What the k tokens leave over is
+one more outcome, "any other token", so the loss is a divergence over k + 1 outcomes: never more than the full one, and
+zero only where the model gives the k tokens the teacher's probabilities. Within a sweep the teacher runs once.
+"""
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from lib import files
+from lib.metrics import logits
+from lib.metrics.reference import digest
+from lib.models import blocks
+from lib.trainers import chunked
+
+K = 64
+PART = 64  # windows of one file: what a killed job repeats at most
+
+
+@dataclass(frozen=True, eq=False)
+class Kept:
+    """The loss against kept answers; called as `loss(model, batch)`, batch["window"] says which windows these are.
+
+    ids int32 and logp float32 [windows, length - 1, k]: the teacher's likeliest tokens, and their log-probabilities.
+    """
+
+    ids: Tensor
+    logp: Tensor
+    identity: dict
+    tokenizer: str | None
+    vocabulary: int
+
+    def check(self, model: nn.Module) -> None:
+        """Raise ValueError for a model that predicts other tokens than the teacher did."""
+        from lib.sources import texts
+
+        size = blocks.head(model).out_features
+        known = self.tokenizer is None or getattr(model, "tokenizer", None) is None
+        if size != self.vocabulary or not (known or texts.tokenizer_hash(model) == self.tokenizer):
+            raise ValueError(
+                f"the kept answers are over {self.vocabulary} tokens of tokenizer {str(self.tokenizer)[:12]} and the "
+                f"model predicts {size}, perhaps of another; keep the answers of a teacher with the model's tokenizer."
+            )
+
+    def __call__(self, model: nn.Module, batch: dict) -> Tensor:
+        """1/n Σ_t KL(p || q) over the k tokens and the rest, in nats.
+
+        Its gradient by the logit of one of the k tokens is q - p, by any other q (1 - p_rest / q_rest).
+        """
+        ids = self.ids[batch["window"]].flatten(0, 1).long()
+        logp = self.logp[batch["window"]].flatten(0, 1)
+
+        def of_logits(found: Tensor, rows: slice) -> tuple[Tensor, Tensor]:
+            here, log_p = ids[rows].to(found.device), logp[rows].to(found.device)
+            p, q = log_p.exp(), found.log_softmax(-1)
+            rest_p = (1 - p.sum(-1)).clamp_min(0)
+            log_rest_q = q.scatter(-1, here, -torch.inf).logsumexp(-1).clamp_min(-80)  # e^-80 is a float32, e^-inf not
+            loss = (p * (log_p - q.gather(-1, here))).sum() + (torch.xlogy(rest_p, rest_p) - rest_p * log_rest_q).sum()
+            gradient = q.exp() * (1 - rest_p / log_rest_q.exp())[:, None]
+            return loss, gradient.scatter_(-1, here, q.gather(-1, here).exp() - p)
+
+        return chunked.mean(model, batch["input_ids"], of_logits)
+
+
+def keep(teacher: nn.Module, windows, *, k: int = K, folder: Path | str | None = None) -> Kept:
+    """Run `teacher` over `windows` of text and keep its `k` likeliest tokens at each position.
+
+    folder: a cache of ours where it is None. It is named after weights, tokens and k; files are complete or absent,
+    finished ones are not computed again. Raises ValueError for a k that is no count of tokens and for files that have
+    changed, OSError (before the work) where the disk is too small.
+    """
+    from lib.sources import models, texts
+
+    tokens, vocabulary = texts.tokens(windows, teacher), blocks.head(teacher).out_features
+    if not 1 <= k < vocabulary:
+        raise ValueError(f"k={k} of {vocabulary} tokens; 1 to {vocabulary - 1} can be kept; {K} is usual.")
+    made_of = {"teacher": models.fingerprint(teacher), "data": texts.data_hash(tokens), "k": k}
+    name = "-".join(str(part)[:16] for part in made_of.values())
+    folder = Path(folder or files.cache() / "teachers") / name
+    files.check_writable(folder / "part", 6 * k * tokens.numel())
+    parts = []
+    with logits.evaluating(teacher):
+        for number, some in enumerate(tokens.split(PART)):
+            path = folder / f"part-{number:05d}.safetensors"
+            if not path.exists():
+                _write(path, *_answers(teacher, some, k))
+            parts.append(_read(path))
+    ids, logp = (torch.cat(tensors) for tensors in zip(*parts))
+    tokenizer = texts.tokenizer_hash(teacher) if getattr(teacher, "tokenizer", None) is not None else None
+    return Kept(ids, logp.float(), {"loss": "top_k", **made_of}, tokenizer, vocabulary)
+
+
+def _answers(teacher: nn.Module, tokens: Tensor, k: int) -> tuple[Tensor, Tensor]:
+    """ids int32 and log-probabilities float16 [windows, length - 1, k]."""
+    ids, logp = [], []
+    run = logits.forward(teacher, tokens)
+    for start, some in logits.batches(tokens, teacher, "auto", "teacher"):
+        rows, count = run(some), some[:, 1:].numel()
+        for chunk in logits.chunks(count, blocks.head(teacher).out_features):
+            found = logits.log_probabilities(rows, chunk, f"the teacher from window {start} on").topk(k)
+            ids.append(found.indices.int().cpu())
+            logp.append(found.values.half().cpu())
+    shape = (len(tokens), -1, k)
+    return torch.cat(ids).view(shape), torch.cat(logp).view(shape)
+
+
+def _write(path: Path, ids: Tensor, logp: Tensor) -> None:
+    from safetensors.torch import save
+
+    note = json.dumps({"ids": digest(ids), "logp": digest(logp)})
+    files.write_bytes(path, save({"ids": ids, "logp": logp}, metadata={"thimble": note}))
+
+
+def _read(path: Path) -> tuple[Tensor, Tensor]:
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with safe_open(path, "pt") as file:
+            found = {name: file.get_tensor(name) for name in ("ids", "logp")}
+            hashes = json.loads((file.metadata() or {}).get("thimble", "{}"))
+    except SafetensorError as error:
+        raise ValueError(f"{path} holds no answers ({error}); delete it, and they are computed again.") from error
+    for name, tensor in found.items():
+        if digest(tensor) != hashes.get(name):
+            raise ValueError(f"{path} has changed since it was written ({name}); delete it and keep the answers again.")
+    return found["ids"], found["logp"]

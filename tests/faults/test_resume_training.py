@@ -1,0 +1,118 @@
+"""SIGKILL while a model is being trained: the job that resumes ends in the bytes of one that nothing disturbed."""
+
+import json
+import multiprocessing
+import random
+import time
+
+import pytest
+import torch
+
+from lib.pruners import depth
+from lib.trainers import checkpoints, heal, loop, next_token
+from tests import tiny
+
+STEPS = 14
+SETTINGS = {"steps": STEPS, "batch": 4, "at_once": 2, "seed": 3, "every": 0}
+
+
+@pytest.fixture(autouse=True)
+def one_thread():
+    """Sums of several threads differ in the last bit from those of one, which the killed processes have."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+def train(way, folder, *, dropout=0.0, watch=None, **changes):
+    """Tensors of the healed model, and the history; dropout makes the training draw random numbers."""
+    teacher, model = tiny.llama(), tiny.llama(attention_dropout=dropout)
+    depth.drop_blocks_(model, [2])
+    data = tiny.tokens(10, 24)
+    settings = SETTINGS | changes
+    history = heal.heal_(model, data, way=way, teacher=teacher, first=1, folder=folder, watch=watch, **settings)
+    return model.state_dict(), history
+
+
+def work(way, folder, started):
+    """What the killed process does."""
+    torch.set_num_threads(1)
+    torch.manual_seed(time.time_ns() % 2**31)  # the global seed is not what decides the bytes: the checkpoint's is
+    train(way, folder, dropout=0.2, watch=lambda step, loss: started.set())
+
+
+def done(folder):
+    """Steps of the newest checkpoint."""
+    found = checkpoints.checkpoints(folder)
+    return int(found[-1].name.partition("-")[2]) if found else 0
+
+
+def killed_until_done(way, folder, chance):
+    """Start the job over and over and kill it at random steps, in the middle of work and of files."""
+    processes = multiprocessing.get_context("forkserver")
+    processes.set_forkserver_preload([__name__, "transformers.models.llama.modeling_llama", "lib.trainers.checkpoints"])
+    left = [0]
+    while left[-1] < STEPS:
+        started = processes.Event()
+        process = processes.Process(target=work, args=(way, folder, started))
+        process.start()
+        assert started.wait(240), "nothing was started"
+        wanted = left[-1] + chance.randint(1, 6)
+        while process.is_alive() and done(folder) < wanted:
+            time.sleep(0.001)
+        process.join(chance.uniform(0, 0.03))
+        process.kill()
+        process.join()
+        left.append(done(folder))
+    return left
+
+
+@pytest.mark.parametrize("way", ["distill", "lora"])
+def test_killed_anywhere_it_ends_in_the_same_bytes(tmp_path, way):
+    whole, history = train(way, tmp_path / "undisturbed", dropout=0.2)
+    left = killed_until_done(way, tmp_path / "killed", random.Random(way))
+    assert any(0 < count < STEPS for count in left), f"no kill fell into the work: {left}"
+    found, again = train(way, tmp_path / "killed", dropout=0.2)
+    assert found.keys() == whole.keys() and all(torch.equal(found[name], whole[name]) for name in whole)
+    assert again.losses == history.losses and again.learning_rates == history.learning_rates
+    assert len(again.seconds) == STEPS and again.seconds == sorted(again.seconds)
+    last = f"checkpoint-{STEPS}/{checkpoints.TENSORS}"
+    assert (tmp_path / "undisturbed" / last).read_bytes() == (tmp_path / "killed" / last).read_bytes()
+
+
+def test_without_a_folder_the_bytes_are_the_same(tmp_path):
+    kept, _ = train("full", tmp_path)
+    alone, _ = train("full", None)
+    assert all(torch.equal(kept[name], alone[name]) for name in kept)
+
+
+def test_a_checkpoint_is_safetensors_and_json_and_only_the_newest_stays(tmp_path):
+    train("full", tmp_path)
+    assert [path.name for path in checkpoints.checkpoints(tmp_path)] == [f"checkpoint-{STEPS}"]
+    files = [path for path in tmp_path.rglob("*") if path.is_file()]
+    assert {path.suffix for path in files} == {".json", ".safetensors"}
+    assert all(json.loads(path.read_text()) for path in files if path.suffix == ".json")
+
+
+def test_changed_arguments_are_refused_with_both_values_and_nothing_is_lost(tmp_path):
+    whole, _ = train("full", tmp_path)
+    for change, named in (
+        ({"learning_rate": 1e-5}, "learning_rate=0.0003 there, 1e-05 here"),
+        ({"seed": 4}, "seed=3 there, 4 here"),
+        ({"steps": STEPS + 1}, f"steps={STEPS} there, {STEPS + 1} here"),
+        ({"batch": 2}, "batch=4 there, 2 here"),
+    ):
+        with pytest.raises(ValueError, match=f"{named}.*use the same arguments or a new folder"):
+            train("full", tmp_path, **change)
+    with pytest.raises(ValueError, match="loss=next_token there, distill here"):
+        train("distill", tmp_path)
+    found, _ = train("full", tmp_path)
+    assert all(torch.equal(found[name], whole[name]) for name in whole)
+
+
+def test_another_text_is_refused(tmp_path):
+    options = {"steps": 1, "learning_rate": 1e-3, "folder": tmp_path}
+    loop.train_(tiny.llama(), tiny.tokens(4, 16), next_token.loss, **options)
+    with pytest.raises(ValueError, match=r"data=.* there, .* here"):
+        loop.train_(tiny.llama(), tiny.tokens(4, 16, seed=1), next_token.loss, **options)

@@ -1,0 +1,44 @@
+"""Arms in processes of their own: what is timed, in which order, and what an arm that fails says."""
+
+import pytest
+import torch
+
+from lib.export import compressed_tensors
+from lib.metrics import arm, fresh, speed
+from tests import packed, tiny
+
+
+def test_arms_are_run_in_turns_and_compared_within_rounds(monkeypatch):
+    order, found = [], {"ttft": 0.5, "prefill": 100.0, "peak": 7}
+
+    def once(name, each, common, timeout):
+        order.append(name)
+        assert len(common["tokens"]) == 32 and max(common["tokens"]) < 50
+        return found | {"tpot": {"a": 0.1, "b": 0.02}[name] * len(order)}
+
+    monkeypatch.setattr(fresh, "_once", once)
+    arms = {"a": fresh.Arm("transformers", "x"), "b": fresh.Arm("packed", "y")}
+    measured, peaks = fresh.measure(arms, prompt=8, prefill=32, rounds=3, vocabulary=50)
+    assert order == ["a", "b"] * 3 and peaks["a"].value == 7
+    assert measured.samples["a"]["decode"] == pytest.approx([10, 10 / 3, 2])
+    ratios = sorted(5 * a / (a + 1) for a in (1, 3, 5))
+    assert speed.ratio(measured, "b", "a").value == pytest.approx(ratios[1])
+
+
+def test_a_packed_folder_and_a_model_run_for_real(tmp_path):
+    model = packed.quantize_(tiny.llama(), lambda name: (4, 32, False), dtype=torch.bfloat16)
+    compressed_tensors.save(model, model.tokenizer, tmp_path / "saved")
+    arms = {"ours": fresh.Arm("packed", tmp_path / "saved")}
+    measured, peaks = fresh.measure(arms, prompt=8, prefill=16, new_tokens=4, rounds=1, vocabulary=256)
+    assert measured["ours"]["decode"].value > 0 and peaks["ours"].value > 1e6
+    run = arm.transformers({"model": str(tmp_path / "saved")})
+    assert all(seconds > 0 for seconds in run([1, 2, 3], 3))
+
+
+def test_what_cannot_be_measured_is_refused(tmp_path):
+    with pytest.raises(ValueError, match=r"kind 'paked'; .*did you mean 'packed'"):
+        fresh.measure({"a": fresh.Arm("paked", "x")})
+    with pytest.raises(ValueError, match="prompt=64, prefill=32"):
+        fresh.measure({"a": fresh.Arm("packed", "x")}, prompt=64, prefill=32)
+    with pytest.raises(RuntimeError, match=r"arm 'a' ended with 1(.|\n)*Error"):
+        fresh.measure({"a": fresh.Arm("packed", tmp_path / "absent")}, rounds=1)

@@ -1,0 +1,85 @@
+"""The guard: drafts where it pays, and never far behind plain decoding, on a clock that the tests turn."""
+
+import pytest
+import torch
+
+from lib.decoding import guard
+from lib.decoding.generate import generate
+from lib.decoding.guard import Guard
+from lib.metrics import speed
+from tests import tabular
+
+
+class Timed(tabular.TabularSession):
+    """A session in which a pass over k tokens takes 1 + (k - 1) `each` seconds of the tests' clock."""
+
+    def __init__(self, each, **options):
+        super().__init__(**options)
+        self.each, self.now = each, 0.0
+
+    def extend(self, tokens, **options):
+        self.now += 1 + (len(tokens) - 1) * self.each
+        return super().extend(tokens, **options)
+
+
+@pytest.fixture
+def timed(monkeypatch):
+    def make(each, **options):
+        session = Timed(each, **options)
+        monkeypatch.setattr(speed, "clock", lambda: session.now)
+        return session
+
+    return make
+
+
+def answer(session, wrong, guard_, count=200, length=4):
+    prompt = torch.tensor([0, 1, 2])
+    plain = generate(session, prompt, new_tokens=count)
+    drafter = tabular.Fixed([0, 1, 2, *plain.token_ids], length=length, wrong=wrong, vocabulary=5)
+    found = generate(session, prompt, new_tokens=count, drafter=drafter, guard=guard_)
+    assert found.token_ids == plain.token_ids
+    return plain.seconds, found
+
+
+def test_costs_are_those_of_the_clock(timed):
+    session = timed(0.25)
+    costs = guard.step_costs(session, lengths=(0, 1, 4), context=16, rounds=2)
+    assert costs == pytest.approx({0: 1.0, 1: 1.25, 4: 2.0}) and session.length == 0
+    found = Guard(costs)
+    assert found.cost(2) == pytest.approx(1.5) and found.cost(6) == pytest.approx(2.5)
+
+
+@pytest.mark.parametrize("each", [0.02, 0.3, 1.0])
+@pytest.mark.parametrize("wrong", [0.0, 0.5, 0.9, 1.0])
+def test_never_more_than_five_percent_slower(timed, each, wrong):
+    session = timed(each)
+    costs = guard.step_costs(session, lengths=(0, 1, 2, 4), context=8, rounds=1)
+    plain, found = answer(session, wrong, Guard(costs))
+    assert found.seconds <= 1.05 * plain
+
+
+def test_what_pays_is_drafted_and_what_does_not_is_not(timed):
+    session = timed(0.05)
+    costs = guard.step_costs(session, lengths=(0, 1, 2, 4), context=8, rounds=1)
+    plain, found = answer(session, 0.0, Guard(costs))
+    assert found.seconds < 0.45 * plain
+    session = timed(1.0)  # each drafted token costs as much as a step: nothing can be won
+    costs = guard.step_costs(session, lengths=(0, 1, 2, 4), context=8, rounds=1)
+    plain, found = answer(session, 1.0, Guard(costs))
+    assert sum(step.drafted > 0 for step in found.steps) <= 0.05 * len(found.steps)
+
+
+def test_costs_that_were_measured_wrongly_are_learned(timed):
+    session = timed(1.0)
+    plain, found = answer(session, 1.0, Guard({0: 1.0, 4: 1.01}), count=400)
+    assert found.seconds <= 1.05 * plain + 8
+    late = sum(step.drafted for step in found.steps[200:])
+    assert late < sum(step.drafted for step in found.steps[:200])
+
+
+def test_bad_costs_are_refused():
+    for costs in ({}, {0: 1.0}, {1: 1.0, 2: 1.0}, {0: 1.0, 1: 0.0}):
+        with pytest.raises(ValueError, match="measure them with step_costs"):
+            Guard(costs)
+    with pytest.raises(ValueError, match="slack=0"):
+        Guard({0: 1.0, 1: 1.0}, slack=0)

@@ -1,0 +1,91 @@
+"""Overlap of texts: against published examples, formulas by hand, and independent implementations."""
+
+import math
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from lib.metrics import overlap
+
+WORDS = st.lists(st.sampled_from(["the", "cat", "sat", "on", "a", "mat", "dog"]), min_size=1, max_size=12)
+
+
+def longest_common(one, other):
+    """Length of the longest common subsequence, by the textbook recursion."""
+    table = [[0] * (len(other) + 1) for _ in range(len(one) + 1)]
+    for i, left in enumerate(one, 1):
+        for j, right in enumerate(other, 1):
+            table[i][j] = table[i - 1][j - 1] + 1 if left == right else max(table[i - 1][j], table[i][j - 1])
+    return table[-1][-1]
+
+
+def test_sari_of_the_published_example():
+    source, text = "About 95 species are currently accepted .", "About 95 you now get in ."
+    references = [
+        "About 95 species are currently known .",
+        "About 95 species are now accepted .",
+        "95 species are now accepted .",
+    ]
+    assert overlap.sari(source, text, references) == pytest.approx(26.953601953601954, abs=1e-12)
+
+
+def test_sari_by_hand():
+    # one reference: "a b" to "a c"; the output "a c" keeps, adds and deletes what the reference does
+    assert overlap.sari("a b", "a c", ["a c"]) == pytest.approx(100)
+    # an output that repeats its source keeps a (1/2 of what it keeps, all of what it should) and changes nothing:
+    # unigrams F(keep) = 2/3, F(add) = 0, P(delete) = 1; bigrams 0 of 1 kept, nothing to keep (1), add 0, delete 1
+    unigrams, bigrams, none = (2 / 3 + 0 + 1) / 3, (0 + 0 + 1) / 3, 1.0
+    assert overlap.sari("a b", "a b", ["a c"]) == pytest.approx(100 * (unigrams + bigrams + 2 * none) / 4)
+
+
+@settings(deadline=None, max_examples=20)
+@given(WORDS, WORDS)
+def test_rouge_l_is_the_f_measure_of_the_longest_common_subsequence(text, reference):
+    common = longest_common(text, reference)
+    expected = 2 * common / (len(text) + len(reference))
+    found = overlap.rouge(" ".join(text), [" ".join(reference)])
+    assert found["rougeL"] == pytest.approx(expected)
+
+
+@settings(deadline=None, max_examples=20)
+@given(WORDS, WORDS)
+def test_bleu_1_is_clipped_precision_times_brevity(text, reference):
+    clipped = sum(min(text.count(word), reference.count(word)) for word in set(text))
+    brevity = 1.0 if len(text) > len(reference) else math.exp(1 - len(reference) / len(text))
+    assert overlap.bleu(" ".join(text), " ".join(reference), 1) == pytest.approx(brevity * clipped / len(text))
+
+
+@settings(deadline=None, max_examples=20)
+@given(WORDS)
+def test_a_text_agrees_with_itself(words):
+    text = " ".join(words)
+    assert overlap.rouge(text, ["nothing alike", text])["rougeL"] == pytest.approx(1)
+    assert overlap.edit_similarity(text, text) == 100
+    assert overlap.bleu(text, text, 1) == pytest.approx(1)
+    assert overlap.sari(text, text, [text]) == pytest.approx(100)
+
+
+def test_bleu_of_a_corpus_by_hand():
+    texts, references = ["the cat sat on the mat", "a dog"], ["the cat sat on a mat", "a dog"]
+    # matches / n-grams over both texts: 5+2 of 8, 3+1 of 6, 2 of 4, 1 of 3; equal lengths, so no brevity penalty
+    expected = 100 * (7 / 8 * 4 / 6 * 2 / 4 * 1 / 3) ** 0.25
+    assert overlap.corpus_bleu(texts, references) == pytest.approx(expected)
+
+
+def test_edit_similarity_by_hand():
+    # "abcd" and "bcde": the matching block "bcd", so 2 * 3 / 8
+    assert overlap.edit_similarity("abcd", "bcde") == 75
+    assert overlap.edit_similarity("", "x") == overlap.edit_similarity("x", "") == 0
+
+
+def test_empty_texts_score_nothing():
+    assert overlap.rouge_l("", "a b") == overlap.rouge_l("a b", " . ") == 0
+    assert overlap.bleu("", "a b", 4) == 0
+    assert overlap.rouge("", ["a b"]) == {"rouge1": 0, "rouge2": 0, "rougeL": 0}
+    assert overlap.sentence_scores("", "a b")["bleu"] == 0
+
+
+def test_rouge_l_of_sentences_by_hand():
+    # one sentence each: 3 of 4 words in common order on both sides
+    assert overlap.rouge_l("the cat sat down", "the cat lay down") == pytest.approx(0.75, abs=1e-6)

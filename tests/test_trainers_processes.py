@@ -1,0 +1,58 @@
+"""Two processes that share a batch end where one process does."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from lib import files
+from lib.trainers import arguments, heal
+from tests import tiny
+
+SETTINGS = {"steps": 3, "learning_rate": 1e-3, "batch": 4, "seed": 0}
+SCRIPT = """
+import sys
+from safetensors.torch import save_model
+from lib.trainers import heal
+from tests import tiny
+from tests.test_trainers_processes import SETTINGS
+target, folder = sys.argv[1:]
+model = tiny.llama()
+heal.heal_(model, tiny.tokens(8, 24), way="distill", teacher=tiny.llama(seed=1), at_once=1, folder=folder, **SETTINGS)
+import torch.distributed
+if torch.distributed.get_rank() == 0:
+    save_model(model, target)
+"""
+
+
+def test_two_processes_do_what_one_does(tmp_path):
+    (tmp_path / "script.py").write_text(SCRIPT)
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
+    command += [str(tmp_path / "script.py"), str(tmp_path / "model.safetensors"), str(tmp_path / "checkpoints")]
+    environment = {**os.environ, "PYTHONPATH": str(files.ROOT), "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(command, cwd=files.ROOT, env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-3000:]
+    from safetensors.torch import load_file
+
+    alone, found = tiny.llama(), load_file(tmp_path / "model.safetensors")
+    before = {name: each.clone() for name, each in alone.state_dict().items()}
+    heal.heal_(alone, tiny.tokens(8, 24), way="distill", teacher=tiny.llama(seed=1), at_once=2, **SETTINGS)
+    moved = 0.0
+    for name, each in found.items():
+        assert torch.allclose(each, alone.state_dict()[name], atol=2e-5), name
+        moved += (each - before[name]).abs().sum().item()
+    assert moved > 1
+    assert [path.name for path in Path(tmp_path / "checkpoints").glob("checkpoint-*")] == ["checkpoint-3"]
+
+
+def test_batches_that_cannot_be_shared_are_refused(tmp_path, monkeypatch):
+    settings = {**SETTINGS, "at_once": 2}
+    monkeypatch.setattr("transformers.TrainingArguments.world_size", 3)
+    with pytest.raises(ValueError, match=r"batch=4 in 3 processes of at_once=2 windows; multiples of 6"):
+        arguments.make(settings, None, cpu=True)
+    monkeypatch.setenv("ACCELERATE_USE_FSDP", "true")
+    with pytest.raises(ValueError, match=r"with sharded weights, which no checkpoint of ours holds"):
+        arguments.make({**settings, "batch": 6}, tmp_path, cpu=True)
