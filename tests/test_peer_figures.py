@@ -29,3 +29,8 @@ def test_rows_are_arms_from_near_to_far_and_panels_are_widths():
 def test_a_gap_names_the_notebook_to_run():
     figure = peers.side_by_side(table(3).assign(notebook="29_best_recipe"))
     assert "53_peers" in " ".join(text.get_text() for axes in figure.axes for text in axes.texts)
+
+
+def test_a_quick_run_does_not_hide_one_in_earnest():
+    both = pd.concat([table(3).assign(windows=64), table(3).assign(windows=4, value=0.01)])
+    assert peers.side_by_side(both).axes[0].get_xlim()[0] > 0.1

@@ -56,24 +56,17 @@ def quantize_(
     pace = None if steps is not None else Pace(model, tokens, begun, 60 * minutes)
     tokens = tokens[: plan.once("windows", lambda: pace.windows() if pace else len(tokens))]
     reference = divergence.remember(model, tokens)
-    learning = {"batch": min(BATCH, len(tokens)), "seed": seed}
     if bits is None:
         losses = sensitivity.measure(model, tokens, group_size=group_size)
         bits = allocate.fit(model, losses, megabytes=megabytes, group_size=group_size)
 
-    def rounding() -> int:
-        each = refined.seconds_per_step(model, tokens, group_size=group_size, batch=learning["batch"])
-        return min(EPOCHS * len(tokens) // learning["batch"], int(ROUNDING * pace.left(len(tokens)) / each))
-
-    count = plan.once("rounding", lambda: max(0, rounding()) if pace else steps)
-    settings = {"group_size": group_size, "steps": count, **learning, "state": plan.folder("blocks")}
+    settings = {"group_size": group_size, "batch": min(BATCH, len(tokens))}
+    count = plan.once("rounding", lambda: pace.rounding(model, tokens, **settings) if pace else steps)
+    settings |= {"steps": count, "seed": seed, "state": plan.folder("blocks")}
     compress_ = refined.quantize_ if isinstance(bits, int) else allocate.apply_
     done = compress_(model, tokens, bits, **settings)
 
-    def tuning() -> int:
-        return min(EPOCHS * len(tokens), int(pace.left(0) / scales.seconds_per_step(model, tokens, reference)))
-
-    count = plan.once("steps", lambda: max(0, tuning()) if pace else steps)
+    count = plan.once("steps", lambda: pace.tuning(model, tokens, reference) if pace else steps)
     if count:
         done |= scales.tune_(model, tokens, reference, steps=count, seed=seed, state=plan.folder("scales"))
     return done
@@ -96,7 +89,16 @@ class Pace:
 
     def left(self, windows: int) -> float:
         """Seconds that are left for learning when so many windows are still to be walked."""
-        return self.total - (time.monotonic() - self.begun) - self.each * windows
+        return max(0, self.total - (time.monotonic() - self.begun) - self.each * windows)
+
+    def rounding(self, model: nn.Module, tokens: Tensor, *, group_size: int, batch: int) -> int:
+        """Steps of rounding in each block that fit into their share of the time left."""
+        each = refined.seconds_per_step(model, tokens, group_size=group_size, batch=batch)
+        return min(EPOCHS * len(tokens) // batch, int(ROUNDING * self.left(len(tokens)) / each))
+
+    def tuning(self, model: nn.Module, tokens: Tensor, reference) -> int:
+        """Steps of tuning that fit into the time left."""
+        return min(EPOCHS * len(tokens), int(self.left(0) / scales.seconds_per_step(model, tokens, reference)))
 
 
 class Plan:

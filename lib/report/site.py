@@ -13,7 +13,23 @@ from pathlib import Path
 import pandas as pd
 
 from lib import files, machine, records, results
-from lib.report import changes, figures, grids, notebooks, rows, style, tables
+from lib.report import (
+    changes,
+    compare,
+    decoding,
+    evaluation,
+    figures,
+    grids,
+    healing,
+    notebooks,
+    packed,
+    peers,
+    pruning,
+    recipe,
+    rows,
+    style,
+    tables,
+)
 from lib.report.findings import findings
 
 BEGIN, END = "<!-- results:begin -->", "<!-- results:end -->"
@@ -38,6 +54,14 @@ def shown() -> dict:
             "What each ingredient of GPTQ brings, at the same bits and bytes.",
         ),
         "layer_error": (figures.layer_error, "Output error of each layer after quantization, relative to the output."),
+        "cost_by_depth": (pruning.cost_by_depth, "What removing blocks saves in time and memory."),
+        "healing": (healing.curves, "What training after pruning brings back."),
+        "side_by_side": (peers.side_by_side, "Other projects' quantizers on the same model and tokens, in one run."),
+        "by_megabytes": (recipe.by_megabytes, "Whole artifacts, embedding and head included, and llama.cpp's."),
+        "task_scores": (evaluation.scores, "Tasks, beside chance and the best constant answer."),
+        "task_differences": (compare.forest, "Compressed versions against the original on the same samples."),
+        "decoding": (decoding.by_kind, "Lossless decoding by kind of task, the same tokens in both arms."),
+        "where_time_goes": (packed.where_time_goes, "Where the time of a token goes, original against packed."),
         "grid_error": (grids.grid_error, "Error of one layer's weights by bits, group size and search."),
     }
 
