@@ -34,7 +34,11 @@ import numpy as np
 
 TILE, UNIT, PLAIN = 16, 32, 16
 AT_ONCE = 64  # tiles that are packed or unpacked at once: it takes a few bytes a code
+CHUNK = 2**25  # bytes
 LINES = {2: 2, 3: 3, 4: 4, 8: 8}  # of 64 bytes a unit
+
+
+_chunk = {"bytes": np.empty(0, np.uint8), "used": 0}
 
 
 class Packed(NamedTuple):
@@ -189,11 +193,19 @@ def unpack_plain(packed: Packed):
 
 
 def memory(count: int) -> np.ndarray:
-    """`count` bytes of zeros that begin at a page, in huge pages where the system gives them (fewer page faults)."""
-    block = mmap.mmap(-1, max(count, 1))
-    if hasattr(mmap, "MADV_HUGEPAGE"):
-        block.madvise(mmap.MADV_HUGEPAGE)
-    return np.frombuffer(block, np.uint8, count)
+    """`count` bytes of zeros on a line of 64, in huge pages where the system gives them.
+
+    Matrices that are packed one after another lie side by side in chunks of 32 MiB: a page of its own for every 4 KiB
+    would cost a decoding step, which reads every byte once, thousands of walks through page tables.
+    """
+    start = -(-_chunk["used"] // 64) * 64
+    if start + count > len(_chunk["bytes"]):
+        block, start = mmap.mmap(-1, max(count, CHUNK), flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS), 0
+        if hasattr(mmap, "MADV_HUGEPAGE"):
+            block.madvise(mmap.MADV_HUGEPAGE)
+        _chunk["bytes"] = np.frombuffer(block, np.uint8)
+    _chunk["used"] = start + count
+    return _chunk["bytes"][start : start + count]
 
 
 def _fill(values: np.ndarray, rows: int, columns: int | None = None) -> np.ndarray:
