@@ -1,4 +1,4 @@
-"""One configuration of the benchmark: is it possible, apply it, save it. The notebook `50_benchmark` is its user."""
+"""One configuration of the benchmark: is it possible, apply it, save it, run it. `50_benchmark` is its user."""
 
 from pathlib import Path
 
@@ -9,10 +9,25 @@ from lib.pruners import depth, importance
 from lib.quantizers.grid import BITS
 
 METHODS = ("none", "depth", *quantizers.METHODS)
+ENGINES = ("transformers", "packed")
+DECODING = ("plain", "lookup")
 
 
-def check(*, method: str, bits: int, group_size: int, blocks: int) -> None:
+def check(
+    *,
+    method: str,
+    bits: int,
+    group_size: int,
+    blocks: int,
+    engine: str = "transformers",
+    decoding: str = "plain",
+    tasks: str = "",
+) -> None:
     """Raise ValueError, before any work, for a configuration that does not exist or that says two things at once."""
+    for name, value, known in (("engine", engine, ENGINES), ("decoding", decoding, DECODING)):
+        if value not in known:
+            raise ValueError(f"{name}={value!r}; {files.choices(value, known)}")
+    asked(tasks)
     if method not in METHODS:
         raise ValueError(f"method={method!r}; {files.choices(method, METHODS)}")
     quantized = method in quantizers.METHODS
@@ -65,3 +80,78 @@ def save(model: nn.Module, tokenizer, /, *, method: str, bits: int, group_size: 
     folder = files.checkpoints() / f"{source}-{how}"
     quantized = method in quantizers.METHODS
     return (compressed_tensors if quantized else plain).save(model, tokenizer, folder)
+
+
+def asked(tasks: str) -> dict[str, int]:
+    """{name: samples} of "hellaswag 200, arc_easy 100"; raises ValueError for unknown names and for no number."""
+    from lib import tasks as known
+
+    found = {}
+    for each in filter(None, (part.strip() for part in tasks.split(","))):
+        name, _, count = each.partition(" ")
+        known.find(name)
+        if not count.strip().isdigit() or int(count) < 2:
+            raise ValueError(f"tasks={tasks!r}: {each!r} names no number from 2; write 'hellaswag 200, arc_easy 100'.")
+        found[name] = int(count)
+    return found
+
+
+def ready_(model: nn.Module, engine: str):
+    """What `speed` and `decoding` run: the model itself, or a session of it, packed in place, for engine "packed"."""
+    if engine == "transformers":
+        return model
+    from lib import runtime
+
+    return runtime.Session(runtime.pack_(model))
+
+
+def shares(measured: dict, running, top, context: int) -> dict:
+    """MBU of decoding and MFU of prefill of what ran, where the machine's peaks `top` (`peaks.measure`) are known.
+
+    Packed models multiply 8-bit integers, for which no peak is measured: they have no MFU.
+    """
+    from lib.metrics import count, speed
+
+    if hasattr(running, "weights"):
+        found = {"mbu": speed.mbu(measured["tpot"], running.weights.bytes_per_token(context), top.bandwidth)}
+    else:
+        found = {"mbu": speed.mbu(measured["tpot"], count.bytes_per_token(running, context), top.bandwidth)}
+        work = count.flops_per_token(running, context // 2)
+        found["mfu"] = speed.mfu(measured["prefill"], work, top.of(running.dtype))
+    return {metric: value for metric, value in found.items() if value is not None}
+
+
+def lookup_gains(running, tokenizer, *, count: int = 2, new_tokens: int = 32, seed: int = 0) -> dict:
+    """{(kind of prompt, metric): Score}: tokens a step and speed-up of guarded prompt lookup over plain decoding.
+
+    Raises RuntimeError should an answer change in the packed engine, whose logits don't depend on drafts.
+    """
+    from lib.decoding import guard, lookup, sessions
+    from lib.metrics import decoding
+    from lib.sources import prompts
+
+    session = running if hasattr(running, "rewind") else sessions.ModelSession(running)
+    drafter, found = lookup.Lookup(max_ngram=3, draft_length=8), {}
+    costs = guard.step_costs(session, drafter, lengths=(0, 1, 4, 8))
+    arms = {"plain": decoding.Arm(session), "lookup": decoding.Arm(session, drafter, guard.Guard(costs))}
+    for kind in prompts.KINDS:
+        given = prompts.tokens(prompts.load(kind, count, characters=1200, seed=seed), tokenizer)
+        said = decoding.measure(arms, given, new_tokens=new_tokens, eos=tokenizer.eos_token_id, seed=seed)
+        if session is running and decoding.identical(said["lookup"], said["plain"]).value < 1:
+            raise RuntimeError(f"lookup changed an answer to a {kind} prompt; the packed engine must not; report this.")
+        found[kind, "tokens_per_step"] = decoding.tokens_per_step(said["lookup"])
+        found[kind, "speed_up"] = decoding.speed_up(said["lookup"], said["plain"])
+    return found
+
+
+def evaluate(model: nn.Module, tasks: str, *, seed: int = 0) -> dict:
+    """{task: evaluation} of the samples that `asked` reads from `tasks`, as plain text.
+
+    Everything is loaded, and so checked, before the first sample is asked. Raises PermissionError for tasks that run
+    what a model wrote.
+    """
+    from lib import tasks as known
+    from lib.evaluation import run
+
+    loaded = [known.load(name, count=count, seed=seed) for name, count in asked(tasks).items()]
+    return {task.name: run.evaluate(model, task) for task in loaded}

@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from lib import benchmark
+from lib.metrics import count, peaks, speed
 from lib.models.blocks import blocks
 from lib.sources import models
 from tests import tiny
@@ -20,6 +21,11 @@ DEFAULTS = {"method": "none", "bits": 16, "group_size": 32, "blocks": 0}
         ({"method": "depth"}, "it removes 1 or more"),
         ({"blocks": 3}, "which changes nothing"),
         ({"bits": 4}, "keeps 16-bit weights; set bits=16"),
+        ({"engine": "paked"}, "did you mean 'packed'"),
+        ({"decoding": "beam"}, "decoding='beam'; choose"),
+        ({"tasks": "arc_esay 10"}, "did you mean 'arc_easy'"),
+        ({"tasks": "arc_easy"}, "names no number from 2"),
+        ({"tasks": "arc_easy 10, piqa 1"}, "'piqa 1' names no number from 2"),
     ],
 )
 def test_contradictions_are_refused(change, message):
@@ -39,3 +45,36 @@ def test_what_is_saved_is_what_was_measured(change, tmp_path, monkeypatch):
     with torch.no_grad():
         assert torch.equal(model(input_ids=ids).logits, again(input_ids=ids).logits)
     assert folder.name.startswith("tiny-") and str(settings["method"]).replace("none", "original") in folder.name
+
+
+def test_tasks_are_read_with_their_numbers():
+    assert benchmark.asked("hellaswag 200,  mmlu_anatomy 5,") == {"hellaswag": 200, "mmlu_anatomy": 5}
+    assert benchmark.asked("") == {}
+
+
+@pytest.mark.parametrize("engine", benchmark.ENGINES)
+def test_lookup_and_tasks_on_both_engines(engine, tmp_path, monkeypatch):
+    monkeypatch.setenv("THIMBLE_HOME", str(tmp_path))
+    model = tiny.llama(max_position_embeddings=2048)
+    running = benchmark.ready_(model, engine)
+    assert (running is model) == (engine == "transformers")
+    gains = benchmark.lookup_gains(running, model.tokenizer, count=1, new_tokens=6)
+    assert {metric for _, metric in gains} == {"tokens_per_step", "speed_up"} and len(gains) == 10
+    assert all(gains[key].value >= 1 for key in gains if key[1] == "tokens_per_step")
+    found = benchmark.evaluate(model, "packaged_facts 6, packaged_continuation 4")
+    assert [len(each.rows) for each in found.values()] == [6, 4]
+    with pytest.raises(PermissionError, match="allow_execution"):
+        benchmark.evaluate(model, "packaged_facts 6, packaged_programs 2")
+
+
+def test_shares_of_the_peaks():
+    top, model = peaks.measure(), tiny.llama()
+    plain = speed.measure({"own": model}, prompt=8, new_tokens=3, rounds=2)["own"]
+    found = benchmark.shares(plain, model, top, context=10)
+    assert found["mbu"].value == pytest.approx(
+        count.bytes_per_token(model, 10) / plain["tpot"].value / top.bandwidth, rel=1e-6
+    )
+    assert found["mfu"].value > 0
+    session = benchmark.ready_(model, "packed")
+    measured = speed.measure({"packed": session}, prompt=8, new_tokens=3, rounds=2)["packed"]
+    assert set(benchmark.shares(measured, session, top, context=10)) == {"mbu"}

@@ -6,6 +6,7 @@ import pytest
 import torch
 from torch import nn
 
+from lib import runtime
 from lib.metrics import speed
 from lib.metrics.score import Score
 from tests import tiny
@@ -112,6 +113,18 @@ def test_a_run_generates_what_transformers_generates():
     model.forward = forward
     expected = model.generate(tokens, max_new_tokens=6, do_sample=False, eos_token_id=None, pad_token_id=0)
     assert torch.equal(fed, expected[:, 12:-1])  # the last token is chosen and not fed
+
+
+def test_a_session_is_an_arm_and_begins_anew():
+    packed_model = runtime.pack_(tiny.llama(), embedding_bits=None)
+    session, tokens = runtime.Session(packed_model), torch.arange(9)[None]
+    session.extend([5, 6, 7])
+    speed.run(session, tokens, 4)
+    assert session.length == 9 + 3
+    measured = speed.measure({"own": tiny.llama(), "packed": session}, prompt=8, new_tokens=3, rounds=2)
+    assert set(measured) == {"own", "packed"} and measured["packed"]["decode"].value > 0
+    with pytest.raises(ValueError, match="batch=2 with a session"):
+        speed.measure({"packed": session}, prompt=8, new_tokens=3, batch=2)
 
 
 def test_gc_and_modes_are_left_as_found(clock):

@@ -1,18 +1,21 @@
 """The local engine: a model on this machine answers the requests of tasks.
 
-An engine is anything with `loglikelihoods`, `generate`, `identity` and `truncated`; `endpoint.Endpoint` is the other.
+An engine is anything with `loglikelihoods`, `generate`, `identity` and `truncated`; `packed.Packed` and
+`endpoint.Endpoint` are the others.
 Both methods take all requests of a task; `wanted` says which to answer, `finished(index, answer)` is told of each
 answer as it comes.
 """
 
 import copy
 import hashlib
+import json
 from collections.abc import Callable, Collection
 from functools import cached_property
 
 import torch
 from torch import Tensor, nn
 
+from lib.decoding.sampling import Sampling
 from lib.evaluation import generation, likelihood, prefixes
 from lib.metrics import logits, speed
 from lib.models import blocks
@@ -28,18 +31,32 @@ class Local:
 
     dtype: "float32", "bfloat16", ... computes in a copy of that type; None in the model's own. Float32 answers are
     the harness's to 1e-4. bos: whether prompts begin with the tokenizer's special tokens; None leaves it to the
-    tokenizer. budget: tokens of a pass, rows: generations at once; None chooses by the device.
+    tokenizer. budget: tokens of a pass, rows: generations at once; None chooses by the device. sampling: arguments of
+    `decoding.sampling.Sampling` by which generations are drawn, {} for greedy; request i of a task has `seed` + i.
     truncated: how many requests of the last call lost their left end.
     """
 
-    def __init__(self, model: nn.Module, tokenizer=None, *, dtype=None, bos=None, budget=None, rows=None):
+    def __init__(
+        self, model: nn.Module, tokenizer=None, *, dtype=None, bos=None, budget=None, rows=None, sampling=None, seed=0
+    ):
         self.tokenizer = tokenizer if tokenizer is not None else getattr(model, "tokenizer", None)
         if self.tokenizer is None:
             raise ValueError(f"{type(model).__name__} without a tokenizer; give one as `tokenizer`.")
         self.model, self.bos, self.truncated = _typed(model, dtype), bos, 0
+        self.drawn(sampling, seed)
         kind = blocks.device(model).type
         self.budget = budget or prefixes.PASS_TOKENS.get(kind, 256)
         self.rows = rows or generation.ROWS.get(kind, 16)
+
+    def drawn(self, sampling: dict | None, seed: int):
+        """Set how generations are chosen; raises ValueError for settings that `Sampling` refuses."""
+        Sampling(**(sampling or {}), seed=seed)
+        self.sampling, self.seed = sampling or {}, seed
+
+    @property
+    def settings(self) -> str:
+        """How generations are chosen, as the cache of answers tells it apart."""
+        return json.dumps({**self.sampling, "seed": self.seed}, sort_keys=True) if self.sampling else "greedy"
 
     @cached_property
     def identity(self) -> str:
@@ -71,7 +88,7 @@ class Local:
         """An outcome per request, None for those not `wanted`."""
         encoded = likelihood.encode(self.tokenizer, requests, self.longest, bos=self.bos)
         self.truncated = sum(each.truncated for each in encoded)
-        given = encoded, _all(wanted, requests), finished or _nothing
+        given = encoded, everything(wanted, requests), finished or nothing
         with logits.evaluating(self.model):
             if self.shares:
                 return likelihood.measure(self.model, *given, self.budget)
@@ -80,13 +97,16 @@ class Local:
     def generate(
         self, requests: list[Generation], *, wanted: Collection[int] | None = None, finished: Callable | None = None
     ) -> list[str | None]:
-        """A text per request, greedy, up to its first stop string; None for those not `wanted`."""
+        """A text per request, up to its first stop string; None for those not `wanted`."""
         prompts = generation.encode(self.tokenizer, requests, self.longest, bos=self.bos)
         self.truncated = sum(each.truncated for each in prompts)
-        given = self.model, self.tokenizer, requests, prompts, _all(wanted, requests), finished or _nothing
+        given = self.model, self.tokenizer, requests, prompts, everything(wanted, requests), finished or nothing
         with logits.evaluating(self.model):
             if self.shares:
-                return generation.generate(*given, budget=self.budget, most=self.rows)
+                chooser = generation.Chooser(prompts, self.sampling, self.seed)
+                return generation.generate(*given, budget=self.budget, most=self.rows, chooser=chooser)
+            if self.sampling:
+                raise ValueError(f"{type(self.model).__name__} generates one prompt at a time here, greedily only.")
             return generation.generate_plainly(*given)
 
     def tokens(self, requests: list[Likelihood | Generation]) -> tuple[int, int]:
@@ -114,7 +134,7 @@ class Local:
             for each in (step[0], *step):
                 begin = speed.clock()
                 *_, (_, hidden) = prefixes.Runner(model)(each)
-                generation.choose(logits.Projection.of(model), hidden[-1:])
+                logits.Projection.of(model)(hidden[-1:]).argmax()
                 seconds.append(speed.clock() - begin)
         return seconds[2] / len(prompt), seconds[1] / self.rows
 
@@ -134,11 +154,12 @@ def _typed(model: nn.Module, dtype) -> nn.Module:
     return made
 
 
-def _all(wanted: Collection[int] | None, requests: list) -> set[int]:
+def everything(wanted: Collection[int] | None, requests: list) -> set[int]:
+    """The places of the requests that are wanted: all of them where nobody says."""
     return set(range(len(requests))) if wanted is None else set(wanted)
 
 
-def _nothing(index: int, answer) -> None:
+def nothing(index: int, answer) -> None:
     """What is told of answers where nobody listens."""
 
 

@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from lib.evaluation.engine import Local
+from lib.evaluation.run import engine_of
 from lib.metrics import compare
 from lib.tasks.task import Task
 
@@ -35,7 +35,7 @@ def before(engine, task: Task, *, limit: int | None = None, disagreement: float 
 
     disagreement: the share of samples on which the two models that will be compared may differ.
     """
-    engine = engine if hasattr(engine, "loglikelihoods") else Local(engine)
+    engine = engine_of(engine)
     samples = task.samples[:limit]
     detectable = compare.minimum_detectable(max(2, len(samples)), disagreement=disagreement)
     requests = [request for sample in samples for request in sample.requests]

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from lib.decoding.sampling import Sampling
 from lib.evaluation import prefixes, tokens
 from lib.evaluation.rows import Rows
 from lib.evaluation.stops import Watch, end_tokens
@@ -49,6 +50,29 @@ def encode(tokenizer, requests: list[Generation], longest: int, *, bos: bool | N
     return [Prompt(tuple(ids[-room:]), len(ids) > room) for ids, room in zip(found, rooms)]
 
 
+class Chooser:
+    """Which token follows logits: the likeliest, or one drawn as `Sampling` says, by a generator of the request's own.
+
+    Request `index` has the seed `seed` + `index`, so what it draws depends on no other request.
+    """
+
+    def __init__(self, prompts: list[Prompt], sampling: dict | None = None, seed: int = 0):
+        self.prompts, self.sampling, self.seed, self.of = prompts, sampling, seed, {}
+
+    def __call__(self, logits: Tensor, active: list[tuple[int, list[int]]]) -> list[int]:
+        """A token for each row of `logits` [rows, vocabulary]; `active` holds each row's request and tokens so far."""
+        if logits.isnan().any():
+            raise ValueError("logits are not finite; finite weights are needed: check the checkpoint or its dtype.")
+        if not self.sampling:
+            return logits.argmax(-1).tolist()
+        return [self._draw(row, index, tokens) for row, (index, tokens) in zip(logits.float().cpu(), active)]
+
+    def _draw(self, logits: Tensor, index: int, tokens: list[int]) -> int:
+        draws = self.of.setdefault(index, Sampling(**self.sampling, seed=self.seed + index))
+        history = torch.tensor([*self.prompts[index].tokens, *tokens])
+        return draws.best(logits, history) if draws.greedy else draws.draw(draws.probabilities(logits, history))
+
+
 @dataclass
 class _Arrival:
     """A prompt that was read: keys and values [heads, length, size] a layer, and the first new token."""
@@ -62,17 +86,18 @@ class _Arrival:
 @torch.no_grad()
 def generate(
     model: nn.Module, tokenizer, requests: list[Generation], prompts: list[Prompt], wanted: set[int],
-    finished: Callable, *, budget: int, most: int,
+    finished: Callable, *, budget: int, most: int, chooser: Chooser | None = None,
 ) -> list[str | None]:  # fmt: skip
     """Texts for the `requests` in `wanted` (None for the others), `most` rows a step, `budget` tokens a prompt pass.
 
-    finished(index, text) is called as soon as a text is known.
+    chooser: how tokens are chosen, greedily unless it says otherwise. finished(index, text) is called as soon as a
+    text is known.
     """
     texts: list[str | None] = [None] * len(requests)
-    ends, projection = end_tokens(model, tokenizer), logits.Projection.of(model)
+    ends, projection, chooser = end_tokens(model, tokenizer), logits.Projection.of(model), chooser or Chooser(prompts)
     longest = max((len(prompts[index].tokens) + requests[index].max_new_tokens for index in wanted), default=0)
     most = max(1, min(most, CACHE_BYTES // max(1, longest * bytes_per_token(model))))
-    arriving, rows, active = _arrivals(model, prompts, wanted, budget, projection), Rows(model, most), []
+    arriving, rows, active = _arrivals(model, prompts, wanted, budget, projection, chooser), Rows(model, most), []
 
     def see(index: int, watch: Watch, token: int) -> bool:
         if watch.see(token):
@@ -88,7 +113,8 @@ def generate(
                 active.append((new.index, watch))
         if not active:
             return texts
-        chosen = choose(projection, rows.step([watch.tokens[-1] for _, watch in active]))
+        found = projection(rows.step([watch.tokens[-1] for _, watch in active]))
+        chosen = chooser(found, [(index, watch.tokens) for index, watch in active])
         for place in reversed(range(len(active))):  # from the last: the last row fills the gap of one that leaves
             if see(*active[place], chosen[place]):
                 rows.remove(place)
@@ -97,8 +123,9 @@ def generate(
 
 
 def _arrivals(
-    model: nn.Module, prompts: list[Prompt], wanted: set[int], budget: int, projection: logits.Projection
-) -> Iterator[_Arrival]:
+    model: nn.Module, prompts: list[Prompt], wanted: set[int], budget: int, projection: logits.Projection,
+    chooser: Chooser,
+) -> Iterator[_Arrival]:  # fmt: skip
     """Read the prompts, pass by pass, as far as they are asked for."""
     root = prefixes.tree(prompts[index].tokens for index in wanted)
     at: dict[prefixes.Node, list[int]] = {}
@@ -110,10 +137,10 @@ def _arrivals(
             for node, columns in _columns(done):
                 if node.owner is not done or node not in at:
                     continue
-                first = choose(projection, hidden[columns[-1] - done.past][None])[0]
+                found = projection(hidden[columns[-1] - done.past][None])
                 keys = [layer.keys[0][:, columns] for layer in runner.cache.layers]
                 values = [layer.values[0][:, columns] for layer in runner.cache.layers]
-                yield from (_Arrival(index, keys, values, first) for index in at[node])
+                yield from (_Arrival(index, keys, values, *chooser(found, [(index, [])])) for index in at[node])
 
 
 def _columns(done: prefixes.Pass) -> Iterator[tuple[prefixes.Node, Tensor]]:
@@ -124,14 +151,6 @@ def _columns(done: prefixes.Pass) -> Iterator[tuple[prefixes.Node, Tensor]]:
         before[node] = torch.cat([above, torch.arange(begin, begin + len(node.tokens))])
         begin += len(node.tokens)
         yield node, before[node]
-
-
-def choose(projection: Callable, hidden: Tensor) -> list[int]:
-    """The most probable token behind each of the hidden states [rows, hidden]."""
-    found = projection(hidden)
-    if found.isnan().any():
-        raise ValueError("logits are not finite; finite weights are needed: check the checkpoint or its dtype.")
-    return found.argmax(-1).tolist()
 
 
 def bytes_per_token(model: nn.Module) -> int:

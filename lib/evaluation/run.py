@@ -22,15 +22,20 @@ def evaluate(
 ) -> scores.Evaluation | None:
     """Scores of a model on a task, with the rows behind them.
 
-    engine: a model (with its tokenizer as `model.tokenizer`) or an engine. dtype: what a model computes in; "float32"
-    gives the harness's numbers. cache: keep answers in data/cache/evaluation, in another folder, or (False) nowhere.
-    limit: the first samples only. part: (index, number), see `shard`; the result is None while other parts lack.
+    engine: a model (with its tokenizer as `model.tokenizer`; packed or not) or an engine. dtype: what a model computes
+    in; "float32" gives the harness's numbers. cache: keep answers in data/cache/evaluation, in another folder, or
+    (False) nowhere. limit: the first samples only. part: (index, number), see `shard`; the result is None while other
+    parts lack.
     Raises ValueError for a limit below 1 and for a malformed sample, before anything runs.
     """
-    engine = engine if hasattr(engine, "loglikelihoods") else Local(engine, dtype=dtype)
+    engine = engine_of(engine, dtype=dtype)
     samples = _chosen(task, limit)
     index, number = shard.own_part(part)
-    key = {"model": engine.identity, "task": answers_on_disk.task_hash(task.name, samples), "settings": "greedy"}
+    key = {
+        "model": engine.identity,
+        "task": answers_on_disk.task_hash(task.name, samples),
+        "settings": getattr(engine, "settings", "greedy"),
+    }
     folder = None if isinstance(cache, bool) else cache
     store = answers_on_disk.Store(key, folder=folder, part=f"{index}-of-{number}") if cache is not False else None
     answered = store.load() if store else {}
@@ -54,6 +59,22 @@ def evaluate(
     )  # fmt: skip
     behind.update(found)
     return behind
+
+
+def engine_of(model, *, dtype=None):
+    """The engine for a model: `packed.Packed` where it is packed, else `Local`; an engine is given back.
+
+    Raises ValueError for a packed model in another type than its own.
+    """
+    if hasattr(model, "loglikelihoods"):
+        return model
+    from lib.evaluation.packed import Packed, is_packed
+
+    if not is_packed(model):
+        return Local(model, dtype=dtype)
+    if dtype is not None:
+        raise ValueError(f"dtype={dtype!r} for a packed model, which computes as it was packed; leave dtype=None.")
+    return Packed(model)
 
 
 def capped(task: Task, new_tokens: int) -> Task:

@@ -15,7 +15,6 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-from torch import nn
 
 from lib.metrics.logits import device, evaluating
 from lib.metrics.score import Score, bootstrap
@@ -42,7 +41,7 @@ class Measured(dict):
 
 
 def measure(
-    arms: dict[str, nn.Module],
+    arms: dict,
     *,
     prompt: int = 128,
     new_tokens: int = 32,
@@ -52,6 +51,7 @@ def measure(
 ) -> Measured:
     """Time to the first token and per further token, for every arm; medians over `rounds`.
 
+    arms: name -> a model of transformers, or a session of the packed runtime (batch 1).
     Metrics: `ttft` (s, the prompt's forward pass and the choice of the first token), `tpot` (s per further token,
     mean over the `new_tokens - 1` of a run), `prefill` (prompt tokens/s) and `decode` (new tokens/s), the last two
     summed over the `batch`. All arms get the same random prompts [batch, prompt]; tokens are chosen greedily, one
@@ -71,18 +71,18 @@ def measure(
     return Measured(samples, warmups)
 
 
-def run(model: nn.Module, tokens: torch.Tensor, new_tokens: int) -> tuple[float, float]:
-    """(seconds to the first token, mean seconds per further token) of one greedy generation from [batch, prompt]."""
-    from transformers import DynamicCache
+def run(model, tokens: torch.Tensor, new_tokens: int) -> tuple[float, float]:
+    """(seconds to the first token, mean seconds per further token) of one greedy generation from [batch, prompt].
 
-    tokens = tokens.to(device(model))
-    cache = DynamicCache(config=model.config)
-    with evaluating(model), _undisturbed():
+    model: one of transformers, or a session, which begins anew.
+    """
+    with contextlib.nullcontext() if _is_session(model) else evaluating(model), _undisturbed():
+        step, tokens = _stepper(model, tokens)
         start = _now()
-        chosen = _next(model, tokens, cache)
+        chosen = step(tokens)
         first = _now()
         for _ in range(new_tokens - 1):
-            chosen = _next(model, chosen, cache)
+            chosen = step(chosen)
         end = _now()
     return first - start, (end - first) / (new_tokens - 1)
 
@@ -148,7 +148,7 @@ def mbu(tpot: Score, bytes_per_token: float, bandwidth: float | None) -> Score |
     return None if bandwidth is None else _scaled(tpot, bytes_per_token / tpot.value / bandwidth)
 
 
-def _warm_up(model: nn.Module, tokens: torch.Tensor, new_tokens: int) -> int:
+def _warm_up(model, tokens: torch.Tensor, new_tokens: int) -> int:
     """Run until two runs in a row agree within `STABLE` in both times, `WARMUPS` times at most; how many it took."""
     before, count, stable = run(model, tokens, new_tokens), 1, False
     while not stable and count < WARMUPS:
@@ -158,10 +158,24 @@ def _warm_up(model: nn.Module, tokens: torch.Tensor, new_tokens: int) -> int:
     return count
 
 
-def _next(model: nn.Module, tokens: torch.Tensor, cache) -> torch.Tensor:
-    """The likeliest next token [batch, 1] after `tokens` [batch, any], which enter the cache."""
-    found = model(input_ids=tokens, past_key_values=cache, use_cache=True, logits_to_keep=1)
-    return found.logits[:, -1:].argmax(-1)
+def _stepper(model, tokens: torch.Tensor) -> tuple[Callable, torch.Tensor]:
+    """A function from tokens [batch, any] to the likeliest next ones [batch, 1], and `tokens` where it wants them."""
+    if _is_session(model):
+        model.rewind(0)
+        return lambda some: model.extend(some, last=True).argmax(-1, keepdim=True), tokens
+    from transformers import DynamicCache
+
+    cache = DynamicCache(config=model.config)
+
+    def step(some):
+        found = model(input_ids=some, past_key_values=cache, use_cache=True, logits_to_keep=1)
+        return found.logits[:, -1:].argmax(-1)
+
+    return step, tokens.to(device(model))
+
+
+def _is_session(model) -> bool:
+    return hasattr(model, "rewind")
 
 
 @contextlib.contextmanager
@@ -186,9 +200,11 @@ def _now() -> float:
     return clock()
 
 
-def _prompts(arms: dict[str, nn.Module], shape: tuple[int, int], seed: int) -> torch.Tensor:
+def _prompts(arms: dict, shape: tuple[int, int], seed: int) -> torch.Tensor:
     """Random token ids that every arm's vocabulary has."""
-    vocabulary = min(blocks.embeddings(model).num_embeddings for model in arms.values())
+    vocabulary = min(
+        arm.weights.vocabulary if _is_session(arm) else blocks.embeddings(arm).num_embeddings for arm in arms.values()
+    )
     return torch.randint(vocabulary, shape, generator=torch.Generator().manual_seed(seed))
 
 
@@ -202,10 +218,12 @@ def _scaled(score: Score, value: float) -> Score:
     return Score(value, stderr, score.n, "share of peak", True, None)
 
 
-def _check(arms: dict[str, nn.Module], **counts: int) -> None:
+def _check(arms: dict, **counts: int) -> None:
     if not arms:
         raise ValueError("no arms to measure; give at least one model, such as {'original': model}.")
     least = {"prompt": 1, "new_tokens": 2, "batch": 1, "rounds": 1}
     for name, value in counts.items():
         if value < least[name]:
             raise ValueError(f"{name}={value}; choose a whole number from {least[name]}.")
+    if counts["batch"] > 1 and any(map(_is_session, arms.values())):
+        raise ValueError(f"batch={counts['batch']} with a session, which holds one sequence; set batch=1.")

@@ -15,7 +15,7 @@ UNGROUPED = ["none", "depth"]
 SHOWN = ["finished", "running"]  # `results.table()` holds a running run only where this very process is that run
 COLUMNS = ["run", "notebook", "metric", "value", "stderr", "n", "unit", "higher_is_better", "baseline", "seed"]
 COLUMNS += ["commit", "dirty", "machine", "threads", "versions", "data_hash", "time", "status", "arm", "score"]
-COLUMNS += ["layer", "block", "model", "text", "windows", *FACTORS]
+COLUMNS += ["layer", "block", "model", "text", "windows", "engine", *FACTORS]
 
 
 def complete(table: pd.DataFrame) -> pd.DataFrame:
@@ -43,7 +43,7 @@ def _labels(rows: pd.DataFrame) -> list[str]:
         method: [f for f in ("group_size", "calibration_windows") if part[f].nunique() > 1]
         for method, part in rows.groupby("method")
     }
-    return [name(row, varying[row["method"]]) for row in rows[FACTORS].to_dict("records")]
+    return [name(row, varying[row["method"]]) for row in rows[[*FACTORS, "engine"]].to_dict("records")]
 
 
 def name(row: dict, also: list[str] = ()) -> str:
@@ -54,6 +54,8 @@ def name(row: dict, also: list[str] = ()) -> str:
         label += f" -{row['blocks']} block" + "s" * (row["blocks"] != 1)
     elif method != "none":
         label += f" {row['bits']} bits"
+    if row.get("engine") == "packed":
+        label += ", packed"
     if "group_size" in also:
         label += f", groups of {row['group_size']}"
     if "calibration_windows" in also:

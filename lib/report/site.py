@@ -29,6 +29,7 @@ from lib.report import (
     rows,
     style,
     tables,
+    task_pages,
 )
 from lib.report.findings import findings
 
@@ -82,6 +83,7 @@ def build() -> Path:
         "comparisons": [_comparison(part, folder / "files", i) for i, part in enumerate(rows.settings(table))],
         "figures": [_figure(table, name, *each, folder / "files") for name, each in shown().items()],
         "pages": pages,
+        "groups": task_pages.build(table, folder, notebooks.css()),
         "problems": _problems(table, documents, pages),
     }
     return files.write_text(folder / "index.html", _template().render(context))

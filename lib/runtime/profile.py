@@ -8,23 +8,12 @@ REST = "Python and small operations"
 KINDS = {"attention": ("attention", "softmax"), "products": ("mm", "linear", "matmul")}
 
 
-def run(session, tokens: Tensor, new_tokens: int) -> tuple[float, float]:
-    """(seconds to the first token, mean seconds per further one) of a session, greedy, as `speed.run` for models."""
-    session.rewind(0)
-    with speed.stopwatch() as first:
-        chosen = session.extend(tokens, last=True).argmax(-1)
-    with speed.stopwatch() as further:
-        for _ in range(new_tokens - 1):
-            chosen = session.extend(chosen).argmax(-1)
-    return first.seconds, further.seconds / (new_tokens - 1)
-
-
 def of_session(session, tokens: Tensor, new_tokens: int) -> dict[str, float]:
     """Seconds per token by phase of the engine, and what is left (`REST`: Python, and the choice of the token).
 
     A session that plain torch computes has no phases: all of it is the rest.
     """
-    _, seconds = run(session, tokens, new_tokens)
+    _, seconds = speed.run(session, tokens, new_tokens)
     if not hasattr(session.backend, "profile"):
         return {REST: seconds}
     session.rewind(0)

@@ -28,10 +28,15 @@ from lib.tasks.form import Form
 from lib.tasks.prompt import check_chat
 from lib.tasks.task import Task
 
-FAMILIES = (
-    *(multiple_choice, mmlu, cloze, truthfulqa, gsm8k, bbh, commonsense_thought, trace, long_context),
-    *(humaneval, ifeval, toxicchat, xstest, packaged),
-)
+GROUPS = {
+    "multiple choice": (multiple_choice, mmlu, cloze, truthfulqa),
+    "generation": (gsm8k, bbh, commonsense_thought, trace, long_context),
+    "code": (humaneval,),
+    "instruction following": (ifeval,),
+    "safety": (toxicchat, xstest),
+    "packaged": (packaged,),
+}
+FAMILIES = tuple(family for families in GROUPS.values() for family in families)
 TASKS: dict[str, Form] = {name: form for family in FAMILIES for name, form in family.TASKS.items()}
 
 
@@ -58,7 +63,7 @@ def load(
     Raises `ValueError` for what is unknown or malformed, `FileNotFoundError` for absent data, `PermissionError` where
     code would be run that nobody asked to run.
     """
-    form, part = _find(name)
+    form, part = find(name)
     _check(name, form, count=count, each=each, repeats=repeats, allowed=allow_execution)
     check_chat(chat)
     from lib.sources import tasks as source
@@ -76,8 +81,15 @@ def load(
     return Task(name, samples, metrics, chance, constant, data, form.score, dict(form.aggregate))
 
 
-def _find(name):
-    """The form, and the part of it that the name asks for."""
+def group(name: str) -> str:
+    """The group of `GROUPS` that a task, or a part of one, belongs to; raises ValueError for unknown names."""
+    form, _ = find(name)
+    inside = {id(own): group for group, families in GROUPS.items() for each in families for own in each.TASKS.values()}
+    return inside[id(form)]
+
+
+def find(name):
+    """(the form, the part of it) that a name asks for; raises ValueError for unknown names."""
     if name in TASKS:
         return TASKS[name], None
     for base in sorted(TASKS, key=len, reverse=True):

@@ -1,0 +1,204 @@
+"""The packed runtime as an engine: a packed model answers the requests of tasks.
+
+Requests are asked in the order of their tokens, by one session that goes back to what the next one shares: a walk
+through the tree of their beginnings, which reads each shared token once. A row's logits are the same bits whatever is
+computed beside it, so answers depend neither on which requests are wanted nor on how many rows generate at once.
+"""
+
+import hashlib
+from collections.abc import Callable, Collection
+from functools import cached_property
+
+import torch
+from torch import Tensor
+
+from lib.evaluation import generation, likelihood
+from lib.evaluation.engine import Local, everything, nothing
+from lib.evaluation.stops import Watch
+from lib.metrics import speed
+from lib.runtime.engine import Batch, Session, weights_of
+from lib.runtime.weights import LINEARS, Weights
+from lib.tasks.task import Generation, Likelihood, Outcome
+
+ROWS = 8  # generations at once
+
+
+class Packed(Local):
+    """Answers by what `runtime.load` gave, or by a model of a supported family after `runtime.pack_`.
+
+    tokenizer: one of transformers; None takes the model's own, or that of the loaded folder. bos: as for `Local`.
+    rows: generations at once. sampling, seed: as for `Local`. Raises ValueError without a tokenizer, and for families
+    that the runtime lacks.
+    """
+
+    shares = True  # beginnings: the session goes back to them
+
+    def __init__(self, model, tokenizer=None, *, bos=None, rows: int = ROWS, sampling=None, seed: int = 0):
+        self.weights = model if isinstance(model, Weights) else weights_of(model)
+        self.tokenizer = tokenizer if tokenizer is not None else _tokenizer(model)
+        self.bos, self.rows, self.truncated = bos, rows, 0
+        self.drawn(sampling, seed)
+
+    @cached_property
+    def identity(self) -> str:
+        """SHA-256 of what decides the answers: every packed matrix, bias and norm, shapes, tokenizer."""
+        w, digest = self.weights, hashlib.sha256()
+        for matrix in w.matrices():
+            digest.update(matrix.data)
+            digest.update(repr(matrix[1:]).encode())
+        for layer in (*w.layers, {"norm": w.norm, "frequencies": w.frequencies, "head": (None, w.head_bias)}):
+            for name, part in sorted(layer.items()):
+                values = part[1] if isinstance(part, tuple) else part
+                digest.update(name.encode() + (b"" if values is None else values.tobytes()))
+        shape = w.hidden, w.heads, w.key_heads, w.size, w.eps, w.rotary_scale, w.limit, sorted(w.stops), self.bos
+        digest.update(repr((shape, tuple(LINEARS), sorted(self.tokenizer.get_vocab().items()))).encode())
+        return digest.hexdigest()
+
+    @property
+    def longest(self) -> int:
+        """The most tokens that the model reads."""
+        return self.weights.limit
+
+    def loglikelihoods(
+        self, requests: list[Likelihood], *, wanted: Collection[int] | None = None, finished: Callable | None = None
+    ) -> list[Outcome | None]:
+        """An outcome per request, None for those not `wanted`."""
+        encoded = likelihood.encode(self.tokenizer, requests, self.longest, bos=self.bos)
+        self.truncated = sum(each.truncated for each in encoded)
+        outcomes, walk, tell = [None] * len(encoded), _Walk(Session(self.weights)), finished or nothing
+        order = everything(wanted, requests)
+        for index in sorted(order, key=lambda index: (encoded[index].inputs, -len(encoded[index].targets), index)):
+            targets = torch.tensor(encoded[index].targets)
+            found = walk.logits(encoded[index].inputs, len(targets))
+            values, first = likelihood.read(found, torch.arange(len(targets)), targets, _same, found.shape[1])
+            outcomes[index] = Outcome(float(values.sum()), bool(first.all()), len(targets))
+            tell(index, outcomes[index])
+        return outcomes
+
+    def generate(
+        self, requests: list[Generation], *, wanted: Collection[int] | None = None, finished: Callable | None = None
+    ) -> list[str | None]:
+        """A text per request, up to its first stop string; None for those not `wanted`.
+
+        Rows come and go: one that has ended makes room for the next prompt at once.
+        """
+        prompts = generation.encode(self.tokenizer, requests, self.longest, bos=self.bos)
+        self.truncated = sum(each.truncated for each in prompts)
+        order = everything(wanted, requests)
+        waiting = iter(sorted(order, key=lambda index: (prompts[index].tokens, index)))
+        texts, tell, ends = [None] * len(requests), finished or nothing, self._ends()
+        rows, active = _Rows(self.weights, max(1, min(self.rows, len(order)))), {}
+        chooser = generation.Chooser(prompts, self.sampling, self.seed)
+
+        def see(slot: int, index: int, watch: Watch, token: int) -> None:
+            if watch.see(token):
+                rows.leave(slot)
+                active.pop(slot, None)
+                texts[index] = watch.text()
+                tell(index, texts[index])
+            else:
+                active[slot] = index, watch
+
+        while True:
+            while rows.free and (index := next(waiting, None)) is not None:
+                slot, found = rows.enter(prompts[index].tokens)
+                see(slot, index, Watch(self.tokenizer, requests[index], ends), *chooser(found, [(index, [])]))
+            if not active:
+                return texts
+            grown = {slot: (index, watch.tokens) for slot, (index, watch) in sorted(active.items())}
+            found = rows.step({slot: tokens[-1] for slot, (_, tokens) in grown.items()})
+            for slot, token in zip(grown, chooser(found, [*grown.values()])):
+                see(slot, *active[slot], token)
+
+    def pace(self) -> tuple[float, float]:
+        """(seconds per token read, seconds per token generated), from one trial of each after a warm-up."""
+        prompt = tuple(place * 7919 % self.weights.vocabulary for place in range(min(128, self.longest - 2)))
+        rows = _Rows(self.weights, self.rows)
+        entered = [rows.enter(prompt[place:])[0] for place in range(self.rows)]
+        begin = speed.clock()
+        Session(self.weights).extend(prompt, last=True)
+        middle = speed.clock()
+        rows.step(dict.fromkeys(entered, 0))
+        return (middle - begin) / len(prompt), (speed.clock() - middle) / self.rows
+
+    def _ends(self) -> frozenset[int]:
+        return frozenset({*self.weights.stops, self.tokenizer.eos_token_id} - {None})
+
+
+class _Walk:
+    """A session that goes from sequence to sequence by way of what they share."""
+
+    def __init__(self, session: Session):
+        self.session, self.tokens, self.found = session, (), torch.empty(0)
+
+    def logits(self, inputs: tuple[int, ...], count: int) -> Tensor:
+        """Logits [count, vocabulary] of the last `count` positions of `inputs`."""
+        if inputs == self.tokens and count <= len(self.found):
+            return self.found[-count:]
+        begin = len(inputs) - count
+        known = min(_shared(self.tokens, inputs), begin)
+        self.session.rewind(known)
+        if known < begin:
+            self.session.extend(inputs[known:begin], last=True)
+        self.tokens, self.found = inputs, self.session.extend(inputs[begin:])
+        return self.found
+
+
+class _Rows:
+    """Sequences that grow by a token a step, and a slot beside them where prompts are read before they enter."""
+
+    def __init__(self, weights: Weights, count: int):
+        self.batch, self.free, self.station, self.read = Batch(weights, count + 1), [*range(count)], count, ()
+
+    def enter(self, prompt: tuple[int, ...]) -> tuple[int, Tensor]:
+        """Read a prompt, from where it parts from the last one on; (the slot that it got, logits [1, vocabulary])."""
+        batch, slot = self.batch, self.free.pop()
+        known = min(_shared(self.read, prompt), len(prompt) - 1)
+        batch.lengths[self.station] = known
+        found = torch.from_numpy(batch.extend({self.station: list(prompt[known:])}))
+        self.read = prompt
+        filled = -(-len(prompt) // 16) * 16 * batch.weights.size  # keys lie in groups of sixteen positions
+        for part in (batch.cache.keys, batch.cache.values):
+            part[:, slot, :, :filled] = part[:, self.station, :, :filled]
+        batch.lengths[slot] = len(prompt)
+        return slot, found
+
+    def step(self, tokens: dict[int, int]) -> Tensor:
+        """Append a token to slots; logits [slots, vocabulary]."""
+        return torch.from_numpy(self.batch.extend({slot: [token] for slot, token in tokens.items()}))
+
+    def leave(self, slot: int) -> None:
+        """Give a slot back."""
+        self.batch.lengths[slot] = 0
+        self.free.append(slot)
+
+
+def _shared(one: tuple[int, ...], other: tuple[int, ...]) -> int:
+    """How many tokens two sequences begin with in common."""
+    pairs = enumerate(zip(one, other))
+    return next((place for place, (a, b) in pairs if a != b), min(len(one), len(other)))
+
+
+def is_packed(model) -> bool:
+    """Whether `Packed` answers for this: weights of `runtime.load`, or a model whose head `pack_` has packed."""
+    if isinstance(model, Weights):
+        return True
+    from lib.models import blocks
+    from lib.runtime.modules import PackedLinear
+
+    return isinstance(blocks.head(model), PackedLinear)
+
+
+def _same(given: Tensor) -> Tensor:
+    return given
+
+
+def _tokenizer(model):
+    found = getattr(model, "tokenizer", None)
+    if isinstance(model, Weights) and hasattr(found, "path"):
+        from transformers import AutoTokenizer
+
+        return AutoTokenizer.from_pretrained(found.path.parent)
+    if found is None:
+        raise ValueError("a packed model without a tokenizer; give one as `tokenizer`.")
+    return found
