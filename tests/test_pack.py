@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from lib.quantizers.grid import Quantized
-from lib.runtime import pack
+from lib.runtime import memory, pack
 
 
 def random(rows, columns, bits, group_size, symmetric=False, seed=0):
@@ -94,19 +94,19 @@ def test_what_the_layout_cannot_hold_is_refused():
 
 
 def test_memory_is_zero_aligned_and_side_by_side():
-    parts = [pack.memory(count) for count in (100, 64, 1, 5000)]
+    parts = [memory.zeros(count) for count in (100, 64, 1, 5000)]
     addresses = [part.ctypes.data for part in parts]
     assert all(address % 64 == 0 for address in addresses) and not any(part.any() for part in parts)
     parts[0][:] = 255
     assert not any(part.any() for part in parts[1:])
     gaps = [after - before - len(part) for before, after, part in zip(addresses, addresses[1:], parts)]
     assert sum(0 <= gap < 64 for gap in gaps) >= 2  # but where a new chunk begins
-    assert len(pack.memory(pack.CHUNK + 5)) == pack.CHUNK + 5
+    assert len(memory.zeros(memory.CHUNK + 5)) == memory.CHUNK + 5
 
 
 def test_memory_lives_as_long_as_what_lies_in_it():
-    kept = pack.memory(1000)
+    kept = memory.zeros(1000)
     kept[:] = 7
     for _ in range(3):
-        pack.memory(pack.CHUNK)[:] = 1  # new chunks; the old one is in use
+        memory.zeros(memory.CHUNK)[:] = 1  # new chunks; the old one is in use
     assert (kept == 7).all()

@@ -10,6 +10,7 @@ from types import SimpleNamespace
 import numpy as np
 
 from lib.runtime import pack
+from lib.runtime.memory import zeros
 from lib.runtime.pack import Packed
 from lib.runtime.weights import LINEARS, NORMS, Weights, ids, refuse, shape, unsupported
 
@@ -141,7 +142,7 @@ class Tensors:
 def _room(rows: int, columns: int, bits: int, group: int, symmetric: bool):
     """Memory for a packed matrix, and a function from a row (a multiple of 16) to the place of its tile."""
     tile = sum(pack.tile_bytes(columns, bits, group, symmetric))
-    return pack.memory(-(-rows // pack.TILE) * tile), lambda row: row // pack.TILE * tile
+    return zeros(-(-rows // pack.TILE) * tile), lambda row: row // pack.TILE * tile
 
 
 def spread(words: np.ndarray, bits: int, count: int) -> np.ndarray:

@@ -6,6 +6,7 @@ from torch import Tensor, nn
 
 from lib.models import blocks
 from lib.runtime import cpu, pack, reference
+from lib.runtime.memory import zeros
 from lib.runtime.pack import Packed
 from lib.runtime.weights import unsupported
 
@@ -140,7 +141,7 @@ def round_and_pack(weight: Tensor, bits: int, rows: int = 2048) -> Packed:
 
     count, columns = weight.shape
     group = next((size for size in (64, 32) if columns % size == 0), columns)
-    data = pack.memory(pack.size(count, columns, bits=bits, group_size=group))
+    data = zeros(pack.size(count, columns, bits=bits, group_size=group))
     tile = sum(pack.tile_bytes(columns, bits, group, True))
     for first in range(0, count, rows):
         part = rtn(weight[first : first + rows], bits=bits, group_size=group, symmetric=True, candidates=1)

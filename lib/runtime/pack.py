@@ -27,18 +27,15 @@ Blocks are what activations share a scale over: 64 columns, or 32 where a group 
 with zero codes to whole blocks and a matrix to whole tiles; what is padded meets activations of zero, or is never read.
 """
 
-import mmap
 from typing import NamedTuple
 
 import numpy as np
 
+from lib.runtime.memory import zeros
+
 TILE, UNIT, PLAIN = 16, 32, 16
 AT_ONCE = 64  # tiles that are packed or unpacked at once: it takes a few bytes a code
-CHUNK = 2**25  # bytes
 LINES = {2: 2, 3: 3, 4: 4, 8: 8}  # of 64 bytes a unit
-
-
-_chunk = {"bytes": np.empty(0, np.uint8), "used": 0}
 
 
 class Packed(NamedTuple):
@@ -127,7 +124,7 @@ def pack_arrays(codes, scale, zero, *, bits: int, group_size: int, out=None, nam
     (rows, columns), symmetric = codes.shape, zero is None
     check(columns, group_size, name)
     header, body = tile_bytes(columns, bits, group_size, symmetric)
-    out = memory(-(-rows // TILE) * (header + body)) if out is None else out
+    out = zeros(-(-rows // TILE) * (header + body)) if out is None else out
     tiles = out.reshape(-1, header + body)
     for start in range(0, len(tiles), AT_ONCE):
         part, some = tiles[start : start + AT_ONCE], slice(start * TILE, (start + AT_ONCE) * TILE)
@@ -142,7 +139,7 @@ def pack_plain(weight) -> Packed:
 
     bits = weight.detach().cpu().to(torch.bfloat16).contiguous().view(torch.int16).numpy().view(np.uint16)
     rows, columns = weight.shape
-    return Packed(pack_bits(bits, memory(size(rows, columns, bits=PLAIN))), rows, columns, PLAIN, columns)
+    return Packed(pack_bits(bits, zeros(size(rows, columns, bits=PLAIN))), rows, columns, PLAIN, columns)
 
 
 def pack_bits(values: np.ndarray, out: np.ndarray) -> np.ndarray:
@@ -190,22 +187,6 @@ def unpack_plain(packed: Packed):
     values = packed.data.view(np.uint16).reshape(-1, packed.columns, TILE).transpose(0, 2, 1)
     values = np.ascontiguousarray(values).reshape(-1, packed.columns)[: packed.rows]
     return torch.from_numpy(values.view(np.int16)).view(torch.bfloat16)
-
-
-def memory(count: int) -> np.ndarray:
-    """`count` bytes of zeros on a line of 64, in huge pages where the system gives them.
-
-    Matrices that are packed one after another lie side by side in chunks of 32 MiB: a page of its own for every 4 KiB
-    would cost a decoding step, which reads every byte once, thousands of walks through page tables.
-    """
-    start = -(-_chunk["used"] // 64) * 64
-    if start + count > len(_chunk["bytes"]):
-        block, start = mmap.mmap(-1, max(count, CHUNK), flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS), 0
-        if hasattr(mmap, "MADV_HUGEPAGE"):
-            block.madvise(mmap.MADV_HUGEPAGE)
-        _chunk["bytes"] = np.frombuffer(block, np.uint8)
-    _chunk["used"] = start + count
-    return _chunk["bytes"][start : start + count]
 
 
 def _fill(values: np.ndarray, rows: int, columns: int | None = None) -> np.ndarray:
