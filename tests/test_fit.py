@@ -45,6 +45,22 @@ def test_a_speed_is_reached_with_the_fewest_blocks_and_predicted_right(clocked, 
     assert found.errors["tokens_per_second"] < 1e-6 and found.errors["parameters"] == 0
 
 
+def test_a_machine_that_slows_down_between_is_no_error(clocked, monkeypatch):
+    now, pace, through = speed.clock, [1.0], probe.seconds
+
+    def probed(*args, **options):
+        found = through(*args, **options)
+        pace[0] = 3.0  # from here on all takes three times as long
+        return found
+
+    monkeypatch.setattr(probe, "seconds", probed)
+    monkeypatch.setattr(speed, "clock", lambda: pace[0] * now())
+    wanted = 1 / (FIXED + 4 * EACH)
+    found = depth.fit_(clocked, tiny.tokens(), tokens_per_second=0.999 * wanted, **QUICK)
+    assert found.measured["tokens_per_second"].value == pytest.approx(wanted / 3)
+    assert len(found.removed) == 2 and found.errors["tokens_per_second"] < 1e-6
+
+
 def test_the_same_blocks_as_without_a_fit(clocked):
     expected = depth.choose(copy.deepcopy(clocked), tiny.tokens(), way="greedy", blocks=3)
     options = {"way": "greedy", "protect": [], "tokens_per_second": 0.999 / (FIXED + 3 * EACH)}

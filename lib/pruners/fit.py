@@ -17,7 +17,9 @@ class Fit:
     """What `fit_` did. removed: blocks, counted from 0 as in the whole model, in the order in which they went.
 
     predicted: `parameters`, `megabytes`, `tokens_per_second` and, where it was asked for, `memory_megabytes`, before
-    anything was cut. measured: the same of the pruned model, `megabytes` only where it was saved.
+    anything was cut; the speed as a multiple of the whole model's, which is timed again in turns with the pruned one,
+    so that a machine that has changed its pace since is no error. measured: the same of the pruned model, `megabytes`
+    only where it was saved.
     """
 
     removed: list[int]
@@ -65,9 +67,11 @@ def fit_(
     removed = depth.choose(model, calibration, way=way, score=score, protect=protect, state=state, budget=budget)
     asked = [kind for kind in wanted if kind != "memory_megabytes" or memory_megabytes is not None]
     predicted = {kind: budget.predict(kind, removed) for kind in asked}
+    paced = speed.measure({"whole": model, "pruned": depth.without(model, removed)}, **timing)
+    predicted["tokens_per_second"] *= paced["whole"][phase].value / budget.predict("tokens_per_second", [])
     depth.drop_blocks_(model, removed)
     measured = {"parameters": exact(count.parameters(model), "weights", higher_is_better=False)}
-    measured["tokens_per_second"] = speed.measure({"pruned": model}, **timing)["pruned"][phase]
+    measured["tokens_per_second"] = paced["pruned"][phase]
     if memory_megabytes is not None:
         used = throughput.measure({"pruned": model}, rounds=1)["pruned"]["memory"]
         measured["memory_megabytes"] = exact(used.value / 1e6, "MB", higher_is_better=False)
