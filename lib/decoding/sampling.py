@@ -56,6 +56,10 @@ class Sampling:
         """One token with these probabilities [vocabulary]."""
         return int(torch.multinomial(probabilities, 1, generator=self._generator))
 
+    def next(self, logits: Tensor, history: Tensor) -> int:
+        """The token that follows: the likeliest where this is greedy, else one draw."""
+        return self.best(logits, history) if self.greedy else self.draw(self.probabilities(logits, history))
+
     def accept(self, probability: float) -> bool:
         """True with this probability."""
         return float(torch.rand((), generator=self._generator)) < probability

@@ -69,8 +69,7 @@ class Chooser:
 
     def _draw(self, logits: Tensor, index: int, tokens: list[int]) -> int:
         draws = self.of.setdefault(index, Sampling(**self.sampling, seed=self.seed + index))
-        history = torch.tensor([*self.prompts[index].tokens, *tokens])
-        return draws.best(logits, history) if draws.greedy else draws.draw(draws.probabilities(logits, history))
+        return draws.next(logits, torch.tensor([*self.prompts[index].tokens, *tokens]))
 
 
 @dataclass

@@ -12,7 +12,7 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
-from lib.evaluation import generation, likelihood
+from lib.evaluation import generation, likelihood, prefixes
 from lib.evaluation.engine import Local, everything, nothing
 from lib.evaluation.stops import Watch
 from lib.metrics import speed
@@ -136,7 +136,7 @@ class _Walk:
         if inputs == self.tokens and count <= len(self.found):
             return self.found[-count:]
         begin = len(inputs) - count
-        known = min(_shared(self.tokens, inputs), begin)
+        known = min(prefixes.shared(self.tokens, inputs), begin)
         self.session.rewind(known)
         if known < begin:
             self.session.extend(inputs[known:begin], last=True)
@@ -153,7 +153,7 @@ class _Rows:
     def enter(self, prompt: tuple[int, ...]) -> tuple[int, Tensor]:
         """Read a prompt, from where it parts from the last one on; (the slot that it got, logits [1, vocabulary])."""
         batch, slot = self.batch, self.free.pop()
-        known = min(_shared(self.read, prompt), len(prompt) - 1)
+        known = min(prefixes.shared(self.read, prompt), len(prompt) - 1)
         batch.lengths[self.station] = known
         found = torch.from_numpy(batch.extend({self.station: list(prompt[known:])}))
         self.read = prompt
@@ -171,12 +171,6 @@ class _Rows:
         """Give a slot back."""
         self.batch.lengths[slot] = 0
         self.free.append(slot)
-
-
-def _shared(one: tuple[int, ...], other: tuple[int, ...]) -> int:
-    """How many tokens two sequences begin with in common."""
-    pairs = enumerate(zip(one, other))
-    return next((place for place, (a, b) in pairs if a != b), min(len(one), len(other)))
 
 
 def is_packed(model) -> bool:

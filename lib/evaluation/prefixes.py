@@ -94,8 +94,8 @@ def tree(sequences) -> Node:
             low += 1  # the sequence that ends here sorts before those that go on
         while low < high:
             after = bisect_right(order, order[low][depth], low, high, key=lambda sequence: sequence[depth])
-            shared = _shared(order[low], order[after - 1], depth)
-            node = Node(order[low][depth:shared], depth, parent)
+            common = shared(order[low], order[after - 1], depth)
+            node = Node(order[low][depth:common], depth, parent)
             parent.children[node.tokens[0]] = node
             made.append(node)
             waiting.append((node, low, after))
@@ -158,7 +158,7 @@ def _leaves(top: Node, anchor: Node, ends: set[Node], budget: int) -> Iterator[t
         waiting.extend(reversed(node.children.values()))
 
 
-def _shared(first: tuple, last: tuple, start: int) -> int:
+def shared(first: tuple, last: tuple, start: int = 0) -> int:
     """Length of the common beginning of two sequences that agree before `start`."""
     length = min(len(first), len(last))
     low, high = start, length  # slices compare in C: halve instead of walking

@@ -36,11 +36,16 @@ def scores(table: pd.DataFrame):
     return figure
 
 
+def skilled(row: dict) -> bool:
+    """Whether a record's interval lies above chance and the best constant answer, as far as they are known."""
+    known = [float(row[name]) for name in ("chance", "constant") if pd.notna(row.get(name))]
+    return not known or float(row["low"]) > max(known)
+
+
 def _score(axes, place: int, row: dict, look) -> None:
     """One task: its interval, its value in figures, and what it has to beat."""
     low, high = float(row["low"]), float(row["high"])
-    known = [float(row[name]) for name in ("chance", "constant") if pd.notna(row.get(name))]
-    skill = not known or low > max(known)
+    skill = skilled(row)
     axes.plot([low, high], [place, place], color=look.colour, linewidth=1.6, zorder=2)
     axes.plot(row["value"], place, look.marker, color=look.colour, zorder=4,
               markerfacecolor=look.colour if skill else "white")  # fmt: skip

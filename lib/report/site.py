@@ -32,6 +32,7 @@ from lib.report import (
     task_pages,
 )
 from lib.report.findings import findings
+from lib.report.pages import render
 
 BEGIN, END = "<!-- results:begin -->", "<!-- results:end -->"
 KINDS = {"csv": "CSV with full numbers", "md": "Markdown", "tex": "LaTeX"}
@@ -86,7 +87,7 @@ def build() -> Path:
         "groups": task_pages.build(table, folder, notebooks.css()),
         "problems": _problems(table, documents, pages),
     }
-    return files.write_text(folder / "index.html", _template().render(context))
+    return files.write_text(folder / "index.html", render("template", **context))
 
 
 def readme(path: Path | None = None) -> Path:
@@ -117,13 +118,6 @@ def _documents() -> list[dict]:
 def _unbroken(sentence: str) -> str:
     """The sentence with spaces that do not break inside `26.2 ± 0.4`, `95 %` and `4 bits`."""
     return re.sub(r" (?=[±%]|bits|blocks)|(?<=±) ", "\N{NO-BREAK SPACE}", sentence)
-
-
-def _template():
-    import jinja2
-
-    source = (Path(__file__).parent / "template.html").read_text(encoding="utf-8")
-    return jinja2.Environment(autoescape=True, trim_blocks=True).from_string(source)
 
 
 def _comparison(part: pd.DataFrame, folder: Path, number: int) -> dict:

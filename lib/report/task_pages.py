@@ -5,7 +5,7 @@ from pathlib import Path
 import pandas as pd
 
 from lib import files, tasks
-from lib.report import evaluation, rows, style, tables
+from lib.report import evaluation, pages, rows, style, tables
 
 LABELS = ["task", "measured", "low", "high", "chance", "constant"]  # of records of the metric "score"
 
@@ -23,14 +23,15 @@ def build(table: pd.DataFrame, folder: Path, css: str) -> list[dict]:
             continue
         for path in style.save(evaluation.scores(data), name):
             files.write_bytes(folder / "files" / path.name, path.read_bytes())
-        context = {"css": css, "title": group, "figure": name, "table": tables.html(readable(data))}
-        files.write_text(folder / f"{name}.html", _template().render(context))
+        page = pages.render("tasks", css=css, title=group, figure=name, table=tables.html(readable(data)))
+        files.write_text(folder / f"{name}.html", page)
     return found
 
 
 def scores(table: pd.DataFrame, group: str) -> pd.DataFrame:
     """The newest record of each task of a group, metric, model and number of samples; column `of` names the model."""
-    data = rows.complete(table).reindex(columns=list(dict.fromkeys([*rows.complete(table).columns, *LABELS])))
+    data = rows.complete(table)
+    data = data.reindex(columns=list(dict.fromkeys([*data.columns, *LABELS])))
     data = data[data["metric"].eq("score") & data["status"].isin(rows.SHOWN) & data["task"].notna()]
     data = data[data["task"].map(_group).eq(group)].sort_values("time", kind="stable")
     names = [_name(row) for row in data.to_dict("records")]
@@ -41,7 +42,6 @@ def readable(data: pd.DataFrame) -> pd.DataFrame:
     """What a page shows of `scores`, a line each."""
     lines = []
     for row in data.sort_values(["task", "of"]).to_dict("records"):
-        known = [row[name] for name in ("chance", "constant") if pd.notna(row[name])]
         lines.append({
             "Task": row["task"],
             "Model": row["of"],
@@ -51,7 +51,7 @@ def readable(data: pd.DataFrame) -> pd.DataFrame:
             "n": f"{row['n']:.0f}",
             "Chance": _number(row["chance"]),
             "Constant answer": _number(row["constant"]),
-            "Skill": "shown" if not known or float(row["low"]) > max(map(float, known)) else "not shown",
+            "Skill": "shown" if evaluation.skilled(row) else "not shown",
         })  # fmt: skip
     return pd.DataFrame(lines)
 
@@ -72,10 +72,3 @@ def _group(task: str) -> str | None:
         return tasks.group(task)
     except ValueError:
         return None  # a task that this version no longer has
-
-
-def _template():
-    import jinja2
-
-    source = (Path(__file__).parent / "tasks.html").read_text(encoding="utf-8")
-    return jinja2.Environment(autoescape=True, trim_blocks=True).from_string(source)

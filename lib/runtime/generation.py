@@ -78,10 +78,7 @@ class _Chooser:
             return int(logits.argmax())
         import torch
 
-        row, history = torch.as_tensor(logits), torch.tensor(known)
-        if self.sampling.greedy:
-            return self.sampling.best(row, history)
-        return self.sampling.draw(self.sampling.probabilities(row, history))
+        return self.sampling.next(torch.as_tensor(logits), torch.tensor(known))
 
     def ending(self, new: list[int]) -> str:
         if new[-1] in self.ends:

@@ -2,6 +2,7 @@
 
 import json
 import re
+from collections.abc import Iterator
 from pathlib import Path
 
 from lib.sources import place
@@ -109,9 +110,9 @@ def _split_of(path):
     return next((split for split, start in SPLITS.items() if path.name.lower().startswith(start)), None)
 
 
-def _jsonl(path):
-    found, field = [], ""
-    for number, line in enumerate(decode(path).split("\n"), 1):
+def objects(text: str, path: Path) -> Iterator[tuple[str, dict]]:
+    """("FILE line N", object) of each line of JSONL that is not blank; `ValueError` names one that is no object."""
+    for number, line in enumerate(text.split("\n"), 1):
         if not line.strip():
             continue
         where = f"{place(path)} line {number}"
@@ -121,6 +122,12 @@ def _jsonl(path):
             raise ValueError(f"{where} is not JSON ({error}); each line is one JSON object; mend or drop it.") from None
         if not isinstance(row, dict):
             raise ValueError(f"{where} is a {type(row).__name__}; each line is one JSON object; mend or drop it.")
+        yield where, row
+
+
+def _jsonl(path):
+    found, field = [], ""
+    for where, row in objects(decode(path), path):
         if made := instruction(row):
             row = {"text": made} if not set(FIELDS) & set(row) else row
         field = field or field_of(row, where)

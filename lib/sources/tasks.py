@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from lib import files
-from lib.sources import data, hub, note, place
+from lib.sources import data, hub, note, place, readers
 from lib.sources.benchmarks import BENCHMARKS, Benchmark
 
 
@@ -48,20 +48,8 @@ def names() -> set[str]:
 
 
 def lines(path: Path) -> list[tuple[str, dict]]:
-    """("FILE line N", object) of a JSONL file, blank lines left out; `ValueError` names the line that is no object."""
-    found = []
-    for number, line in enumerate(path.read_text(encoding="utf-8").split("\n"), 1):
-        if not line.strip():
-            continue
-        where = f"{place(path)} line {number}"
-        try:
-            row = json.loads(line)
-        except ValueError as error:
-            raise ValueError(f"{where} is not JSON ({error}); each line is one JSON object; mend or drop it.") from None
-        if not isinstance(row, dict):
-            raise ValueError(f"{where} is a {type(row).__name__}; each line is one JSON object; mend or drop it.")
-        found.append((where, row))
-    return found
+    """("FILE line N", object) of a JSONL file, as `readers.objects` reads it."""
+    return list(readers.objects(path.read_text(encoding="utf-8"), path))
 
 
 def convert(line, entries: list[tuple[str, dict]], name: str) -> list[dict]:

@@ -84,8 +84,8 @@ def load(
 def group(name: str) -> str:
     """The group of `GROUPS` that a task, or a part of one, belongs to; raises ValueError for unknown names."""
     form, _ = find(name)
-    inside = {id(own): group for group, families in GROUPS.items() for each in families for own in each.TASKS.values()}
-    return inside[id(form)]
+    owned = ((group, own) for group, families in GROUPS.items() for each in families for own in each.TASKS.values())
+    return next(group for group, own in owned if own is form)
 
 
 def find(name):
