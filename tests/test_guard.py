@@ -6,19 +6,20 @@ import torch
 from lib.decoding import guard
 from lib.decoding.generate import generate
 from lib.decoding.guard import Guard
+from lib.decoding.verify import NOTHING
 from lib.metrics import speed
 from tests import tabular
 
 
 class Timed(tabular.TabularSession):
-    """A session in which a pass over k tokens takes 1 + (k - 1) `each` seconds of the tests' clock."""
+    """A session in which a pass over k tokens takes `base` (1 + (k - 1) `each`) seconds of the tests' clock."""
 
     def __init__(self, each, **options):
         super().__init__(**options)
-        self.each, self.now = each, 0.0
+        self.each, self.base, self.now = each, 1.0, 0.0
 
     def extend(self, tokens, **options):
-        self.now += 1 + (len(tokens) - 1) * self.each
+        self.now += self.base * (1 + (len(tokens) - 1) * self.each)
         return super().extend(tokens, **options)
 
 
@@ -83,3 +84,49 @@ def test_bad_costs_are_refused():
             Guard(costs)
     with pytest.raises(ValueError, match="slack=0"):
         Guard({0: 1.0, 1: 1.0}, slack=0)
+
+
+def test_plain_steps_measured_too_dear_pay_for_no_drafts(timed):
+    session = timed(0.5)  # one drafted token costs half a step, and every draft is wrong
+    found = Guard({0: 1.3, 1: 1.31, 4: 1.4})
+    for _ in range(4):  # whatever was learned from one answer serves the next
+        plain, seen = answer(session, 1.0, found, count=64)
+        assert seen.seconds <= 1.05 * plain
+    assert found.costs[0] == 1.0
+
+
+def test_time_of_fruitless_search_is_on_the_account(timed):
+    session = timed(0.5)
+
+    class Slow:
+        asked = 0
+
+        def draft(self, token_ids, at_most=None):
+            session.now, self.asked = session.now + 0.4, self.asked + 1
+            return NOTHING
+
+    drafter, prompt = Slow(), torch.tensor([0, 1, 2])
+    plain = generate(session, prompt, new_tokens=100)
+    found = generate(session, prompt, new_tokens=100, drafter=drafter, guard=Guard({0: 1.0, 1: 1.02}))
+    assert drafter.asked > 2 and found.seconds <= 1.05 * plain.seconds
+
+
+def test_hopeless_drafts_become_rare(timed):
+    session = timed(0.1)  # cheap enough that the account alone would let many through
+    found, drafts = Guard(guard.step_costs(session, lengths=(0, 1, 4), context=8, rounds=1)), []
+    for _ in range(6):
+        _, seen = answer(session, 1.0, found, count=100)
+        drafts.append(sum(step.drafted > 0 for step in seen.steps))
+    assert max(drafts[1:]) <= 4
+    plain, seen = answer(session, 0.0, found, count=400)  # text that can be copied is still noticed
+    assert seen.seconds < 0.7 * plain
+
+
+def test_a_machine_that_becomes_slower_is_noticed_among_drafts(timed):
+    session = timed(0.9)  # drafts that are all right gain so little that a plain step is worth its place
+    found = Guard({0: 1.0, 1: 1.9, 4: 4.6})
+    answer(session, 0.0, found, count=100)
+    assert found.costs[0] == pytest.approx(1.0)
+    session.base = 2.0
+    answer(session, 0.0, found, count=100)
+    assert found.costs[0] == pytest.approx(2.0)

@@ -71,6 +71,31 @@ def test_curves_on_another_text_are_not_mixed_in():
     assert box.x0 >= 0 and box.x1 <= figure.bbox.x1  # one panel is narrow
 
 
+def asked(task, blocks, score="leave_one_out"):
+    shared = base("run-31", healing.NOTEBOOK, metric="task_score", task=task, score=score, removed_blocks=blocks)
+    levels = [("original", 0, 0.9), ("pruned", 0, 0.2)]
+    healed = [(way, amount, 0.2 + gain * place) for way, gain in GAIN.items() for place, amount in enumerate(AMOUNTS)]
+    given = [dict(way=way, healing_tokens=amount, value=value) for way, amount, value in levels + healed]
+    return pd.DataFrame([{**shared, **each, "measured": "acc", "stderr": 0.02, "n": 50} for each in given])
+
+
+def test_tasks_stand_between_the_pruned_model_and_the_original():
+    table = pd.concat([asked(task, blocks) for task in ("arc_easy", "needle") for blocks in (3, 6)])
+    figure = healing.answers(
+        pd.concat([asked("arc_easy", 3, "taylor").assign(time="2029-01-01T00:00:00+00:00"), table])
+    )
+    assert len(figure.axes) == 4 and "needle, 6 blocks less" in texts(figure)
+    axes = figure.axes[0]
+    assert [line.get_ydata()[0] for line in axes.lines[:2]] == pytest.approx([90, 20])
+    assert axes.containers[0][0].get_ydata().tolist() == pytest.approx([20, 40, 60])
+    legend = [text.get_text() for text in figure.legends[0].get_texts()]
+    assert legend[:2] == ["original", "pruned"] and len(legend) == 5
+    drawn(figure)
+    assert "By taylor; bars: 95 %." in texts(
+        healing.answers(pd.concat([table, asked("arc_easy", 3, "taylor")]), "taylor")
+    )
+
+
 def test_losses_stand_apart_by_what_they_measure():
     histories = {"distill": history(1.0, 0.3), "full": history(4.0, 3.2), "lora": history(4.0, 3.3)}
     figure = healing.losses(histories)
@@ -82,7 +107,7 @@ def test_losses_stand_apart_by_what_they_measure():
     assert len(healing.losses({"full": history(4.0, 3.2, steps=2)}).axes) == 1
 
 
-@pytest.mark.parametrize("figure", [healing.curve, healing.curves])
+@pytest.mark.parametrize("figure", [healing.curve, healing.curves, healing.answers])
 def test_without_records_the_figure_says_so(figure):
     for table in (pd.DataFrame(), recorded(status="failed"), recorded().drop(columns="way")):
         assert healing.NOTEBOOK in texts(figure(table))

@@ -101,11 +101,12 @@ def generate(
 def _step(session, text: Tensor, known: int, drafter, guard, sampling: Sampling) -> tuple[list[int], Step]:
     """Draft and verify behind the `known` tokens of `text`, timed; the tokens found, and the step."""
     with speed.stopwatch() as watch:
-        draft = _propose(drafter, guard, text[:known], len(text) - known - 1)
+        with speed.stopwatch() as drafting:
+            draft = _propose(drafter, guard, text[:known], len(text) - known - 1)
         found = _pass(session, text, known, draft, sampling)
     step = Step(len(draft.token_ids), len(found) - 1, len(found), watch.seconds)
     if guard is not None:
-        guard.record(step.drafted, step.accepted, step.seconds)
+        guard.record(step.drafted, step.accepted, step.seconds, drafting.seconds)
     return found, step
 
 

@@ -3,11 +3,12 @@
 Reading γ drafted tokens makes a step dearer, c(γ) instead of c(0) seconds, and brings (1 - α^(γ+1)) / (1 - α) tokens
 on average (arXiv 2211.17192, equation 1 and theorem 3.8, with measured costs instead of a constant). The guard takes
 the γ with the most tokens a second, and plain steps where no γ is above them. Estimates can be wrong, so it also keeps
-an account for each answer: a draft is made only if, all of it being rejected, the answer is still at most `slack`
-behind plain decoding.
+an account for each answer, in seconds: a draft is made only if, all of it being rejected, the answer is still at most
+`slack` behind plain decoding. The time that drafters take is on the account too, found or not.
 """
 
 import statistics
+from collections import deque
 
 import torch
 
@@ -16,9 +17,13 @@ from lib.decoding.speculative import expected_tokens
 from lib.decoding.verify import Drafter
 from lib.metrics import speed
 
-PATIENCE = 8  # of the drafts that do not seem to pay, one in so many is made, to notice when they do
+PATIENCE = 8  # of the drafts that do not seem to pay, one in so many is made, to notice when they do; one in twice as
+MOST_PATIENCE = 256  # many after each that was rejected, up to this
 FORGET = 0.8  # weight of the past in the share of accepted tokens, per draft
-RENEW = 0.1  # weight of a new measurement in the cost of a step
+RENEW = 0.2  # weight of a new measurement in the cost of a step that drafts
+RECENT = 15  # plain steps whose median is the cost of a plain step
+STALE = 16  # drafts in a row that gain little, after which a plain step tells what one costs now
+LITTLE = 1.25
 
 
 class Guard:
@@ -39,11 +44,14 @@ class Guard:
             raise ValueError(f"slack={slack}; choose a share between 0 and 1, such as 0.03.")
         self.costs, self.slack = dict(sorted(costs.items())), slack
         self.accepted, self.rejected = 2.0, 1.0  # before anything is known, 2 of 3 drafted tokens are right
+        self._plain = deque([costs[0]], maxlen=RECENT)
+        self._patience = PATIENCE
         self.start()
 
     def start(self) -> None:
-        """A new answer begins, and with it a new account."""
-        self.balance, self._declined = 0.0, 0
+        """A new answer begins, and with it a new account [s]; another text deserves another try."""
+        self.balance, self._declined, self._drafts = 0.0, 0, 0
+        self._patience = max(PATIENCE, self._patience // 2)
 
     def longest(self, at_most: int) -> int:
         """Tokens to draft now, 0 to `at_most` and to the longest length with a cost; 0 is a plain step."""
@@ -53,10 +61,11 @@ class Guard:
         if not affordable:
             return 0
         best = max(range(1, affordable + 1), key=self.gain)
-        if self.gain(best) > 1:
-            return best
+        gain = self.gain(best)
+        if gain > 1:
+            return best if gain > LITTLE or self._drafts < STALE else 0
         self._declined += 1
-        return best if self._declined % PATIENCE == 0 else 0
+        return best if self._declined % self._patience == 0 else 0
 
     def gain(self, length: int) -> float:
         """Expected tokens a second of steps that draft `length` tokens, relative to plain steps."""
@@ -73,21 +82,38 @@ class Guard:
         slope = (self.costs[high] - self.costs[low]) / (high - low)
         return max(self.costs[low] + slope * (length - low), self.costs[0])
 
-    def record(self, drafted: int, accepted: int, seconds: float) -> None:
-        """A step was taken: it drafted (0: a plain one), was right about `accepted` of them, and took `seconds`."""
+    def record(self, drafted: int, accepted: int, seconds: float, drafting: float = 0.0) -> None:
+        """A step was taken: it drafted (0: a plain one), was right about `accepted` of them, and took `seconds`.
+
+        drafting: those of the seconds that went by before the model was asked.
+        """
         if drafted:
-            self.accepted = FORGET * self.accepted + accepted
-            self.rejected = FORGET * self.rejected + (accepted < drafted)
-            self.balance += (1 + self.slack) * (accepted + 1) - seconds / self.costs[0]
+            self._drafted(drafted, accepted, seconds)
         else:
-            self.balance += self.slack
+            # what the model took, plain decoding would have taken; only what came before it is lost
+            self.balance += self.slack * self.costs[0] - drafting
+            self._plain_took(seconds - drafting)
+
+    def _drafted(self, drafted: int, accepted: int, seconds: float) -> None:
+        self.balance += (1 + self.slack) * (accepted + 1) * self.costs[0] - seconds
+        self.accepted = FORGET * self.accepted + accepted
+        self.rejected = FORGET * self.rejected + (accepted < drafted)
+        self._patience = PATIENCE if accepted else min(2 * self._patience, MOST_PATIENCE)
+        self._drafts += 1
         old = self.cost(drafted)
         # one disturbance must not rule the estimate
         self.costs[drafted] = old + RENEW * (min(seconds, 2 * old) - old)
 
+    def _plain_took(self, seconds: float) -> None:
+        """A machine that becomes slower or faster does so for all steps: the costs keep their ratios."""
+        self._drafts = 0
+        self._plain.append(seconds)
+        change = statistics.median_low(self._plain) / self.costs[0]
+        self.costs = {length: cost * change for length, cost in self.costs.items()}
+
     def _loss(self, length: int) -> float:
-        """What the account loses, in plain steps, when all `length` tokens are rejected."""
-        return self.cost(length) / self.costs[0] - (1 + self.slack)
+        """What the account loses [s] when all `length` tokens are rejected."""
+        return self.cost(length) - (1 + self.slack) * self.costs[0]
 
 
 def step_costs(

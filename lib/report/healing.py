@@ -42,14 +42,9 @@ def curves(table: pd.DataFrame, metric: str = "recovered_perplexity"):
 
     Only runs on the model and text of the newest one: curves on other texts are no part of the same grid.
     """
-    data = rows.complete(table)
-    data = _points(data[data["metric"].eq(metric) & data["status"].isin(rows.SHOWN)])
-    if data.empty or not {"score", "removed_blocks"} <= set(data.columns):
+    data = _grid(table, metric)
+    if data.empty:
         return ax.gap("The healing curve", NOTEBOOK)
-    data = data.sort_values("time", kind="stable")
-    for setting in ("model", "text"):
-        data = data[data[setting].isin([data[setting].iloc[-1]])]  # where it is not noted, that is one setting too
-    data = data.drop_duplicates(["score", "removed_blocks", *LABELS], keep="last")
     scores, depths = sorted(data["score"].unique()), sorted(data["removed_blocks"].unique())
     with style.use():
         figure = style.picture(3.2 * len(scores) + 1, 2.6 * len(depths) + 0.8)
@@ -67,6 +62,32 @@ def curves(table: pd.DataFrame, metric: str = "recovered_perplexity"):
             line[0].set_ylabel("recovered, %")
         for axes in grid[-1]:
             axes.set_xlabel("healing tokens")
+        _legend(figure, max(grid.flat, key=lambda axes: len(axes.containers)))
+    return figure
+
+
+def answers(table: pd.DataFrame, score: str | None = None):
+    """Scores of tasks against healing tokens: a row a task, a column a number of removed blocks, a line a way.
+
+    Horizontal lines are the original and the pruned model. score: the importance score that chose the blocks; the one
+    of the newest run unless told.
+    """
+    data = _grid(table, "task_score", "task")
+    if not data.empty:
+        score = score or data["score"].iloc[-1]
+        data = data[data["score"].eq(score)]
+    if data.empty:
+        return ax.gap("What the healed model can do", NOTEBOOK)
+    depths, names = sorted(data["removed_blocks"].unique()), sorted(data["task"].unique())
+    with style.use():
+        figure = style.picture(3.2 * len(depths) + 1, 2.8 * len(names) + 0.6)
+        grid = figure.subplots(len(names), len(depths), sharex=True, sharey="row", squeeze=False)
+        for line, task in zip(grid, names):
+            for axes, depth in zip(line, depths):
+                part = data[data["task"].eq(task) & data["removed_blocks"].eq(depth)]
+                _task(axes, part)
+                ax.headline(axes, f"{task}, {depth:.0f} blocks less", f"By {score.replace('_', ' ')}; bars: 95 %.")
+            line[0].set_ylabel(f"{data.loc[data['task'].eq(task), 'measured'].iloc[-1]}, %")
         _legend(figure, max(grid.flat, key=lambda axes: len(axes.containers)))
     return figure
 
@@ -95,6 +116,27 @@ def losses(histories: dict):
     return figure
 
 
+def _grid(table: pd.DataFrame, metric: str, *also: str) -> pd.DataFrame:
+    """The newest row of `metric` for each score, depth, way and amount of tokens, on the newest model and text."""
+    data = rows.complete(table)
+    data = _points(data[data["metric"].eq(metric) & data["status"].isin(rows.SHOWN)])
+    if data.empty or not {"score", "removed_blocks", *also} <= set(data.columns):
+        return pd.DataFrame()
+    data = data.sort_values("time", kind="stable")
+    for setting in ("model", "text"):
+        data = data[data[setting].isin([data[setting].iloc[-1]])]  # where it is not noted, that is one setting too
+    return data.drop_duplicates([*also, "score", "removed_blocks", *LABELS], keep="last")
+
+
+def _task(axes, data: pd.DataFrame) -> None:
+    """One task at one depth: the healed models as lines, the original and the pruned one as levels."""
+    levels, healed = data[data["healing_tokens"].eq(0)], data[data["healing_tokens"].gt(0)]
+    for way, line in (("original", "solid"), ("pruned", "dotted")):
+        for value in levels.loc[levels["way"].eq(way), "value"]:
+            axes.axhline(100 * value, color=style.INK, linewidth=1.0, linestyle=line, label=way)
+    _ways(axes, healed)
+
+
 def _points(data: pd.DataFrame) -> pd.DataFrame:
     """The rows that say which way and how many tokens."""
     if data.empty or not set(LABELS) <= set(data.columns):
@@ -112,6 +154,10 @@ def _lines(axes, data: pd.DataFrame) -> None:
     """A line a way, with 95 % intervals, in per cent over a logarithmic axis of tokens."""
     axes.axhline(100, color=style.INK, linewidth=0.9, linestyle=style.look("none").line)
     axes.axhline(0, color=style.INK, linewidth=0.9)
+    _ways(axes, data)
+
+
+def _ways(axes, data: pd.DataFrame) -> None:
     for way in [way for way in WAYS if way in set(data["way"])]:
         part, (name, method) = data[data["way"].eq(way)].sort_values("healing_tokens"), WAYS[way]
         look = style.look(method)

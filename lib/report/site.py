@@ -57,7 +57,12 @@ def shown() -> dict:
         ),
         "layer_error": (figures.layer_error, "Output error of each layer after quantization, relative to the output."),
         "cost_by_depth": (pruning.cost_by_depth, "What removing blocks saves in time and memory."),
-        "healing": (healing.curves, "What training after pruning brings back."),
+        "healing": (healing.curves, "What training after pruning brings back of the perplexity."),
+        "healing_divergence": (
+            lambda table: healing.curves(table, "recovered_divergence"),
+            "The same for the distance from the original's predictions.",
+        ),
+        "healing_tasks": (healing.answers, "What the healed models can do, between the pruned one and the original."),
         "side_by_side": (peers.side_by_side, "Other projects' quantizers on the same model and tokens, in one run."),
         "by_megabytes": (recipe.by_megabytes, "Whole artifacts, embedding and head included, and llama.cpp's."),
         "task_scores": (evaluation.scores, "Tasks, beside chance and the best constant answer."),
