@@ -3,7 +3,7 @@
 import torch
 
 from lib.decoding.sampling import Sampling
-from lib.decoding.verify import Draft
+from lib.decoding.verify import Draft, Drafter
 
 
 class TabularSession:
@@ -76,7 +76,7 @@ def paths(sampling, run):
         script = [choice for choice, _ in taken[:-1]] + [taken[-1][0] + 1]
 
 
-class Fixed:
+class Fixed(Drafter):
     """A drafter that proposes the tokens that `answer` has at this place, or random ones with probability `wrong`."""
 
     def __init__(self, text, length: int = 4, wrong: float = 0.0, vocabulary: int = 256, seed: int = 0):

@@ -6,7 +6,8 @@ import torch
 from lib.decoding import guard
 from lib.decoding.generate import generate
 from lib.decoding.guard import Guard
-from lib.decoding.verify import NOTHING
+from lib.decoding.speculative import Speculative
+from lib.decoding.verify import NOTHING, Drafter
 from lib.metrics import speed
 from tests import tabular
 
@@ -98,7 +99,7 @@ def test_plain_steps_measured_too_dear_pay_for_no_drafts(timed):
 def test_time_of_fruitless_search_is_on_the_account(timed):
     session = timed(0.5)
 
-    class Slow:
+    class Slow(Drafter):
         asked = 0
 
         def draft(self, token_ids, at_most=None):
@@ -130,3 +131,44 @@ def test_a_machine_that_becomes_slower_is_noticed_among_drafts(timed):
     session.base = 2.0
     answer(session, 0.0, found, count=100)
     assert found.costs[0] == pytest.approx(2.0)
+    assert 7 < found.costs[4] <= 9.2  # on its way there, never beyond
+
+
+def test_what_a_drafting_model_has_to_read_is_on_the_account(timed, monkeypatch):
+    session = timed(0.05)
+    drafting = Timed(0.05, seed=1)  # another table: it is nearly always wrong
+    drafting.base = 0.3
+    monkeypatch.setattr(speed, "clock", lambda: session.now + drafting.now)
+    drafter = Speculative(drafting, draft_length=2)
+    reading = guard.reading_cost(drafter, context=40)
+    assert reading == pytest.approx(0.3 * (1 + 39 * 0.05) / 40)
+    costs = guard.step_costs(session, drafter, lengths=(0, 1, 2), context=8, rounds=1)
+    found = Guard(costs, reading=reading)
+    prompt = torch.randint(5, (400,), generator=torch.Generator().manual_seed(0))
+    for count in (30, 300):
+        plain = generate(session, prompt, new_tokens=count)
+        seen = generate(session, prompt, new_tokens=count, drafter=drafter, guard=found)
+        assert seen.token_ids == plain.token_ids
+        assert seen.seconds <= 1.05 * plain.seconds
+        assert seen.prefill_seconds > plain.prefill_seconds  # the drafting model has read the prompt there
+    assert any(step.drafted for step in seen.steps)
+
+
+def test_the_longer_a_drafter_has_to_read_the_less_is_drafted():
+    found = Guard({0: 1.0, 4: 1.2}, reading=0.1)
+    found.balance = 2.0
+    assert found.longest(4) == found.longest(4, waiting=10) == 4
+    assert found.longest(4, waiting=20) == 0
+
+
+def test_the_account_goes_over_all_answers():
+    found = Guard({0: 1.0, 4: 1.5})
+    found.record(4, 4, 1.5)
+    assert found.balance == pytest.approx(5 * 1.03 - 1.5)
+    found.start()
+    assert found.balance == guard.CREDIT
+    for _ in range(9):
+        found.record(4, 0, 1.5)
+    debt = found.balance
+    found.start()
+    assert found.balance == debt < 0 and found.longest(4) == 0

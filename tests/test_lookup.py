@@ -67,6 +67,9 @@ def test_lengths_follow_what_was_accepted():
     assert length(0) == 1  # none was right: one
     text = [4, 4, 4]
     assert length() == 4  # another text
+    drafter.begin(torch.tensor([5] * 40))
+    text = [5] * 40  # longer than the one before
+    assert length() == 4
 
 
 def test_fixed_lengths_stay():

@@ -33,6 +33,7 @@ class Step(NamedTuple):
 class Generation:
     """An answer: its tokens (with the one that ended it), why it ended ("eos", "stop" or "length"), and its steps.
 
+    `prefill_seconds`: until the model, and one that drafts, had read the prompt.
     `text` is without special tokens and cut before the stop string; None where no tokenizer was given.
     """
 
@@ -83,6 +84,8 @@ def generate(
     session.rewind(0)
     with speed.stopwatch() as watch:
         read(session, text[: known - 1])
+        if drafter is not None:
+            drafter.begin(text[: known - 1])
     answer.prefill_seconds = watch.seconds
     if guard is not None:
         guard.start()
@@ -114,7 +117,7 @@ def _propose(drafter: Drafter | None, guard: Guard | None, known: Tensor, room: 
     """The draft behind `known` [length] of at most `room` tokens: the token after the draft needs a place too."""
     if drafter is None or room < 1:
         return NOTHING
-    at_most = room if guard is None else guard.longest(room)
+    at_most = room if guard is None else guard.longest(room, drafter.waiting(known))
     if at_most < 1:
         return NOTHING
     draft = drafter.draft(known, at_most)

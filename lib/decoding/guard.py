@@ -3,8 +3,9 @@
 Reading γ drafted tokens makes a step dearer, c(γ) instead of c(0) seconds, and brings (1 - α^(γ+1)) / (1 - α) tokens
 on average (arXiv 2211.17192, equation 1 and theorem 3.8, with measured costs instead of a constant). The guard takes
 the γ with the most tokens a second, and plain steps where no γ is above them. Estimates can be wrong, so it also keeps
-an account for each answer, in seconds: a draft is made only if, all of it being rejected, the answer is still at most
-`slack` behind plain decoding. The time that drafters take is on the account too, found or not.
+an account in seconds: a draft is made only if, all of it being rejected, everything so far is still at most `slack`
+behind plain decoding. The time that drafters take is on the account too, found or not. What one answer has won, the
+next may risk, but for no more than `CREDIT` plain steps.
 """
 
 import statistics
@@ -21,20 +22,22 @@ PATIENCE = 8  # of the drafts that do not seem to pay, one in so many is made, t
 MOST_PATIENCE = 256  # many after each that was rejected, up to this
 FORGET = 0.8  # weight of the past in the share of accepted tokens, per draft
 RENEW = 0.2  # weight of a new measurement in the cost of a step that drafts
-RECENT = 15  # plain steps whose median is the cost of a plain step
+RECENT = 7  # plain steps whose median is the cost of a plain step
 STALE = 16  # drafts in a row that gain little, after which a plain step tells what one costs now
 LITTLE = 1.25
+CREDIT = 1.5  # plain steps that an answer inherits at most
 
 
 class Guard:
     """Decides before each step how many tokens to draft.
 
     costs: {tokens drafted: seconds of the step}, as `step_costs` measures them, with 0 and at least one other length;
-    they are renewed as steps are taken. slack: the share of plain decoding's time that may be lost at worst.
+    they are renewed as steps are taken. slack: the share of plain decoding's time that may be lost at worst. reading:
+    seconds for a token that a drafting model has to catch up with (`reading_cost`).
     Raises ValueError for costs without those lengths or that are not positive, and for a slack outside (0, 1).
     """
 
-    def __init__(self, costs: dict[int, float], *, slack: float = 0.03):
+    def __init__(self, costs: dict[int, float], *, slack: float = 0.03, reading: float = 0.0):
         if 0 not in costs or len(costs) < 2 or min(costs) < 0 or min(costs.values()) <= 0:
             raise ValueError(
                 f"costs={costs}; seconds above 0 for 0 drafted tokens and for one length or more are allowed; "
@@ -42,21 +45,27 @@ class Guard:
             )
         if not 0 < slack < 1:
             raise ValueError(f"slack={slack}; choose a share between 0 and 1, such as 0.03.")
-        self.costs, self.slack = dict(sorted(costs.items())), slack
+        self.costs, self.slack, self.reading = dict(sorted(costs.items())), slack, reading
+        self.balance = 0.0
         self.accepted, self.rejected = 2.0, 1.0  # before anything is known, 2 of 3 drafted tokens are right
         self._plain = deque([costs[0]], maxlen=RECENT)
         self._patience = PATIENCE
         self.start()
 
     def start(self) -> None:
-        """A new answer begins, and with it a new account [s]; another text deserves another try."""
-        self.balance, self._declined, self._drafts = 0.0, 0, 0
+        """A new answer begins; another text deserves another try."""
+        self.balance = min(self.balance, CREDIT * self.costs[0])  # [s]
+        self._declined = self._drafts = 0
         self._patience = max(PATIENCE, self._patience // 2)
 
-    def longest(self, at_most: int) -> int:
-        """Tokens to draft now, 0 to `at_most` and to the longest length with a cost; 0 is a plain step."""
+    def longest(self, at_most: int, waiting: int = 0) -> int:
+        """Tokens to draft now, 0 to `at_most` and to the longest length with a cost; 0 is a plain step.
+
+        waiting: tokens that the drafter has to read first.
+        """
         affordable, at_most = 0, min(at_most, max(self.costs))
-        while affordable < at_most and self._loss(affordable + 1) <= self.balance:
+        credit = self.balance - waiting * self.reading
+        while affordable < at_most and self._loss(affordable + 1) <= credit:
             affordable += 1
         if not affordable:
             return 0
@@ -92,7 +101,8 @@ class Guard:
         else:
             # what the model took, plain decoding would have taken; only what came before it is lost
             self.balance += self.slack * self.costs[0] - drafting
-            self._plain_took(seconds - drafting)
+            self._plain.append(seconds - drafting)
+            self.costs[0], self._drafts = statistics.median_low(self._plain), 0
 
     def _drafted(self, drafted: int, accepted: int, seconds: float) -> None:
         self.balance += (1 + self.slack) * (accepted + 1) * self.costs[0] - seconds
@@ -103,13 +113,6 @@ class Guard:
         old = self.cost(drafted)
         # one disturbance must not rule the estimate
         self.costs[drafted] = old + RENEW * (min(seconds, 2 * old) - old)
-
-    def _plain_took(self, seconds: float) -> None:
-        """A machine that becomes slower or faster does so for all steps: the costs keep their ratios."""
-        self._drafts = 0
-        self._plain.append(seconds)
-        change = statistics.median_low(self._plain) / self.costs[0]
-        self.costs = {length: cost * change for length, cost in self.costs.items()}
 
     def _loss(self, length: int) -> float:
         """What the account loses [s] when all `length` tokens are rejected."""
@@ -133,6 +136,8 @@ def step_costs(
     text = torch.zeros(context + max(lengths) + 1, dtype=torch.long)
     session.rewind(0)
     read(session, text[:context])
+    if drafter is not None:
+        drafter.begin(text[:context])
     taken = {length: [] for length in lengths}
     for _ in range(rounds + 1):
         for length in lengths:
@@ -144,3 +149,14 @@ def step_costs(
             taken[length].append(watch.seconds)
     session.rewind(0)
     return {length: statistics.median(seconds[1:]) for length, seconds in taken.items()}
+
+
+def reading_cost(drafter: Drafter, *, context: int = 128, rounds: int = 3) -> float:
+    """Seconds a token that `drafter` takes to read a text of `context` tokens: the median of `rounds`, after another."""
+    taken = []
+    for place in range(rounds + 1):
+        text = torch.full((context,), 1 + place % 2)  # nothing is shared with the text before
+        with speed.stopwatch() as watch:
+            drafter.begin(text)
+        taken.append(watch.seconds / context)
+    return statistics.median(taken[1:])

@@ -12,10 +12,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from lib.decoding.verify import NOTHING, Draft
+from lib.decoding.verify import NOTHING, Draft, Drafter
 
 
-class Lookup:
+class Lookup(Drafter):
     """A drafter that copies from the text itself.
 
     max_ngram: tokens that have to agree at best; shorter agreements serve down to `min_ngram`. draft_length: tokens
@@ -31,6 +31,10 @@ class Lookup:
             raise ValueError(f"min_ngram={min_ngram} is more than max_ngram={max_ngram}; choose 1 to {max_ngram}.")
         self.max_ngram, self.min_ngram, self.draft_length = max_ngram, min_ngram, draft_length
         self.length = Length(draft_length, adaptive)
+
+    def begin(self, token_ids: Tensor) -> None:
+        """What became of the last answer's drafts says nothing about the next one's."""
+        self.length.forget()
 
     def draft(self, token_ids: Tensor, at_most: int | None = None) -> Draft:
         """Tokens that may follow `token_ids` [length]: what followed the latest earlier match; none without a match."""
@@ -60,7 +64,7 @@ class Length:
 
     def __init__(self, longest: int, adaptive: bool = True):
         self.longest, self.adaptive = longest, adaptive
-        self._forget()
+        self.forget()
 
     def next(self, token_ids: Tensor) -> int:
         """The length of the draft that follows `token_ids`, which show how much of the last draft was accepted."""
@@ -70,7 +74,7 @@ class Length:
             before, guesses = self._last
             seen = token_ids[before : before + len(guesses)]
             if len(token_ids) <= before:  # another text begins
-                self._forget()
+                self.forget()
             elif len(seen) == len(guesses) and torch.equal(seen, guesses):
                 self._current = min(self.longest, 2 * max(self._current, len(guesses)))
             else:
@@ -83,5 +87,6 @@ class Length:
         """Remember what was proposed to follow `token_ids`."""
         self._last = (len(token_ids), guesses)
 
-    def _forget(self) -> None:
+    def forget(self) -> None:
+        """Begin as at first."""
         self._current, self._last = max(1, self.longest // 2), None

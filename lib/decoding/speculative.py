@@ -13,11 +13,11 @@ from torch import Tensor, nn
 from lib.decoding.lookup import Length
 from lib.decoding.sampling import Sampling
 from lib.decoding.sessions import Session, move, read, room
-from lib.decoding.verify import NOTHING, Draft
+from lib.decoding.verify import NOTHING, Draft, Drafter
 from lib.models import blocks
 
 
-class Speculative:
+class Speculative(Drafter):
     """A drafter that asks a smaller model, `session`.
 
     draft_length: tokens proposed at most (γ). sampling: how the smaller model chooses; give the same settings, better
@@ -33,6 +33,18 @@ class Speculative:
         self.session, self.sampling = session, sampling or Sampling()
         self.length = Length(draft_length, adaptive)
         self._known = torch.empty(0, dtype=torch.long)
+
+    def begin(self, token_ids: Tensor) -> None:
+        """Read the prompt when the model does: else the first draft would cost as much, and a step with it."""
+        self.length.forget()
+        limit = room(self.session)
+        if len(token_ids) and (limit is None or len(token_ids) <= limit):  # no draft behind longer ones
+            read(self.session, move(self.session, token_ids, self._known))
+            self._known = token_ids.clone()
+
+    def waiting(self, token_ids: Tensor) -> int:
+        """Tokens that came since the last draft, but for those that a step of drafts brings."""
+        return max(0, len(token_ids) - self.session.length - self.length.longest - 1)
 
     def draft(self, token_ids: Tensor, at_most: int | None = None) -> Draft:
         """Tokens that the smaller model writes behind `token_ids` [length], with the distributions q they came from."""

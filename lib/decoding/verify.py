@@ -8,7 +8,7 @@ section 2.3 and Algorithm 1. A drafter without probabilities (prompt lookup) is 
 token: q(x) = 1.
 """
 
-from typing import NamedTuple, Protocol
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -30,11 +30,19 @@ class Draft(NamedTuple):
 NOTHING = Draft(torch.empty(0, dtype=torch.long))
 
 
-class Drafter(Protocol):
-    """What every drafter offers."""
+class Drafter:
+    """What every drafter offers; `draft` is the one thing that it must."""
+
+    def begin(self, token_ids: Tensor) -> None:
+        """Another answer begins; its prompt is `token_ids` (LongTensor [length], length from 0) and one more token."""
+
+    def waiting(self, token_ids: Tensor) -> int:
+        """How many of `token_ids` [length] have to be read before a draft, those of the last draft's step left out."""
+        return 0
 
     def draft(self, token_ids: Tensor, at_most: int | None = None) -> Draft:
         """Propose at most `at_most` tokens to follow `token_ids` (LongTensor [length], prompt included)."""
+        raise NotImplementedError
 
 
 def verify(logits: Tensor, draft: Draft, history: Tensor, sampling: Sampling) -> list[int]:

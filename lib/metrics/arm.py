@@ -7,18 +7,22 @@ this project's requirements, so nothing but the standard library is imported bef
 import json
 import sys
 import time
+from functools import partial
 from pathlib import Path
 
 
 def transformers(job: dict):
-    """A folder or packaged name through `sources.models.load`, decoded by plain transformers."""
+    """A folder or packaged name through `sources.models.load`, decoded by plain transformers.
+
+    As all kinds: how to run it, and a function from positions in the cache to the bytes that a step reads.
+    """
     import torch
 
-    from lib.metrics import speed
+    from lib.metrics import count, speed
     from lib.sources import models
 
     model, _ = models.load(job["model"], dtype=job.get("dtype"))
-    return lambda tokens, new: speed.run(model, torch.tensor([tokens]), new)
+    return lambda tokens, new: speed.run(model, torch.tensor([tokens]), new), partial(count.bytes_per_token, model)
 
 
 def packed(job: dict):
@@ -27,7 +31,8 @@ def packed(job: dict):
 
     weights = runtime.load(job["model"], embedding_bits=job.get("embedding_bits", 8))
     batch = runtime.Batch(weights, 1)
-    return _run(lambda ids: batch.extend({0: ids})[0], lambda: batch.lengths.__setitem__(0, 0))
+    run = _run(lambda ids: batch.extend({0: ids})[0], lambda: batch.lengths.__setitem__(0, 0))
+    return run, weights.bytes_per_token
 
 
 def llama_cpp(job: dict):
@@ -45,7 +50,17 @@ def llama_cpp(job: dict):
         pointer = library.llama_get_logits_ith(model.ctx, -1)
         return np.ctypeslib.as_array(pointer, (model.n_vocab(),))
 
-    return _run(step, model.reset)
+    return _run(step, model.reset), partial(_gguf_bytes, Path(job["model"]), model.metadata)
+
+
+def _gguf_bytes(path: Path, told: dict, context: int) -> int:
+    """The whole file, as its embedding is the head too, and 16-bit keys and values of `context` positions."""
+    kind = told["general.architecture"]
+    layers, width, heads, key_heads = (
+        int(told[f"{kind}.{name}"])
+        for name in ("block_count", "embedding_length", "attention.head_count", "attention.head_count_kv")
+    )
+    return path.stat().st_size + 4 * layers * key_heads * (width // heads) * context
 
 
 KINDS = {"transformers": transformers, "packed": packed, "llama.cpp": llama_cpp}
@@ -79,11 +94,12 @@ def main() -> None:
     """Read a job (JSON in the first argument) and print what it took as the last line, JSON."""
     job = json.loads(sys.argv[1])
     sys.path[0] = job["root"]  # in the place of this file's folder
-    run, tokens = KINDS[job["kind"]](job), job["tokens"]
+    (run, read), tokens = KINDS[job["kind"]](job), job["tokens"]
     run(tokens[:8], 8)
     prefill, _ = run(tokens, 2)
     first, further = run(tokens[: job["prompt"]], job["new_tokens"])
-    print(json.dumps({"prefill": len(tokens) / prefill, "ttft": first, "tpot": further, "peak": peak()}))
+    found = {"prefill": len(tokens) / prefill, "ttft": first, "tpot": further, "peak": peak()}
+    print(json.dumps(found | {"read": read(job["prompt"] + job["new_tokens"] // 2)}))
 
 
 if __name__ == "__main__":

@@ -2,7 +2,7 @@
 
     arms = {"original": Arm("transformers", "smollm2-135m-instruct"), "4 bits": Arm("packed", folder),
             "llama.cpp": Arm("llama.cpp", "model.gguf", python=path)}
-    measured, peaks = fresh.measure(arms, rounds=3)
+    times, peaks, read = fresh.measure(arms, rounds=3)
 
 Rounds are interleaved (A B A B); `speed.ratio` compares within them. The same random tokens go to all.
 """
@@ -14,6 +14,7 @@ import subprocess
 import sys
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import NamedTuple
 
 from lib import files, machine
 from lib.metrics import arm as worker
@@ -31,6 +32,14 @@ class Arm:
     options: dict = field(default_factory=dict)
 
 
+class Fresh(NamedTuple):
+    """By arm: times as `speed.measure` gives them, peak resident bytes, and the bytes that a decoding step reads."""
+
+    times: Measured
+    peaks: dict[str, Score]
+    read: dict[str, int]
+
+
 def measure(
     arms: dict[str, Arm],
     *,
@@ -41,8 +50,8 @@ def measure(
     vocabulary: int = 49152,
     seed: int = 0,
     timeout: float = 600,
-) -> tuple[Measured, dict[str, Score]]:
-    """(times as `speed.measure` gives them, peak resident bytes) of every arm over `rounds`, one process each.
+) -> Fresh:
+    """Times, peak memory and bytes read of every arm over `rounds`, one process each.
 
     `ttft` and `tpot` are of `prompt` tokens and `new_tokens` greedy ones at batch 1, `prefill` of a prompt of `prefill`
     tokens; a short run warms up first. Every process gets as many threads as this one would use.
@@ -60,16 +69,17 @@ def measure(
     tokens = [draw.randrange(vocabulary) for _ in range(prefill)]
     common = {"tokens": tokens, "prompt": prompt, "new_tokens": new_tokens}
     samples = {name: {metric: [] for metric in ("ttft", "tpot", "prefill", "decode")} for name in arms}
-    peaks = {name: [] for name in arms}
+    peaks, read = {name: [] for name in arms}, {}
     for _ in range(rounds):
         for name, each in arms.items():
             found = _once(name, each, common, timeout)
             peaks[name] += [found.pop("peak")]
+            read[name] = found.pop("read")
             for metric, value in (found | {"decode": 1 / found["tpot"]}).items():
                 samples[name][metric].append(value)
     told = {name: values for name, values in peaks.items() if None not in values}
     memory = {name: from_values(values, "bytes", higher_is_better=False) for name, values in told.items()}
-    return Measured(samples, dict.fromkeys(arms, 1)), memory
+    return Fresh(Measured(samples, dict.fromkeys(arms, 1)), memory, read)
 
 
 def _once(name: str, each: Arm, common: dict, timeout: float) -> dict:

@@ -10,6 +10,7 @@ ARMS = {
     "lookup": ("gptq", "prompt lookup"),
     "guarded": ("depth", "prompt lookup with guard"),
     "speculative": ("rtn", "speculative"),
+    "speculative, guarded": ("awq", "speculative with guard"),
 }
 VARIANTS = {
     "variant_seconds": ("Time per token", "milliseconds", 1e3),
