@@ -1,7 +1,10 @@
 """Compiled products against the formula in float64, on every instruction set that this CPU has; the kernels' cache."""
 
 import json
+import os
 import shutil
+import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -10,9 +13,8 @@ import torch
 from lib.runtime import cpu, modules, pack, reference
 from tests.test_pack import random
 
-needs_compiler = pytest.mark.skipif(
-    not (shutil.which(cpu._compiler()) and shutil.which("ninja")), reason="no C++ compiler or no ninja"
-)
+TOOLS = {tool: shutil.which(tool, path=cpu.search_path()) for tool in (cpu._compiler(), "ninja")}
+needs_compiler = pytest.mark.skipif(not all(TOOLS.values()), reason="no C++ compiler or no ninja")
 PATHS = [name for name, (_, needed) in cpu.PATHS.items() if needed <= cpu.cpu_flags()]
 SHAPES = [(1, 32, 32), (17, 64, 64), (33, 192, 96), (5, 100, 100), (40, 128, 32), (20, 192, 192)]
 
@@ -158,6 +160,23 @@ def test_changed_sources_flags_or_torch_have_another_place(monkeypatch, tmp_path
     monkeypatch.undo()
     monkeypatch.setattr(cpu, "SOURCES", ("cpu.cpp",))
     assert cpu.place("portable") != before
+
+
+@needs_compiler
+@pytest.mark.skipif(not (Path(sys.executable).parent / "ninja").is_file(), reason="ninja is not beside the interpreter")
+def test_ninja_is_found_beside_the_interpreter(forgetful, tmp_path, monkeypatch):
+    """As `.venv/bin/python` is called without `activate`: only the compiler's own folder is on PATH."""
+    tools, sources = tmp_path / "tools", tmp_path / "sources"
+    for folder in (tools, sources):
+        folder.mkdir()
+    for tool in (cpu._compiler(), "as", "ld", "which"):  # torch asks `which` for the compiler
+        if shutil.which(tool):
+            (tools / Path(tool).name).symlink_to(shutil.which(tool))
+    (sources / "cpu.cpp").write_text("int nothing() { return 0; }")
+    monkeypatch.setattr(cpu, "_HERE", sources)
+    monkeypatch.setenv("PATH", str(tools))
+    cpu.build("portable", tmp_path / "library")
+    assert cpu.sound(tmp_path / "library") is True and os.environ["PATH"] == str(tools)
 
 
 @needs_compiler

@@ -10,6 +10,7 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 
 pytestmark = pytest.mark.skipif(importlib.util.find_spec("triton") is None, reason="triton is not installed")
 
@@ -74,8 +75,31 @@ except ValueError as error:
     assert "64 columns" in str(error)
 else:
     raise AssertionError("an x of another width was accepted")
+taken = gpu.measure([(16, 64), (32, 128)], (3, 16), batch=2, rounds=3, calls=2, device="cpu")
+assert list(taken) == [((16, 64), 3), ((16, 64), 16), ((32, 128), 3), ((32, 128), 16)]
+assert all(one.value > 0 and one.unit == "s" and one.n == 3 for one in taken.values())
+from lib.metrics import speed
+ticks = iter(range(100))
+speed.clock = lambda: float(next(ticks))
+assert gpu.measure([(16, 64)], (4,), rounds=1, calls=4, device="cpu")[(16, 64), 4].value == 0.25  # of one product
 print("equal")
 """
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+def test_products_on_a_gpu_and_their_time():
+    from lib.runtime import gpu, pack
+    from tests.test_pack import random
+
+    x = torch.randn(3, 128, device="cuda")
+    for bits in (2, 3, 4, 8):
+        made = random(48, 128, bits, 64)
+        wanted = x.double() @ made.dense().double().to("cuda").T
+        assert (gpu.product(gpu.load(pack.pack(made)), x) - wanted).norm() < 1e-4 * wanted.norm()
+    shape = (65536, 4096)
+    for (_, bits), taken in gpu.measure([shape], (2, 8, 16), rounds=3).items():
+        # no device's memory gives 20 TB/s: a clock that does not wait for the products would say so
+        assert taken.unit == "s" and taken.value > shape[0] * shape[1] * bits / 8 / 2e13
 
 
 def test_kernels_equal_the_dequantized_product():

@@ -1,5 +1,7 @@
 """The report of a first divergence."""
 
+import math
+
 import pytest
 import torch
 
@@ -21,5 +23,13 @@ def test_the_first_difference_and_its_gap():
     assert (found.place, found.ours, found.theirs) == (3, answer[3], other[3])
     assert found.gap == pytest.approx(float(logits[answer[3]] - logits[other[3]]), abs=1e-4) and found.gap > 0
     assert found.relative_gap == pytest.approx(found.gap / float(logits.abs().max()), rel=1e-3)
-    shorter = first_divergence(session, prompt, answer[:5], answer)
-    assert (shorter.place, shorter.ours, shorter.theirs, shorter.gap) == (5, None, answer[5], 0.0)
+
+
+def test_an_answer_that_ends_early_is_no_matter_of_rounding():
+    session, prompt = ModelSession(tiny.llama(num_hidden_layers=2)), torch.tensor([5, 6, 7])
+    answer = generate(session, prompt, new_tokens=8).token_ids
+    for ours, theirs, tokens in (answer[:5], answer, (None, answer[5])), (answer, answer[:5], (answer[5], None)):
+        found = first_divergence(session, prompt, ours, theirs)
+        assert (found.place, found.ours, found.theirs) == (5, *tokens)
+        assert found.gap == found.relative_gap == math.inf
+    assert first_divergence(session, prompt, [], answer).relative_gap == math.inf

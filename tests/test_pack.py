@@ -1,5 +1,8 @@
 """The packed layout: what goes in comes out, and every code lies where the docstring draws it."""
 
+import errno
+import mmap
+
 import numpy as np
 import pytest
 import torch
@@ -102,6 +105,19 @@ def test_memory_is_zero_aligned_and_side_by_side():
     gaps = [after - before - len(part) for before, after, part in zip(addresses, addresses[1:], parts)]
     assert sum(0 <= gap < 64 for gap in gaps) >= 2  # but where a new chunk begins
     assert len(memory.zeros(memory.CHUNK + 5)) == memory.CHUNK + 5
+
+
+def test_a_kernel_without_huge_pages_gives_memory_too(monkeypatch):
+    class Refusing(mmap.mmap):
+        def madvise(self, *arguments):
+            asked.append(arguments)
+            raise OSError(errno.EINVAL, "Invalid argument")
+
+    asked = []
+    monkeypatch.setattr(memory, "_chunk", {"bytes": np.empty(0, np.uint8), "used": 0})
+    monkeypatch.setattr(memory.mmap, "mmap", Refusing)
+    found = memory.zeros(1000)
+    assert len(found) == 1000 and not found.any() and len(asked) == hasattr(mmap, "MADV_HUGEPAGE")
 
 
 def test_memory_lives_as_long_as_what_lies_in_it():

@@ -4,6 +4,7 @@ Passes of one token and of several sum in different orders, so logits differ in 
 likeliest tokens are that close, greedy answers may part; a gap far above the rounding means that something is wrong.
 """
 
+import math
 from dataclasses import dataclass
 
 import torch
@@ -16,7 +17,8 @@ from lib.decoding.sessions import Session, read
 class Divergence:
     """The first token that differs: its place in the answer, both tokens (None: that answer had ended), and logits.
 
-    gap: logit of `ours` minus logit of `theirs` as `first_divergence` read them, 0 where one answer had ended.
+    gap: logit of `ours` minus logit of `theirs` as `first_divergence` read them; infinite where one answer had ended,
+    since rounding ends no answer: a token that ends one is in it, so an end or a length was handled wrongly.
     scale: the largest logit in magnitude, which rounding is relative to.
     """
 
@@ -28,7 +30,7 @@ class Divergence:
 
     @property
     def relative_gap(self) -> float:
-        """|gap| / scale: of the order of 1e-6 for rounding in float32, 1e-2 in bfloat16."""
+        """|gap| / scale: of the order of 1e-6 for rounding in float32, 1e-2 in bfloat16; infinite as `gap` is."""
         return abs(self.gap) / self.scale
 
 
@@ -46,5 +48,5 @@ def first_divergence(session: Session, prompt: Tensor, ours: list[int], theirs: 
     read(session, text[:-1])
     logits = session.extend(text[-1:])[-1]
     a, b = (answer[place] if place < len(answer) else None for answer in (ours, theirs))
-    gap = 0.0 if None in (a, b) else float(logits[a] - logits[b])
+    gap = math.inf if None in (a, b) else float(logits[a] - logits[b])
     return Divergence(place, a, b, gap, float(logits.abs().max()))

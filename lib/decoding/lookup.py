@@ -51,12 +51,14 @@ class Lookup(Drafter):
 
     def _continuation(self, ids: np.ndarray) -> int | None:
         """Where the text behind the latest earlier occurrence of the longest matching end of `ids` begins."""
-        for n in range(min(self.max_ngram, len(ids) - 1), self.min_ngram - 1, -1):
-            earlier = np.lib.stride_tricks.sliding_window_view(ids[:-1], n)
-            places = np.flatnonzero((earlier == ids[-n:]).all(1))
-            if len(places):
-                return int(places[-1]) + n
-        return None
+        ends, found = np.flatnonzero(ids[:-1] == ids[-1]), None  # most texts are done here, with one comparison
+        for n in range(1, self.max_ngram + 1):
+            if not len(ends):
+                break
+            found = int(ends[-1]) + 1 if n >= self.min_ngram else None
+            ends = ends[ends >= n]
+            ends = ends[ids[ends - n] == ids[-n - 1]] if n < len(ids) else ends[:0]
+        return found
 
 
 class Length:

@@ -1,7 +1,11 @@
 """Stop strings: where an answer ends because of what its text says."""
 
-import torch
-from torch import Tensor
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:  # a process that only generates from a packed folder does without torch
+    from torch import Tensor
 
 SPARE = 8  # tokens decoded beside those that a stop string can have: characters may be split over tokens
 
@@ -22,7 +26,7 @@ class Stops:
         # a token has at least one byte, and a character at most four
         self._reach = max((len(each.encode()) for each in self.strings), default=0) + SPARE
 
-    def reached(self, new: Tensor) -> bool:
+    def reached(self, new: Tensor | list[int]) -> bool:
         """Whether the text of `new` tokens [length] holds a stop string that ends in its last token."""
         if not self.strings or not len(new):
             return False
@@ -37,5 +41,5 @@ class Stops:
 
 def text_of(tokenizer, token_ids: Tensor | list[int]) -> str:
     """The text of token ids, without special tokens and otherwise as it stands."""
-    ids = token_ids.tolist() if isinstance(token_ids, torch.Tensor) else token_ids
+    ids = token_ids.tolist() if hasattr(token_ids, "tolist") else token_ids
     return tokenizer.decode(ids, skip_special_tokens=True, clean_up_tokenization_spaces=False)

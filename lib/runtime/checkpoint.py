@@ -12,7 +12,7 @@ import numpy as np
 from lib.runtime import pack
 from lib.runtime.memory import zeros
 from lib.runtime.pack import Packed
-from lib.runtime.weights import LINEARS, NORMS, Weights, ids, refuse, shape, unsupported
+from lib.runtime.weights import LINEARS, NORMS, Weights, check_bits, ids, refuse, shape, unsupported
 
 ROWS = 4096  # rows of a matrix that are read at once
 _TYPES = {"BF16": np.uint16, "F16": np.float16, "F32": np.float32, "I32": np.uint32, "I64": np.int64}
@@ -22,11 +22,12 @@ def load(folder: Path | str, *, embedding_bits: int | None = 8) -> Weights:
     """The packed weights of a model of the Llama family: `Session` and `generate` take them as they take a model.
 
     folder: a path, or the name of a folder in `checkpoints/`. embedding_bits: as for `pack_`.
-    Raises FileNotFoundError or ValueError for folders that are broken, unsafe or not supported.
+    Raises FileNotFoundError or ValueError for folders that are broken, unsafe or not supported, and for other bits.
     """
     from lib import files
     from lib.sources import checks
 
+    check_bits(embedding_bits)
     folder = files.checkpoints() / folder if (files.checkpoints() / str(folder)).is_dir() else Path(folder)
     config = SimpleNamespace(**checks.checkpoint(folder))
     kind = (getattr(config, "architectures", None) or ["the model"])[0]
@@ -177,7 +178,10 @@ def nearest(weight: np.ndarray, bits: int, group: int) -> tuple[np.ndarray, np.n
 
 
 class Tokenizer:
-    """`encode` and `decode` of a folder's tokenizer.json, opened when it is first used; no chat template."""
+    """`encode` and `decode` as transformers has them, of a folder's tokenizer.json alone; no chat template.
+
+    Opened when it is first used. What tokenizer_config.json says of BOS counts as little as it does in transformers.
+    """
 
     def __init__(self, folder: Path):
         self.path, self._core = Path(folder) / "tokenizer.json", None
@@ -189,14 +193,18 @@ class Tokenizer:
             from tokenizers import Tokenizer as Core
 
             self._core = Core.from_file(str(self.path))
+            self._core.no_truncation()  # a file may hold what its model was trained with
+            self._core.no_padding()
         return self._core
 
-    def encode(self, text: str) -> list[int]:
-        """Token ids of `text`, without special tokens of its own."""
-        return self.core.encode(text, add_special_tokens=False).ids
+    def encode(self, text: str, add_special_tokens: bool = True) -> list[int]:
+        """Token ids of `text`, with the special tokens that the tokenizer puts around it (such as BOS)."""
+        return self.core.encode(text, add_special_tokens=add_special_tokens).ids
 
-    def decode(self, tokens, skip_special_tokens: bool = True) -> str:
-        """The text of token ids."""
+    def decode(self, tokens, skip_special_tokens: bool = True, clean_up_tokenization_spaces: bool = False) -> str:
+        """The text of token ids; spaces stay as they are, and ValueError for cleaning them up."""
+        if clean_up_tokenization_spaces:
+            raise ValueError("clean_up_tokenization_spaces=True; only False is done here; leave it out.")
         return self.core.decode(list(tokens), skip_special_tokens=skip_special_tokens)
 
 

@@ -23,7 +23,7 @@ from pathlib import Path
 import numpy as np
 
 from lib import files, machine
-from lib.runtime.pack import Packed
+from lib.runtime.pack import Packed, check_inputs
 
 # instruction set -> compiler flags, and what /proc/cpuinfo must list; the first that the CPU has is taken
 PATHS = {
@@ -179,19 +179,25 @@ def sound(folder: Path) -> bool | None:
 def build(path: str, folder: Path) -> None:
     """Compile for an instruction set into `folder`, complete or absent; RuntimeError when that fails."""
     for tool in (_compiler(), "ninja"):
-        if not shutil.which(tool):
+        if not shutil.which(tool, path=search_path()):
             raise RuntimeError(f"{tool} is not installed")
     flags, needed = PATHS[path]
     say(f"runtime: compiling the kernels for {path}, once, about a minute")
     with files.folder(folder) as temporary:
         command = [sys.executable, "-c", _BUILD, str(_HERE / SOURCES[0]), str(temporary), *FLAGS, *flags]
-        done = subprocess.run(command, capture_output=True, text=True, timeout=_TIMEOUT, check=False)
+        searching = os.environ | {"PATH": search_path()}
+        done = subprocess.run(command, capture_output=True, text=True, timeout=_TIMEOUT, check=False, env=searching)
         if done.returncode or not (temporary / f"{_NAME}.so").is_file():
             said = [line for line in (done.stdout + done.stderr).splitlines() if line.strip()]
             errors = [line for line in said if "error:" in line] or said[-1:] or ["no output"]
             raise RuntimeError(f"compiling failed: {errors[0][:200]}")
         built = {"path": path, "needs": sorted(needed), "sha256": files.sha256(temporary / f"{_NAME}.so")}
         files.write_text(temporary / "built.json", json.dumps(built))
+
+
+def search_path() -> str:
+    """PATH with the interpreter's own folder before it: there ninja is installed, whether or not it is activated."""
+    return os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", os.defpath)])
 
 
 def say(line: str) -> None:
@@ -208,8 +214,14 @@ def team(threads: int, path: str | None = None) -> int:
 
 
 def product(packed: Packed, x: np.ndarray, bias: np.ndarray | None = None, *, path: str | None = None) -> np.ndarray:
-    """x [n, columns] Wᵀ + bias with int8 activations, float32 [n, rows]; needs the compiled library."""
-    x = np.ascontiguousarray(x, np.float32)
+    """x [n, columns] Wᵀ + bias with int8 activations, float32 [n, rows]; needs the compiled library.
+
+    Raises ValueError for an x or a bias of another shape.
+    """
+    check_inputs(packed, np.shape(x))
+    if bias is not None and np.shape(bias) != (packed.rows,):
+        raise ValueError(f"a bias of shape {list(np.shape(bias))} meets {packed.rows} rows; give one number a row.")
+    x, bias = (None if part is None else np.ascontiguousarray(part, np.float32) for part in (x, bias))
     out = np.empty((len(x), packed.rows), np.float32)
     matrix = Matrix.of(packed, bias)
     library(path).thimble_product(
@@ -220,6 +232,8 @@ def product(packed: Packed, x: np.ndarray, bias: np.ndarray | None = None, *, pa
 
 def rows(packed: Packed, first: int, last: int, *, path: str | None = None) -> np.ndarray:
     """Dequantized rows `first` to `last` - 1, float32 [last - first, columns]; needs the compiled library."""
+    if not 0 <= first <= last <= packed.rows:
+        raise ValueError(f"rows {first} to {last - 1} were asked for; the matrix has 0 to {packed.rows - 1}.")
     out = np.empty((last - first, packed.columns), np.float32)
     matrix = Matrix.of(packed)
     library(path).thimble_rows(team(machine.threads(), path), ctypes.addressof(matrix), first, last, out.ctypes.data)

@@ -90,7 +90,9 @@ class _Chooser:
     def text(self, new: list[int]) -> str | None:
         if self.tokenizer is None:
             return None
-        text = self.tokenizer.decode(new, skip_special_tokens=True)
+        from lib.decoding.stops import text_of
+
+        text = text_of(self.tokenizer, new)
         return text if self.stops is None else self.stops.cut(text)
 
 

@@ -5,6 +5,7 @@ page tables; side by side in pages of 2 MiB the packaged model decoded 1.2 to 1.
 before and after).
 """
 
+import contextlib
 import mmap
 
 import numpy as np
@@ -24,7 +25,8 @@ def zeros(count: int) -> np.ndarray:
         # private, not shared: the system gives huge pages to private mappings more readily
         block, start = mmap.mmap(-1, max(count, CHUNK), flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS), 0
         if hasattr(mmap, "MADV_HUGEPAGE"):
-            block.madvise(mmap.MADV_HUGEPAGE)
+            with contextlib.suppress(OSError):  # a kernel without huge pages refuses; small ones do too
+                block.madvise(mmap.MADV_HUGEPAGE)
         _chunk["bytes"] = np.frombuffer(block, np.uint8)
     _chunk["used"] = start + count
     return _chunk["bytes"][start : start + count]

@@ -8,15 +8,18 @@ from lib.models import blocks
 from lib.runtime import cpu, pack, reference
 from lib.runtime.memory import zeros
 from lib.runtime.pack import Packed
-from lib.runtime.weights import unsupported
+from lib.runtime.weights import check_bits, unsupported
 
-MANY = 32  # rows of inputs from which weights are dequantized for the library's product, unless the CPU has VNNI
+# Rows of inputs from which weights are dequantized for the library's product, where the CPU has no AVX-512 VNNI: there
+# the kernels read the weights anew every 4 rows. With VNNI they do so every 24, faster than bfloat16 (see engine.py).
+MANY = 32
 
 
 class PackedLinear(nn.Module):
     """y = x Wᵀ + bias with packed W [out_features, in_features]; inputs are rounded to int8, a scale a block.
 
-    Many rows at once meet bfloat16 tiles of dequantized weights in torch's own product, on CPUs where that is faster.
+    Many rows at once meet bfloat16 tiles of dequantized weights in torch's own product on CPUs without AVX-512 VNNI;
+    elsewhere the packed kernels are faster for them too.
     """
 
     def __init__(self, packed: Packed, bias: Tensor | None = None):
@@ -26,8 +29,11 @@ class PackedLinear(nn.Module):
         self.bias_array = None if bias is None else np.array(bias.detach().float().cpu().numpy())
 
     def forward(self, inputs: Tensor) -> Tensor:
-        """Map `inputs` [..., in_features] to [..., out_features], in the dtype of `inputs`; no gradients."""
-        rows = inputs.detach().reshape(-1, self.in_features)
+        """Map `inputs` [..., in_features] to [..., out_features], in the dtype of `inputs`; no gradients.
+
+        Raises ValueError for inputs of another width.
+        """
+        rows = inputs.detach().reshape(-1, inputs.shape[-1])
         if len(rows) >= MANY and cpu.instruction_set() != "avx512":
             found = dequantized_product(self.packed, rows, self.bias)
         else:
@@ -66,6 +72,7 @@ def product(packed: Packed, rows: Tensor, bias: np.ndarray | None = None) -> Ten
 
 def dequantized_product(packed: Packed, rows: Tensor, bias: Tensor | None, tile: int = 2048) -> Tensor:
     """The library's bfloat16 product with `tile` dequantized rows of the matrix at a time; inputs are not rounded."""
+    pack.check_inputs(packed, rows.shape)
     rows, parts = rows.to(torch.bfloat16), []
     for first in range(0, packed.rows, tile):
         last = min(first + tile, packed.rows)
@@ -87,8 +94,7 @@ def pack_(model: nn.Module, *, embedding_bits: int | None = 8) -> nn.Module:
     """
     if blocks.device(model).type != "cpu":
         raise ValueError(f"the model is on {blocks.device(model)}; packed kernels run on the CPU; move it there first.")
-    if embedding_bits not in (None, 2, 3, 4, 5, 6, 7, 8):
-        raise ValueError(f"embedding_bits={embedding_bits!r}; choose 2 to 8, or None for 16-bit embeddings.")
+    check_bits(embedding_bits)
     refused, table, head = {}, blocks.embeddings(model), blocks.head(model)
     for name, layer in blocks.linears(model).items():
         if layer is head:

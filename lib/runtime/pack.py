@@ -80,6 +80,13 @@ def block_of(columns: int, group_size: int) -> int:
     return 64 if group_size >= columns or group_size % 64 == 0 else 32
 
 
+def check_inputs(packed: Packed, shape) -> None:
+    """Raise ValueError for inputs of a `shape` other than [n, columns]: kernels would read past them."""
+    if len(shape) != 2 or shape[1] != packed.columns:
+        allowed = f"[n, {packed.columns}] is allowed"
+        raise ValueError(f"inputs of shape {list(shape)} meet {packed.columns} columns; {allowed}; reshape them.")
+
+
 def tile_bytes(columns: int, bits: int, group_size: int, symmetric: bool) -> tuple[int, int]:
     """(bytes of a tile's scales and zero points, bytes of its codes)."""
     if bits == PLAIN:

@@ -15,7 +15,7 @@ from lib.runtime.pack import PLAIN, TILE, Packed
 
 def quantize(x: Tensor, block: int) -> tuple[Tensor, Tensor]:
     """int8 codes (as float32) [n, blocks, block] and scales [n, blocks, 1] of float32 x [n, columns], zero-padded."""
-    x = functional.pad(x.float(), (0, -x.shape[1] % block)).reshape(len(x), -1, block)
+    x = functional.pad(x.float(), (0, -x.shape[1] % block)).unflatten(1, (-1, block))
     most = x.abs().amax(-1, keepdim=True)
     inverse = torch.where(most > 0, 127 / most, 0)
     return (x * inverse).round(), most / 127
@@ -23,6 +23,7 @@ def quantize(x: Tensor, block: int) -> tuple[Tensor, Tensor]:
 
 def product(packed: Packed, x: Tensor, bias: np.ndarray | None = None) -> Tensor:
     """x [n, columns] Wᵀ + bias as the kernels compute it, float32 [n, rows]."""
+    pack.check_inputs(packed, x.shape)
     if packed.bits == PLAIN:
         found = x.float() @ pack.unpack_plain(packed).float().T
     else:

@@ -132,6 +132,12 @@ def from_model(model) -> Weights:
     )  # fmt: skip
 
 
+def check_bits(bits: int | None) -> None:
+    """Raise ValueError for bits that an embedding or head can't be rounded to."""
+    if bits is not None and (isinstance(bits, bool) or not isinstance(bits, int) or not 2 <= bits <= 8):
+        raise ValueError(f"embedding_bits={bits!r}; choose 2 to 8, or None for 16-bit embeddings.")
+
+
 def shape(config) -> dict:
     """The sizes that `Weights` has, of a configuration."""
     heads = config.num_attention_heads
