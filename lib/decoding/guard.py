@@ -152,7 +152,7 @@ def step_costs(
 
 
 def reading_cost(drafter: Drafter, *, context: int = 128, rounds: int = 3) -> float:
-    """Seconds a token that `drafter` takes to read a text of `context` tokens: the median of `rounds`, after another."""
+    """Seconds a token that `drafter` takes to read a text of `context` tokens: the median of `rounds`."""
     taken = []
     for place in range(rounds + 1):
         text = torch.full((context,), 1 + place % 2)  # nothing is shared with the text before
