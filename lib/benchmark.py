@@ -144,14 +144,19 @@ def lookup_gains(running, tokenizer, *, count: int = 2, new_tokens: int = 32, se
     return found
 
 
-def evaluate(model: nn.Module, tasks: str, *, seed: int = 0) -> dict:
+def evaluate(model: nn.Module, tasks: str, *, seed: int = 0, calibration=None) -> dict:
     """{task: evaluation} of the samples that `asked` reads from `tasks`, as plain text.
 
+    calibration: the `Text` that the model was calibrated on, in which no sample may stand; None where there is none.
     Everything is loaded, and so checked, before the first sample is asked. Raises PermissionError for tasks that run
-    what a model wrote.
+    what a model wrote, ValueError for a sample that the calibration text holds.
     """
     from lib import tasks as known
-    from lib.evaluation import run
+    from lib.evaluation import comparison, run
+    from lib.metrics import guards
 
     loaded = [known.load(name, count=count, seed=seed) for name, count in asked(tasks).items()]
+    for task in loaded if calibration is not None else ():
+        shown = {sample.id: comparison.prompt(sample) for sample in task.samples}
+        guards.refuse_contaminated(shown, calibration.documents, name=f"{calibration.name}/{calibration.split}")
     return {task.name: run.evaluate(model, task) for task in loaded}

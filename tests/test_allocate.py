@@ -134,6 +134,59 @@ def test_untied_embedding_and_head_get_bits_of_their_own():
     assert blocks.is_quantized(model.lm_head)
 
 
+def test_blocks_aim_at_the_answers_of_the_model_with_its_own_embedding(measured, monkeypatch):
+    original, tokens, losses = measured
+    plan = allocate.fit(original, losses, megabytes=0.085, group_size=32)
+    reconstruct, seen = allocate.refined.rounding.reconstruct, []
+
+    def look(block, hidden, targets, *rest, **learning):
+        seen.append((hidden, targets))
+        return reconstruct(block, hidden, targets, *rest, **learning)
+
+    monkeypatch.setattr(allocate.refined.rounding, "reconstruct", look)
+    model = copy.deepcopy(original)
+    allocate.apply_(model, tokens, plan, group_size=32, steps=1)
+    # every block's answers, of which the last pass through the final norm in transformers' list
+    expected = original(tokens, output_hidden_states=True).hidden_states[1:-1]
+    assert len(seen) == len(expected) + 1
+    assert all(torch.allclose(targets, states, atol=1e-5) for (_, targets), states in zip(seen, expected))
+    given = model.get_input_embeddings()(tokens)
+    assert torch.equal(seen[0][0], given) and not torch.allclose(given, original.model.embed_tokens(tokens), atol=1e-3)
+
+
+def test_losses_that_are_not_finite_are_refused_with_the_layers_name(measured):
+    model, _, losses = measured
+    names = ("model.layers.2.mlp.down_proj",)
+    for value in (float("nan"), float("inf")):
+        with pytest.raises(ValueError, match=r"layers\.2\.mlp\.down_proj would cost (nan|inf) nats a token at 2 bits"):
+            allocate.fit(model, losses | {names: losses[names] | {2: value}}, megabytes=0.09, group_size=32)
+
+
+def test_a_divergence_that_is_not_finite_stops_the_measurement(measured, monkeypatch):
+    model, tokens, _ = measured
+    monkeypatch.setattr(sensitivity, "_divergence", lambda *_: float("nan"))
+    with pytest.raises(
+        ValueError, match=r"layers\.0\.self_attn\.q_proj, .*v_proj would cost nan nats a token at 2 bits"
+    ):
+        sensitivity.measure(model, tokens, widths=WIDTHS, group_size=32, windows=2)
+
+
+def test_large_weights_have_finite_losses_that_stay_the_same_where_the_model_does(measured):
+    """Queries 2^100 times as large and keys as many times smaller: the same model, and the same losses."""
+    model, tokens, losses = measured
+    scaled = copy.deepcopy(model)
+    with torch.no_grad():
+        for block in blocks.blocks(scaled):
+            block.self_attn.q_proj.weight.mul_(2.0**100)
+            block.self_attn.k_proj.weight.mul_(2.0**-100)
+    found = sensitivity.measure(scaled, tokens, widths=WIDTHS, group_size=32, windows=2)
+    for names, table in found.items():
+        values = [table[bits] for bits in WIDTHS]
+        assert all(0 < value < 10 for value in values) and values == sorted(values, reverse=True), names
+        if "self_attn.q_proj" not in names[0]:
+            assert values == pytest.approx([losses[names][bits] for bits in WIDTHS], rel=1e-2)
+
+
 def test_a_killed_allocation_resumes_to_the_same_bytes(measured, tmp_path, monkeypatch):
     model, tokens, losses = measured
     plan = allocate.fit(model, losses, megabytes=0.09, group_size=32)

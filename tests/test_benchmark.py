@@ -3,10 +3,10 @@
 import pytest
 import torch
 
-from lib import benchmark
+from lib import benchmark, tasks
 from lib.metrics import count, peaks, speed
 from lib.models.blocks import blocks
-from lib.sources import models
+from lib.sources import models, texts
 from tests import tiny
 
 DEFAULTS = {"method": "none", "bits": 16, "group_size": 32, "blocks": 0}
@@ -65,6 +65,19 @@ def test_lookup_and_tasks_on_both_engines(engine, tmp_path, monkeypatch):
     assert [len(each.rows) for each in found.values()] == [6, 4]
     with pytest.raises(PermissionError, match="allow_execution"):
         benchmark.evaluate(model, "packaged_facts 6, packaged_programs 2")
+
+
+def test_samples_that_the_model_was_calibrated_on_stop_it(tmp_path, monkeypatch):
+    monkeypatch.setenv("THIMBLE_HOME", str(tmp_path))
+    model, asked = tiny.llama(max_position_embeddings=2048), "packaged_facts 2, packaged_continuation 20"
+    samples = tasks.load("packaged_continuation", count=20).samples
+    sample = max(samples, key=lambda each: len(each.requests[0].context.split()))
+    clean = texts.Text("mine", "valid", ["Nothing of that kind stands here."])
+    planted = texts.Text("mine", "valid", [*clean.documents, f"Once. {sample.requests[0].context} The end."])
+    with pytest.raises(ValueError, match=f"1 of .* test samples occur in mine/valid, first '{sample.id}'"):
+        benchmark.evaluate(model, asked, calibration=planted)
+    assert not list(tmp_path.rglob("part-*"))  # nothing was asked, not even of the clean task before it
+    assert len(benchmark.evaluate(model, "packaged_facts 2", calibration=clean)["packaged_facts"].rows) == 2
 
 
 def test_shares_of_the_peaks():

@@ -9,7 +9,7 @@ import torch
 from lib import quantizers
 from lib.export import compressed_tensors
 from lib.metrics import count, divergence
-from lib.quantizers import best, calibrate, gptq, refined, scales
+from lib.quantizers import best, calibrate, gptq, pace, refined, scales
 from lib.quantizers.linear import QuantLinear
 from tests import tiny
 
@@ -23,7 +23,7 @@ def same(first, second):
 @pytest.fixture
 def quick(monkeypatch):
     """A tiny model's steps are too quick to time; two epochs are enough."""
-    monkeypatch.setattr(best, "EPOCHS", 2)
+    monkeypatch.setattr(pace, "EPOCHS", 2)
     monkeypatch.setattr(scales, "LEARNING_RATE", {2: 0.02})
 
 
@@ -48,20 +48,27 @@ def test_a_budget_in_megabytes_holds_for_the_saved_folder(quick, tmp_path):
 
 
 def test_little_time_means_fewer_windows_and_no_learning(monkeypatch):
-    seen = []
-    monkeypatch.setattr(refined, "quantize_", lambda _, tokens, bits, **job: seen.append((len(tokens), job)) or {})
+    seen, parts = [], {"pass": 1.0, "block": 2.0, "step": 1.0, "measuring": 0.0, "embedding": 0.0}
+
+    def quantize_(_, tokens, bits, steps, **job):
+        seen.append((len(tokens), [steps(f"model.layers.{index}") for index in range(4)]))
+        return {}
+
+    monkeypatch.setattr(refined, "quantize_", quantize_)
     monkeypatch.setattr(scales, "seconds_per_step", lambda *_: 1e9)
-    model = tiny.llama()
-    assert best.quantize_(model, tiny.tokens(40, 16), bits=3, minutes=1e-6, group_size=32) == {}
-    assert seen[0][0] == best.FEWEST and seen[0][1]["steps"] == 0
-    best.quantize_(model, tiny.tokens(40, 16), bits=3, minutes=100, group_size=32)
-    assert seen[1][0] == 40 and seen[1][1]["steps"] == best.EPOCHS * 40 // best.BATCH
+    monkeypatch.setattr(pace, "predict", lambda *_, **__: parts)
+    model, tokens = tiny.llama(), tiny.tokens(40, 16)
+    # 16 windows of 5 passes, 4 blocks of 2 seconds: 88 seconds beside the reserve
+    assert best.quantize_(model, tokens, bits=3, minutes=90 / 60 / 0.9, group_size=32) == {}
+    assert seen == [(pace.FEWEST, [0] * 4)]
+    best.quantize_(model, tokens, bits=3, minutes=100, group_size=32)
+    assert seen[1] == (40, [pace.EPOCHS * 40 // best.BATCH] * 4)
 
 
 def test_with_steps_two_runs_give_the_same_bytes_however_fast_the_machine_is(monkeypatch):
     original, tokens = tiny.llama(), tiny.tokens(5, 24)
     first = quantizers.best_(copy.deepcopy(original), tokens, bits=2, steps=4, group_size=32)
-    monkeypatch.setattr(best, "FIRST", 1e-12)  # a clock by which nothing could be afforded
+    monkeypatch.setattr(pace, "FIRST", 1e-12)  # a clock by which nothing could be afforded
     again = quantizers.best_(copy.deepcopy(original), tokens, bits=2, steps=4, minutes=1e-6, group_size=32)
     assert same(first, again)
     alone = gptq.quantize_(copy.deepcopy(original), tokens, bits=2, group_size=32)
@@ -74,7 +81,8 @@ def test_what_the_clock_decided_is_kept_so_that_a_resumed_job_ends_in_the_same_b
     options = {"bits": 3, "minutes": 1, "group_size": 32, "state": tmp_path / "first"}
     expected = quantizers.best_(copy.deepcopy(original), tokens, **options)
     plan = json.loads((tmp_path / "first" / "plan.json").read_text())
-    assert plan == {"windows": 6, "rounding": 6, "steps": 12}
+    assert (plan["start"]["windows"], plan["rounding"], plan["steps"]) == (6, 6, 12)
+    assert [plan[f"rounding of model.layers.{index}"] for index in range(4)] == [6] * 4
 
     options["state"] = tmp_path / "second"
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):

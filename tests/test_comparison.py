@@ -57,6 +57,7 @@ def test_each_arm_is_compared_with_the_first():
     assert far.marks[0].startswith("no better than the best constant answer")
     assert far.difference.value == pytest.approx(-0.5) and far.difference.baseline == 0
     assert near.retained.baseline == 1 and near.retained.value == near.retention.value
+    assert near.reference == far.reference == "original" and near.basis == "above chance (0.333)"
 
 
 def test_nothing_is_retained_where_the_original_is_at_chance():
@@ -64,6 +65,21 @@ def test_nothing_is_retained_where_the_original_is_at_chance():
     arms = {"a": evaluated(task, [RIGHT] * 10 + [WRONG] * 20), "b": evaluated(task, [RIGHT] * 9 + [WRONG] * 21)}
     found = comparison.against(arms)["b"]
     assert found.retention is None and found.retained is None
+    assert found.basis == "none: the reference 'a' is not told from chance (0.333)"
+
+
+def test_without_chance_retention_is_above_the_constant_answer():
+    task = choices(60, chance={})
+    arms = {"a": evaluated(task, [RIGHT] * 50 + [WRONG] * 10), "b": evaluated(task, [RIGHT] * 40 + [WRONG] * 20)}
+    found = comparison.against(arms)["b"]
+    assert found.retention.value == pytest.approx((40 / 60 - 0.4) / (50 / 60 - 0.4))
+    assert found.basis == "above the best constant answer (0.400)"
+    bare = choices(60, chance={}, constant={})
+    found = comparison.against({"a": evaluated(bare, [RIGHT] * 60), "b": evaluated(bare, [WRONG] * 60)})["b"]
+    assert found.retention is None and "neither chance nor a constant answer" in found.basis
+    lower = choices(60, data={"sha256": "d", "lower_is_better": ("acc",)})
+    found = comparison.against({"a": evaluated(lower, [RIGHT] * 60), "b": evaluated(lower, [WRONG] * 60)})["b"]
+    assert found.retention is None and "lower is better" in found.basis
 
 
 def test_what_can_not_be_compared_stops():
@@ -90,6 +106,25 @@ def test_numbers_of_all_samples_together_are_bootstrapped_with_their_task():
     assert same.p == 1 and not same.seen
     with pytest.raises(ValueError, match="give its task too"):
         comparison.against({"a": first, "b": second}, "all")
+
+
+def test_retention_of_numbers_of_all_samples_together_is_bootstrapped():
+    # the mean written as such a number: both ways must agree
+    def share(pairs):
+        return sum(right(*pair)["acc"] for pair in pairs) / len(pairs)
+
+    beside = dict(chance={"all": 0.2, "acc": 0.2}, constant={})
+    task = choices(200, metrics=("all", "acc"), aggregate={"all": share}, **beside)
+    arms = {"a": evaluated(task, [RIGHT] * 150 + [WRONG] * 50), "b": evaluated(task, [WRONG, RIGHT] * 100)}
+    whole = comparison.against(arms, "all", task)["b"]
+    single = comparison.against(arms, "acc")["b"].retention
+    assert whole.retention.value == pytest.approx(single.value) == pytest.approx((0.5 - 0.2) / (0.75 - 0.2))
+    assert whole.retention.stderr == pytest.approx(single.stderr, rel=0.15)
+    assert (whole.retention.low, whole.retention.high) == pytest.approx((single.low, single.high), abs=0.03)
+    assert whole.basis == "above chance (0.200)"
+    guessing = {"a": evaluated(task, [RIGHT] * 42 + [WRONG] * 158), "b": arms["b"]}
+    none = comparison.against(guessing, "all", task)["b"]
+    assert none.retention is None and none.basis.startswith("none: the reference 'a' is not told from chance")
 
 
 def test_flips_show_the_prompt_and_what_both_said():
@@ -121,3 +156,33 @@ def test_flips_of_written_answers_show_the_texts():
 def test_margins_are_positive_where_the_right_answer_wins():
     task = choices(3)
     assert comparison.margins(task, evaluated(task, [RIGHT, WRONG, CLOSE])).round(6).tolist() == [2.0, -0.5, 0.1]
+
+
+def verdicts(count):
+    """A task of ToxicChat's shape: two verdicts and a text a sample, F1 of all samples first, then accuracy."""
+    from lib.tasks import toxicchat
+
+    rows = [{"id": f"m{i}", "group": f"m{i}", "text": f"message {i}", "toxic": int(i % 2)} for i in range(count)]
+    samples = [toxicchat.build(row, [], None) for row in rows]
+    form = toxicchat.TASKS["toxicchat"]
+    given = dict(metrics=form.metrics, chance=form.chance(samples), constant=form.constant(samples), score=form.score)
+    return choices(0, samples=samples, aggregate=form.aggregate, **given)
+
+
+def test_a_guards_flips_are_those_of_its_first_number_of_single_samples():
+    task = verdicts(8)
+    safe, toxic = [*outcomes(-1.0, -2.0), "safe."], [*outcomes(-2.0, -1.0), "unsafe, S1"]
+    first = evaluated(task, [safe, toxic] * 4)
+    second = evaluated(task, [toxic, toxic] + [safe, toxic] * 2 + [safe, [*outcomes(-2.0, -1.0), "safe"]])
+    found = comparison.flips(task, first, second)  # the main one, F1, is no number of a sample
+    assert found[["id", "before", "after"]].values.tolist() == [["m0", 1.0, 0.0]]
+    assert found[["answer_before", "answer_after"]].values.tolist() == [["safe", "unsafe"]]
+    assert comparison.flips(task, first, second, "acc_generated")["id"].tolist() == ["m0", "m7"]
+    with pytest.raises(ValueError, match="metric='auroc' is no number of single samples; acc, acc_generated, unans"):
+        comparison.flips(task, first, second, "auroc")
+
+
+def test_choices_with_one_right_answer_are_told_from_other_tasks():
+    texts = [Sample("s", "s", (Generation("Say yes.", (), 4),), {"answer": 3})]
+    assert comparison.has_margins(choices(3))
+    assert not comparison.has_margins(verdicts(4)) and not comparison.has_margins(choices(0, samples=texts))

@@ -1,5 +1,6 @@
 """Every method on layers that break formulas: singular Hessians, dead columns, constant groups, scales out of range."""
 
+import copy
 import inspect
 
 import pytest
@@ -7,7 +8,7 @@ import torch
 
 from lib import quantizers
 from lib.models.blocks import blocks
-from lib.quantizers import calibrate
+from lib.quantizers import allocate, calibrate, rtn, scales
 from lib.quantizers.grid import Quantized
 from lib.quantizers.linear import QuantLinear
 from tests import tiny
@@ -15,6 +16,24 @@ from tests import tiny
 USUAL = {"bits": 3, "group_size": 32}
 # what keeps a method short, and lets it learn from one window
 QUICK = {name: {"steps": 3, "batch": 1} for name in ("rounding", "refined")}
+SIZE = {"megabytes": 0.06, "group_size": 32}  # between the fewest bits and the most
+
+
+def tuned(model, ids):
+    """Scales of codes that rounding to nearest found, tuned against the model as it was."""
+    original = copy.deepcopy(model)
+    rtn.quantize_(model, ids, **USUAL)
+    return scales.tune_(model, ids, original, steps=3)
+
+
+# what combines methods: it takes a model and token ids
+COMBINED = {
+    "tune_": tuned,
+    "allocate": lambda model, ids: allocate.quantize_(model, ids, **SIZE),
+    "best_": lambda model, ids: quantizers.best_(model, ids, **USUAL, steps=3),
+    "best_ to a size": lambda model, ids: quantizers.best_(model, ids, **SIZE, steps=3),
+}
+METHODS = [*quantizers.METHODS, *COMBINED]
 # what a method has no answer for it must refuse before the work; anything else has to succeed
 REFUSED: dict[tuple[str, str], str] = {}  # (method, case) -> what its error says
 
@@ -92,6 +111,8 @@ def made(make=untouched):
 
 def run(method, model, ids):
     """Quantize with the method's own bits and group size where it has them, else with the usual ones."""
+    if method in COMBINED:
+        return COMBINED[method](model, ids)
     quantize_ = quantizers.by_name(method)
     known = inspect.signature(quantize_).parameters
     usual = {name: value for name, value in USUAL.items() if known[name].default is inspect.Parameter.empty}
@@ -103,7 +124,7 @@ def finite(*tensors):
 
 
 @pytest.mark.parametrize("case", CASES)
-@pytest.mark.parametrize("method", quantizers.METHODS)
+@pytest.mark.parametrize("method", METHODS)
 def test_everything_stays_finite(method, case):
     make, ids = CASES[case]
     model = made(make)
@@ -123,7 +144,7 @@ def test_everything_stays_finite(method, case):
         assert finite(model(input_ids=ids).logits)
 
 
-@pytest.mark.parametrize("method", quantizers.METHODS)
+@pytest.mark.parametrize("method", METHODS)
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
 def test_weights_that_are_no_numbers_are_refused_before_the_work(method, value):
     model = made()
@@ -134,7 +155,7 @@ def test_weights_that_are_no_numbers_are_refused_before_the_work(method, value):
     assert not any(isinstance(layer, QuantLinear) for layer in calibrate.layers(model).values())
 
 
-@pytest.mark.parametrize("method", quantizers.METHODS)
+@pytest.mark.parametrize("method", METHODS)
 def test_two_runs_give_the_same_bytes_whatever_the_global_seed(method):
     states = []
     for seed in (1, 2):

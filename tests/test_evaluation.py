@@ -16,7 +16,7 @@ class Counting:
 
     def __init__(self, engine, most=math.inf):
         self.engine, self.most, self.asked, self.identity = engine, most, [], engine.identity
-        self.truncated = 0
+        self.truncated = ()
 
     def loglikelihoods(self, requests, **options):
         return self._answer(self.engine.loglikelihoods, requests, **options)

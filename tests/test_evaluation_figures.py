@@ -31,11 +31,19 @@ def test_scores_without_skill_are_hollow():
     (axes,) = figure.axes
     labels = [text.get_text() for text in axes.get_yticklabels()]
     assert [label.split("\n")[0] for label in labels] == ["skilled", "guessing", "worse", "free"]
-    assert labels[1].endswith("accuracy per character, n=40")
+    assert labels[1].endswith("accuracy per character, n=40") and labels[3].endswith("pass@1, n=40, no baseline")
     points = {line.get_ydata()[0]: line for line in axes.lines if line.get_marker() == "o" and len(line.get_ydata())}
-    assert [points[place].get_markerfacecolor() == "white" for place in range(4)] == [False, True, True, False]
+    assert [points[place].get_markerfacecolor() == "white" for place in range(4)] == [False, True, True, True]
     assert sum(line.get_marker() == "x" and len(line.get_ydata()) for line in axes.lines) == 3
     figure.canvas.draw()
+
+
+def test_skill_without_anything_to_beat_is_unknown():
+    free = scores().to_dict("records")[3]
+    assert evaluation.skilled(free) is None
+    assert (
+        evaluation.skilled({**free, "chance": 0.05}) is True and evaluation.skilled({**free, "constant": 0.1}) is False
+    )
 
 
 def test_shared_says_how_many_times_fewer_tokens_are_read():

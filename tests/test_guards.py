@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from lib.evaluation.scores import Evaluation, Row
-from lib.metrics import guards
+from lib.metrics import guards, intervals
 from lib.metrics.score import Score, from_values
 
 
@@ -16,7 +16,8 @@ def evaluation(values, *, constant=0.5, truncated=0, answers=("A",), requests="r
     """A finished evaluation whose samples scored `values`."""
     rows = [Row(f"s{i}", f"g{i}", list(answers), {"acc": float(value)}) for i, value in enumerate(values)]
     given = {"sha256": "d", "split": "test", "shots": 0, "chat": None, "lower_is_better": (), **data}
-    fields = dict(task="t", data=given, rows=rows, intervals={}, chance={"acc": 0.25}, constant={"acc": constant})
+    spans = {"acc": intervals.mean(values)}
+    fields = dict(task="t", data=given, rows=rows, intervals=spans, chance={"acc": 0.25}, constant={"acc": constant})
     found = Evaluation(**fields, truncated=truncated, requests=requests)
     found["acc"] = replace(from_values(values, "share", higher_is_better=True), baseline=constant)
     return found
@@ -37,11 +38,14 @@ def test_marks_name_everything_a_reader_must_know():
     odd = evaluation([1, 0] * 50, truncated=3, answers=["", "x"])
     assert guards.marks(odd) == [
         "no better than the best constant answer (0.500 against 0.500)",
-        "3 prompts lost their left end: they are longer than the model's context",
+        "3 samples lost the left end of their prompt: it is longer than the model's context",
         "100 answers are empty",
     ]
     odd["f1"] = Score(0.1, 0.01, 100, "share", True, baseline=0.2)  # a number that no sample has
+    odd.intervals["f1"] = intervals.Interval(0.1, 0.01, 0.08, 0.12, 100)
     assert guards.marks(odd, "f1")[0] == "no better than the best constant answer (0.100 against 0.200)"
+    odd["f1"] = replace(odd["f1"], baseline=0.09)
+    assert guards.marks(odd, "f1")[0].startswith("not told from the best constant answer (0.090 lies in 0.080 to 0.12")
 
 
 def test_arms_that_differ_in_the_model_alone_are_compared():

@@ -25,7 +25,7 @@ def recorded(score="block_influence", blocks=6, run="run-31", status="finished")
 
 def history(first, last, steps=50):
     losses = [first + (last - first) * step / (steps - 1) for step in range(steps)]
-    return History(losses, [2.0 * step for step in range(1, steps + 1)], [1e-3] * steps, 2048)
+    return History(losses, [2.0 * step for step in range(1, steps + 1)], [1e-3] * steps, 2048, 10**6)
 
 
 def drawn(figure):
@@ -71,6 +71,30 @@ def test_curves_on_another_text_are_not_mixed_in():
     assert box.x0 >= 0 and box.x1 <= figure.bbox.x1  # one panel is narrow
 
 
+def shown_amounts(figure):
+    return [axes.containers[0][0].get_xdata().tolist() for axes in figure.axes if axes.containers]
+
+
+@pytest.mark.parametrize("changed", [{"windows": 64}, {"data_hash": "another text of that name"}])
+def test_runs_of_other_test_windows_or_data_are_no_points_of_the_same_line(changed):
+    grid = [recorded("taylor", each, f"run-{each}").assign(windows=6, text="wikitext2") for each in (3, 6)]
+    other = recorded("taylor", 6, "long").assign(windows=6, text="wikitext2", time="2031-01-01T00:00:00+00:00")
+    other = other[other["healing_tokens"].eq(AMOUNTS[-1])].assign(**changed, healing_tokens=499712)
+    figure = healing.curves(pd.concat([*grid, other]))
+    assert shown_amounts(figure) == [list(AMOUNTS), list(AMOUNTS)]  # the setting with most points, older though it is
+    assert "wikitext2 text, 6 test windows" in texts(figure)
+
+
+def test_which_tasks_a_run_also_asked_changes_no_curve():
+    """A run loads its tasks after its texts: rows recorded before that tell which texts it has."""
+    runs = []
+    for place, (blocks, tasks) in enumerate([(3, "arc"), (6, "needle")]):
+        rows = recorded("taylor", blocks, f"run-{blocks}").assign(data_hash=f"texts and {tasks}")
+        early = rows.iloc[:1].assign(metric="perplexity", data_hash="texts", way=None)
+        runs.append(pd.concat([early, rows]).assign(windows=6, time=f"2030-01-0{place + 1}T00:00:00+00:00"))
+    assert shown_amounts(healing.curves(pd.concat(runs))) == [list(AMOUNTS), list(AMOUNTS)]
+
+
 def asked(task, blocks, score="leave_one_out"):
     shared = base("run-31", healing.NOTEBOOK, metric="task_score", task=task, score=score, removed_blocks=blocks)
     levels = [("original", 0, 0.9), ("pruned", 0, 0.2)]
@@ -94,6 +118,15 @@ def test_tasks_stand_between_the_pruned_model_and_the_original():
     assert "By taylor; bars: 95 %." in texts(
         healing.answers(pd.concat([table, asked("arc_easy", 3, "taylor")]), "taylor")
     )
+
+
+def test_a_task_asked_with_fewer_samples_is_no_point_of_the_same_line():
+    grid = pd.concat([asked("arc_easy", 3), asked("needle", 3).assign(n=10), asked("arc_easy", 6)])
+    quick = asked("arc_easy", 3).assign(n=20, healing_tokens=77, time="2031-01-01T00:00:00+00:00")
+    quick = quick[quick["way"].isin(["distill", "full"])]
+    figure = healing.answers(pd.concat([grid, quick]))
+    assert shown_amounts(figure)[0] == list(AMOUNTS) and len(shown_amounts(figure)) == 3
+    assert {axes.get_ylabel() for axes in figure.axes} >= {"acc of 50 samples, %", "acc of 10 samples, %"}
 
 
 def test_losses_stand_apart_by_what_they_measure():

@@ -90,21 +90,3 @@ def test_intervals_of_clustered_shares_cover_95_percent_and_naive_ones_do_not():
     assert 0.93 <= covered([(each.low, each.high) for each in found], 0.6) <= 0.97
     naive = [intervals.mean(each) for each in outcomes]
     assert covered([(each.low, each.high) for each in naive], 0.6) < 0.85
-
-
-def test_the_bootstrap_of_an_area_under_the_curve_covers():
-    generator, hits = np.random.default_rng(4), []
-    truth = 0.5 * (1 + math.erf(0.5))  # P(N(1, 1) > N(0, 1)) = Phi(1 / sqrt(2))
-    for _ in range(80):
-        labels = generator.random(120) < 0.4
-        scores = generator.normal(labels, 1.0)
-
-        def area(chosen, labels=labels, scores=scores):
-            positive, negative = scores[chosen][labels[chosen]], scores[chosen][~labels[chosen]]
-            return (positive[:, None] > negative).mean()
-
-        found = intervals.bootstrap(area, range(120), draws=100)
-        hits.append(found.low <= truth <= found.high)
-    assert found == intervals.bootstrap(area, range(120), draws=100)  # seeded
-    assert found.value == pytest.approx(area(np.arange(120))) and found.n == 120
-    assert np.mean(hits) >= 0.88  # 80 tries: two standard errors are 5 %

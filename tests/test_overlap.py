@@ -1,12 +1,17 @@
 """Overlap of texts: against published examples, formulas by hand, and independent implementations."""
 
+import importlib
 import math
+import sys
+import types
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from lib.metrics import overlap
+from lib.tasks import long_context
+from lib.tasks.task import Sample
 
 WORDS = st.lists(st.sampled_from(["the", "cat", "sat", "on", "a", "mat", "dog"]), min_size=1, max_size=12)
 
@@ -64,6 +69,66 @@ def test_a_text_agrees_with_itself(words):
     assert overlap.edit_similarity(text, text) == 100
     assert overlap.bleu(text, text, 1) == pytest.approx(1)
     assert overlap.sari(text, text, [text]) == pytest.approx(100)
+
+
+@settings(deadline=None, max_examples=40)
+@given(WORDS, WORDS)
+def test_bleu_4_is_brevity_times_the_geometric_mean_of_four_precisions(text, reference):
+    precisions = []
+    for n in range(1, 5):
+        grams, others = ([tuple(words[i : i + n]) for i in range(len(words) - n + 1)] for words in (text, reference))
+        hits = sum(min(grams.count(gram), others.count(gram)) for gram in set(grams))
+        precisions.append(hits / len(grams) if grams else 0.0)
+    brevity = 1.0 if len(text) > len(reference) else math.exp(1 - len(reference) / len(text))
+    expected = brevity * math.prod(precisions) ** 0.25  # without smoothing: 0 where an order has no match
+    found = overlap.bleu(" ".join(text), " ".join(reference), 4)
+    assert found == pytest.approx(expected, rel=1e-9, abs=1e-12)
+
+
+@settings(deadline=None, max_examples=40)
+@given(st.permutations("abcdefgh"), st.permutations("abcdefgh"), st.integers(1, 8), st.integers(1, 8))
+def test_longbenchs_rouge_is_the_f_measure_of_our_own_longest_common_subsequence(one, other, first, second):
+    # one sentence without repeated words on each side: there its union of subsequences is a single one
+    text, reference = one[:first], other[:second]
+    expected = 2 * longest_common(text, reference) / (len(text) + len(reference))
+    assert overlap.rouge_l(" ".join(text), " ".join(reference)) == pytest.approx(expected, abs=1e-6)
+
+
+def test_news_score_what_the_harness_scores(monkeypatch):
+    pytest.importorskip("lm_eval", reason="lm-eval is not installed; it is a test dependency")
+    for name in ("jieba", "fuzzywuzzy"):  # its file imports them for other scores
+        monkeypatch.setitem(sys.modules, name, types.SimpleNamespace(fuzz=None))
+    metrics = importlib.import_module("lm_eval.tasks.longbench.metrics")
+    references = ["A fire broke out. Nobody was hurt, police said.", "Police: nobody hurt in fire."]
+    for text in (" A fire. Police said nobody was hurt.\n", "Nothing of that kind", "", ".", references[1]):
+        sample = Sample("0", "0", (), references)
+        expected = metrics.get_rouge_score({"answers": references}, [text])["rouge_score"]
+        assert long_context.score_news(sample, [text])["score"] == pytest.approx(expected, abs=1e-12), text
+
+
+def matching(one, other):
+    """Characters in matching blocks: the longest common substring (the earliest of equals), then both sides of it."""
+    best = (0, 0, 0)
+    lengths = [[0] * (len(other) + 1) for _ in range(len(one) + 1)]
+    for i in range(1, len(one) + 1):
+        for j in range(1, len(other) + 1):
+            lengths[i][j] = lengths[i - 1][j - 1] + 1 if one[i - 1] == other[j - 1] else 0
+    for i in range(1, len(one) + 1):
+        for j in range(1, len(other) + 1):
+            size = lengths[i][j]
+            best = max(best, (size, size - i, size - j))  # minus where it begins
+    size, first, second = best[0], -best[1], -best[2]
+    if not size:
+        return 0
+    before, after = (one[:first], other[:second]), (one[first + size :], other[second + size :])
+    return size + matching(*before) + matching(*after)
+
+
+@settings(deadline=None, max_examples=60)
+@given(st.text("ab( =", min_size=1, max_size=18), st.text("ab( =", min_size=1, max_size=18))
+def test_edit_similarity_is_ratcliff_and_obershelps_by_a_plain_dynamic_program(text, reference):
+    expected = round(100 * 2 * matching(text, reference) / (len(text) + len(reference)))
+    assert overlap.edit_similarity(text, reference) == expected
 
 
 def test_bleu_of_a_corpus_by_hand():

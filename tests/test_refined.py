@@ -44,8 +44,8 @@ def test_finding_the_first_codes_leaves_the_block_as_it_was(original):
     starts = refined.first(block, captured.hidden, captured.calls[0], "model.layers.0", plan, 32)
     assert set(starts) == set(calibrate.linears(block))
     assert all(torch.equal(weight, before[name]) for name, weight in block.state_dict().items())
-    seconds = refined.seconds_per_step(model, tokens, group_size=32)
-    assert seconds > 0 and all(torch.equal(weight, before[name]) for name, weight in block.state_dict().items())
+    seconds = refined.seconds(model, tokens, group_size=32)
+    assert min(seconds) > 0 and all(torch.equal(weight, before[name]) for name, weight in block.state_dict().items())
 
 
 def test_layers_may_have_bits_of_their_own(original):
@@ -56,6 +56,20 @@ def test_layers_may_have_bits_of_their_own(original):
     assert {name: each.bits for name, each in done.items()} == plan
     with pytest.raises(ValueError, match="is missing; all layers"):
         refined.quantize_(copy.deepcopy(original), tokens, bits={names[0]: 4}, group_size=32)
+
+
+def test_steps_may_be_asked_for_block_by_block(original):
+    tokens, asked = tiny.tokens(8, 32), []
+    options = {"bits": 2, "group_size": 32}
+    constant = refined.quantize_(copy.deepcopy(original), tokens, **options, steps=12)
+    given = lambda name: asked.append(name) or 12  # noqa: E731
+    assert same(refined.quantize_(copy.deepcopy(original), tokens, **options, steps=given), constant)
+    assert asked == [f"model.layers.{index}" for index in range(4)]
+    none = refined.quantize_(copy.deepcopy(original), tokens, **options, steps=0)
+    found = refined.quantize_(copy.deepcopy(original), tokens, **options, steps=lambda name: 12 * name.endswith("0"))
+    first = [name for name in found if name.startswith("model.layers.0.")]
+    assert same({name: found[name] for name in first}, {name: constant[name] for name in first})
+    assert not same(found, constant) and not same(found, none)
 
 
 def test_a_killed_run_resumes_to_the_same_bytes_and_refuses_other_settings(original, tmp_path, monkeypatch):

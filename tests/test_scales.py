@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from lib.metrics import divergence
-from lib.quantizers import calibrate, codebook, gptq, rtn, scales
+from lib.quantizers import activations, calibrate, codebook, gptq, rtn, scales
 from lib.quantizers.linear import QuantLinear
 from lib.quantizers.steps import Steps
 from tests import tiny
@@ -47,6 +47,51 @@ def test_product_and_gradients_equal_those_of_the_formula_in_float64(symmetric):
     assert torch.allclose(part(inputs).double(), expected, atol=1e-5)
     assert torch.allclose(part.delta.grad.double(), delta.grad, atol=1e-4)
     assert torch.allclose(given.grad.double(), x.grad, atol=1e-5)
+
+
+@pytest.mark.parametrize("method, grid", [(rtn, {"bits": 8}), (rtn, {"symmetric": True}), (codebook, {"bits": 3})])
+def test_in_bfloat16_the_product_is_that_of_the_dense_weights_to_the_bit(method, grid):
+    model, generator = tiny.llama().bfloat16(), torch.Generator().manual_seed(0)
+    method.quantize_(model, None, **(GRID | grid))
+    layer = calibrate.layers(model)["model.layers.0.mlp.up_proj"]
+    given = torch.randn(7, 64, generator=generator).bfloat16().requires_grad_()
+    pull = torch.randn(7, 128, generator=generator).bfloat16()
+    part = scales.Tuned(layer, torch.bfloat16)
+    (part(given) * pull).sum().backward()
+
+    ones = layer.quantized._replace(scale=torch.ones_like(layer.scale)).dense(torch.bfloat16).view(128, 4, 16)
+    dense = (ones * layer.scale[..., None]).flatten(1)
+    of_scale = ((pull.T @ given).view(128, 4, 16) * ones).sum(-1, dtype=torch.float32) * layer.scale.float()
+    assert torch.equal(part(given), given @ dense.T)
+    assert torch.equal(given.grad, pull @ dense)
+    assert torch.equal(part.delta.grad, of_scale)
+
+
+def test_blocks_computed_anew_end_in_the_same_bytes(monkeypatch):
+    original, model, tokens = pair()
+    again, options, ran = copy.deepcopy(model), {"steps": 4, "batch": 2, "learning_rate": 0.01}, []
+    expected = scales.tune_(model, tokens, original, **options)
+    kind = type(model.model.layers[0])
+    forward = kind.forward
+    monkeypatch.setattr(kind, "forward", lambda *given, **named: ran.append(1) or forward(*given, **named))
+    reference = divergence.remember(original, tokens)
+    for share, passes in ((0, 2), (0.5, 1)):
+        monkeypatch.setattr(activations, "SHARE", share)
+        found, before = copy.deepcopy(again), len(ran)
+        scales.tune_(found, tokens, reference, **options)
+        assert len(ran) - before == 4 * passes * len(found.model.layers)
+        tuned = {name: layer.scale for name, layer in calibrate.layers(found).items()}
+        assert all(torch.equal(tuned[name], expected[name].scale) for name in expected)
+        assert not any("forward" in block.__dict__ for block in found.model.layers)
+
+
+def test_a_step_that_does_not_fit_into_memory_is_refused_before_the_work(monkeypatch):
+    original, model, tokens = pair()
+    free = type("Free", (), {"available": 20_000})
+    monkeypatch.setattr(activations.psutil, "virtual_memory", lambda: free)
+    monkeypatch.setattr(divergence, "remember", lambda *_: pytest.fail("the work had begun"))
+    with pytest.raises(MemoryError, match=r"48 positions .* fewer windows in a batch"):
+        scales.tune_(model, tokens, original, steps=1, batch=2)
 
 
 def test_loss_and_gradient_in_chunks_equal_those_of_the_whole(monkeypatch):
@@ -153,6 +198,9 @@ def test_what_cannot_be_tuned_is_refused_before_the_work():
         scales.tune_(model, tokens, original, steps=0)
     with pytest.raises(ValueError, match="1 to 6 windows in a batch"):
         scales.tune_(model, tokens, original, steps=1, batch=7)
+    for rate in (0.0, -1e-3, float("nan"), float("inf")):
+        with pytest.raises(ValueError, match=f"learning_rate={rate}; the scales move by a positive share"):
+            scales.tune_(model, tokens, original, steps=1, learning_rate=rate)
     with pytest.raises(ValueError, match="reference remembers"):
         scales.tune_(model, tokens, divergence.remember(original, tokens.flip(0)), steps=1)
 

@@ -49,7 +49,8 @@ def test_the_newest_of_each_and_what_it_shows():
         ("arc_easy", "100", "0.500 ± 0.020", "shown"),
         ("hellaswag", "100", "0.290 ± 0.020", "not shown"),
     ]
-    assert task_pages.readable(task_pages.scores(table, "code"))["Chance"].tolist() == [""]
+    code = task_pages.readable(task_pages.scores(table, "code"))
+    assert code["Chance"].tolist() == [""] and code["Skill"].tolist() == ["no baseline"]
 
 
 def test_scores_of_a_benchmark_are_named_by_its_configuration():

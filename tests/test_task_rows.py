@@ -48,7 +48,7 @@ def test_truthfulqa_answers_in_lists_and_in_one_string():
 
 
 def test_ifeval_arguments_that_are_not_given_are_left_out():
-    line = {"key": 1, "prompt": "P", "instruction_id_list": ["i"], "kwargs": [{"a": 1, "b": None}]}
+    line = {"key": 1, "prompt": "P", "instruction_id_list": ["punctuation:no_comma"], "kwargs": [{"a": 1, "b": None}]}
     assert rows.instruction(line)["arguments"] == [{"a": 1}]
     with pytest.raises(ValueError, match="different lengths"):
         rows.instruction({**line, "kwargs": []})

@@ -1,5 +1,8 @@
 """How tasks score answers: rules of published evaluators, on answers of our own."""
 
+import json
+import re
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -8,9 +11,9 @@ from hypothesis import strategies as st
 from lib import tasks
 from lib.sources import benchmarks
 from lib.sources import tasks as source
-from lib.tasks import humaneval, long_context, toxicchat, trace, truthfulqa, xstest
+from lib.tasks import humaneval, long_context, overview, summaries, toxicchat, trace, truthfulqa, xstest
 from lib.tasks.packaged import programs
-from lib.tasks.task import Outcome, Sample
+from lib.tasks.task import Generation, Outcome, Sample
 
 LABELLED = st.lists(st.tuples(st.booleans(), st.integers(0, 6)), min_size=2, max_size=30)
 
@@ -19,12 +22,60 @@ def sample(target, group="g", requests=()):
     return Sample("0", group, requests, target)
 
 
+# data sets without a pinned commit, and why: the only ones that may be so
+NO_COMMIT_KNOWN = "on the Hub, but no commit of it could be looked up without a network"
+NOT_ON_THE_HUB = "no copy on the Hub is known that has these rows"
+UNPINNED = {
+    **dict.fromkeys(("ceval", "bbh", "toxicchat", "xstest", "multi_news"), NO_COMMIT_KNOWN),
+    **dict.fromkeys(("chid", "ruler_niah"), NOT_ON_THE_HUB),
+    **{
+        f"trace_{part}": NOT_ON_THE_HUB
+        for part in ("20minuten", "cstance", "fomc", "meetingbank", "numglue_cm", "numglue_ds", "py150", "scienceqa")
+    },
+}
+
+
 def test_every_task_names_data_licence_and_citation():
     for name, form in tasks.TASKS.items():
         assert form.metrics and form.data in source.names(), name
     for name, benchmark in benchmarks.BENCHMARKS.items():
         assert benchmark.licence and benchmark.citation and benchmark.files, name
-        assert benchmark.revision is None or len(benchmark.revision) == 40, name
+
+
+def test_every_data_set_is_pinned_but_for_those_listed():
+    found = {name for name, each in benchmarks.BENCHMARKS.items() if each.hub is None or each.revision is None}
+    assert found == set(UNPINNED)
+    for name, benchmark in benchmarks.BENCHMARKS.items():
+        if name not in UNPINNED:
+            assert re.fullmatch("[0-9a-f]{40}", benchmark.revision), name
+            continue
+        assert (benchmark.hub is None) == (UNPINNED[name] == NOT_ON_THE_HUB), name
+        assert re.search(r" @ [0-9a-f]{12},", benchmark.origin), f"{name}: say where its files can be had"
+
+
+def test_what_is_not_pinned_says_so_when_it_comes_from_the_hub(monkeypatch, capsys):
+    row = {"prompt": "P", "type": "homonyms", "label": "safe"}
+    monkeypatch.delenv("THIMBLE_DATA", raising=False)
+    monkeypatch.setattr("datasets.load_dataset", lambda *given, **options: [row])
+    monkeypatch.setattr(source.hub, "revision", lambda name: "a" * 40)
+    task = tasks.load("xstest")
+    assert f"at {'a' * 12}, NOT PINNED" in capsys.readouterr().out and "NOT PINNED" in task.data["source"]
+
+
+def test_one_table_names_every_task_with_what_it_has_to_beat(monkeypatch, tmp_path):
+    monkeypatch.setenv("THIMBLE_DATA", str(tmp_path))
+    chid = {"id": 1, "content": "前#idiom#后", "candidates": list("甲乙丙丁戊己庚"), "answer": 6}
+    (tmp_path / "chid").mkdir()
+    (tmp_path / "chid" / "test_public.jsonl").write_text(json.dumps(chid), encoding="utf-8")
+    found = overview.table().set_index("task")
+    assert set(found.index) == set(tasks.TASKS) and found[["licence", "citation", "pinned"]].all(axis=None)
+    assert found.loc["chid", ["n", "chance", "constant"]].tolist() == [1, pytest.approx(1 / 7), 1]
+    assert found.loc["packaged_facts", "chance"] == 0.25 and found.loc["packaged_facts", "licence"] == "Apache-2.0"
+    assert found.loc["gsm8k", ["n", "chance", "constant"]].isna().all()  # its data are not here
+    assert found.loc["mmlu", "pinned"] == "cais/mmlu @ c30699e8356d"
+    assert found.loc["xstest", "pinned"].startswith("not pinned; files from paul-rottger/")
+    with pytest.raises(ValueError, match="unknown"):
+        overview.table(["chidd"])
 
 
 @settings(deadline=None, max_examples=30)
@@ -93,6 +144,25 @@ def test_trace_scores_by_kind():
     assert trace.score_exact(sample({"answer": "A"}), ["A."]) == {"exact_match": 0}
     simple = {"answer": "a c", "source": "a b"}
     assert trace.score_simplified(sample(simple), ["a c"])["sari"] == pytest.approx(100)
+
+
+def test_a_lead_is_the_beginning_without_marks():
+    text = "Passage 1:\nIt rained. NEWLINE_CHAR NEWLINE_CHAR Was it much? Yes! And then? Dry."
+    assert summaries.lead(text) == "It rained. Was it much? Yes!"
+    assert summaries.lead(text, 1) == "It rained." and summaries.lead("") == ""
+
+
+def test_summaries_have_to_beat_the_beginning_of_their_source():
+    news = Generation("Write.\n\nNews:\nA fire broke out. It was put out.\n\nNow, write.\n\nSummary:", (), 9)
+    samples = [sample(["A fire broke out. It was put out."], requests=(news,))]
+    beside = tasks.TASKS["multi_news"].constant(samples)
+    assert beside["rougeL"] == pytest.approx(1) and set(beside) == set(tasks.TASKS["multi_news"].metrics)
+    # without a source the generic sentence is left, which shares "what" and "about"
+    target = {"answer": "what about what they said", "source": ""}
+    bare = [sample(target, requests=(Generation("Meeting transcripts:\n\nSummary:", (), 9),))]
+    beside = tasks.TASKS["trace_meetingbank"].constant(bare)
+    assert beside["bleu_1"] > 0 and set(beside) == {"rougeL", "bleu_1", "bleu_4"}
+    assert set(tasks.TASKS["trace_20minuten"].constant(bare)) == {"sari", "rougeL", "bleu_1", "bleu_4"}
 
 
 def test_code_is_compared_after_its_literals_are_filled_in():

@@ -3,6 +3,7 @@
 import pytest
 import torch
 
+from lib.metrics import divergence
 from lib.models import blocks
 from lib.pruners import depth
 from lib.trainers import adapters, heal, iterate, loop, next_token
@@ -110,6 +111,23 @@ def test_a_step_has_as_many_windows_as_leave_eight_steps():
     assert list(batches.values()) == [1, 2, 4]
 
 
+def test_a_text_shorter_than_a_batch_is_refused_unless_the_batch_is_chosen():
+    model = tiny.llama()
+    before = snapshot(model)
+    with pytest.raises(ValueError, match=r"the healing text has 3 windows of 24 tokens and a batch takes 4; .*longer"):
+        heal.heal_(model, tiny.tokens(3, 24), way="full", tokens=24 * 64)
+    assert not changed(model, before)
+    history = heal.heal_(model, tiny.tokens(3, 24), way="full", tokens=24 * 64, batch=2)
+    assert history.tokens_per_step == 48 and history.passes == pytest.approx(64 / 3)
+
+
+def test_how_often_a_text_is_repeated_is_said(capsys):
+    assert heal.heal_(tiny.llama(), tiny.tokens(8, 24), way="head", tokens=24 * 8).passes == 1
+    assert "passes" not in capsys.readouterr().out
+    heal.heal_(tiny.llama(), tiny.tokens(8, 24), way="head", tokens=24 * 36)
+    assert "864 tokens of training are 4.5 passes over the 8 windows of 24 tokens" in capsys.readouterr().out
+
+
 @pytest.mark.parametrize(
     ("call", "message"),
     [
@@ -145,6 +163,25 @@ def test_prune_and_heal_in_rounds_names_blocks_by_their_first_numbers():
     assert rounds == [[2, 5], [0, 3], [4]]
     assert healed == [(6, [2, 4]), (4, [0, 1, 2]), (3, [0, 1])]
     assert [block.mlp.up_proj.weight[0, 0].item() for block in model.model.layers] == [marks[1], marks[6], marks[7]]
+
+
+def test_rounds_of_a_real_model_are_what_they_are_written_out():
+    """Each choice is made on the model as the healing before left it, and each healing has text of its own."""
+    teacher, model, by_hand = (tiny.llama(num_hidden_layers=8) for _ in range(3))
+    calibration, text = tiny.tokens(3, 24, seed=1), tiny.tokens(32, 24)
+    options = {"way": "distill", "teacher": teacher, "learning_rate": 3e-4, "batch": 2}
+    rounds = iterate.in_rounds_(model, [2, 2], calibration, text, tokens=24 * 64, score="leave_one_out", **options)
+    assert rounds == [[1, 2], [6, 7]]
+    left = list(range(8))
+    for place in (0, 1):
+        gone = depth.prune_(by_hand, calibration, score="leave_one_out", blocks=2)
+        assert sorted(left[index] for index in gone) == rounds[place]
+        left = [name for index, name in enumerate(left) if index not in gone]
+        heal.heal_(by_hand, text[place::2], first=1, steps=16, **options)  # 1 is missing, in front of the others
+    assert len(blocks.blocks(model)) == 4 and not changed(model, by_hand.state_dict())
+    pruned = depth.without(teacher, [name for name in range(8) if name not in left])
+    after, before = (divergence.measure(each, teacher, text)["kl_divergence"].value for each in (model, pruned))
+    assert after < 0.9 * before
 
 
 @pytest.mark.parametrize("counts", [[], [0, 1], [2, 2], [4]])

@@ -5,21 +5,27 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from lib.evaluation import retention
 from lib.evaluation.scores import Evaluation
 from lib.metrics import compare, guards, intervals
 from lib.metrics.compare import Comparison
 from lib.metrics.score import Score
-from lib.tasks.task import Generation, Outcome, Sample, Task
+from lib.tasks.task import Generation, Likelihood, Outcome, Sample, Task
 
 
 @dataclass(frozen=True)
 class Compared:
-    """One arm against the reference: the paired difference, what is left above chance (None where the reference is
-    not above it), and the marks that its score must carry."""
+    """One arm against the arm named `reference`: the paired difference, and the marks that its score must carry.
+
+    retention: what is left of the reference's score above chance, or above the best constant answer where chance is
+    not known. basis: above which of them ("above chance (0.250)"), or why there is no retention ("none: ...").
+    """
 
     comparison: Comparison
     retention: intervals.Interval | None
     marks: tuple[str, ...]
+    reference: str
+    basis: str
 
     @property
     def difference(self) -> Score:
@@ -41,21 +47,20 @@ def against(arms: dict[str, Evaluation], metric: str | None = None, task: Task |
     Raises ValueError where the arms differ in anything but the model (see `guards.same_conditions`).
     """
     guards.same_conditions(arms)
-    (_, reference), *others = arms.items()
+    (first_name, reference), *others = arms.items()
     metric = metric or next(iter(reference))
     if metric not in reference:
         raise ValueError(f"metric={metric!r}; {', '.join(reference)} are allowed for {reference.task}; choose one.")
     groups, found = [row.group for row in reference.rows], {}
     for name, arm in others:
-        retained = None
+        scores = None
         if task is not None and metric in task.aggregate:
             comparison = _whole(reference, arm, task, metric, groups)
         else:
-            first, second = _scores(reference, metric), _scores(arm, metric)
-            comparison = compare.paired(first, second, groups)
-            if metric in reference.chance and metric not in reference.data.get("lower_is_better", ()):
-                retained = compare.retention(second, first, reference.chance[metric], groups)
-        found[name] = Compared(comparison, retained, tuple(guards.marks(arm, metric)))
+            scores = _scores(reference, metric), _scores(arm, metric)
+            comparison = compare.paired(*scores, groups)
+        retained, basis = retention.of((first_name, reference), arm, metric, scores, task)
+        found[name] = Compared(comparison, retained, tuple(guards.marks(arm, metric)), first_name, basis)
     return found
 
 
@@ -63,7 +68,13 @@ def _scores(evaluation: Evaluation, metric: str) -> list[float]:
     missing = [row.id for row in evaluation.rows if metric not in row.scores]
     if missing:
         raise ValueError(f"metric={metric!r} is no number of single samples ({missing[0]!r}); give its task too.")
-    return [row.scores[metric] for row in evaluation.rows]
+    values = [row.scores[metric] for row in evaluation.rows]
+    if not math.isclose(float(np.mean(values)), evaluation[metric].value, rel_tol=1e-6, abs_tol=1e-9):
+        raise ValueError(
+            f"metric={metric!r} is {evaluation[metric].value:.3f} of all samples together, and {np.mean(values):.3f} "
+            f"as the mean over samples, which is another number; give the task of {evaluation.task!r} as task=."
+        )
+    return values
 
 
 def _whole(first: Evaluation, second: Evaluation, task: Task, metric: str, groups: list[str]) -> Comparison:
@@ -76,8 +87,7 @@ def _whole(first: Evaluation, second: Evaluation, task: Task, metric: str, group
         before, after = ([arm[place] for place in places] for arm in pairs)
         return function(after) - function(before)
 
-    found = intervals.bootstrap(difference, groups)
-    p = math.erfc(abs(found.value) / (found.stderr * math.sqrt(2))) if found.stderr > 0 else float(found.value == 0)
+    found, p = compare.whole(difference, groups)
     changed = [(row.scores.get(metric), other.scores.get(metric)) for row, other in zip(first.rows, second.rows)]
     gained, lost = (sum(a is not None and sign * (b - a) > 0 for a, b in changed) for sign in (1, -1))
     detectable = compare.POWER * found.stderr
@@ -87,10 +97,18 @@ def _whole(first: Evaluation, second: Evaluation, task: Task, metric: str, group
 
 def flips(task: Task, first: Evaluation, second: Evaluation, metric: str | None = None):
     """The samples whose score changed, as a DataFrame: id, group, before, after (scores), the end of the prompt, the
-    answers of both, and for multiple choice the margins of the right answer (see `margins`)."""
+    answers of both.
+
+    metric: the first that single samples have, by default. Raises ValueError for one that only all samples have.
+    """
     import pandas as pd
 
-    metric = metric or next(iter(first))
+    single = list(first.rows[0].scores)
+    metric = metric or next(each for each in first if each in single)
+    if metric not in single:
+        raise ValueError(
+            f"metric={metric!r} is no number of single samples; {', '.join(single)} are for {task.name}; choose one."
+        )
     samples = {sample.id: sample for sample in task.samples}
     rows = []
     for old, new in zip(first.rows, second.rows):
@@ -105,6 +123,16 @@ def prompt(sample: Sample) -> str:
     """What a sample shows a model before the first answer."""
     request = sample.requests[0]
     return request.prompt if isinstance(request, Generation) else request.context
+
+
+def has_margins(task: Task) -> bool:
+    """Whether all samples are choices with one right answer, so that `margins` can be told."""
+    return all(
+        isinstance(sample.target, dict)
+        and isinstance(sample.target.get("answer"), int)
+        and all(isinstance(request, Likelihood) for request in sample.requests)
+        for sample in task.samples
+    )
 
 
 def margins(task: Task, evaluation: Evaluation) -> np.ndarray:
@@ -125,9 +153,10 @@ def margins(task: Task, evaluation: Evaluation) -> np.ndarray:
 
 
 def _said(task: Task, row) -> str:
-    """What was answered: the text written, or the most probable continuation."""
-    if isinstance(row.answers[0], str):
+    """What was answered: the most probable continuation, or the text written where none was asked for."""
+    offered = [place for place, answer in enumerate(row.answers) if isinstance(answer, Outcome)]
+    if not offered:
         return row.answers[0]
     sample = next(sample for sample in task.samples if sample.id == row.id)
-    best = max(range(len(row.answers)), key=lambda place: row.answers[place].logprob)
+    best = max(offered, key=lambda place: row.answers[place].logprob)
     return sample.requests[best].continuation.strip()

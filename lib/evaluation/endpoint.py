@@ -1,8 +1,9 @@
 """A remote engine: any server with OpenAI's completions interface (vLLM, TGI, llama.cpp, SGLang).
 
 Log-likelihoods come from the log-probabilities of the prompt's own tokens: `echo` with `logprobs` where the server
-gives them, else vLLM's `prompt_logprobs`. The server says which of them it knows; the continuation's tokens are those
-whose text begins at or after the context's end. Texts come from completions, or from chat completions.
+gives them, else vLLM's `prompt_logprobs`. The server says which of them it knows (llama.cpp's own and TGI none); the
+continuation's tokens are counted from the prompt's end, and their texts must join to it. Texts come from completions,
+or from chat completions.
 
 Requests that fail are tried again, after a wait that doubles; when the tries are used up the evaluation ends with what
 has been kept, and the same call goes on from there.
@@ -11,9 +12,12 @@ has been kept, and the same call goes on from there.
 import hashlib
 import json
 import time
+from bisect import bisect_left
 from collections.abc import Callable, Collection
 from concurrent.futures import FIRST_COMPLETED, ThreadPoolExecutor, wait
+from itertools import accumulate
 
+from lib.evaluation.drawing import Drawing
 from lib.evaluation.stops import cut
 from lib.tasks.task import Generation, Likelihood, Outcome
 
@@ -25,15 +29,16 @@ class EndpointError(RuntimeError):
     """A server that does not answer, or not what was asked; what came before is in the cache."""
 
 
-class Endpoint:
+class Endpoint(Drawing):
     """An engine behind `url` (such as "http://localhost:8000/v1") that serves `model`.
 
     chat: ask by chat completions; the server applies its template. key: sent as a bearer token. at_once: requests
     under way at a time; tries: of each; seconds: that an answer may take. revision: what tells apart two models that
-    the server calls by the same name; part of the identity.
+    the server calls by the same name; part of the identity. sampling: arguments of `decoding.sampling.Sampling` that
+    are sent by these names (OpenAI's are temperature and top_p), {} for temperature 0; request i has `seed` + i.
     """
 
-    truncated = 0  # a server refuses what is too long for it
+    truncated = ()  # a server refuses what is too long for it
 
     def __init__(
         self,
@@ -46,6 +51,8 @@ class Endpoint:
         tries=5,
         seconds=120.0,
         revision="",
+        sampling: dict | None = None,
+        seed=0,
     ):
         if not url.startswith(("http://", "https://")) or at_once < 1 or tries < 1:
             raise ValueError(
@@ -56,6 +63,12 @@ class Endpoint:
         self.at_once, self.tries, self.seconds = at_once, tries, seconds
         self.headers = {"Authorization": f"Bearer {key}"} if key else {}
         self._reader: Callable | None = None
+        self.drawn(sampling, seed)
+
+    @property
+    def settings(self) -> str:
+        """How texts are chosen, and whether the server's chat template forms the prompts."""
+        return super().settings + (", chat template of the server" if self.chat else "")
 
     @property
     def identity(self) -> str:
@@ -82,12 +95,15 @@ class Endpoint:
     def generate(
         self, requests: list[Generation], *, wanted: Collection[int] | None = None, finished: Callable | None = None
     ) -> list[str | None]:
-        """A text per request, at temperature 0, up to its first stop string; None for those not `wanted`."""
+        """A text per request, up to its first stop string; None for those not `wanted`."""
         order = list(range(len(requests))) if wanted is None else sorted(wanted)
-        return self._all(self._text, requests, order, finished)
+        return self._all(self._text, list(enumerate(requests)), order, finished)
 
-    def _text(self, request: Generation) -> str:
-        body = {"max_tokens": request.max_new_tokens, "temperature": 0}
+    def _text(self, asked: tuple[int, Generation]) -> str:
+        place, request = asked
+        body = {"max_tokens": request.max_new_tokens, "temperature": 0} | self.sampling
+        if not self.greedy:
+            body["seed"] = self.seed + place  # the same prompt asked again is answered otherwise
         if request.until:
             body["stop"] = list(request.until[:4])  # servers take four; the rest is cut here
         if self.chat:
@@ -121,10 +137,9 @@ class Endpoint:
             tokens = given["tokens"]
         except (TypeError, KeyError):
             raise _Refused("echo: no log-probabilities in its answer") from None
-        begin = len(request.context.rstrip())
-        places = [n for n, offset in enumerate(offsets) if begin <= offset < len(whole) and values[n] is not None]
-        if not places or offsets[0] != 0:
+        if len(tokens) < 2:
             raise _Refused("echo: the prompt is not in its answer")
+        places = _ending(whole[len(request.context.rstrip()) :], tokens[:-1], values, offsets)  # the last is generated
         greedy = all(values[n] >= max((tops[n] or {tokens[n]: values[n]}).values()) for n in places)
         return Outcome(float(sum(values[n] for n in places)), greedy, len(places))
 
@@ -135,16 +150,11 @@ class Endpoint:
         given = self._post("completions", body, ("choices", 0, "prompt_logprobs"))
         if not isinstance(given, list) or len(given) < 2:
             raise _Refused("prompt_logprobs: not in its answer")
-        # from the end: the tokens that make up the continuation, with the spaces before it
-        wanted, found = len(whole) - len(request.context.rstrip()), []
-        for entry in reversed(given):
-            if not entry or wanted <= 0:
-                break
-            token = next(iter(entry.values()))
-            found.append(token)
-            wanted -= len(token.get("decoded_token") or " ")
-        greedy = all(token.get("rank") == 1 for token in found)
-        return Outcome(float(sum(token["logprob"] for token in found)), greedy, len(found))
+        tokens = [next(iter(entry.values())) if entry else {} for entry in given]
+        texts, values = ([token.get(name) for token in tokens] for name in ("decoded_token", "logprob"))
+        places = _ending(whole[len(request.context.rstrip()) :], texts, values)
+        greedy = all(tokens[n].get("rank") == 1 for n in places)
+        return Outcome(float(sum(values[n] for n in places)), greedy, len(places))
 
     def _all(self, ask: Callable, requests: list, order: list[int], finished: Callable | None) -> list:
         """Ask for `order`, `at_once` at a time; answers that came before an error are told before it is raised."""
@@ -195,6 +205,30 @@ class Endpoint:
 
 class _Refused(EndpointError):
     """The server understood, and will not do it."""
+
+
+def _ending(text: str, tokens: list[str], values: list[float | None], offsets: list[int] | None = None) -> list[int]:
+    """The places of the last of a prompt's `tokens`, those that make up `text` and have a log-probability in `values`.
+
+    offsets: where each token begins, and the last one ends, by the server's count. Only distances from that end tell:
+    vLLM counts the first token's text ("<s>") too. Where they are no more than lengths of tokens, or all the same
+    (SGLang), white space is left out: a token decoded alone may have lost it (Llama-2's).
+    Raises _Refused where the tokens do not join to `text`, as when a character's parts are shown as "\ufffd".
+    """
+    tokens, size = [token or "" for token in tokens], len(text)
+    bare, wanted = ["".join(token.split()) for token in tokens], "".join(text.split())
+    lengths = [0, *accumulate(map(len, tokens))]
+    if offsets is None or len(set(offsets)) == 1 or [offset - offsets[0] for offset in offsets] == lengths:
+        offsets, size = [0, *accumulate(map(len, bare))], len(wanted)
+    first = bisect_left(offsets, offsets[-1] - size)
+    places = [n for n in range(first, len(tokens)) if values[n] is not None]
+    joined = "".join(bare[n] for n in places)
+    if not places or joined != wanted:
+        raise _Refused(
+            f"the texts of the last tokens with a log-probability, {joined!r}, do not join to {wanted!r}; another "
+            "server, which shows whole characters, or a local model is needed"
+        )
+    return places
 
 
 def _part(answer: dict, where: tuple):

@@ -1,22 +1,22 @@
 """The local engine: a model on this machine answers the requests of tasks.
 
-An engine is anything with `loglikelihoods`, `generate`, `identity` and `truncated`; `packed.Packed` and
-`endpoint.Endpoint` are the others.
+An engine is anything with `loglikelihoods`, `generate`, `identity` and `truncated`, and, where it can draw, `greedy`
+and `settings` (see `drawing`); `packed.Packed` and `endpoint.Endpoint` are the others.
 Both methods take all requests of a task; `wanted` says which to answer, `finished(index, answer)` is told of each
 answer as it comes.
 """
 
 import copy
 import hashlib
-import json
 from collections.abc import Callable, Collection
 from functools import cached_property
 
 import torch
 from torch import Tensor, nn
 
-from lib.decoding.sampling import Sampling
-from lib.evaluation import generation, likelihood, prefixes
+from lib.evaluation import generation, identity, likelihood, prefixes
+from lib.evaluation.drawing import Drawing
+from lib.evaluation.stops import end_tokens
 from lib.metrics import logits, speed
 from lib.models import blocks
 from lib.tasks.task import Generation, Likelihood, Outcome
@@ -26,14 +26,14 @@ TYPES = (torch.float32, torch.bfloat16, torch.float16)
 WITHOUT_LENGTH = 2048  # tokens, where a model names none
 
 
-class Local:
+class Local(Drawing):
     """Answers by `model` (any decoder that transformers knows, plain, quantized or pruned) and its tokenizer.
 
     dtype: "float32", "bfloat16", ... computes in a copy of that type; None in the model's own. Float32 answers are
     the harness's to 1e-4. bos: whether prompts begin with the tokenizer's special tokens; None leaves it to the
     tokenizer. budget: tokens of a pass, rows: generations at once; None chooses by the device. sampling: arguments of
     `decoding.sampling.Sampling` by which generations are drawn, {} for greedy; request i of a task has `seed` + i.
-    truncated: how many requests of the last call lost their left end.
+    truncated: the places of the last call's requests that lost their left end.
     """
 
     def __init__(
@@ -42,30 +42,21 @@ class Local:
         self.tokenizer = tokenizer if tokenizer is not None else getattr(model, "tokenizer", None)
         if self.tokenizer is None:
             raise ValueError(f"{type(model).__name__} without a tokenizer; give one as `tokenizer`.")
-        self.model, self.bos, self.truncated = _typed(model, dtype), bos, 0
+        self.model, self.bos, self.truncated = _typed(model, dtype), bos, []
         self.drawn(sampling, seed)
         kind = blocks.device(model).type
         self.budget = budget or prefixes.PASS_TOKENS.get(kind, 256)
         self.rows = rows or generation.ROWS.get(kind, 16)
 
-    def drawn(self, sampling: dict | None, seed: int):
-        """Set how generations are chosen; raises ValueError for settings that `Sampling` refuses."""
-        Sampling(**(sampling or {}), seed=seed)
-        self.sampling, self.seed = sampling or {}, seed
-
-    @property
-    def settings(self) -> str:
-        """How generations are chosen, as the cache of answers tells it apart."""
-        return json.dumps({**self.sampling, "seed": self.seed}, sort_keys=True) if self.sampling else "greedy"
-
     @cached_property
     def identity(self) -> str:
-        """SHA-256 of what decides the answers: weights, their type, tokenizer, special tokens, longest input."""
+        """SHA-256 of what decides the answers: weights, their type, layers, configuration, tokenizer, end tokens."""
         from lib.sources import models
 
-        vocabulary = repr(sorted(self.tokenizer.get_vocab().items()))
-        kind = f"{blocks.embeddings(self.model).weight.dtype} {self.bos} {self.longest} {self.budget}"
-        parts = [models.fingerprint(self.model), hashlib.sha256(vocabulary.encode()).hexdigest(), kind]
+        ends = sorted(end_tokens(self.model, self.tokenizer))
+        kind = f"{blocks.embeddings(self.model).weight.dtype} {self.bos} {self.longest} {self.budget} {ends}"
+        parts = [models.fingerprint(self.model), identity.structure(self.model), identity.tokenization(self.tokenizer)]
+        parts.append(kind)
         return hashlib.sha256(" ".join(parts).encode()).hexdigest()
 
     @cached_property
@@ -87,7 +78,7 @@ class Local:
     ) -> list[Outcome | None]:
         """An outcome per request, None for those not `wanted`."""
         encoded = likelihood.encode(self.tokenizer, requests, self.longest, bos=self.bos)
-        self.truncated = sum(each.truncated for each in encoded)
+        self.truncated = [place for place, each in enumerate(encoded) if each.truncated]
         given = encoded, everything(wanted, requests), finished or nothing
         with logits.evaluating(self.model):
             if self.shares:
@@ -99,13 +90,13 @@ class Local:
     ) -> list[str | None]:
         """A text per request, up to its first stop string; None for those not `wanted`."""
         prompts = generation.encode(self.tokenizer, requests, self.longest, bos=self.bos)
-        self.truncated = sum(each.truncated for each in prompts)
+        self.truncated = [place for place, each in enumerate(prompts) if each.truncated]
         given = self.model, self.tokenizer, requests, prompts, everything(wanted, requests), finished or nothing
         with logits.evaluating(self.model):
             if self.shares:
                 chooser = generation.Chooser(prompts, self.sampling, self.seed)
                 return generation.generate(*given, budget=self.budget, most=self.rows, chooser=chooser)
-            if self.sampling:
+            if self.settings != "greedy":
                 raise ValueError(f"{type(self.model).__name__} generates one prompt at a time here, greedily only.")
             return generation.generate_plainly(*given)
 

@@ -12,7 +12,7 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
-from lib.evaluation import generation, likelihood, prefixes
+from lib.evaluation import generation, identity, likelihood, prefixes
 from lib.evaluation.engine import Local, everything, nothing
 from lib.evaluation.stops import Watch
 from lib.metrics import speed
@@ -36,7 +36,7 @@ class Packed(Local):
     def __init__(self, model, tokenizer=None, *, bos=None, rows: int = ROWS, sampling=None, seed: int = 0):
         self.weights = model if isinstance(model, Weights) else weights_of(model)
         self.tokenizer = tokenizer if tokenizer is not None else _tokenizer(model)
-        self.bos, self.rows, self.truncated = bos, rows, 0
+        self.bos, self.rows, self.truncated = bos, rows, []
         self.drawn(sampling, seed)
 
     @cached_property
@@ -51,7 +51,7 @@ class Packed(Local):
                 values = part[1] if isinstance(part, tuple) else part
                 digest.update(name.encode() + (b"" if values is None else values.tobytes()))
         shape = w.hidden, w.heads, w.key_heads, w.size, w.eps, w.rotary_scale, w.limit, sorted(w.stops), self.bos
-        digest.update(repr((shape, tuple(LINEARS), sorted(self.tokenizer.get_vocab().items()))).encode())
+        digest.update(repr((shape, tuple(LINEARS), identity.tokenization(self.tokenizer))).encode())
         return digest.hexdigest()
 
     @property
@@ -64,7 +64,7 @@ class Packed(Local):
     ) -> list[Outcome | None]:
         """An outcome per request, None for those not `wanted`."""
         encoded = likelihood.encode(self.tokenizer, requests, self.longest, bos=self.bos)
-        self.truncated = sum(each.truncated for each in encoded)
+        self.truncated = [place for place, each in enumerate(encoded) if each.truncated]
         outcomes, walk, tell = [None] * len(encoded), _Walk(Session(self.weights)), finished or nothing
         order = everything(wanted, requests)
         for index in sorted(order, key=lambda index: (encoded[index].inputs, -len(encoded[index].targets), index)):
@@ -83,7 +83,7 @@ class Packed(Local):
         Rows come and go: one that has ended makes room for the next prompt at once.
         """
         prompts = generation.encode(self.tokenizer, requests, self.longest, bos=self.bos)
-        self.truncated = sum(each.truncated for each in prompts)
+        self.truncated = [place for place, each in enumerate(prompts) if each.truncated]
         order = everything(wanted, requests)
         waiting = iter(sorted(order, key=lambda index: (prompts[index].tokens, index)))
         texts, tell, ends = [None] * len(requests), finished or nothing, self._ends()

@@ -26,15 +26,18 @@ def evaluate(
     in; "float32" gives the harness's numbers. cache: keep answers in data/cache/evaluation, in another folder, or
     (False) nowhere. limit: the first samples only. part: (index, number), see `shard`; the result is None while other
     parts lack.
-    Raises ValueError for a limit below 1 and for a malformed sample, before anything runs.
+    Raises ValueError for a limit below 1, for a malformed sample, for a greedy engine that is asked the same several
+    times, and for prompts that would go through two chat templates, before anything runs.
     """
     engine = engine_of(engine, dtype=dtype)
+    _check(engine, task)
+    settings = getattr(engine, "settings", "greedy")
     samples = _chosen(task, limit)
     index, number = shard.own_part(part)
     key = {
         "model": engine.identity,
         "task": answers_on_disk.task_hash(task.name, samples),
-        "settings": getattr(engine, "settings", "greedy"),
+        "settings": settings,
     }
     folder = None if isinstance(cache, bool) else cache
     store = answers_on_disk.Store(key, folder=folder, part=f"{index}-of-{number}") if cache is not False else None
@@ -55,7 +58,7 @@ def evaluate(
     found, spans, rows = scores.score(task, samples, answered)
     behind = scores.Evaluation(
         task.name, task.data, rows, spans, task.chance, task.constant, truncated, len(open_places), seconds,
-        engine.identity, key["task"],
+        engine.identity, key["task"], settings,
     )  # fmt: skip
     behind.update(found)
     return behind
@@ -96,6 +99,21 @@ def _cap(request: Likelihood | Generation, most: int) -> Likelihood | Generation
     return replace(request, max_new_tokens=min(request.max_new_tokens, most))
 
 
+def _check(engine, task: Task) -> None:
+    """Refuse an engine that does not fit the task."""
+    repeats = task.data.get("repeats") or 1
+    if repeats > 1 and getattr(engine, "greedy", True):
+        raise ValueError(
+            f"repeats={repeats} of {task.name} for a greedy engine, whose answers would all be the same; one that "
+            "draws is allowed; give the engine sampling={'temperature': 0.8}, or load the task with repeats=1."
+        )
+    if task.data.get("chat") and getattr(engine, "chat", False):
+        raise ValueError(
+            f"chat=True of the endpoint for {task.name}, whose prompts a chat template has formed: the server would "
+            "apply it twice; use Endpoint(..., chat=False), or load the task without chat."
+        )
+
+
 def _chosen(task: Task, limit: int | None):
     """The samples to be used; refuses what can't be asked."""
     if limit is not None and limit < 1:
@@ -113,9 +131,9 @@ def _chosen(task: Task, limit: int | None):
 
 
 def _ask(engine, name: str, samples: list, open_places: set[int], answered: dict, store) -> int:
-    """Have the engine answer the samples at `open_places`; fills `answered`, returns how many prompts were cut."""
+    """Have the engine answer the samples at `open_places`; fills `answered`, returns of how many a prompt was cut."""
     partial = {place: [None] * len(samples[place].requests) for place in open_places}
-    truncated = 0
+    truncated = set()
     with progress.bar(total=len(open_places), desc=name, unit="sample") as bar:
         try:
             for kind, method in ((Likelihood, "loglikelihoods"), (Generation, "generate")):
@@ -140,8 +158,8 @@ def _ask(engine, name: str, samples: list, open_places: set[int], answered: dict
 
                 requests = [samples[place].requests[which] for place, which in at]
                 getattr(engine, method)(requests, wanted=wanted, finished=finished)
-                truncated += engine.truncated
+                truncated |= {at[number][0] for number in engine.truncated}
         finally:
             if store:
                 store.close()
-    return truncated
+    return len(truncated)

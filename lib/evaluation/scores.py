@@ -26,9 +26,10 @@ class Evaluation(dict):
 
     task: name and `data` of the task; rows: one per sample, in the task's order.
     intervals: metric -> 95 % interval; chance, constant: metric -> what guessing, and the best constant answer scores.
-    truncated: prompts that lost their left end; empty: generations without text.
+    truncated: samples of which a prompt lost its left end; empty: generations without text.
     seconds: spent on `asked` samples, the others having come from the cache. engine: its identity.
-    requests: hash of all that was asked, prompts and caps, so that arms can be held to the same.
+    requests: hash of all that was asked, prompts and caps, and settings: how the engine chose its tokens (sampling,
+    seed, a server's chat template), so that arms can be held to the same.
     """
 
     task: str
@@ -42,6 +43,7 @@ class Evaluation(dict):
     seconds: float = 0.0
     engine: str = ""
     requests: str = ""
+    settings: str = "greedy"
 
     @property
     def empty(self) -> int:
@@ -89,7 +91,9 @@ def _interval(metric: str, task: Task, pairs: list, rows: list[Row]) -> interval
     if function is None:
         return intervals.mean(values, groups)
     try:
-        return intervals.bootstrap(lambda places: function([pairs[place] for place in places]), groups, draws=DRAWS)
+        return intervals.bootstrap(
+            lambda places: function([pairs[place] for place in places]), groups, draws=DRAWS, share=True
+        )
     except ValueError:  # too few draws of these samples have the number at all, as F1 without positives
         value = float(function(pairs))
         return intervals.Interval(value, math.nan, -math.inf, math.inf, len(rows))

@@ -25,6 +25,12 @@ def save(model: nn.Module, tokenizer, folder: Path | str) -> Path:
     one at the end. Raises ValueError for a model with quantized layers, PermissionError or OSError (before the work)
     when the folder can't be written or its disk is too full.
     """
+    check(model, tokenizer)
+    return write(model, tokenizer, folder, kind="plain")
+
+
+def check(model: nn.Module, tokenizer) -> None:
+    """Raise ValueError for what is no ordinary checkpoint: quantized layers, or no tokenizer."""
     from lib.models.blocks import is_quantized
 
     quantized = [name for name, module in model.named_modules() if is_quantized(module)]
@@ -33,7 +39,8 @@ def save(model: nn.Module, tokenizer, folder: Path | str) -> Path:
             f"{type(model).__name__} has {len(quantized)} quantized layers, the first is {quantized[0]}; an ordinary "
             "checkpoint has none; write it with export.compressed_tensors.save."
         )
-    return write(model, tokenizer, folder, kind="plain")
+    if tokenizer is None:
+        raise ValueError(f"{type(model).__name__} has no tokenizer; a checkpoint needs one; set model.tokenizer.")
 
 
 def write(model: nn.Module, tokenizer, folder: Path | str, **origin) -> Path:

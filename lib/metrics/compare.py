@@ -120,6 +120,17 @@ def studentized(difference: np.ndarray, labels: np.ndarray, *, draws: int = 2000
     return float(p), float(np.quantile(ts, 1 - LEVEL) * stderr)
 
 
+def whole(difference, groups) -> tuple[intervals.Interval, float]:
+    """(interval, p) of the difference of a number that only all samples together have: the percentile bootstrap over
+    groups, and the normal test with its standard error.
+
+    difference: takes the positions of the drawn samples, returns second minus first. groups: one label a sample.
+    """
+    found = intervals.bootstrap(difference, groups)
+    p = math.erfc(abs(found.value) / (found.stderr * math.sqrt(2))) if found.stderr > 0 else float(found.value == 0)
+    return found, p
+
+
 def minimum_detectable(n: int, *, disagreement: float = 0.2, spread: float = 1.0) -> float:
     """The difference of two models' accuracies that n samples show in four of five tries, at the 5 % level.
 

@@ -7,19 +7,23 @@ the training text is named.
 
 import re
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from lib.metrics import intervals
 
 WORDS = 13
 FEWEST = 8
 _WORD = re.compile(r"[\u3040-\u30ff\u3400-\u9fff\uac00-\ud7af]|[^\W_\u3040-\u30ff\u3400-\u9fff\uac00-\ud7af]+")
-_CONDITIONS = ("sha256", "split", "shots", "chat", "count", "each", "seed", "repeats")
+_CONDITIONS = ("sha256", "split", "shots", "chat", "count", "each", "seed", "repeats", "new_tokens")
 
 
 def against_constant(values, constant: float, groups=None, *, lower_is_better: bool = False) -> str | None:
     """A mark where per-sample scores [n] are no better than what the best constant answer scores; None otherwise."""
-    found = intervals.mean(values, groups)
+    return _skill(intervals.mean(values, groups), constant, lower_is_better)
+
+
+def _skill(found: intervals.Interval, constant: float, lower_is_better: bool) -> str | None:
+    """The mark of a value with its interval beside the constant answer's."""
     sign = -1 if lower_is_better else 1
     if sign * (found.value - constant) <= 0:
         return f"no better than the best constant answer ({found.value:.3f} against {constant:.3f})"
@@ -35,13 +39,12 @@ def marks(evaluation, metric: str | None = None) -> list[str]:
     """
     metric = metric or next(iter(evaluation))
     score, found = evaluation[metric], []
-    if all(metric in row.scores for row in evaluation.rows) and score.baseline is not None and score.n > 1:
-        values, groups = zip(*((row.scores[metric], row.group) for row in evaluation.rows))
-        found.append(against_constant(values, score.baseline, groups, lower_is_better=score.higher_is_better is False))
-    elif score.baseline is not None and (score.value - score.baseline) * (1 if score.higher_is_better else -1) <= 0:
-        found.append(f"no better than the best constant answer ({score.value:.3f} against {score.baseline:.3f})")
+    if score.baseline is not None:  # the value shown, pooled or not, and its own interval
+        span = replace(evaluation.intervals[metric], value=score.value)
+        found.append(_skill(span, score.baseline, score.higher_is_better is False))
     if evaluation.truncated:
-        found.append(f"{evaluation.truncated} prompts lost their left end: they are longer than the model's context")
+        cut = f"{evaluation.truncated} samples lost the left end of their prompt"
+        found.append(f"{cut}: it is longer than the model's context")
     if evaluation.empty:
         found.append(f"{evaluation.empty} answers are empty")
     return [mark for mark in found if mark]
@@ -50,7 +53,8 @@ def marks(evaluation, metric: str | None = None) -> list[str]:
 def same_conditions(arms: dict) -> None:
     """Stop a comparison of evaluations `arms` (name -> evaluation) that differ in anything but the model.
 
-    Compared: the task, its data, the prompts, the decoding settings with their caps, and the samples in their order.
+    Compared: the task, its data, the engine's settings (sampling, seed, a server's chat template), the samples in
+    their order, and the requests with their caps.
     Raises ValueError that names the two arms, what differs and both values.
     """
     names = list(arms)
@@ -69,14 +73,14 @@ def same_conditions(arms: dict) -> None:
 
 def _conditions(evaluation) -> dict:
     given = {key: evaluation.data.get(key) for key in _CONDITIONS}
-    given = {"task": evaluation.task, **given, "requests": evaluation.requests}
-    return given | {"samples": [row.id for row in evaluation.rows]}
+    given = {"task": evaluation.task, **given, "settings": evaluation.settings}
+    return given | {"samples": [row.id for row in evaluation.rows], "requests": evaluation.requests}
 
 
 def _short(value) -> str:
     if not isinstance(value, list):
         text = repr(value)
-        return text if len(text) < 60 else text[:57] + "..."
+        return text if len(text) < 120 else text[:117] + "..."
     return f"{len(value)} ({', '.join(map(str, value[:3]))}, ...)"
 
 

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 import numpy as np
 
 NORMAL = 1.959964  # 97.5 % quantile of the standard normal
+_PARTS = 100  # of the samples, left out in turn to see how much weight a few of them have
 
 
 @dataclass(frozen=True)
@@ -91,26 +92,59 @@ def quantile(freedom: int) -> float:
     return z + sum(term / v ** (power + 1) for power, term in enumerate(terms))
 
 
-def bootstrap(statistic, groups, *, draws: int = 1000, seed: int = 0) -> Interval:
-    """A statistic that is no mean (AUROC, F1, corpus BLEU) with its percentile bootstrap over groups
-    (Efron 1979, doi:10.1214/aos/1176344552).
+def bootstrap(statistic, groups, *, draws: int = 1000, seed: int = 0, share: bool = False) -> Interval:
+    """A statistic that is no mean (AUROC, F1, corpus BLEU) with its bootstrap interval over groups
+    (Efron 1979, doi:10.1214/aos/1176344552), of percentiles.
 
     statistic: takes the positions of the drawn samples, returns a number; one that raises ValueError or
-    ZeroDivisionError for a draw (no positives in it) leaves that draw out. groups: one label a sample.
+    ZeroDivisionError for a draw (no positives in it) leaves that draw out. groups: one label a sample. share: where
+    all draws lie from 0 to 1, the interval is Student's on the scale of log odds, which covers where percentiles
+    do not: few positives, or a value near 1. With less than about 30 positives neither does.
     Raises ValueError where fewer than half of the draws give a finite number.
     """
     _, labels = checked(np.zeros(len(groups)), groups)
-    members = np.split(np.argsort(labels, kind="stable"), np.cumsum(np.bincount(labels))[:-1])
-    generator, found = np.random.default_rng(seed), []
-    for _ in range(draws):
-        chosen = generator.integers(0, len(members), len(members))
-        try:
-            found.append(float(statistic(np.concatenate([members[place] for place in chosen]))))
-        except (ValueError, ZeroDivisionError):
-            continue
-    found = [each for each in found if math.isfinite(each)]
+    order, sizes = np.argsort(labels, kind="stable"), np.bincount(labels)
+    members, count = np.split(order, np.cumsum(sizes)[:-1]), len(sizes)
+    generator = np.random.default_rng(seed)
+
+    def values(drawn) -> list[float]:
+        found = []
+        for chosen in drawn:
+            places = order[chosen] if count == len(order) else np.concatenate([members[place] for place in chosen])
+            try:
+                found.append(float(statistic(places)))
+            except (ValueError, ZeroDivisionError):
+                continue
+        return [each for each in found if math.isfinite(each)]
+
+    found = values(generator.integers(0, count, count) for _ in range(draws))
     if len(found) < draws / 2:
         raise ValueError(f"{len(found)} of {draws} draws gave a number; at least half must; evaluate more samples.")
-    low, high = np.percentile(found, [2.5, 97.5])
-    value = float(statistic(np.arange(len(labels))))
-    return Interval(value, float(np.std(found, ddof=1)), float(low), float(high), len(labels))
+    value, stderr = float(statistic(np.arange(len(labels)))), float(np.std(found, ddof=1))
+    if share and min(*found, value) >= 0 and max(*found, value) <= 1:
+        parts = np.arange(count) % min(count, _PARTS)
+        left = values(np.flatnonzero(parts != part) for part in range(parts.max() + 1))
+        low, high = _odds(value, stderr, min(_freedom(left), count - 1), count)
+    else:
+        low, high = np.percentile(found, [2.5, 97.5], method="weibull")  # unbiased for few draws, unlike the default
+    return Interval(value, stderr, float(low), float(high), len(labels))
+
+
+def _freedom(left: list[float]) -> int:
+    """Degrees of freedom of a variance that a jackknife's values add up to, from their kurtosis k: 2 n / (k - 1), as
+    var(s^2) is about s^4 (k - 1) / n. A few samples with much weight, such as rare positives, make it small."""
+    squares = np.square(np.array(left) - np.mean(left)) if left else np.zeros(1)
+    if squares.max() == 0:
+        return max(len(squares), 1)
+    kurtosis = len(squares) * np.square(squares).sum() / squares.sum() ** 2
+    return int(min(max(2 * len(squares) / max(kurtosis - 1, 1e-9), 1), 1 << 20))
+
+
+def _odds(value: float, stderr: float, freedom: int, n: int) -> tuple[float, float]:
+    """Student's interval of a value between 0 and 1 on the scale of log odds; Wilson's where no draw differs."""
+    if stderr == 0:
+        return wilson(value, n)
+    near = min(max(value, 0.5 / n), 1 - 0.5 / n)
+    middle, reach = math.log(near / (1 - near)), quantile(freedom) * stderr / (near * (1 - near))
+    low, high = (0.5 + 0.5 * math.tanh((middle + sign * reach) / 2) for sign in (-1, 1))
+    return min(low, value), max(high, value)

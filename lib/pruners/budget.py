@@ -42,7 +42,8 @@ class Budget:
         self.lines = dict(lines or {})
         _check(self.wanted)
         free = [index for index in range(self.count) if index not in set(spare)]
-        self._check_room(free[: self.count - 1], len(free))
+        self.most = free[: self.count - 1]  # of the blocks that may go; one must stay
+        self._check_room(self.most, len(free))
 
     def met(self, removed: Sequence[int]) -> bool:
         """Whether the model without the blocks `removed` keeps the budget."""
@@ -65,6 +66,11 @@ class Budget:
             )
         value = self.lines[kind].at(left)
         return 1 / value if kind == "tokens_per_second" else value / 1e6
+
+    def at_pace(self, seconds: float) -> None:
+        """From here on predict speeds for a machine on which a token of the whole model takes so many seconds."""
+        line = self.lines["tokens_per_second"]
+        self.lines["tokens_per_second"] = line.times(seconds / line.at(self.count))
 
     def _keeps(self, kind: str, value: float, removed: Sequence[int]) -> bool:
         if kind == "blocks":

@@ -3,7 +3,7 @@
 import importlib
 from collections.abc import Iterable, Sequence
 
-from torch import nn
+from torch import Tensor, nn
 
 from lib import files
 from lib.models.blocks import blocks as blocks_of
@@ -12,7 +12,7 @@ from lib.pruners.budget import Budget
 from lib.pruners.drop import check, drop_blocks_, without
 from lib.pruners.importance import passes
 
-__all__ = ["WAYS", "choose", "drop_blocks_", "fit_", "lowest", "prune_", "without"]
+__all__ = ["WAYS", "checked", "choose", "drop_blocks_", "fit_", "lowest", "prune_", "without"]
 
 # choose(model, tokens, met, *, score, free, state) -> list of blocks to remove
 WAYS = {name: f"lib.pruners.{name}" for name in ("one_shot", "contiguous", "greedy")}
@@ -44,16 +44,22 @@ def choose(
     Raises ValueError, before the work, for names, blocks and budgets that don't exist or can't be met, for models that
     are no decoders, and for blocks of different kinds that can't take each other's place.
     """
-    if way not in WAYS:
-        raise ValueError(f"way={way!r} is unknown; {files.choices(way, WAYS)}")
-    importance.by_name(score)
     protect = list(protect)
-    tokens, free = passes.tokens_of(model, calibration), _free(model, protect)
-    check(model, free[:1])  # each later block moves up by one: if that is possible, so is any choice
+    tokens, free = checked(model, calibration, way=way, score=score, protect=protect)
     budget = budget or Budget(model, sorted(set(protect)), **wanted)
     if budget.met([]):
         return []
     return importlib.import_module(WAYS[way]).choose(model, tokens, budget.met, score=score, free=free, state=state)
+
+
+def checked(model: nn.Module, calibration, *, way: str, score: str, protect: list[int]) -> tuple[Tensor, list[int]]:
+    """(token ids [count, length], the blocks that may go), or the ValueError of `choose`; nothing is scored."""
+    if way not in WAYS:
+        raise ValueError(f"way={way!r} is unknown; {files.choices(way, WAYS)}")
+    importance.by_name(score)
+    tokens, free = passes.tokens_of(model, calibration), _free(model, protect)
+    check(model, free[:1])  # each later block moves up by one: if that is possible, so is any choice
+    return tokens, free
 
 
 def lowest(scores: Sequence[float], count: int) -> list[int]:

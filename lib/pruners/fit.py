@@ -1,11 +1,13 @@
 """To a budget: how many blocks must go for a size, a memory or a speed, what that costs, and what came of it."""
 
-from collections.abc import Iterable
+import warnings
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from torch import nn
 
+from lib import files
 from lib.metrics import count, speed, throughput
 from lib.metrics.score import Score, exact
 from lib.pruners import depth
@@ -16,13 +18,14 @@ from lib.pruners.budget import Budget
 class Fit:
     """What `fit_` did. removed: blocks, counted from 0 as in the whole model, in the order in which they went.
 
-    predicted: `parameters`, `megabytes`, `tokens_per_second` and, where it was asked for, `memory_megabytes`, before
-    anything was cut; the speed as a multiple of the whole model's, which is timed again in turns with the pruned one,
-    so that a machine that has changed its pace since is no error. measured: the same of the pruned model, `megabytes`
-    only where it was saved.
+    wanted: the demands. predicted: `parameters`, `megabytes`, `tokens_per_second` and, where it was asked for,
+    `memory_megabytes`, before anything was cut; the speed as a multiple of the whole model's, which is timed again in
+    turns with the pruned one, so that a machine that has changed its pace since is no error. measured: the same of the
+    pruned model, `megabytes` only where it was saved.
     """
 
     removed: list[int]
+    wanted: dict[str, float]
     predicted: dict[str, float]
     measured: dict[str, Score]
 
@@ -30,6 +33,21 @@ class Fit:
     def errors(self) -> dict[str, float]:
         """How far each prediction is from what was measured, as a share of that."""
         return {kind: abs(self.predicted[kind] / score.value - 1) for kind, score in self.measured.items()}
+
+    @property
+    def missed(self) -> list[str]:
+        """The demands that what was measured (predicted, where nothing was) does not keep."""
+        found = self.predicted | {kind: score.value for kind, score in self.measured.items()}
+        more = {"tokens_per_second"}  # of all others less is better
+        kept = {
+            kind: found[kind] >= value if kind in more else found[kind] <= value for kind, value in self.wanted.items()
+        }
+        return [kind for kind in kept if not kept[kind]]
+
+    @property
+    def met(self) -> bool:
+        """Whether every demand is kept."""
+        return not self.missed
 
 
 def fit_(
@@ -55,29 +73,96 @@ def fit_(
     The budget is one or more of parameters, megabytes (10⁶ bytes of the saved artifact), memory_megabytes (weights
     and a pass over 2000 tokens) and tokens_per_second (batch 1, `phase` "decode" or "prefill", with so many tokens of
     `prompt` and `new_tokens`). Sizes are predicted exactly; memory and speed by a line through depths measured first,
-    on this machine as it is now: what other programs take later is not in it. folder: where to save the result.
-    way, score, protect and state are those of `depth.choose`. Raises ValueError, before anything is cut, for a budget
-    that can't be met.
+    on this machine as it is now: what other programs take later is not in it. Where the machine has become slower
+    until the choice is made, more blocks go; a warning says where that does not suffice, or what is measured misses
+    the demand. folder: where to save the result. way, score, protect and state are those of `depth.choose`.
+
+    Raises ValueError, before anything is timed, for names, blocks and models that `depth.choose` refuses, and before
+    anything is cut for a budget that can't be met; PermissionError or OSError, as early, for folders that can't hold
+    what is to be written.
     """
-    timing = {"prompt": prompt, "new_tokens": new_tokens, "rounds": rounds}
-    wanted = {"parameters": parameters, "megabytes": megabytes}
-    wanted |= {"memory_megabytes": memory_megabytes, "tokens_per_second": tokens_per_second}
-    protect = list(protect)
-    budget = Budget(model, protect, phase=phase, timing=timing, **wanted)
+    protect, timing = list(protect), {"prompt": prompt, "new_tokens": new_tokens, "rounds": rounds}
+    demands = {"parameters": parameters, "megabytes": megabytes}
+    demands |= {"memory_megabytes": memory_megabytes, "tokens_per_second": tokens_per_second}
+    depth.checked(model, calibration, way=way, score=score, protect=protect)
+    _check_folders(model, folder, state)
+    budget = _Paced(Budget(model, protect, phase=phase, timing=timing, **demands))
     removed = depth.choose(model, calibration, way=way, score=score, protect=protect, state=state, budget=budget)
-    asked = [kind for kind in wanted if kind != "memory_megabytes" or memory_megabytes is not None]
-    predicted = {kind: budget.predict(kind, removed) for kind in asked}
-    paced = speed.measure({"whole": model, "pruned": depth.without(model, removed)}, **timing)
-    predicted["tokens_per_second"] *= paced["whole"][phase].value / budget.predict("tokens_per_second", [])
+    measured = {"tokens_per_second": budget.time(removed)}
+    asked = [kind for kind in demands if kind != "memory_megabytes" or memory_megabytes is not None]
+    predicted = {kind: budget.of.predict(kind, removed) for kind in asked}
+    _check_folders(model, folder, None, predicted["megabytes"])
     depth.drop_blocks_(model, removed)
-    measured = {"parameters": exact(count.parameters(model), "weights", higher_is_better=False)}
-    measured["tokens_per_second"] = paced["pruned"][phase]
+    measured["parameters"] = exact(count.parameters(model), "weights", higher_is_better=False)
     if memory_megabytes is not None:
         used = throughput.measure({"pruned": model}, rounds=1)["pruned"]["memory"]
         measured["memory_megabytes"] = exact(used.value / 1e6, "MB", higher_is_better=False)
     if folder is not None:
         measured["megabytes"] = _saved(model, folder)
-    return Fit(removed, predicted, measured)
+    found = Fit(removed, budget.of.wanted, predicted, measured)
+    for kind in found.missed:
+        _warn(found, kind, budget.of)
+    return found
+
+
+class _Paced:
+    """A `Budget` that is `met` at a speed only when the pruned model, timed in turns with the whole one, says so too.
+
+    A miss within the error of that timing is none, and one beyond it is timed again: a burst of other work costs no
+    blocks. Where not even the deepest cut is enough at the pace of now, the cut that was enough before stays.
+    """
+
+    def __init__(self, budget: Budget):
+        self.of, self.timed, self.error = budget, {}, 0.0
+
+    def met(self, removed: Sequence[int]) -> bool:
+        if not self.of.met(removed):
+            return False
+        if "tokens_per_second" not in self.of.wanted:
+            return True
+        self.time(removed)
+        if self._misses(removed):
+            self.time(removed, again=True)
+        return not self._misses(removed) or self._misses(self.of.most)
+
+    def _misses(self, removed: Sequence[int]) -> bool:
+        """Whether the predicted speed, at the fast end of its 95 % interval, is below the demand."""
+        fast = self.of.predict("tokens_per_second", removed) * (1 + 1.96 * self.error)
+        return fast < self.of.wanted["tokens_per_second"]
+
+    def time(self, removed: Sequence[int], again: bool = False) -> Score:
+        """Tokens per second of the model without the blocks `removed`; the prediction moves to the pace of now."""
+        key, budget = frozenset(removed), self.of
+        if again or key not in self.timed:
+            budget.predict("tokens_per_second", [])  # the line, where only sizes were asked for
+            arms = {"whole": budget.model, "pruned": depth.without(budget.model, removed)}
+            found = speed.measure(arms, **budget.timing)
+            whole, self.timed[key] = found["whole"][budget.phase], found["pruned"][budget.phase]
+            budget.at_pace(1 / whole.value)
+            self.error = (whole.stderr or 0.0) / whole.value
+        return self.timed[key]
+
+
+def _check_folders(model: nn.Module, folder: Path | str | None, state, megabytes: float = 0.0) -> None:
+    """Raise what writing the result, or the steps of a greedy choice, would raise at its end."""
+    from lib.export import plain
+
+    if folder is not None:
+        plain.check(model, getattr(model, "tokenizer", None))
+        files.check_writable(folder, int(1e6 * megabytes) + plain.ROOM)
+    if state is not None:
+        files.check_writable(state)
+
+
+def _warn(found: Fit, kind: str, budget: Budget) -> None:
+    """Say that a demand was missed, with all three figures."""
+    measured = f", {found.measured[kind].value:.4g} measured" if kind in found.measured else ""
+    reach = "" if budget.met(budget.most) else " No depth keeps it at the pace that the machine has now."
+    warnings.warn(
+        f"{kind}={found.wanted[kind]:.4g} was asked: {found.predicted[kind]:.4g} predicted{measured} with "
+        f"{len(found.removed)} of {budget.count} blocks removed.{reach} Ask for a little more, or use a quiet machine.",
+        stacklevel=4,  # whoever called depth.fit_
+    )
 
 
 def _saved(model: nn.Module, folder: Path | str) -> Score:

@@ -40,6 +40,11 @@ class Line:
         """y of a model with so many blocks."""
         return self.fixed + self.each * count
 
+    def times(self, factor: float) -> "Line":
+        """The line of a machine on which everything takes `factor` times as much."""
+        points = tuple((count, factor * value) for count, value in self.measured)
+        return Line(factor * self.fixed, factor * self.each, points)
+
 
 def depths(count: int) -> list[int]:
     """The depths to measure, of `count` blocks: all, two thirds, one third (of very few blocks: all and one)."""

@@ -11,7 +11,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
-from lib.quantizers import calibrate
+from lib.quantizers import calibrate, layerwise
 from lib.quantizers.grid import HUGE, TINY, Quantized, check, quantize
 
 WHOLE = 0  # the group size that stands for one grid for the whole matrix
@@ -68,8 +68,4 @@ def round_(model: nn.Module, method: Callable[..., Quantized], *, bits: int, gro
     """Put `method(weight, bits, group_size)` in the place of every linear layer inside the blocks of `model`."""
     per_tensor = group_size == WHOLE and not isinstance(group_size, bool)
     calibrate.check_layers(model, bits=bits, group_size=-1 if per_tensor else group_size)
-    layers = calibrate.layers(model)
-    done = {name: method(layer.weight, bits=bits, group_size=group_size) for name, layer in layers.items()}
-    calibrate.replace_(model, done)
-    calibrate.mark(model)
-    return done
+    return layerwise.replace_(model, lambda weight: method(weight, bits=bits, group_size=group_size))

@@ -5,6 +5,7 @@ a budget is then a knapsack problem with one choice per group of layers, which d
 """
 
 import math
+from collections.abc import Callable
 from functools import reduce
 from pathlib import Path
 
@@ -13,7 +14,7 @@ from torch import nn
 
 from lib.export import packing, size
 from lib.models import blocks
-from lib.quantizers import calibrate, embedding, refined, sensitivity
+from lib.quantizers import calibrate, embedding, inputs, refined, sensitivity
 from lib.quantizers.grid import BITS, Quantized
 from lib.quantizers.sensitivity import Losses
 
@@ -42,7 +43,7 @@ def quantize_(
 
     calibrate.check_layers(model, bits=min(widths), group_size=group_size)
     tokens = texts.tokens(calibration, model)
-    calibrate.check_memory(model, tokens)
+    calibrate.check_memory(model, tokens, streams=2)
     losses = losses or sensitivity.measure(model, tokens, widths=widths, group_size=group_size, windows=windows)
     plan = fit(model, losses, megabytes=megabytes, group_size=group_size)
     return apply_(model, tokens, plan, group_size=group_size, state=state, device=device)
@@ -54,7 +55,7 @@ def apply_(
     plan: dict[str, int],
     *,
     group_size: int = 64,
-    steps: int = 0,
+    steps: int | Callable[[str], int] = 0,
     state=None,
     device: str | None = None,
     **learning,
@@ -66,16 +67,19 @@ def apply_(
     from lib.sources import texts
 
     tokens = texts.tokens(calibration, model)
+    clean = inputs.capture(model, tokens).hidden  # the original's answers begin with its own embedding
     parts = [None, None] if state is None else [Path(state) / part for part in ("embedding", "blocks")]
     first = blocks.path_of(model, blocks.embeddings(model))
     done = embedding.quantize_(model, tokens, bits=plan[first], group_size=group_size, state=parts[0], device=device)
-    learning |= {"steps": steps, "state": parts[1], "device": device}
+    learning |= {"steps": steps, "clean": clean, "state": parts[1], "device": device}
     return done | refined.quantize_(model, tokens, plan, group_size=group_size, **learning)
 
 
 def fit(model: nn.Module, losses: Losses, *, megabytes: float, group_size: int = 64) -> dict[str, int]:
     """Bits by layer name with the least sum of `losses` whose artifact, headers and all, has at most that size."""
     choices, budget = list(losses), round(megabytes * 1e6)
+    for names, table in losses.items():
+        sensitivity.check(names, table)
     costs = [{bits: _size(model, names, bits, group_size) for bits in table} for names, table in losses.items()]
     room = budget
     while True:

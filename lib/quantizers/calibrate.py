@@ -95,16 +95,24 @@ def walk_pairs(
 
 @torch.no_grad()
 def walk_blocks(
-    model: nn.Module, tokens: Tensor, visit: VisitBlock, *, state: State | None = None, device: str | None = None
+    model: nn.Module,
+    tokens: Tensor,
+    visit: VisitBlock,
+    *,
+    clean: Tensor | None = None,
+    state: State | None = None,
+    device: str | None = None,
 ) -> dict[str, Quantized]:
     """As `walk`, a block at a time: `visit(prefix, block, hidden, targets, call)` returns the block's layers by name.
 
     hidden: inputs [count, length, hidden size] that the compressed blocks before it produce. targets: the outputs of
     the original block on the original model's inputs, which is what the compressed block should answer. call: the
     other arguments of the block, for `inputs.run_block(block, hidden, call)`. Names are relative to the block.
+    clean: what the original's first block receives, [count, length, hidden size], where that is not what it receives
+    now because the embedding is compressed already.
     Gradients are off; a visit that trains turns them on for itself and leaves the block's weights as they were.
     """
-    original: list[Tensor] = []
+    original: list[Tensor] = [] if clean is None else [clean]
 
     def step(prefix: str, block: nn.Module, hidden: Tensor, call: tuple) -> tuple[Tensor, dict[str, Quantized]]:
         kept = visit(prefix, block, hidden, original[0], call)
@@ -112,7 +120,7 @@ def walk_blocks(
         return inputs.run_block(block, hidden, call), kept
 
     def before(block: nn.Module, hidden: Tensor, call: tuple) -> None:
-        # the first block's inputs are the same in the compressed and in the original model
+        # without `clean`, the first block's inputs are the same in the compressed and in the original model
         start = original[0].to(hidden.device) if original else hidden
         original[:] = [inputs.run_block(block, start, call)]
 
@@ -126,7 +134,7 @@ def _each_block(model, tokens, step, *, first=None, state, device, before=None) 
     for index, block in enumerate(progress.bar(blocks(model)[:first], desc="blocks", unit="block")):
         home = next(block.parameters()).device
         block.to(device or home)
-        hidden, call = hidden.to(device or home), _to(captured.calls[index], device or home)
+        hidden, call = hidden.to(device or home), inputs.moved(captured.calls[index], device or home)
         if before:
             before(block, hidden, call)
         kept = state.load(index) if state else None
@@ -235,11 +243,3 @@ def check_memory(model: nn.Module, tokens: Tensor, *, streams: int = 1) -> None:
             f"{len(tokens)} windows of {tokens.shape[1]} tokens need about {needed / 1e9:.1f} GB beside the model and "
             f"{free / 1e9:.1f} GB are free; use about {max(1, int(len(tokens) * free / needed))} windows or fewer."
         )
-
-
-def _to(value, device):
-    if isinstance(value, Tensor):
-        return value.to(device)
-    if isinstance(value, tuple | list):
-        return type(value)(_to(part, device) for part in value)
-    return {key: _to(part, device) for key, part in value.items()} if isinstance(value, dict) else value

@@ -8,7 +8,7 @@ levels at the quantiles of that distribution are each met by about as many weigh
 import torch
 from torch import Tensor, nn
 
-from lib.quantizers import calibrate
+from lib.quantizers import calibrate, layerwise
 from lib.quantizers.grid import AT_ONCE, HUGE, SHRINK, TINY, Quantized, check
 from lib.quantizers.state import State, fingerprint
 
@@ -37,10 +37,7 @@ def quantize_(
     calibrate.check_layers(model, bits=bits, group_size=group_size)
     settings = {"bits": bits, "group_size": group_size}
     if calibration is None:
-        done = {name: codebook(layer.weight, **settings) for name, layer in calibrate.layers(model).items()}
-        calibrate.replace_(model, done)
-        calibrate.mark(model)
-        return done
+        return layerwise.replace_(model, lambda weight: codebook(weight, **settings))
     tokens = texts.tokens(calibration, model)
     calibrate.check_memory(model, tokens)
     settings["candidates"] = candidates

@@ -187,6 +187,17 @@ def _by_rows(weight: Tensor, hessian: Tensor | None, device, settings) -> Quanti
     return part._replace(codes=codes, scale=scale, zero_point=zero)
 
 
+def seconds(model: nn.Module, *, group_size: int = 64) -> float:
+    """Seconds that `rounded` takes with a Hessian, tried on the first `ROWS` rows of the head."""
+    from lib.metrics import speed
+
+    weight = blocks.head(model).weight
+    settings = {"bits": 4, "group_size": group_size, "symmetric": False, "candidates": 8}
+    with speed.stopwatch() as watch:
+        _by_rows(weight[:ROWS], torch.eye(weight.shape[1]), None, settings)
+    return watch.seconds * max(1, len(weight) / ROWS) * (1 if blocks.tied(model) else 2)
+
+
 def final_moment(model: nn.Module, tokens: Tensor) -> Tensor:
     """2/n Σ x xᵀ of the hidden states that the head reads on `tokens` [count, length], float32 [hidden, hidden]."""
     from lib.metrics import logits

@@ -13,7 +13,7 @@ every group. Our zero points are integers: the real-valued optimum is rounded at
 import torch
 from torch import Tensor, nn
 
-from lib.quantizers import calibrate
+from lib.quantizers import calibrate, layerwise
 from lib.quantizers.grid import AT_ONCE, HUGE, TINY, Quantized, check, quantize
 
 NORM = 0.7  # p
@@ -33,10 +33,7 @@ def quantize_(
     """
     calibrate.check_layers(model, bits=bits, group_size=group_size)
     settings = {"bits": bits, "group_size": group_size, "norm": norm, "steps": steps}
-    done = {name: hqq(layer.weight, **settings) for name, layer in calibrate.layers(model).items()}
-    calibrate.replace_(model, done)
-    calibrate.mark(model)
-    return done
+    return layerwise.replace_(model, lambda weight: hqq(weight, **settings))
 
 
 @torch.no_grad()

@@ -59,6 +59,15 @@ def run_block(block: nn.Module, hidden: Tensor, call: tuple[tuple, dict]) -> Ten
     return output[0] if isinstance(output, tuple) else output
 
 
+def moved(value, device):
+    """`value`, a block's arguments, with all its tensors on `device`."""
+    if isinstance(value, Tensor):
+        return value.to(device)
+    if isinstance(value, tuple | list):
+        return type(value)(moved(part, device) for part in value)
+    return {key: moved(part, device) for key, part in value.items()} if isinstance(value, dict) else value
+
+
 def second_moment(inputs: Tensor) -> Tensor:
     """H = 2/n Σ x xᵀ of `inputs` [..., columns], float32 [columns, columns] (GPTQ, arXiv 2210.17323, equation 3).
 

@@ -9,11 +9,13 @@ Sources: GPTQ, arXiv 2210.17323 (`gptq`); SignRound, arXiv 2309.05516 (`rounding
 """
 
 import hashlib
+from collections.abc import Callable
 
 import torch
 from torch import Tensor, nn
 
 from lib.metrics import speed
+from lib.metrics.reference import digest
 from lib.models.blocks import linears
 from lib.quantizers import calibrate, gptq, inputs, rounding
 from lib.quantizers.grid import Quantized
@@ -28,12 +30,13 @@ def quantize_(
     bits: Bits,
     *,
     group_size: int,
-    steps: int = 50,
+    steps: int | Callable[[str], int] = 50,
     batch: int = 2,
     rate: float | None = None,
     range_rate: float | None = None,
     filtered: float = 0.001,
     seed: int = 0,
+    clean: Tensor | None = None,
     state=None,
     device: str | None = None,
 ) -> dict[str, Quantized]:
@@ -41,7 +44,9 @@ def quantize_(
 
     calibration: windows of text, or token ids [count, length]. bits: 2 to 8, or a dict of them by layer name.
     group_size: columns per grid, -1 for a row. steps, batch, rate, range_rate, filtered: of `rounding.quantize_`;
-    no steps leave GPTQ's codes. state: folder that keeps finished blocks, so that a killed job resumes.
+    no steps leave GPTQ's codes. steps may be a function that is asked before each block, by its name, and must answer
+    a resumed job as it did before. clean: of `calibrate.walk_blocks`. state: folder that keeps finished blocks, so that
+    a killed job resumes.
     """
     from lib.sources import texts
 
@@ -49,22 +54,29 @@ def quantize_(
     plan = widths(model, bits)
     tokens = texts.tokens(calibration, model)
     calibrate.check_memory(model, tokens, streams=2)
-    learning = {"steps": steps, "batch": min(batch, len(tokens)), "rate": rate, "range_rate": range_rate}
-    if steps:
-        learning = rounding.settle(len(tokens), **learning, filtered=filtered, seed=seed)
+    options = {"batch": min(batch, len(tokens)), "rate": rate, "range_rate": range_rate}
+    options |= {"filtered": filtered, "seed": seed}
+    ask = steps if callable(steps) else lambda _: steps
+    learning = _settle(len(tokens), 1 if callable(steps) else steps, options)
     if state is not None:
         told = bits if isinstance(bits, int) else hashlib.sha256(repr(sorted(plan.items())).encode()).hexdigest()
-        job = {**fingerprint(model, tokens), **learning, "bits": told, "group_size": group_size}
+        job = {**fingerprint(model, tokens), **(options | {"steps": "by block"} if callable(steps) else learning)}
+        job |= {"bits": told, "group_size": group_size} | ({} if clean is None else {"clean": digest(clean)})
         state = State(state, method="refined", **job)
 
     def visit(prefix: str, block: nn.Module, hidden: Tensor, targets: Tensor, call: tuple) -> dict[str, Quantized]:
+        learning = _settle(len(tokens), ask(prefix), options)
         starts = first(block, hidden, call, prefix, plan, group_size)
-        if not steps:
+        if not learning["steps"]:
             return starts
         done, _ = rounding.reconstruct(block, hidden, targets, call, starts, **learning)
         return {name: layer.quantized() for name, layer in done.items()}
 
-    return calibrate.walk_blocks(model, tokens, visit, state=state, device=device)
+    return calibrate.walk_blocks(model, tokens, visit, clean=clean, state=state, device=device)
+
+
+def _settle(windows: int, steps: int, options: dict) -> dict:
+    return rounding.settle(windows, steps=steps, **options) if steps else {"steps": 0} | options
 
 
 @torch.no_grad()
@@ -85,22 +97,28 @@ def first(
             layer.weight.copy_(weight)
 
 
-def seconds_per_step(model: nn.Module, tokens: Tensor, *, group_size: int, batch: int = 2) -> float:
-    """Seconds that one step takes in all blocks together, tried on the first block of `model`, which stays as it is."""
-    captured = inputs.capture(model, tokens[:batch])
-    block = calibrate.blocks(model)[0]
+def seconds(model: nn.Module, tokens: Tensor, *, group_size: int, batch: int = 2) -> tuple[float, float]:
+    """Seconds that a block takes without learning and beside its passes over the windows, and seconds of a step.
+
+    Tried on the first block of `model`, which stays as it is: what GPTQ takes and what it takes to judge the learned
+    codes do not depend on the number of windows.
+    """
+    captured = inputs.capture(model, tokens[: max(batch, rounding.SEEN)])
+    block, prefix = calibrate.blocks(model)[0], f"{calibrate.path_of_blocks(model)}.0"
     hidden, call = captured.hidden, captured.calls[0]
     with torch.no_grad():
         targets = inputs.run_block(block, hidden, call)
-        starts = rounding.nearest(block, hidden, call, bits=4, group_size=group_size, symmetric=False, candidates=1)
-    learning = rounding.settle(
-        len(hidden), steps=1, batch=len(hidden), rate=None, range_rate=None, filtered=0.001, seed=0
-    )
+    options = {"rate": None, "range_rate": None, "filtered": 0.001, "seed": 0}
+    learning = rounding.settle(len(hidden), steps=1, batch=batch, **options)
+    with speed.stopwatch() as codes:
+        starts = first(block, hidden, call, prefix, widths(model, 4), group_size)
     layers = {name: rounding.Rounded(block.get_submodule(name).weight, start) for name, start in starts.items()}
     rounding.learn_(layers, block, hidden, targets, call, **learning)  # the first step also loads what later ones reuse
-    with speed.stopwatch() as watch:
+    with speed.stopwatch() as step:
         rounding.learn_(layers, block, hidden, targets, call, **learning)
-    return watch.seconds * len(calibrate.blocks(model))
+    with speed.stopwatch() as whole:
+        rounding.reconstruct(block, hidden, targets, call, starts, **learning)
+    return codes.seconds + max(0.0, whole.seconds - step.seconds), step.seconds
 
 
 def widths(model: nn.Module, bits: Bits) -> dict[str, int]:

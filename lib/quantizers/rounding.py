@@ -64,7 +64,7 @@ def quantize_(
     learning = {"steps": steps, "batch": batch, "rate": rate, "range_rate": range_rate}
     learning = settle(len(tokens), **learning, filtered=filtered, seed=seed)
     check_initial(model, initial, bits, group_size)
-    calibrate.check_memory(model, tokens)
+    calibrate.check_memory(model, tokens, streams=2)
     grid = {"bits": bits, "group_size": group_size, "symmetric": symmetric, "candidates": candidates}
     if state is not None:
         job = {**fingerprint(model, tokens), **grid, **learning, "initial": digest(initial)}

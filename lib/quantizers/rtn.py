@@ -6,7 +6,7 @@ The baseline that every other method has to beat. Source: Nagel et al., arXiv 21
 import torch
 from torch import nn
 
-from lib.quantizers import calibrate
+from lib.quantizers import calibrate, layerwise
 from lib.quantizers.grid import Quantized, check, choose, quantize
 
 
@@ -27,11 +27,7 @@ def quantize_(
     """
     calibrate.check_layers(model, bits=bits, group_size=group_size)
     settings = {"bits": bits, "group_size": group_size, "symmetric": symmetric, "candidates": candidates}
-    layers = calibrate.layers(model)
-    done = {name: rtn(layer.weight, **settings) for name, layer in layers.items()}
-    calibrate.replace_(model, done)
-    calibrate.mark(model)
-    return done
+    return layerwise.replace_(model, lambda weight: rtn(weight, **settings))
 
 
 def rtn(weight, *, bits: int, group_size: int, symmetric: bool = False, candidates: int = 1) -> Quantized:

@@ -4,24 +4,30 @@ Source: Chen et al., "EfficientQAT: Efficient Quantization-Aware Training for La
 section 3.3 (the second phase, E2E-QP). Two things differ from the paper: the loss is KL(original || quantized) over
 the whole vocabulary instead of the next token's cross-entropy, because a hundred windows of targets say less than
 the original's own distributions on them; and a scale moves in proportion to its size, s = s₀ (1 + δ), so that one
-learning rate suits all layers. Zero points are integers and stay.
+learning rate suits all layers. Zero points are integers and stay; `shifts` is the variant that moves them too.
+
+Of all methods here this one's working set is more than a block's: the backward pass needs the activations of all blocks
+(those of one step's windows), and each scale has its δ, its gradient and Adam's two moments, four float32 numbers a
+group. Weights are held as codes alone: no product keeps a dense matrix, its backward pass makes it again. Where the
+activations don't fit into memory, blocks are computed anew in the backward pass (`activations`); the bytes are the
+same.
 """
 
 import contextlib
 import math
-import time
 from collections.abc import Callable, Iterator
 
 import torch
 from torch import Tensor, nn
 
 from lib import progress
-from lib.metrics import divergence, logits
+from lib.metrics import divergence, logits, speed
 from lib.metrics.reference import Reference
-from lib.quantizers import calibrate
-from lib.quantizers.grid import TINY, Quantized
+from lib.quantizers import activations, calibrate
+from lib.quantizers.grid import Quantized
 from lib.quantizers.linear import QuantLinear
 from lib.quantizers.steps import Steps
+from lib.quantizers.tuned import Tuned
 
 LEARNING_RATE = {2: 4e-3, 3: 2e-3, 4: 1e-3}  # peak of δ's rate by bits; more than 4 bits take the last
 BETAS = (0.9, 0.95)
@@ -39,6 +45,8 @@ def tune_(
     seed: int = 0,
     state=None,
     watch: Callable[[int, float], None] | None = None,
+    stop: Callable[[int], bool] | None = None,
+    kind: type[Tuned] = Tuned,
 ) -> dict[str, Quantized]:
     """Tune the scales of every quantized layer inside the blocks of `model`, in place; return all of them by name.
 
@@ -47,32 +55,43 @@ def tune_(
     repetition until all have been seen. learning_rate: of δ, at its peak; None takes that of `LEARNING_RATE`.
     state: folder that keeps the training's state, so that a killed job resumes and ends in the same bytes.
     watch: called after each step with its number, from 1, and the mean KL in nats on its windows before the step.
-    Raises ValueError for a model without quantized layers, for steps or batch below 1, and when the loss is not
-    finite (the model then keeps the scales that it came with).
+    stop: asked before each step with the number of those done; True ends the tuning there. kind: what stands in a
+    layer's place and says what is learned.
+    Raises ValueError for a model without quantized layers, for steps or batch below 1, for a learning_rate that is not
+    positive, and when the loss is not finite (the model then keeps the scales that it came with); MemoryError, before
+    the work, when a step's activations don't fit.
     """
     from lib.sources import texts
 
     tokens = texts.tokens(calibration, model)
     found = _check(model, steps, batch, len(tokens))
-    rate = learning_rate or LEARNING_RATE[min(max(layer.bits for layer in found.values()), max(LEARNING_RATE))]
+    again = activations.must_recompute(model, batch * tokens.shape[1])
+    rate = learning_rate
+    if rate is None:
+        rate = LEARNING_RATE[min(max(layer.bits for layer in found.values()), max(LEARNING_RATE))]
+    if not 0 < rate < math.inf:
+        raise ValueError(f"learning_rate={rate}; the scales move by a positive share; leave it out, or try 1e-3.")
     original = reference if isinstance(reference, Reference) else divergence.remember(reference, tokens)
     original.check(tokens)
     settings = {"steps": steps, "batch": batch, "learning_rate": rate, "seed": seed}
-    job = Steps.open(state, model, tokens, method="scales", **settings)
-    with _tuned(model, found) as tuned:
-        _train(model, original, tokens, tuned, job, watch=watch, **settings)
+    job = Steps.open(state, model, tokens, method=kind.METHOD, **settings)
+    with _tuned(model, found, again, kind) as tuned:
+        _train(model, original, tokens, tuned, job, watch=watch, stop=stop, **settings)
         for part in tuned.values():
-            part.layer.scale = part.rounded()
-            part.layer.forget()
+            part.settle_()
     return {name: layer.quantized for name, layer in found.items()}
 
 
-def _train(model, original, tokens, tuned, job, *, steps: int, batch: int, learning_rate: float, seed: int, watch):
-    """Adam on the δ of all `tuned` layers, from the step at which `job` was left."""
-    deltas = {name: part.delta for name, part in tuned.items()}
+def _train(
+    model, original, tokens, tuned, job, *, steps: int, batch: int, learning_rate: float, seed: int, watch, stop
+) -> None:
+    """Adam on what all `tuned` layers learn, from the step at which `job` was left."""
+    deltas = {f"{name}{suffix}": each for name, part in tuned.items() for suffix, each in part.learned().items()}
     optimizer = torch.optim.Adam(deltas.values(), lr=learning_rate, betas=BETAS)
     first = job.restore(deltas, optimizer)
     for step in progress.bar(range(first, steps), desc="scales", unit="step", initial=first, total=steps):
+        if stop and stop(step):
+            break
         optimizer.param_groups[0]["lr"] = learning_rate * schedule(step, steps)
         loss = _step(model, original, tokens, windows(step, batch, len(tokens), seed))
         if not math.isfinite(loss):
@@ -92,11 +111,12 @@ def seconds_per_step(model: nn.Module, calibration, reference: Reference, *, bat
     from lib.sources import texts
 
     tokens = texts.tokens(calibration, model)
-    with _tuned(model, _check(model, 1, batch, len(tokens))):
+    again = activations.must_recompute(model, batch * tokens.shape[1])
+    with _tuned(model, _check(model, 1, batch, len(tokens)), again):
         for _ in range(2):
-            begun = time.monotonic()
-            _step(model, reference, tokens, list(range(batch)))
-    return time.monotonic() - begun
+            with speed.stopwatch() as watch:
+                _step(model, reference, tokens, list(range(batch)))
+    return watch.seconds
 
 
 def schedule(step: int, steps: int) -> float:
@@ -145,52 +165,18 @@ def _loss(states: Tensor, projection: logits.Projection, original: logits.Rows, 
     return total, states.grad
 
 
-class Tuned(nn.Module):
-    """A `QuantLinear` whose scale is s₀ (1 + δ) with a trainable δ [rows, groups], float32."""
-
-    def __init__(self, layer: QuantLinear, dtype: torch.dtype):
-        super().__init__()
-        self.layer, self.start = layer, layer.scale.float()
-        # the values for a scale of one: whole numbers up to 255, exact in bfloat16, or levels of a codebook
-        one = layer.quantized._replace(scale=torch.ones_like(self.start))
-        self.levels = one.dense(dtype).view(*self.start.shape, -1)
-        self.delta = nn.Parameter(torch.zeros_like(self.start))
-        self.in_features, self.out_features = layer.in_features, layer.out_features
-
-    def rounded(self) -> Tensor:
-        """The scale as it will be stored: bfloat16 [rows, groups], positive."""
-        return (self.start * (1 + self.delta)).detach().clamp(min=TINY).to(self.layer.scale.dtype)
-
-    def forward(self, inputs: Tensor) -> Tensor:
-        """As the layer, with gradients for δ."""
-        outputs = _Product.apply(inputs, self.start * (1 + self.delta), self.levels)
-        return outputs if self.layer.bias is None else outputs + self.layer.bias
-
-
-class _Product(torch.autograd.Function):
-    """x Wᵀ with W = s (q - z); ∂W/∂s = q - z (equation 4 of the paper), summed over each group."""
-
-    @staticmethod
-    def forward(ctx, inputs: Tensor, scale: Tensor, levels: Tensor) -> Tensor:
-        weight = (levels * scale[..., None].to(levels.dtype)).flatten(1)
-        ctx.save_for_backward(inputs, weight, levels)
-        return inputs @ weight.T
-
-    @staticmethod
-    def backward(ctx, gradient: Tensor):
-        inputs, weight, levels = ctx.saved_tensors
-        of_weight = (gradient.flatten(0, -2).T @ inputs.flatten(0, -2)).view_as(levels)
-        of_scale = of_weight.mul_(levels).sum(-1, dtype=torch.float32)
-        return gradient @ weight, of_scale, None
-
-
 @contextlib.contextmanager
-def _tuned(model: nn.Module, found: dict[str, QuantLinear]) -> Iterator[dict[str, Tuned]]:
-    """`Tuned` stand-ins for the layers inside the block; all other parameters rest, and all is put back after it."""
+def _tuned(
+    model: nn.Module, found: dict[str, QuantLinear], again: bool, kind: type[Tuned] = Tuned
+) -> Iterator[dict[str, Tuned]]:
+    """Stand-ins of a `kind` for the layers inside the block; all other parameters rest, and all is put back after it.
+
+    again: whether blocks keep their inputs alone, and are computed anew in the backward pass.
+    """
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
-    tuned = {name: Tuned(layer, model.dtype) for name, layer in found.items()}
+    tuned = {name: kind(layer, model.dtype) for name, layer in found.items()}
     try:
-        with logits.evaluating(model):
+        with logits.evaluating(model), activations.recomputed(model) if again else contextlib.nullcontext():
             for parameter in trained:
                 parameter.requires_grad_(False)
             for name, part in tuned.items():

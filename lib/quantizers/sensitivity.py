@@ -10,10 +10,12 @@ because a small change of a layer moves the divergence by a square of its size (
 here, not compensated: which ones matter is the same question, and it is answered in a tenth of the time.
 """
 
+import math
+
 import torch
 from torch import Tensor, nn
 
-from lib.metrics import divergence, logits
+from lib.metrics import divergence, logits, speed
 from lib.models import blocks
 from lib.quantizers import calibrate, embedding, inputs
 from lib.quantizers.grid import BITS, TINY, Quantized, choose, quantize
@@ -33,6 +35,7 @@ def measure(model: nn.Module, calibration, *, widths=BITS, group_size: int = 64,
     from lib.sources import texts
 
     tokens = texts.tokens(calibration, model)
+    calibrate.check_memory(model, tokens, streams=2)
     few, found = tokens[:windows], {}
     reference = divergence.remember(model, few)
     calls, parts = inputs.capture(model, few).calls, list(blocks.blocks(model))
@@ -43,12 +46,12 @@ def measure(model: nn.Module, calibration, *, widths=BITS, group_size: int = 64,
         for names, hessian in _moments(block, hidden, call):
             weights = [block.get_submodule(name).weight for name in names]
             weight, share = torch.cat(weights).float(), hessian.diagonal()
-            rounded = {bits: _rounded(weight, share, bits, group_size) for bits in {PROBE, *widths}}
+            rounded, errors = _tried(weight, share, widths, group_size)
             with _changed(weights, rounded[PROBE]):
                 loss = _divergence(model, reference, _run(rest, hidden[: len(few)]), few)
-            errors = {bits: _error(weight, values, share) for bits, values in rounded.items()}
             carried = {bits: loss * errors[bits] / max(errors[PROBE], TINY) for bits in widths}
-            found[tuple(f"{prefix}.{name}" for name in names)] = carried
+            key = tuple(f"{prefix}.{name}" for name in names)
+            found[key] = check(key, carried)
         return {}
 
     with logits.evaluating(model):
@@ -73,7 +76,49 @@ def _of_embedding(model, tokens, reference, few, widths, group_size) -> Losses:
             with _changed([weight], _rounded(weight, weighs, bits, group_size)):
                 hidden = inputs.capture(model, few).hidden
                 found[key][bits] = _divergence(model, reference, _run(calls, hidden), few)
+        check(key, found[key])
     return found
+
+
+def check(names: tuple[str, ...], table: dict[int, float]) -> dict[int, float]:
+    """Return the losses by bits of the layers called `names`; raise ValueError for one that is not finite."""
+    if bad := {bits: loss for bits, loss in table.items() if not math.isfinite(loss)}:
+        bits, loss = next(iter(bad.items()))
+        raise ValueError(
+            f"{', '.join(names)} would cost {loss} nats a token at {bits} bits; bits are allotted by losses that are "
+            "finite; check these weights and the calibration text, or give one number of bits for all layers."
+        )
+    return table
+
+
+@torch.no_grad()
+def seconds(model: nn.Module, tokens: Tensor, *, widths=BITS, group_size: int = 64, windows: int = 2) -> float:
+    """Seconds that `measure` takes beside its passes over the windows, tried on the first block; nothing is changed."""
+    few, parts = tokens[:windows], list(blocks.blocks(model))
+    captured, reference = inputs.capture(model, few), divergence.remember(model, few)
+    with logits.evaluating(model):
+        found = _moments(parts[0], captured.hidden, captured.calls[0])
+        with speed.stopwatch() as rounding:
+            for names, hessian in found:
+                weight = torch.cat([parts[0].get_submodule(name).weight for name in names]).float()
+                _tried(weight, hessian.diagonal(), widths, group_size)
+        with speed.stopwatch() as run:
+            hidden = _run(list(zip(parts, captured.calls)), captured.hidden)
+        with speed.stopwatch() as head:
+            _divergence(model, reference, hidden, few)
+    # each group of layers of each block, which on average has half of the blocks behind it
+    groups = len(parts) * len(found) * (run.seconds * (len(parts) + 1) / (2 * len(parts)) + head.seconds)
+    tables = [blocks.head(model).weight] if blocks.tied(model) else [blocks.embeddings(model).weight] * 2
+    layers = sum(layer.weight.numel() for layer in blocks.linears(parts[0]).values())
+    share = sum(table.numel() for table in tables) / layers
+    tables = share * rounding.seconds + len(tables) * len(widths) * (run.seconds + head.seconds)
+    return len(parts) * rounding.seconds + groups + tables
+
+
+def _tried(weight: Tensor, share: Tensor, widths, group_size: int) -> tuple[dict[int, Tensor], dict[int, float]]:
+    """Values of `weight` at `PROBE` and each of `widths`, and their errors, by bits."""
+    rounded = {bits: _rounded(weight, share, bits, group_size) for bits in {PROBE, *widths}}
+    return rounded, {bits: _error(weight, values, share) for bits, values in rounded.items()}
 
 
 def _moments(block: nn.Module, hidden: Tensor, call: tuple) -> list[tuple[list[str], Tensor]]:
@@ -104,7 +149,8 @@ def _rounded(weight: Tensor, share: Tensor, bits: int, group_size: int) -> Tenso
 
 
 def _error(weight: Tensor, values: Tensor, share: Tensor) -> float:
-    return (values.float() - weight).square_().mul_(share).sum().item()
+    # in float64: squares of weights above 1e19 overflow float32, and those below 1e-23 are flushed to zero
+    return (values.double() - weight).square_().mul_(share).sum().item()
 
 
 class _changed:

@@ -23,10 +23,7 @@ class State:
         self.folder, self.job = Path(folder), {key: str(value) for key, value in sorted(job.items())}
         note = self.folder / "job.json"
         if note.exists():
-            before = json.loads(note.read_text())
-            if changed := {key for key in before | self.job if before.get(key) != self.job.get(key)}:
-                given = "; ".join(f"{key}={before.get(key)} there, {self.job.get(key)} here" for key in sorted(changed))
-                raise ValueError(f"{self.folder} holds another job ({given}); use the same arguments or a new folder.")
+            same_job(folder, json.loads(note.read_text()), self.job)
         files.write_text(note, json.dumps(self.job, indent=1))
 
     def save(self, index: int, kept: dict[str, Quantized]) -> None:
@@ -59,6 +56,13 @@ class State:
 
     def _path(self, index: int) -> Path:
         return self.folder / f"block-{index:04d}.safetensors"
+
+
+def same_job(folder: Path | str, before: dict[str, str], job: dict[str, str]) -> None:
+    """Raise ValueError, naming what differs, unless the `job` that `folder` holds from `before` is this one."""
+    if changed := {key for key in before | job if before.get(key) != job.get(key)}:
+        given = "; ".join(f"{key}={before.get(key)} there, {job.get(key)} here" for key in sorted(changed))
+        raise ValueError(f"{folder} holds another job ({given}); use the same arguments or a new folder.")
 
 
 def fingerprint(model: nn.Module, tokens: Tensor) -> dict[str, str]:

@@ -32,12 +32,14 @@ class Steps:
             return cls(None)
         return cls(State(folder, **fingerprint(model, tokens), **job).folder)
 
-    def save(self, step: int, loss: float, parameters: dict[str, Tensor], optimizer, *, every: float = EVERY) -> None:
-        """Note the `loss` of the step just done, and write everything when the last time is `every` seconds ago."""
+    def save(
+        self, step: int, loss: float, parameters: dict[str, Tensor], optimizer, *, every: float | None = None
+    ) -> None:
+        """Note the `loss` of the step just done, and write everything if the last time is `every` (`EVERY`) s ago."""
         from safetensors.torch import save
 
         self.losses.append(loss)
-        if self.path is None or time.monotonic() - self._saved < every:
+        if self.path is None or time.monotonic() - self._saved < (EVERY if every is None else every):
             return
         tensors = {}
         for name, parameter in parameters.items():

@@ -14,7 +14,8 @@ def scores(table: pd.DataFrame):
     """Main metric of each task (metric "score", labels task and measured, chance, constant) with its 95 % interval.
 
     Labels low and high are the interval's ends; a task whose interval is not above the better of chance and constant
-    answer is drawn hollow: it shows no skill. Numbers that are no shares of 1 (BLEU) are left out.
+    answer is drawn hollow: it shows no skill; one with neither of them is hollow too, and says so. Numbers that are no
+    shares of 1 (BLEU) are left out.
     """
     data = rows.newest(table, "score")
     if data.empty or "task" not in data:
@@ -25,8 +26,7 @@ def scores(table: pd.DataFrame):
         axes, look = figure.subplots(), style.look("gptq")
         for place, row in enumerate(data.to_dict("records")):
             _score(axes, place, row, look)
-        labels = [f"{row.task}\n{READABLE.get(row.measured, row.measured)}, n={row.n}" for row in data.itertuples()]
-        axes.set_yticks(range(len(data)), labels=labels)
+        axes.set_yticks(range(len(data)), labels=[_label(row) for row in data.to_dict("records")])
         axes.set(xlabel="score", ylim=(len(data) - 0.5, -0.6), xlim=(-0.03, 1.03))
         for label, marker, colour in (("chance", "|", style.MUTED), ("best constant answer", "x", "#bb5566")):
             axes.plot([], [], marker, color=colour, label=label, markersize=9, markeredgewidth=1.6)
@@ -36,10 +36,18 @@ def scores(table: pd.DataFrame):
     return figure
 
 
-def skilled(row: dict) -> bool:
-    """Whether a record's interval lies above chance and the best constant answer, as far as they are known."""
+def skilled(row: dict) -> bool | None:
+    """Whether a record's interval lies above chance and the best constant answer, as far as they are known.
+
+    None where neither is: without a baseline no score shows skill, whatever it is.
+    """
     known = [float(row[name]) for name in ("chance", "constant") if pd.notna(row.get(name))]
-    return not known or float(row["low"]) > max(known)
+    return float(row["low"]) > max(known) if known else None
+
+
+def _label(row: dict) -> str:
+    measured = f"{row['task']}\n{READABLE.get(row['measured'], row['measured'])}, n={row['n']}"
+    return measured if skilled(row) is not None else f"{measured}, no baseline"
 
 
 def _score(axes, place: int, row: dict, look) -> None:

@@ -5,8 +5,10 @@ import pandas as pd
 
 from lib.report import axes as ax
 from lib.report import rows, style
+from lib.report.ladders import NAMES, ladder
 
-NAMES = {"kl_divergence": "KL divergence, nats a token"}
+__all__ = ["grid_error", "ladder", "textbook", "weight_histogram"]
+
 TEXTBOOK = {"absmax": ("rtn", "absmax"), "zero_point": ("gptq", "zero-point"), "int8": ("depth", "LLM.int8()")}
 SHARED = {"tensor": "matrix", "row": "row", "group": "group"}  # who shares a grid
 SHADES = {2: "depth", 3: "rtn", 4: "gptq", 8: "none"}  # the look that stands for a bit width
@@ -105,31 +107,6 @@ def _damage(axes, damage: pd.DataFrame) -> None:
     axes.set_xscale("log")
     ax.plain_log(axes, "x")
     ax.headline(axes, "The whole model in 8 bits", "LLM.int8() rounds the inputs too. 95 % intervals.")
-
-
-def ladder(table: pd.DataFrame, metric: str = "perplexity"):
-    """`metric` after each rung (label `rung`, in the order recorded), with 95 % intervals: what each step brings."""
-    # only a ladder's own records: other notebooks record the same metrics, and may have done so later
-    data = rows.newest(table[table["rung"].notna()], metric) if "rung" in table else table.iloc[:0]
-    if data.empty:
-        return ax.gap("What each step brings", "22_gptq")
-    places, values = np.arange(len(data)), data["value"].astype(float).to_numpy()
-    log = ax.is_wide(values)
-    bars = np.array([ax.interval(v, e, log) for v, e in zip(values, data["stderr"].astype(float))]).T
-    with style.use():
-        figure = style.picture(7.6, 1.1 + 0.42 * len(data))
-        axes, look = figure.subplots(), style.look("gptq")
-        axes.errorbar(values, places, xerr=bars, fmt=look.marker, color=look.colour, capsize=3)
-        for place, value in zip(places, values):
-            axes.annotate(f"{value:.4g}", (value, place), (0, 6), textcoords="offset points", ha="center", fontsize=8.5)
-        axes.set_yticks(places, labels=data["rung"])
-        axes.set(xlabel=NAMES.get(metric, metric.replace("_", " ")), ylim=(len(data) - 0.5, -0.7))
-        axes.margins(x=0.08)
-        if log:
-            axes.set_xscale("log")
-            ax.plain_log(axes, "x")
-        ax.headline(axes, "What each step brings", "Each row differs from the one above in one thing. 95 % intervals.")
-    return figure
 
 
 def _line(axes, part: pd.DataFrame, x: str, method: str, text: str) -> None:

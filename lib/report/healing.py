@@ -40,7 +40,7 @@ def curve(table: pd.DataFrame):
 def curves(table: pd.DataFrame, metric: str = "recovered_perplexity"):
     """`curve` for every importance score (columns) and number of removed blocks (rows) that there are runs of.
 
-    Only runs on the model and text of the newest one: curves on other texts are no part of the same grid.
+    Only runs on one model, text and number of test windows, those with most points: others are no part of the grid.
     """
     data = _grid(table, metric)
     if data.empty:
@@ -52,16 +52,13 @@ def curves(table: pd.DataFrame, metric: str = "recovered_perplexity"):
         for line, depth in zip(grid, depths):
             for axes, score in zip(line, scores):
                 part = data[data["score"].eq(score) & data["removed_blocks"].eq(depth)]
-                title = f"{score.replace('_', ' ')}, {depth:.0f} blocks less"
-                if part.empty:
-                    axes.text(0.5, 0.5, "no finished run", transform=axes.transAxes, ha="center", color=style.MUTED)
-                else:
-                    _lines(axes, part)
-                ax.headline(axes, title)
+                _or_missing(_lines, axes, part)
+                ax.headline(axes, f"{score.replace('_', ' ')}, {depth:.0f} blocks less")
                 axes.set_xlabel("")
             line[0].set_ylabel("recovered, %")
         for axes in grid[-1]:
             axes.set_xlabel("healing tokens")
+        _title(figure, data, windows=True)
         _legend(figure, max(grid.flat, key=lambda axes: len(axes.containers)))
     return figure
 
@@ -85,9 +82,11 @@ def answers(table: pd.DataFrame, score: str | None = None):
         for line, task in zip(grid, names):
             for axes, depth in zip(line, depths):
                 part = data[data["task"].eq(task) & data["removed_blocks"].eq(depth)]
-                _task(axes, part)
+                _or_missing(_task, axes, part)
                 ax.headline(axes, f"{task}, {depth:.0f} blocks less", f"By {score.replace('_', ' ')}; bars: 95 %.")
-            line[0].set_ylabel(f"{data.loc[data['task'].eq(task), 'measured'].iloc[-1]}, %")
+            asked = data[data["task"].eq(task)].iloc[-1]
+            line[0].set_ylabel(f"{asked['measured']} of {asked['n']:.0f} samples, %")
+        _title(figure, data, windows=False)
         _legend(figure, max(grid.flat, key=lambda axes: len(axes.containers)))
     return figure
 
@@ -117,15 +116,36 @@ def losses(histories: dict):
 
 
 def _grid(table: pd.DataFrame, metric: str, *also: str) -> pd.DataFrame:
-    """The newest row of `metric` for each score, depth, way and amount of tokens, on the newest model and text."""
-    data = rows.complete(table)
+    """The newest row of `metric` for each score, depth, way and amount of tokens, all of one setting.
+
+    A setting is a model, texts, a number of test windows and of a task's samples: of several, the one with most points
+    (the newest of equals), because points of different ones lie on no common line.
+    """
+    data = rows.complete(table).sort_values("time", kind="stable")
+    if metric in METRICS:  # tasks are loaded after the texts, and change nothing about perplexity
+        data["data_hash"] = data.groupby("run")["data_hash"].transform("first")
     data = _points(data[data["metric"].eq(metric) & data["status"].isin(rows.SHOWN)])
-    if data.empty or not {"score", "removed_blocks", *also} <= set(data.columns):
+    points = [*also, "score", "removed_blocks", *LABELS]
+    if data.empty or not set(points) <= set(data.columns):
         return pd.DataFrame()
-    data = data.sort_values("time", kind="stable")
-    for setting in ("model", "text"):
-        data = data[data[setting].isin([data[setting].iloc[-1]])]  # where it is not noted, that is one setting too
-    return data.drop_duplicates([*also, "score", "removed_blocks", *LABELS], keep="last")
+    data = _largest(data, rows.SETTING, points)
+    parts = [_largest(part, ["n"], points) for _, part in data.groupby(["metric", *also])]
+    return pd.concat(parts).sort_values("time", kind="stable").drop_duplicates(points, keep="last")
+
+
+def _largest(data: pd.DataFrame, setting: list[str], points: list[str]) -> pd.DataFrame:
+    """The rows of one `setting`: the one with most different `points`, the newest of equals."""
+    parts = [part for _, part in data.groupby(setting, dropna=False)]  # where it is not noted, that is one too
+    return max(parts, key=lambda part: (len(part.drop_duplicates(points)), part["time"].max()))
+
+
+def _title(figure, data: pd.DataFrame, windows: bool) -> None:
+    """Above all panels: the setting of what is drawn, as far as it is noted."""
+    last = data.iloc[-1]
+    parts = [str(last["model"]).rstrip("/").rsplit("/", 1)[-1]] if pd.notna(last["model"]) else []
+    parts += [f"{last['text']} text"] if pd.notna(last["text"]) else []
+    parts += [f"{float(last['windows']):.0f} test windows"] if windows and pd.notna(last["windows"]) else []
+    figure.suptitle(", ".join(parts), fontsize=8.2, color=style.MUTED)
 
 
 def _task(axes, data: pd.DataFrame) -> None:
@@ -148,6 +168,14 @@ def _legend(figure, axes) -> None:
     """One legend under all panels, where it covers nothing."""
     columns = max(1, int(figure.get_figwidth() / 2.7))
     figure.legend(*axes.get_legend_handles_labels(), loc="outside lower center", ncols=columns)
+
+
+def _or_missing(draw, axes, data: pd.DataFrame) -> None:
+    """`draw(axes, data)`, or a word about what has no finished run."""
+    if data.empty:
+        axes.text(0.5, 0.5, "no finished run", transform=axes.transAxes, ha="center", color=style.MUTED)
+    else:
+        draw(axes, data)
 
 
 def _lines(axes, data: pd.DataFrame) -> None:

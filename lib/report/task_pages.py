@@ -8,6 +8,7 @@ from lib import files, tasks
 from lib.report import evaluation, pages, rows, style, tables
 
 LABELS = ["task", "measured", "low", "high", "chance", "constant"]  # of records of the metric "score"
+SKILL = {True: "shown", False: "not shown", None: "no baseline"}
 
 
 def build(table: pd.DataFrame, folder: Path, css: str) -> list[dict]:
@@ -51,7 +52,7 @@ def readable(data: pd.DataFrame) -> pd.DataFrame:
             "n": f"{row['n']:.0f}",
             "Chance": _number(row["chance"]),
             "Constant answer": _number(row["constant"]),
-            "Skill": "shown" if evaluation.skilled(row) else "not shown",
+            "Skill": SKILL[evaluation.skilled(row)],
         })  # fmt: skip
     return pd.DataFrame(lines)
 

@@ -4,43 +4,31 @@ A revision is a commit of the data set on the Hub, so that its rows stay what th
 to us: the Hub's newest is then loaded and its commit recorded. Licences are the publishers' own as generally stated.
 """
 
-from collections.abc import Callable
-from dataclasses import dataclass, field
-
 from lib.sources import rows
+from lib.sources.data_set import Benchmark, Needs
 from lib.sources.subjects import BBH, CEVAL
 
+_QUESTION = ("question",)
 
-@dataclass(frozen=True)
-class Benchmark:
-    """One data set.
 
-    files: split -> files inside `$THIMBLE_DATA`, read in this order; line: what turns a line of them into a row.
-    hub, configs, revision: on the Hub; splits: split -> its name there; hub_line: what turns a row there into ours.
-    """
-
-    licence: str
-    citation: str
-    files: dict[str, tuple[str, ...]]
-    line: Callable[[dict], dict] = rows.same
-    hub: str | None = None
-    configs: tuple[str | None, ...] = (None,)
-    revision: str | None = None
-    splits: dict[str, str] = field(default_factory=dict)
-    hub_line: Callable[[dict], dict] | None = None
+def _arc(part):
+    citation = "Clark et al. 2018, Think you have Solved Question Answering? Try ARC, arXiv 1803.05457"
+    files = {split: (f"arc/ARC-{part}-{name}.jsonl",) for split, name in (("test", "Test"), ("validation", "Dev"))}
+    hub = "allenai/ai2_arc", (f"ARC-{part}",), "210d026faf9955653af8916fad021475a3f00453"
+    return Benchmark("CC BY-SA 4.0", citation, files, rows.labelled, *hub, needs=Needs(_QUESTION))
 
 
 def _trace(folder, licence, splits=("test", "eval", "train")):
     citation = "Wang et al. 2023, TRACE, arXiv 2310.06762"
-    return Benchmark(licence, citation, {split: (f"trace/{folder}/{split}.jsonl",) for split in splits})
+    files = {split: (f"trace/{folder}/{split}.jsonl",) for split in splits}
+    origin = f"zjwang21/TRACE @ cb1bfea893e6, TRACE-Benchmark/LLM-CL-Benchmark_500/{folder}"
+    return Benchmark(licence, citation, files, needs=Needs(("prompt", "answer")), origin=origin)
 
 
-_ARC = "Clark et al. 2018, Think you have Solved Question Answering? Try ARC, arXiv 1803.05457"
 _TRUTHFUL = "Lin et al. 2022, TruthfulQA: Measuring How Models Mimic Human Falsehoods, arXiv 2109.07958"
 _SUZGUN = (
     "Suzgun et al. 2022, Challenging BIG-Bench Tasks and Whether Chain-of-Thought Can Solve Them, arXiv 2210.09261"
 )
-_ARC_COMMIT = "210d026faf9955653af8916fad021475a3f00453"
 _TRUTHFUL_COMMIT = "741b8276f2d1982aa3d5b832d3ee81ed3b896490"
 
 BENCHMARKS = {
@@ -56,25 +44,10 @@ BENCHMARKS = {
         ("all",),
         "c30699e8356da336a370243923dbaf21066bb9fe",
         {"test": "test", "dev": "dev"},
+        needs=Needs(("question", "group"), choices=4),
     ),
-    "arc_easy": Benchmark(
-        "CC BY-SA 4.0",
-        _ARC,
-        {"test": ("arc/ARC-Easy-Test.jsonl",), "validation": ("arc/ARC-Easy-Dev.jsonl",)},
-        rows.labelled,
-        "allenai/ai2_arc",
-        ("ARC-Easy",),
-        _ARC_COMMIT,
-    ),
-    "arc_challenge": Benchmark(
-        "CC BY-SA 4.0",
-        _ARC,
-        {"test": ("arc/ARC-Challenge-Test.jsonl",), "validation": ("arc/ARC-Challenge-Dev.jsonl",)},
-        rows.labelled,
-        "allenai/ai2_arc",
-        ("ARC-Challenge",),
-        _ARC_COMMIT,
-    ),
+    "arc_easy": _arc("Easy"),
+    "arc_challenge": _arc("Challenge"),
     "hellaswag": Benchmark(
         "MIT",
         "Zellers et al. 2019, HellaSwag: Can a Machine Really Finish Your Sentence?, arXiv 1905.07830",
@@ -83,6 +56,7 @@ BENCHMARKS = {
         "Rowan/hellaswag",
         revision="218ec52e09a7e7462a5400043bb9a69a41d06b76",
         hub_line=rows.hellaswag_hub,
+        needs=Needs(_QUESTION, choices=4),
     ),
     "piqa": Benchmark(
         "AFL-3.0",
@@ -91,6 +65,7 @@ BENCHMARKS = {
         rows.piqa,
         "baber/piqa",
         revision="142f6d7367fd9877f0fb3b5734ea6a545f54cdd1",
+        needs=Needs(_QUESTION, choices=2),
     ),
     "winogrande": Benchmark(
         "CC BY 4.0",
@@ -100,6 +75,7 @@ BENCHMARKS = {
         "allenai/winogrande",
         ("winogrande_xl",),
         "01e74176c63542e6b0bcb004dcdea22d94fb67b5",
+        needs=Needs(choices=2),
     ),
     "boolq": Benchmark(
         "CC BY-SA 3.0",
@@ -109,6 +85,7 @@ BENCHMARKS = {
         "aps/super_glue",
         ("boolq",),
         "3de24cf8022e94f4ee4b9d55a6f539891524d646",
+        needs=Needs(("passage", "question"), choices=2),
     ),
     "openbookqa": Benchmark(
         "Apache-2.0",
@@ -119,6 +96,7 @@ BENCHMARKS = {
         ("main",),
         "388097ea7776314e93a529163e0fea805b8a6454",
         hub_line=rows.openbook,
+        needs=Needs(_QUESTION, choices=4),
     ),
     "commonsenseqa": Benchmark(
         "MIT",
@@ -127,6 +105,7 @@ BENCHMARKS = {
         rows.labelled,
         "tau/commonsense_qa",
         revision="94630fe30dad47192a8546eb75f094926d47e155",
+        needs=Needs(_QUESTION, choices=5),
     ),
     "truthfulqa_mc": Benchmark(
         "Apache-2.0",
@@ -136,6 +115,7 @@ BENCHMARKS = {
         "truthfulqa/truthful_qa",
         ("multiple_choice",),
         _TRUTHFUL_COMMIT,
+        needs=Needs(_QUESTION),
     ),
     "truthfulqa_gen": Benchmark(
         "Apache-2.0",
@@ -145,6 +125,7 @@ BENCHMARKS = {
         "truthfulqa/truthful_qa",
         ("generation",),
         _TRUTHFUL_COMMIT,
+        needs=Needs(_QUESTION, ("correct_answers", "incorrect_answers")),
     ),
     "ceval": Benchmark(
         "CC BY-NC-SA 4.0",
@@ -153,20 +134,26 @@ BENCHMARKS = {
         rows.ceval,
         "ceval/ceval-exam",
         tuple(CEVAL),
+        needs=Needs(_QUESTION, choices=4),
+        origin="hiyouga/LLaMA-Factory @ 65ea7a0d7c37, evaluation/ceval/ceval.zip",
     ),
     "chid": Benchmark(
         "none stated; research use",
         "Zheng et al. 2019, ChID, arXiv 1906.01265; Xu et al. 2021, FewCLUE, arXiv 2107.07498",
         {"test": ("chid/test_public.jsonl",), "validation": ("chid/dev_few_all.jsonl",)},
         rows.chid,
+        needs=Needs(choices=7),
+        origin="CLUEbenchmark/FewCLUE @ 62a02c6f31cf, datasets/chid",
     ),
     "gsm8k": Benchmark(
         "MIT",
         "Cobbe et al. 2021, Training Verifiers to Solve Math Word Problems, arXiv 2110.14168",
         {"test": ("gsm8k/test.jsonl",)},
+        rows.solved,
         hub="openai/gsm8k",
         configs=("main",),
         revision="740312add88f781978c0658806c59bc2815b9866",
+        needs=Needs(("question", "answer")),
     ),
     "bbh": Benchmark(
         "MIT",
@@ -175,6 +162,8 @@ BENCHMARKS = {
         rows.bbh,
         "SaylorTwift/bbh",
         BBH,
+        needs=Needs(("group", "input", "target")),
+        origin="suzgunmirac/BIG-Bench-Hard @ 9ee07bd481fe, bbh",
     ),
     "bbh_prompts": Benchmark(
         "MIT",
@@ -185,6 +174,7 @@ BENCHMARKS = {
         ("few_shot_prompts",),
         "76eaa8c29ad448752cd44201a1246618e2454cac",
         {"train": "few_shot_prompts"},
+        needs=Needs(("group", "prompt")),
     ),
     "humaneval": Benchmark(
         "MIT",
@@ -193,6 +183,7 @@ BENCHMARKS = {
         rows.program,
         "openai/openai_humaneval",
         revision="7dce6050a7d6d172f3cc5c32aa97f52fa1a2e544",
+        needs=Needs(("id", "prompt", "test", "entry_point")),
     ),
     "ifeval": Benchmark(
         "Apache-2.0",
@@ -202,6 +193,7 @@ BENCHMARKS = {
         "google/IFEval",
         revision="966cd89545d6b6acfd7638bc708b98261ca58e84",
         splits={"test": "train"},
+        needs=Needs(("prompt",), ("instructions",)),
     ),
     "toxicchat": Benchmark(
         "CC BY-NC 4.0",
@@ -210,6 +202,8 @@ BENCHMARKS = {
         rows.toxicchat,
         "lmsys/toxic-chat",
         ("toxicchat0124",),
+        needs=Needs(("id", "text")),
+        origin="dmg-illc/JUDGE-BENCH @ 5a0bf5003250, data/toxic_chat (the rows that people judged)",
     ),
     "xstest": Benchmark(
         "CC BY 4.0",
@@ -217,6 +211,8 @@ BENCHMARKS = {
         {"test": ("xstest/prompts.jsonl",)},
         rows.xstest,
         "walledai/XSTest",
+        needs=Needs(("group", "prompt")),
+        origin="paul-rottger/exaggerated-safety @ d7bb5bd738c1, xstest_prompts.csv",
     ),
     "multi_news": Benchmark(
         "MIT",
@@ -225,12 +221,16 @@ BENCHMARKS = {
         rows.long_context,
         "Xnhyacinth/LongBench",
         ("multi_news",),
+        needs=Needs(("id", "context"), ("answers",)),
+        origin="Zefan-Cai/KVCache-Factory @ c97f9d706d63, data/LongBench",
     ),
     "ruler_niah": Benchmark(
         "Apache-2.0",
         "Hsieh et al. 2024, RULER: What's the Real Context Size of Your Long-Context Models?, arXiv 2404.06654",
         {"test": ("longbench/ruler_niah_multikey_3_4096_100.jsonl",)},
         rows.needle,
+        needs=Needs(("input",), ("outputs",)),
+        origin="Zefan-Cai/KVCache-Factory @ c97f9d706d63, data/RULER/4096/niah_multikey_3.jsonl",
     ),
     "trace_20minuten": _trace("20Minuten", "research use"),
     "trace_cstance": _trace("C-STANCE", "research use"),

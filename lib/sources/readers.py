@@ -56,8 +56,9 @@ def decode(path: Path) -> str:
     try:
         return content.decode().removeprefix("\ufeff")
     except UnicodeDecodeError as error:
+        line = content.count(b"\n", 0, error.start) + 1
         raise ValueError(
-            f"{place(path)} is not UTF-8: byte {content[error.start]:#04x} at offset {error.start}; "
+            f"{place(path)} is not UTF-8: byte {content[error.start]:#04x} at offset {error.start}, line {line}; "
             "texts must be UTF-8; convert it, for instance with iconv."
         ) from None
 

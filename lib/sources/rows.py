@@ -7,6 +7,8 @@ A multiple-choice row has question, choices and answer (an index); others keep t
 import hashlib
 import re
 
+from lib.sources.subjects import CEVAL
+
 
 def same(line: dict) -> dict:
     """A line whose field names are used as they are."""
@@ -25,7 +27,7 @@ def labelled(line: dict) -> dict:
     if isinstance(choices, dict):
         choices = [{"label": label, "text": text} for label, text in zip(choices["label"], choices["text"])]
     return {
-        "id": line["id"],
+        "id": _name(line["id"]),
         "question": line["question"]["stem"] if nested else line["question"],
         "choices": [choice["text"] for choice in choices],
         "answer": [choice["label"] for choice in choices].index(line["answerKey"].strip()),
@@ -45,9 +47,9 @@ def numbered(line: dict) -> dict:
 def hellaswag(line: dict) -> dict:
     """HellaSwag from cleaned text: `ctx` (activity and context), endings[4], label, idx."""
     return {
-        "id": str(line["idx"]),
+        "id": _name(line["idx"]),
         "question": line["ctx"],
-        "choices": list(line["endings"]),
+        "choices": line["endings"],
         "answer": int(line["label"]),
     }
 
@@ -77,12 +79,11 @@ def winogrande(line: dict) -> dict:
 def chid(line: dict) -> dict:
     """CHID: content with one gap `#idiom#`, seven candidates, answer (0-6)."""
     before, after = line["content"].split("#idiom#")
-    choices = list(line["candidates"])
     return {
-        "id": str(line["id"]),
+        "id": _name(line["id"]),
         "before": before,
         "after": after,
-        "choices": choices,
+        "choices": line["candidates"],
         "answer": int(line["answer"]),
     }
 
@@ -92,7 +93,7 @@ def boolq(line: dict) -> dict:
     answer = {"false": 0, "true": 1, "0": 0, "1": 1}[str(line["label"]).lower()]
     passage = line["passage"]
     return {
-        "id": str(line["idx"]),
+        "id": _name(line["idx"]),
         "group": hashlib.sha256(passage.encode()).hexdigest()[:16],
         "passage": passage,
         "question": line["question"],
@@ -103,10 +104,13 @@ def boolq(line: dict) -> dict:
 
 def ceval(line: dict) -> dict:
     """C-Eval: choices as a list with an index (files), or in columns A to D with a letter (the Hub)."""
+    group = line["subject"] if "choices" in line or "config" not in line else line["config"]
+    if group not in CEVAL:
+        raise ValueError(f"subject {group!r} is none of C-Eval's {len(CEVAL)}")
     if "choices" in line:
-        return {**line, "group": line["subject"], "answer": int(line["answer"])}
+        return {**line, "group": group, "answer": int(line["answer"])}
     return {
-        "group": line["config"],
+        "group": group,
         "question": line["question"],
         "choices": [line[letter] for letter in "ABCD"],
         "answer": "ABCD".index(line["answer"]),
@@ -123,6 +127,8 @@ def truthful_choices(line: dict) -> dict:
         found[name] = {str(answer): int(true) for answer, true in targets.items()}
     if list(found["mc1_targets"].values()).count(1) != 1:
         raise ValueError("mc1_targets has not exactly one true answer")
+    if set(found["mc2_targets"].values()) != {0, 1}:
+        raise ValueError("mc2_targets has not true and false answers (1 and 0)")
     return found
 
 
@@ -137,25 +143,45 @@ def truthful_answers(line: dict) -> dict:
     return found
 
 
+def solved(line: dict) -> dict:
+    """GSM8K: question, and a solution whose last line is `#### N`."""
+    if "####" not in line["answer"]:
+        raise ValueError("answer has no #### before its number")
+    return dict(line)
+
+
 def bbh(line: dict) -> dict:
     """BIG-Bench Hard: input and target; the kind of problem is `task` in files, the configuration on the Hub."""
-    return {"group": line.get("task", line.get("config")), "input": line["input"], "target": line["target"]}
+    return {
+        "group": line["task"] if "task" in line else line["config"],
+        "input": line["input"],
+        "target": line["target"],
+    }
 
 
 def bbh_prompt(line: dict) -> dict:
     """The chain-of-thought prompt of one kind of problem; the canary lines up to `-----` are no part of it."""
-    text = line.get("prompt") or line["chain_of_thought_prompt"]
-    name = line.get("task") or line["dataset_name"]
-    return {"id": name, "group": name, "prompt": text.split("-----\n", 1)[-1].strip()}
+    text = line["prompt"] if "prompt" in line else line["chain_of_thought_prompt"]
+    name = line["task"] if "task" in line else line["dataset_name"]
+    text = text.split("-----\n", 1)[-1].strip()
+    _, *examples = text.split("\n\nQ: ")
+    if not examples or not all("\nA: Let's think step by step." in example for example in examples):
+        raise ValueError('the prompt has no examples "Q: ... A: Let\'s think step by step. ..."')
+    return {"id": name, "group": name, "prompt": text}
 
 
 def instruction(line: dict) -> dict:
     """IFEval: key, prompt, the instructions and their arguments (None on the Hub where an argument is not given)."""
+    from lib.metrics.instructions import CHECKS
+
     arguments = [{key: value for key, value in each.items() if value is not None} for each in line["kwargs"]]
     if len(arguments) != len(line["instruction_id_list"]):
         raise ValueError("kwargs and instruction_id_list have different lengths")
     instructions = list(line["instruction_id_list"])
-    return {"id": str(line["key"]), "prompt": line["prompt"], "instructions": instructions, "arguments": arguments}
+    unknown = [name for name in instructions if name not in CHECKS]
+    if unknown:
+        raise ValueError(f"instruction {unknown[0]!r} is none of the {len(CHECKS)} that can be checked")
+    return {"id": _name(line["key"]), "prompt": line["prompt"], "instructions": instructions, "arguments": arguments}
 
 
 def program(line: dict) -> dict:
@@ -165,7 +191,10 @@ def program(line: dict) -> dict:
 
 def toxicchat(line: dict) -> dict:
     """ToxicChat: what a user wrote, and whether people found it toxic."""
-    return {"id": line["conv_id"], "text": line["user_input"], "toxic": int(line["toxicity"])}
+    toxic = int(line["toxicity"])
+    if toxic not in (0, 1):
+        raise ValueError(f"toxicity {toxic} is neither 0 nor 1")
+    return {"id": line["conv_id"], "text": line["user_input"], "toxic": toxic}
 
 
 def xstest(line: dict) -> dict:
@@ -178,12 +207,19 @@ def xstest(line: dict) -> dict:
 
 def long_context(line: dict) -> dict:
     """LongBench: context and reference answers."""
-    return {"id": line["_id"], "context": line["context"], "input": line["input"], "answers": list(line["answers"])}
+    return {"id": line["_id"], "context": line["context"], "input": line.get("input", ""), "answers": line["answers"]}
 
 
 def needle(line: dict) -> dict:
     """RULER: a haystack with its question, and the values to be found."""
-    return {"id": str(line["index"]), "input": line["input"], "outputs": list(line["outputs"])}
+    return {"id": _name(line["index"]), "input": line["input"], "outputs": line["outputs"]}
+
+
+def _name(value) -> str:
+    """What names a row: a text or a whole number."""
+    if not isinstance(value, str | int) or value == "":
+        raise ValueError(f"{value!r} names no row; a text or a whole number does")
+    return str(value)
 
 
 def _without_marks(text):

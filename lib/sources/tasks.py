@@ -7,12 +7,16 @@ from pathlib import Path
 
 from lib import files
 from lib.sources import data, hub, note, place, readers
-from lib.sources.benchmarks import BENCHMARKS, Benchmark
+from lib.sources.benchmarks import BENCHMARKS
+from lib.sources.data_set import Benchmark, Needs
 
 
 @dataclass(frozen=True)
 class Rows:
-    """The rows of one split. Each has `id` (unique) and `group`; `sha256` is that of all rows as JSON."""
+    """The rows of one split. Each has `id` (unique) and `group`; `sha256` is that of all rows as JSON.
+
+    places: id -> "FILE line N", for messages.
+    """
 
     name: str
     split: str
@@ -21,6 +25,7 @@ class Rows:
     sha256: str
     licence: str
     citation: str
+    places: dict[str, str] = field(repr=False)
 
 
 def load(name: str, splits: tuple[str, ...] | str = "test") -> Rows:
@@ -30,14 +35,15 @@ def load(name: str, splits: tuple[str, ...] | str = "test") -> Rows:
     (naming file and line), `FileNotFoundError` where the data can be had nowhere (saying what to set).
     """
     splits = (splits,) if isinstance(splits, str) else tuple(splits)
-    licence, citation, found, origin = _packaged(name, splits) or _published(name, splits)
+    licence, citation, found, origin, places = _packaged(name, splits) or _published(name, splits)
     split, rows = found
     rows = _identified(rows, name, split)
     text = "\n".join(json.dumps(row, sort_keys=True, ensure_ascii=False) for row in rows)
     sha256 = hashlib.sha256(text.encode()).hexdigest()
     note(kind="task", name=name, split=split, origin=origin, sha256=sha256)
     print(f"task data {name}/{split}: {origin}; {len(rows)} rows, sha256 {sha256[:8]}")
-    return Rows(name, split, rows, origin, sha256, licence, citation)
+    places = {row["id"]: where for row, where in zip(rows, places, strict=True)}
+    return Rows(name, split, rows, origin, sha256, licence, citation, places)
 
 
 def names() -> set[str]:
@@ -49,35 +55,39 @@ def names() -> set[str]:
 
 def lines(path: Path) -> list[tuple[str, dict]]:
     """("FILE line N", object) of a JSONL file, as `readers.objects` reads it."""
-    return list(readers.objects(path.read_text(encoding="utf-8"), path))
+    return list(readers.objects(readers.decode(path), path))
 
 
-def convert(line, entries: list[tuple[str, dict]], name: str) -> list[dict]:
+def local(name: str, splits: tuple[str, ...]) -> tuple[str, list[Path]] | None:
+    """The first of `splits` of a published data set that lies in `$THIMBLE_DATA` whole, and its files."""
+    for split in splits if data() else ():
+        paths = [data() / path for path in BENCHMARKS[name].files.get(split, ())]
+        if paths and all(path.is_file() for path in paths):
+            return split, paths
+    return None
+
+
+def convert(line, entries: list[tuple[str, dict]], name: str, needs: Needs) -> list[dict]:
     """Apply `line` to each row; a row that lacks what its data set needs raises `ValueError` with its place."""
     rows = []
     for where, row in entries:
         try:
             made = line(row)
-            _check_choices(made)
-        except (KeyError, TypeError, ValueError, IndexError, AttributeError) as error:
-            reason = f"no field {error}" if isinstance(error, KeyError) else str(error) or type(error).__name__
-            raise ValueError(
-                f"{where} is no sample of {name} ({reason}); it has the fields {', '.join(row) or 'none'}; "
-                "mend or drop it."
-            ) from None
+            needs.check(made)
+        except FAULTS as error:
+            raise malformed(where, name, error, row) from None
         rows.append(made)
     return rows
 
 
-def _check_choices(row):
-    """Choices are texts with at least one character, and the answer is one of them."""
-    if "choices" not in row:
-        return
-    choices, answer = row["choices"], row["answer"]
-    if len(choices) < 2 or not all(isinstance(choice, str) and choice for choice in choices):
-        raise ValueError("choices must be two texts or more, none of them empty")
-    if not 0 <= answer < len(choices):
-        raise ValueError(f"answer {answer} is none of {len(choices)} choices")
+FAULTS = (KeyError, TypeError, ValueError, IndexError, AttributeError)  # what reading a malformed row raises
+
+
+def malformed(where: str, name: str, error: Exception, row: dict) -> ValueError:
+    """The error that says where a row is that is no sample of the data set `name`, and why."""
+    reason = f"no field {error}" if isinstance(error, KeyError) else str(error) or type(error).__name__
+    fields = ", ".join(row) or "none"
+    return ValueError(f"{where} is no sample of {name} ({reason}); it has the fields {fields}; mend or drop it.")
 
 
 def _packaged(name, splits):
@@ -86,7 +96,7 @@ def _packaged(name, splits):
     if name not in packaged.DATA:
         return None
     rows, origin = packaged.DATA[name]()
-    return "Apache-2.0", "Thimble", (splits[0], rows), origin
+    return "Apache-2.0", "Thimble", (splits[0], rows), origin, [f"{name} row {number}" for number in range(len(rows))]
 
 
 def _published(name, splits):
@@ -97,21 +107,22 @@ def _published(name, splits):
     for split in splits:
         if split not in known:
             raise ValueError(f"split={split!r} of {name} is unknown; {files.choices(split, known)}")
-    for split in splits:
-        paths = [data() / path for path in benchmark.files.get(split, ())] if data() else []
-        if paths and all(path.is_file() for path in paths):
-            entries = [entry for path in paths for entry in lines(path)]
-            found = split, convert(benchmark.line, entries, name)
-            origin = place(paths[0]) + (f" and {len(paths) - 1} more" if len(paths) > 1 else "")
-            return benchmark.licence, benchmark.citation, found, origin
-    rows, origin = _from_hub(name, benchmark, splits)
-    return benchmark.licence, benchmark.citation, (splits[0], rows), origin
+    if here := local(name, splits):
+        split, paths = here
+        entries = [entry for path in paths for entry in lines(path)]
+        found = split, convert(benchmark.line, entries, name, benchmark.needs)
+        origin = place(paths[0]) + (f" and {len(paths) - 1} more" if len(paths) > 1 else "")
+        return benchmark.licence, benchmark.citation, found, origin, [where for where, _ in entries]
+    rows, origin, places = _from_hub(name, benchmark, splits)
+    return benchmark.licence, benchmark.citation, (splits[0], rows), origin, places
 
 
 def _from_hub(name, benchmark: Benchmark, splits):
     wanted = ", ".join(benchmark.files[splits[0]])
     looked = f" in THIMBLE_DATA={data()}" if data() else " (THIMBLE_DATA is not set)"
     remedy = f"set THIMBLE_DATA to a folder with {wanted}"
+    if benchmark.origin:
+        remedy += f" (made from github.com/{benchmark.origin})"
     if benchmark.hub is None:
         raise FileNotFoundError(
             f"the data of {name}/{splits[0]} are not there{looked}, and no copy on the Hub is known; {remedy}."
@@ -141,8 +152,11 @@ def _read_hub(name, benchmark, split):
             ]
     except (OSError, HTTPError, ImportError, ValueError, RuntimeError) as error:
         raise ConnectionError((str(error).strip() or type(error).__name__).splitlines()[0]) from error
-    rows = convert(benchmark.hub_line or benchmark.line, entries, name)
-    return rows, f"Hub {benchmark.hub} {split} at {commit[:12] if commit else 'an unknown commit (its local cache)'}"
+    rows = convert(benchmark.hub_line or benchmark.line, entries, name, benchmark.needs)
+    origin = f"Hub {benchmark.hub} {split} at {commit[:12] if commit else 'an unknown commit (its local cache)'}"
+    if benchmark.revision is None:
+        origin += ", NOT PINNED: the newest there now, which may differ from what others evaluated"
+    return rows, origin, [where for where, _ in entries]
 
 
 def _identified(rows, name, split):

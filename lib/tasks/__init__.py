@@ -72,7 +72,7 @@ def load(
     rows = _part(name, found.rows, part)
     shots, examples = _examples(name, form, shots)
     drawn = _draw(rows, count, each, seed)
-    samples = [form.build(row, _shown(examples, row["group"], shots), chat) for row in drawn]
+    samples = [_formed(form, row, _shown(examples, row["group"], shots), chat, found) for row in drawn]
     samples = [replace(sample, requests=sample.requests * repeats) for sample in samples]
     data = _described(found) | {"available": len(rows), "shots": shots, "chat": _template(chat), "count": count}
     data |= {"each": each, "seed": seed, "repeats": repeats, "lower_is_better": form.lower}
@@ -140,6 +140,16 @@ def _shown(examples, group, shots):
     if group not in examples and "" not in examples:
         raise ValueError(f"no examples for {group!r} among {len(examples)} groups of them; ask for shots=0.")
     return examples.get(group, examples.get(""))[:shots]
+
+
+def _formed(form, row, examples, chat, found):
+    """A row in its template; one that does not fill it raises `ValueError` with its file and line."""
+    from lib.sources import tasks as source
+
+    try:
+        return form.build(row, examples, chat)
+    except (KeyError, TypeError, IndexError, AttributeError) as error:
+        raise source.malformed(found.places[row["id"]], found.name, error, row) from error
 
 
 def _draw(rows, count, each, seed):

@@ -51,18 +51,26 @@ def _pooled(kind):
 def constant(samples: list[Sample]) -> dict[str, float]:
     """The better of two answers that ignore the prompt: one short paragraph of plain words, and three."""
     paragraph = "This is an answer in one paragraph of plain words without anything special in it."
-    candidates = (paragraph, "\n\n".join([paragraph] * 3))
-    found = [[score(sample, [candidate]) for sample in samples] for candidate in candidates]
-    return {metric: max(float(np.mean([each[metric] for each in scores])) for scores in found) for metric in METRICS}
+    found = [_whole(samples, candidate) for candidate in (paragraph, "\n\n".join([paragraph] * 3))]
+    return {metric: max(each[metric] for each in found) for metric in METRICS}
+
+
+def _whole(samples, text):
+    """Every metric of one text as the answer to all `samples`."""
+    answered = [(sample, [text]) for sample in samples]
+    scores = [score(*pair) for pair in answered]
+    means = {metric: float(np.mean([each[metric] for each in scores])) for metric in METRICS}
+    return means | {metric: aggregate(answered) for metric, aggregate in AGGREGATE.items()}
 
 
 METRICS = ("prompt_strict", "prompt_loose", "instruction_strict", "instruction_loose")
+AGGREGATE = {"instruction_strict": _pooled("strict"), "instruction_loose": _pooled("loose")}
 RULES = {
     "build": build,
     "score": score,
     "metrics": METRICS,
     "constant": constant,
-    "aggregate": {"instruction_strict": _pooled("strict"), "instruction_loose": _pooled("loose")},
+    "aggregate": AGGREGATE,
 }
 
 TASKS: dict[str, Form] = {"ifeval": Form("ifeval", **RULES)}

@@ -8,6 +8,7 @@ Answers are generated greedily where TRACE samples at temperature 0.1.
 import re
 from collections import Counter
 
+from lib.tasks import summaries
 from lib.tasks.form import Form, generation
 from lib.tasks.prompt import Prompt
 from lib.tasks.task import Sample
@@ -109,6 +110,8 @@ def _share(answers):
 
 
 _SUMMARY = ("rougeL", "bleu_1", "bleu_4")
+_meeting = summaries.constant(score_summary, summaries.after("Meeting transcripts:\n", "\nSummary:"))
+_simple = summaries.constant(score_simplified, summaries.after("Paragraph:\n", "\n\nSimplification:"), language="de")
 _EXACT = {"build": build, "score": score_exact, "metrics": ("exact_match",), "constant": constant_exact}
 
 TASKS: dict[str, Form] = {
@@ -116,8 +119,8 @@ TASKS: dict[str, Form] = {
     "trace_fomc": Form("trace_fomc", chance=chance_stance, **_EXACT),
     "trace_numglue_cm": Form("trace_numglue_cm", **_EXACT),
     "trace_numglue_ds": Form("trace_numglue_ds", **_EXACT),
-    "trace_meetingbank": Form("trace_meetingbank", build, score_summary, _SUMMARY),
-    "trace_20minuten": Form("trace_20minuten", build, score_simplified, ("sari", *_SUMMARY)),
+    "trace_meetingbank": Form("trace_meetingbank", build, score_summary, _SUMMARY, constant=_meeting),
+    "trace_20minuten": Form("trace_20minuten", build, score_simplified, ("sari", *_SUMMARY), constant=_simple),
     "trace_py150": Form("trace_py150", build_line, score_code, ("edit_similarity",), constant=constant_code),
     "trace_scienceqa": Form(
         "trace_scienceqa",

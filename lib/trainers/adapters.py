@@ -10,6 +10,7 @@ The model is an ordinary one afterwards: adapters are merged, and no weight requ
 
 import contextlib
 import warnings
+import weakref
 from collections.abc import Iterable, Iterator
 
 import torch
@@ -19,6 +20,23 @@ from lib.models import blocks
 
 RANK = 16
 LAST = 3  # blocks that the simple recipe trains with the head
+_CHOSEN = weakref.WeakKeyDictionary()  # model -> names and values by which its trained weights were chosen
+
+
+@contextlib.contextmanager
+def noted(model: nn.Module, **names) -> Iterator[None]:
+    """Inside the block `chosen(model)` has these names and values: a training that resumes must have the same."""
+    before = chosen(model)
+    _CHOSEN[model] = before | names
+    try:
+        yield
+    finally:
+        _CHOSEN[model] = before
+
+
+def chosen(model: nn.Module) -> dict:
+    """By which names and values the trained weights of `model` were chosen; empty where nothing here chose them."""
+    return _CHOSEN.get(model, {})
 
 
 @contextlib.contextmanager
@@ -34,8 +52,9 @@ def full_(model: nn.Module, *, first: int = 0, embeddings: bool = False) -> Iter
             f"first={first} and embeddings={embeddings} with {count} blocks; 0 to {count} are allowed, and 0 where "
             "the embeddings are trained; change one."
         )
-    chosen = [model] if embeddings else [*list(blocks.blocks(model))[first:], blocks.final_norm(model)]
-    with _only(model, (weight for part in chosen for weight in part.parameters())):
+    parts = [model] if embeddings else [*list(blocks.blocks(model))[first:], blocks.final_norm(model)]
+    names = {"trained": "full", "first": first, "embeddings": embeddings}
+    with noted(model, **names), _only(model, (weight for part in parts for weight in part.parameters())):
         yield model
 
 
@@ -49,8 +68,9 @@ def head_and_last_(model: nn.Module, *, last: int = LAST) -> Iterator[nn.Module]
     count = len(blocks.blocks(model))
     if not 0 <= last <= count:
         raise ValueError(f"last={last} of {count} blocks to train; 0 to {count} are allowed; choose fewer.")
-    chosen = [blocks.head(model), blocks.final_norm(model), *list(blocks.blocks(model))[count - last :]]
-    with _only(model, (weight for part in chosen for weight in part.parameters())):
+    parts = [blocks.head(model), blocks.final_norm(model), *list(blocks.blocks(model))[count - last :]]
+    names = {"trained": "head", "last": last}
+    with noted(model, **names), _only(model, (weight for part in parts for weight in part.parameters())):
         yield model
 
 
@@ -73,7 +93,8 @@ def lora_(
             f"rank={rank} from block first={first} of {count}; ranks from 1 (8 to 64 are usual) and first blocks 0 to "
             f"{count - 1} are allowed; change them."
         )
-    config = LoraConfig(r=rank, lora_alpha=alpha or 2 * rank, target_modules=names, task_type="CAUSAL_LM")
+    alpha = 2 * rank if alpha is None else alpha
+    config = LoraConfig(r=rank, lora_alpha=alpha, target_modules=names, task_type="CAUSAL_LM")
     before = {name: each.requires_grad for name, each in model.named_parameters()}
     with torch.random.fork_rng(), warnings.catch_warnings():
         warnings.simplefilter("ignore", FutureWarning)  # peft still asks transformers by an older name
@@ -82,7 +103,8 @@ def lora_(
         wrapped = get_peft_model(model, config, autocast_adapter_dtype=False)
     merge = False
     try:
-        yield model
+        with noted(model, trained="lora", first=first, rank=rank, alpha=alpha):
+            yield model
         merge = True
     finally:
         (wrapped.merge_and_unload if merge else wrapped.unload)()
@@ -95,9 +117,9 @@ WAYS = {"full": full_, "lora": lora_, "head": head_and_last_}
 
 
 @contextlib.contextmanager
-def _only(model: nn.Module, chosen: Iterable[nn.Parameter]) -> Iterator[None]:
-    """Only the weights `chosen` require a gradient inside the block."""
-    before, kept = {each: each.requires_grad for each in model.parameters()}, set(chosen)
+def _only(model: nn.Module, weights: Iterable[nn.Parameter]) -> Iterator[None]:
+    """Only these `weights` require a gradient inside the block."""
+    before, kept = {each: each.requires_grad for each in model.parameters()}, set(weights)
     try:
         for each in before:
             each.requires_grad_(each in kept)

@@ -58,18 +58,19 @@ def heal_(
     of the first gap (`min(removed)`): what comes before it is as it was, and a distillation runs it once for both.
     loss: instead of the way's own, kept answers of the teacher (`top_k.Kept`), say. batch: windows of a step; None
     takes 4, or fewer where `tokens` would then make less than 8 steps. Further options, `tokens` or `steps` among
-    them, are `loop.train_`'s. Raises ValueError as that does, and for a distillation without teacher.
+    them, are `loop.train_`'s. Raises ValueError as that does, for fewer windows than a batch among others, and for a
+    distillation without teacher.
     """
     chosen = check(way)
     if chosen.teacher and teacher is None and loss is None:
         raise ValueError(f"way={way!r} without a teacher; the unpruned model is needed; give teacher=, or another way.")
     ids = loop.tokens_of(windows, model)
     eighth = options["tokens"] // (8 * ids.shape[1]) if options.get("tokens") else BATCH
-    options["batch"] = batch or min(BATCH, len(ids), max(1, eighth))
+    options["batch"] = min(BATCH, max(1, eighth)) if batch is None else batch
     options.setdefault("at_once", 2 if options["batch"] % 2 == 0 else 1)
     loss = loss or (distill.Distillation(teacher) if chosen.teacher else next_token.loss)
     place = {} if chosen.trained is adapters.head_and_last_ else {"first": first}
     if chosen.trained is adapters.lora_:
         place["seed"] = options.get("seed", 0)
-    with chosen.trained(model, **place):
+    with chosen.trained(model, **place), adapters.noted(model, way=way):
         return loop.train_(model, ids, loss, learning_rate=learning_rate or chosen.learning_rate, **options)

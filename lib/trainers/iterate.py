@@ -41,6 +41,29 @@ def prune_and_heal_(
     return rounds
 
 
+def in_rounds_(
+    model: nn.Module, counts: Sequence[int], calibration, windows, *, tokens: int, score: str = "block_influence", **way
+) -> list[list[int]]:
+    """`prune_and_heal_` by an importance `score` on `calibration`, with an equal share of `tokens` after each round.
+
+    Each round heals on windows of its own, every `len(counts)`-th one, so that several rounds read no text that one
+    round would not, and none twice. way: options of `heal.heal_` (way, teacher, learning_rate, ...).
+    Returns and raises what `prune_and_heal_`, `depth.choose` and `heal_` do.
+    """
+    from lib.trainers import heal, loop
+
+    ids, places = loop.tokens_of(windows, model), iter(range(len(counts)))
+
+    def choose(model: nn.Module, count: int) -> list[int]:
+        return depth.choose(model, calibration, score=score, blocks=count)
+
+    def heal_(model: nn.Module, before: list[int]) -> None:
+        part = ids[next(places) :: len(counts)]
+        heal.heal_(model, part, first=min(before, default=0), tokens=tokens // len(counts), **way)
+
+    return prune_and_heal_(model, counts, choose, heal_)
+
+
 def gaps(names: Sequence[int]) -> list[int]:
     """Places in `names`, the blocks that are left by their old numbers, before which at least one is missing.
 

@@ -25,17 +25,26 @@ _ROOM = 16 << 20  # bytes of a checkpoint beside the tensors
 
 @dataclass(frozen=True)
 class History:
-    """What a training leaves beside the model: one entry a step. seconds: since the start, kills left out."""
+    """What a training leaves beside the model: one entry a step. seconds: since the start, kills left out.
+
+    text_tokens: how many the text has, each counted once.
+    """
 
     losses: list[float]
     seconds: list[float]
     learning_rates: list[float]
     tokens_per_step: int
+    text_tokens: int
 
     @property
     def tokens(self) -> int:
         """Tokens trained on, repetitions included."""
         return self.tokens_per_step * len(self.losses)
+
+    @property
+    def passes(self) -> float:
+        """How many times the text was read."""
+        return self.tokens / self.text_tokens
 
 
 def train_(
@@ -60,7 +69,8 @@ def train_(
     steps, or tokens: how long; `tokens` are rounded down to whole steps of `batch` windows. at_once: windows of one
     forward pass; gradients of batch / at_once passes add up. learning_rate: the peak of AdamW's.
     folder: keeps checkpoints, `every` so many seconds; a killed training resumes there and on a CPU ends in the same
-    bytes. watch: called after each step with its number, from 1, and its loss.
+    bytes (not with weights that FSDP spreads over processes: those train without a folder only). watch: called after
+    each step with its number, from 1, and its loss.
 
     Raises ValueError, before anything is trained, for data shorter than a batch, a model without trained weights,
     arguments out of range, and a folder that holds a training with other arguments; OSError where its disk is too
@@ -73,15 +83,19 @@ def train_(
     settings = {"steps": steps, "batch": batch, "at_once": at_once, "learning_rate": learning_rate, "seed": seed}
     if hasattr(loss, "check"):
         loss.check(model)
+    if steps * batch > len(ids):
+        amount, times = steps * batch * ids.shape[1], steps * batch / len(ids)
+        text = f"the {len(ids)} windows of {ids.shape[1]} tokens"
+        print(f"{amount:,} tokens of training are {times:.3g} passes over {text}")
     if folder is not None:
         folder = _open(Path(folder), model, ids, loss, trained, settings)
     with _as_it_was(model), _undone(trained) as undo:
         trainer = _trainer(model, ids, loss, trained, settings, folder, every, watch)
-        return _run(trainer, undo, folder, learning_rate, batch * ids.shape[1])
+        return _run(trainer, undo, folder, learning_rate, (batch * ids.shape[1], ids.numel()))
 
 
-def _run(trainer, undo: Callable, folder: Path | None, learning_rate: float, tokens_per_step: int) -> History:
-    """Train from the newest checkpoint on."""
+def _run(trainer, undo: Callable, folder: Path | None, learning_rate: float, tokens: tuple[int, int]) -> History:
+    """Train from the newest checkpoint on. tokens: of a step, and of the whole text."""
     from lib.trainers import checkpoints
 
     there = checkpoints.checkpoints(folder) if folder else []
@@ -102,7 +116,7 @@ def _run(trainer, undo: Callable, folder: Path | None, learning_rate: float, tok
         trainer.write()
     entries = [entry for entry in trainer.state.log_history if "loss" in entry]
     columns = ([entry[name] for entry in entries] for name in ("loss", "seconds", "learning_rate"))
-    return History(*columns, tokens_per_step)
+    return History(*columns, *tokens)
 
 
 def _trainer(model, ids, loss, trained, settings: dict, folder, every, watch):
@@ -128,13 +142,15 @@ def _trainer(model, ids, loss, trained, settings: dict, folder, every, watch):
 def _open(folder: Path, model, ids: Tensor, loss, trained: dict, settings: dict) -> Path:
     """The folder of this very training, with room for its checkpoints; refused where it belongs to another."""
     from lib.sources import models, texts
+    from lib.trainers import adapters
 
     # a value and two moments in float32; while one checkpoint is written, the one before it is still there
     size = 12 * sum(parameter.numel() for parameter in trained.values()) + _ROOM
     files.check_writable(folder / "checkpoint", 2 * size)
-    names = hashlib.sha256(" ".join(sorted(trained)).encode()).hexdigest()
+    # names for what the caller knows by name; a hash for weights that were chosen by hand
+    names = hashlib.sha256(" ".join(sorted(trained)).encode()).hexdigest()[:12]
     identity = getattr(loss, "identity", None) or {"loss": loss.__module__.rpartition(".")[2]}
-    job = {"model": models.fingerprint(model), "data": texts.data_hash(ids), "trained": names}
+    job = {"model": models.fingerprint(model), "data": texts.data_hash(ids), "names": names, **adapters.chosen(model)}
     State(folder, **job, **identity, **settings)
     for half in folder.glob(".checkpoint-*.tmp"):  # left by a kill
         shutil.rmtree(half)

@@ -1,5 +1,6 @@
 """SIGKILL while a model is being quantized: the job that resumes ends in the bytes of one that nothing disturbed."""
 
+import copy
 import inspect
 import multiprocessing
 import random
@@ -7,14 +8,35 @@ import time
 
 import pytest
 import torch
+from safetensors import safe_open
 
 from lib import quantizers
+from lib.quantizers import allocate, embedding, rtn, scales, steps
 from tests import tiny
 
 BLOCKS = 12
 GRID = {"bits": 3, "group_size": 32}
 QUICK = {"rounding": {"steps": 3}, "refined": {"steps": 3}}  # what keeps a method short
 TOKENS = {"count": 4, "length": 48}
+
+
+def tune_(model, tokens, *, steps, state, **grid):
+    """Scales of codes that rounding to nearest found, which takes no time."""
+    original = copy.deepcopy(model)
+    rtn.quantize_(model, tokens, **grid)
+    scales.tune_(model, tokens, original, steps=steps, state=state)
+
+
+# what resumes beside the methods, and its arguments
+JOBS = {
+    "best_": (quantizers.best_, GRID | {"steps": 3}),
+    "best_ to a size": (quantizers.best_, {"megabytes": 0.25, "group_size": 32, "steps": 2}),
+    "allocate": (allocate.quantize_, {"megabytes": 0.25, "group_size": 32, "widths": (2, 4), "windows": 1}),
+    "tune_": (tune_, GRID | {"steps": 12}),
+    "embedding": (embedding.quantize_, GRID),
+}
+ONE = {"embedding"}  # a single unit of work: there is nothing between its beginning and its end
+OTHER = {"allocate": {"megabytes": 0.3}, "best_ to a size": {"megabytes": 0.3}}  # what may not change, instead of bits
 
 
 def resuming(method):
@@ -24,21 +46,26 @@ def resuming(method):
 def quantize(method, folder, *, seed=0, **changes):
     """Tensors of the model after the job; `seed` draws the calibration, `changes` go to the method."""
     model = tiny.llama(num_hidden_layers=BLOCKS)
-    settings = GRID | QUICK.get(method, {}) | changes
-    quantizers.by_name(method)(model, tiny.tokens(**TOKENS, seed=seed), **settings, state=folder)
+    quantize_, settings = JOBS.get(method) or (quantizers.by_name(method), GRID | QUICK.get(method, {}))
+    quantize_(model, tiny.tokens(**TOKENS, seed=seed), **(settings | changes), state=folder)
     return model.state_dict()
 
 
 def work(method, folder, started):
     """What the killed process does."""
     torch.set_num_threads(1)
+    steps.EVERY = 0  # seconds between two saves of a training
     started.set()
     quantize(method, folder)
 
 
 def finished(folder):
-    """Files of finished units of work (of some methods in folders of their own)."""
-    return sorted(folder.rglob("block-*.safetensors"))
+    """Finished units of work: files (of some methods in folders of their own), and the saved steps of a training."""
+    found = [path for path in folder.rglob("*.safetensors") if path.name != "training.safetensors"]
+    for path in folder.rglob("training.safetensors"):
+        with safe_open(path, "pt") as file:
+            found += [path.with_name(f"step {step}") for step in range(int(file.metadata()["step"]))]
+    return sorted(found)
 
 
 def killed_until_done(method, folder, total, chance):
@@ -55,31 +82,45 @@ def killed_until_done(method, folder, total, chance):
         process = processes.Process(target=work, args=(method, folder, started))
         process.start()
         assert started.wait(120), "nothing was started"
-        wanted = left[-1] + chance.randint(0, 4)
+        wanted = left[-1] + chance.randint(0, min(4, total - 1))
         while process.is_alive() and len(finished(folder)) < wanted:
             time.sleep(0.001)
-        process.join(chance.uniform(0, 0.05))
+        # longer after each kill that came before anything was finished
+        process.join(chance.uniform(0, 0.05 * 2 ** left.count(left[-1])))
         process.kill()
         process.join()
         left.append(len(finished(folder)))
     return left
 
 
-@pytest.mark.parametrize("method", filter(resuming, quantizers.METHODS))
-def test_killed_anywhere_it_ends_in_the_same_bytes(tmp_path, method):
+@pytest.mark.parametrize("method", [*filter(resuming, quantizers.METHODS), *JOBS])
+def test_killed_anywhere_it_ends_in_the_same_bytes(tmp_path, monkeypatch, method):
+    monkeypatch.setattr(steps, "EVERY", 0)
     whole = quantize(method, tmp_path / "undisturbed")
     total = len(finished(tmp_path / "undisturbed"))
     left = killed_until_done(method, tmp_path / "killed", total, random.Random(method))
-    assert total >= BLOCKS and any(0 < count < total for count in left), f"no kill fell into the work: {left}"
+    if method in ONE:
+        assert total == 1 and len(left) > 2, f"no kill came before the end: {left}"
+    else:
+        assert total >= BLOCKS and any(0 < count < total for count in left), f"no kill fell into the work: {left}"
     found = quantize(method, tmp_path / "killed")  # reads what the killed processes wrote
     assert found.keys() == whole.keys() and all(torch.equal(found[name], whole[name]) for name in whole)
 
 
-@pytest.mark.parametrize("method", filter(resuming, quantizers.METHODS))
+def test_the_searches_of_awq_count_as_units(tmp_path):
+    quantize("awq", tmp_path)
+    assert {path.parent.name for path in finished(tmp_path)} == {"scales", "clips"}
+
+
+@pytest.mark.parametrize("method", [*filter(resuming, quantizers.METHODS), *JOBS])
 def test_another_calibration_or_parameter_is_refused_and_nothing_is_lost(tmp_path, method):
     whole = quantize(method, tmp_path)
-    finished(tmp_path)[3].unlink()
-    for change, named in (({"seed": 1}, "calibration="), ({"bits": 4}, "bits=3 there, 4 here")):
+    if blocks := sorted(tmp_path.rglob("block-*.safetensors")):
+        blocks[min(3, len(blocks) - 1)].unlink()
+    parameter = OTHER.get(method, {"bits": 4})
+    said = "megabytes=0.25 there, 0.3 here" if method == "best_ to a size" else "bits=3 there, 4 here"
+    said = {"allocate": "bits=", "tune_": "model="}.get(method, said)  # what follows from the parameter
+    for change, named in (({"seed": 1}, "calibration="), (parameter, said)):
         with pytest.raises(ValueError, match=f"{named}.*use the same arguments or a new folder"):
             quantize(method, tmp_path, **change)
     found = quantize(method, tmp_path)

@@ -1,5 +1,6 @@
 """SIGKILL while a model is being trained: the job that resumes ends in the bytes of one that nothing disturbed."""
 
+import contextlib
 import json
 import multiprocessing
 import random
@@ -9,7 +10,7 @@ import pytest
 import torch
 
 from lib.pruners import depth
-from lib.trainers import checkpoints, heal, loop, next_token
+from lib.trainers import adapters, checkpoints, heal, loop, next_token
 from tests import tiny
 
 STEPS = 14
@@ -109,6 +110,47 @@ def test_changed_arguments_are_refused_with_both_values_and_nothing_is_lost(tmp_
         train("distill", tmp_path)
     found, _ = train("full", tmp_path)
     assert all(torch.equal(found[name], whole[name]) for name in whole)
+
+
+@pytest.mark.parametrize(
+    ("before", "now", "named"),
+    [
+        ((adapters.lora_, {"rank": 4}), (adapters.lora_, {"rank": 4, "alpha": 32}), "alpha=8 there, 32 here"),
+        ((adapters.lora_, {"rank": 4}), (adapters.lora_, {"rank": 8}), "alpha=8 there, 16 here.*rank=4 there, 8 here"),
+        ((adapters.lora_, {"first": 1}), (adapters.lora_, {"first": 2}), "first=1 there, 2 here"),
+        ((adapters.full_, {"first": 1}), (adapters.full_, {"first": 2}), "first=1 there, 2 here"),
+        ((adapters.head_and_last_, {"last": 1}), (adapters.head_and_last_, {"last": 2}), "last=1 there, 2 here"),
+        ((adapters.full_, {}), (adapters.lora_, {}), "trained=full there, lora here"),
+    ],
+)
+def test_other_trained_weights_are_refused_with_both_values(tmp_path, before, now, named):
+    options = {"steps": 1, "learning_rate": 1e-3, "folder": tmp_path}
+    adapter, chosen = before
+    with adapter(model := tiny.llama(), **chosen):
+        loop.train_(model, tiny.tokens(4, 16), next_token.loss, **options)
+    with adapter(model := tiny.llama(), **chosen):
+        loop.train_(model, tiny.tokens(4, 16), next_token.loss, **options)  # the same one is welcome
+    assert not adapters.chosen(model)
+    adapter, chosen = now
+    with pytest.raises(ValueError, match=f"{named}.*same arguments"), adapter(model := tiny.llama(), **chosen):
+        loop.train_(model, tiny.tokens(4, 16), next_token.loss, **options)
+
+
+def test_another_way_of_healing_is_refused_by_its_name(tmp_path):
+    train("full", tmp_path)
+    with pytest.raises(ValueError, match="way=full there, lora here"):
+        train("lora", tmp_path)
+    with pytest.raises(ValueError, match="way=full there, distill here"):
+        train("distill", tmp_path)
+
+
+def test_weights_chosen_by_hand_are_told_apart_too(tmp_path):
+    options = {"steps": 1, "learning_rate": 1e-3, "folder": tmp_path}
+    for index in (0, 1):
+        model = tiny.llama().requires_grad_(False)
+        model.model.layers[index].requires_grad_(True)
+        with contextlib.nullcontext() if index == 0 else pytest.raises(ValueError, match=r"names=.* there, .* here"):
+            loop.train_(model, tiny.tokens(4, 16), next_token.loss, **options)
 
 
 def test_another_text_is_refused(tmp_path):

@@ -1,0 +1,40 @@
+"""What, beside its weights, decides a model's answers: layers, configuration, tokenizer.
+
+Two models of one state dict may answer otherwise: `Int8Linear` saves what `QuantLinear` saves, and no weight holds a
+rotary base, an epsilon or an end token.
+"""
+
+import hashlib
+import json
+
+from torch import nn
+
+from lib.models import blocks
+
+SAYS_NOTHING = (  # where a model came from, how it is stored, what only training or other heads read
+    "_name_or_path", "architectures", "dtype", "id2label", "label2id", "quantization_config", "torch_dtype",
+    "transformers_version", "use_cache",
+)  # fmt: skip
+PROBE = "Éva said:\n  12 don'ts"  # shows added tokens, moved spaces, normalisation
+
+
+def structure(model: nn.Module) -> str:
+    """SHA-256 of every module's path, class and settings (`extra_repr`), and of the configuration's values.
+
+    Paths, versions and types of storage are left out: a model that was saved and loaded has the hash that it had.
+    """
+    modules = [[name, type(each).__name__, each.extra_repr()] for name, each in model.named_modules()]
+    config = _values(blocks.config(model).to_dict())
+    return hashlib.sha256(json.dumps([modules, config], sort_keys=True, default=str).encode()).hexdigest()
+
+
+def tokenization(tokenizer) -> str:
+    """SHA-256 of a vocabulary, of the tokens that begin and end a text, and of how a short text becomes tokens."""
+    known = sorted(tokenizer.get_vocab().items()), tokenizer.bos_token_id, tokenizer.eos_token_id
+    return hashlib.sha256(repr((known, list(tokenizer(PROBE).input_ids))).encode()).hexdigest()
+
+
+def _values(config: dict) -> dict:
+    """A configuration without `SAYS_NOTHING`, whose parts (of text, say) may hold configurations too."""
+    kept = {key: value for key, value in config.items() if key not in SAYS_NOTHING}
+    return {key: _values(value) if isinstance(value, dict) else value for key, value in kept.items()}

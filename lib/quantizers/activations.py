@@ -1,0 +1,56 @@
+"""Activations of a training through the whole model: kept for the backward pass, or computed anew block by block.
+
+A method that visits one block at a time holds the activations of that block. One that trains through all blocks at
+once needs those of all of them in its backward pass. Where they don't fit, each block keeps its inputs alone and runs a
+second time when the backward pass reaches it (Chen et al., "Training Deep Nets with Sublinear Memory Cost",
+arXiv 1604.06174): the same numbers, for about a third more time.
+"""
+
+import contextlib
+import functools
+from collections.abc import Iterator
+
+import psutil
+from torch import nn
+from torch.utils.checkpoint import checkpoint
+
+from lib.models import blocks
+
+KEPT = 10  # tensors as wide as a block's inputs that autograd keeps of a block, without its MLP
+WIDE = 4  # and as wide as its widest layer: gate, its activation, up, their product
+SHARE = 0.5  # of the free memory that kept activations may take: the estimate is a rough one
+
+
+def kept(model: nn.Module, positions: int) -> int:
+    """About how many bytes of one block's activations autograd keeps for so many `positions` (tokens) in a step."""
+    widest = max(max(layer.in_features, layer.out_features) for layer in blocks.linears(blocks.blocks(model)).values())
+    return positions * (KEPT * blocks.config(model).hidden_size + WIDE * widest) * model.dtype.itemsize
+
+
+def must_recompute(model: nn.Module, positions: int) -> bool:
+    """Whether the activations of all blocks, for so many `positions` (tokens) in a step, would take too much memory.
+
+    Raises MemoryError when those of one block and the inputs of all of them are too much as well.
+    """
+    count, one, free = len(blocks.blocks(model)), kept(model, positions), psutil.virtual_memory().available
+    if count * one <= SHARE * free:
+        return False
+    least = one + count * positions * blocks.config(model).hidden_size * model.dtype.itemsize
+    if least > free:
+        raise MemoryError(
+            f"a step over {positions:,} positions needs about {least / 1e9:.1f} GB beside the model and "
+            f"{free / 1e9:.1f} GB are free; use fewer windows in a batch, or shorter ones."
+        )
+    return True
+
+
+@contextlib.contextmanager
+def recomputed(model: nn.Module) -> Iterator[None]:
+    """Inside the block, the blocks of `model` keep their inputs alone for a backward pass, and run again in it."""
+    with contextlib.ExitStack() as stack:
+        for block in blocks.blocks(model):
+            # nothing in a block in eval mode is drawn at random, so that no generator needs to be put back
+            again = functools.partial(checkpoint, block.forward, use_reentrant=False, preserve_rng_state=False)
+            block.forward = again
+            stack.callback(block.__dict__.pop, "forward")
+        yield

@@ -1,0 +1,119 @@
+"""The whole field in one picture: KL divergence against megabytes on disk, our methods and other projects'."""
+
+import numpy as np
+import pandas as pd
+
+from lib.report import axes as ax
+from lib.report import rows, style
+
+PEERS, ARTIFACTS = "53_peers", "54_artifacts"
+OURS = ("rtn", "gptq", "rounding", "best")  # arms of those notebooks that are ours; the others are other projects
+COLUMNS = ["notebook", "model", "text", "windows", "method", "ours", "detail", "megabytes", "value", "stderr", "time"]
+TITLE = "Quality against bytes, all methods and peers"
+
+
+def by_megabytes(table: pd.DataFrame):
+    """KL divergence against megabytes of the artifact: one point a configuration, a look for each method and peer.
+
+    Of the benchmark, the peers and the artifacts, those on one model and text: where most points are.
+    """
+    data = points(table)
+    if data.empty:
+        return ax.gap(TITLE, f"{rows.BENCHMARK}, {PEERS} or {ARTIFACTS}")
+    with style.use():
+        figure = style.picture(9.6, 5.2)
+        axes = figure.add_subplot()
+        names = sorted(data.groupby(["method", "ours"]).groups, key=lambda key: (not key[1], style.order(key[0])))
+        for method, ours in names:
+            part = data[data["method"].eq(method) & data["ours"].eq(ours)].sort_values("megabytes")
+            look = style.look(method)
+            bars = np.array([ax.interval(v, e, True) for v, e in zip(part["value"], part["stderr"])])
+            axes.errorbar(
+                part["megabytes"], part["value"], yerr=bars.reshape(-1, 2).T, fmt=look.marker, color=look.colour,
+                markerfacecolor=look.colour if ours else "white", markersize=6, elinewidth=1, linestyle="none",
+                label=look.label if ours else method,
+            )  # fmt: skip
+        ax.span(axes, "x", data["megabytes"], 0.06, ax.is_wide(data["megabytes"], 2))
+        ax.span(axes, "y", data["value"], 0.06, ax.is_wide(data["value"]))
+        axes.set(xlabel="artifact on disk, MB", ylabel="KL divergence, nats a token (lower is better)")
+        figure.legend(loc="outside right upper")
+        ax.headline(axes, TITLE, _setting(data))
+        ax.footnote(figure, _notes(data))
+    return figure
+
+
+def points(table: pd.DataFrame) -> pd.DataFrame:
+    """A row for each configuration of one model and text, with `COLUMNS`; the newest where one was measured twice.
+
+    ours: False for another project's. detail: what tells configurations of a method apart. Of each notebook the runs
+    with most windows count: a quick run does not stand beside one in earnest.
+    """
+    data = pd.concat([_benchmark(table), _peers(table), _artifacts(table)], ignore_index=True)
+    data = data[np.isfinite(data["value"]) & data["value"].gt(0) & data["megabytes"].gt(0)]
+    if data.empty:
+        return data
+    data = data.assign(model=data["model"].astype(str).str.rstrip("/").str.rpartition("/")[2])
+    data = data[data["windows"].eq(data.groupby(["notebook", "model", "text"])["windows"].transform("max"))]
+    same = ["notebook", "model", "text", "method", "ours", "detail"]
+    data = data.sort_values("time", kind="stable").drop_duplicates(same, keep="last")
+    return max((part for _, part in data.groupby(["model", "text"])), key=lambda part: (len(part), part["time"].max()))
+
+
+def _benchmark(table: pd.DataFrame) -> pd.DataFrame:
+    """Configurations of the benchmark whose newest run finished."""
+    parts = [rows.current(part) for part in rows.settings(table)]
+    data = pd.concat(parts) if parts else rows.benchmarks(table)
+    data = data[data["method"].ne("none") & data["arm"].ne("original")]
+    return _joined(data.assign(ours=True, detail=data["label"]), ["run"])
+
+
+def _peers(table: pd.DataFrame) -> pd.DataFrame:
+    """Arms of the side-by-side comparison, each at its number of bits."""
+    data = _finished(table, PEERS)
+    data = data.assign(method=data["arm"], detail=data["bits"].astype(str))
+    return _joined(data.assign(ours=data["method"].isin(OURS)), ["run", "method"])
+
+
+def _artifacts(table: pd.DataFrame) -> pd.DataFrame:
+    """Whole artifacts; their size stands beside each row."""
+    data = _finished(table, ARTIFACTS).assign(megabytes=lambda part: pd.to_numeric(part["megabytes"]))
+    data = data[data["metric"].eq("kl_divergence") & data["arm"].ne("none")]
+    data = data.assign(method=data["arm"], detail=data["kind"].astype(str), ours=data["arm"].isin(OURS))
+    return _plain(data)
+
+
+def _finished(table: pd.DataFrame, notebook: str) -> pd.DataFrame:
+    data = rows.complete(table)
+    data = data.reindex(columns=list(dict.fromkeys([*data.columns, "kind", "megabytes"])))
+    return data[data["notebook"].eq(notebook) & data["status"].isin(rows.SHOWN)].sort_values("time", kind="stable")
+
+
+def _joined(data: pd.DataFrame, by: list[str]) -> pd.DataFrame:
+    """Rows of the divergence with the megabytes that the same run recorded for the same arm."""
+    sizes = data[data["metric"].eq("artifact_bytes")].drop_duplicates(by, keep="last")
+    sizes = sizes.assign(megabytes=pd.to_numeric(sizes["value"]) / 1e6)[[*by, "megabytes"]]
+    # a label of that name in other notebooks would be a second column of it
+    data = data[data["metric"].eq("kl_divergence")].drop(columns="megabytes", errors="ignore")
+    return _plain(data.merge(sizes, on=by))
+
+
+def _plain(data: pd.DataFrame) -> pd.DataFrame:
+    numbers = {name: pd.to_numeric(data[name]).astype(float) for name in ("windows", "megabytes", "value", "stderr")}
+    return data.assign(**numbers)[COLUMNS]
+
+
+def _setting(data: pd.DataFrame) -> str:
+    low, high = int(data["windows"].min()), int(data["windows"].max())
+    count = f"{low}" if low == high else f"{low} to {high}"
+    return (
+        f"{data['model'].iloc[0]} on {data['text'].iloc[0]} text, {count} windows. Filled: ours; hollow: other "
+        "projects. Bars: 95 % intervals."
+    )
+
+
+def _notes(data: pd.DataFrame) -> list[str]:
+    absent = sorted({rows.BENCHMARK, PEERS, ARTIFACTS} - set(data["notebook"]))
+    lines = [f"No finished run on this model and text of: {', '.join(absent)}."] if absent else []
+    if data["method"].eq("llama.cpp").any():
+        lines.append("llama.cpp: bytes of its tensors, without the tokenizer that its file also holds.")
+    return lines

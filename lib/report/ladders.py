@@ -1,0 +1,112 @@
+"""Ladders: a metric after each rung, with what another draw of the calibration text would have changed."""
+
+import numpy as np
+import pandas as pd
+
+from lib.report import axes as ax
+from lib.report import rows, style
+
+NAMES = {"kl_divergence": "KL divergence, nats a token"}
+PLACE = ["notebook", "model", "text", "bits"]  # a panel shows one of each
+EFFORT = ["group_size", "windows", "calibration_windows", "steps", "length", "first_blocks", "embedding_bits"]
+
+
+def ladder(table: pd.DataFrame, metric: str = "perplexity", notebook: str | None = None):
+    """`metric` after each rung (label `rung`, in the order recorded), with 95 % intervals, a panel per bit width.
+
+    notebook: whose ladder, such as "29_best_recipe"; None takes the newest. Of its models and texts, the one with most
+    windows is drawn, the newest of equals: a quick run does not hide one in earnest. Where several seeds are on record,
+    values are means over them, and the spread over these draws of the calibration text stands beside each.
+    """
+    data = draws(table, metric)
+    data = data[data["notebook"].eq(notebook or (data["notebook"].iloc[-1] if len(data) else ""))]
+    if len(data):
+        data = max((part for _, part in data.groupby(["model", "text"])), key=_weight)
+    if data.empty:
+        return ax.gap("What each step brings", notebook or "22_gptq")
+    widths = sorted(data["bits"].unique(), reverse=True)
+    chosen = {bits: _chosen(data[data["bits"].eq(bits)]) for bits in widths}
+    names = list(dict.fromkeys(name for part in chosen.values() for name in part["rung"]))
+    with style.use():
+        figure = style.picture(max(7.6, 1.6 + 3.4 * len(widths)), 1.3 + 0.42 * len(names))
+        panels = figure.subplots(1, len(widths), sharey=True, squeeze=False)[0]
+        for axes, bits in zip(panels, widths):
+            _rungs(axes, chosen[bits], names, metric)
+            title = f"{bits} bits" if bits else ""
+            if axes is panels[0]:
+                title = ", ".join(filter(None, [_title(names), title]))
+            ax.headline(axes, title, f"{_reading(names)} Bars: 95 % intervals." if axes is panels[0] else "")
+        panels[0].set_yticks(range(len(names)), labels=names)
+        panels[0].set_ylim(len(names) - 0.5, -0.7)
+        ax.footnote(figure, [line for part in chosen.values() for line in part.attrs["told"]])
+    return figure
+
+
+def draws(table: pd.DataFrame, metric: str) -> pd.DataFrame:
+    """Mean and spread of `metric` over the seeds of otherwise equal runs, a row for each of them and rung.
+
+    Columns: those of `PLACE` and `EFFORT`, rung, value (the mean), stderr (over windows, of one draw), spread (standard
+    deviation over the seeds, NaN for one) and seeds (their number). The newest run of each seed counts, if it finished.
+    """
+    by = [*PLACE, *EFFORT]
+    data = rows.complete(table)
+    data = data.reindex(columns=list(dict.fromkeys([*data.columns, *by, "rung"])))
+    data = data[data["metric"].eq(metric) & data["rung"].notna()].sort_values("time", kind="stable")
+    numbers = {name: pd.to_numeric(data[name], errors="coerce").fillna(0).astype(int) for name in ["bits", *EFFORT]}
+    data = data.assign(model=data["model"].fillna(""), text=data["text"].fillna(""), **numbers)
+    # a rung that the newest run of a seed left out (another list of methods) stays what it was
+    data = data.drop_duplicates([*by, "rung", "seed"], keep="last")
+    data = data[data["status"].isin(rows.SHOWN)].astype({"value": float, "stderr": float})
+    groups = data.groupby([*by, "rung"], sort=False)["value"]
+    data = data.assign(spread=groups.transform("std"), seeds=groups.transform("count"), value=groups.transform("mean"))
+    return data.drop_duplicates([*by, "rung"], keep="last")[[*by, "rung", "value", "stderr", "spread", "seeds", "time"]]
+
+
+def _chosen(data: pd.DataFrame) -> pd.DataFrame:
+    """Of one width, the comparison with most windows, the newest of equals; spreads from the one with most draws."""
+    groups = [part for _, part in data.groupby(EFFORT, sort=False)]
+    shown, drawn, told = max(groups, key=_weight).copy(), max(groups, key=lambda part: part["seeds"].max()), []
+    if shown["seeds"].max() < 2 <= drawn["seeds"].max():
+        beside = drawn.set_index("rung")[["spread", "seeds"]]
+        shown = shown.drop(columns=beside.columns).join(beside, on="rung")
+        row = drawn.iloc[0]
+        told = [
+            f"{row.bits} bits: the spread is that of {row.windows} windows, {row.calibration_windows} of calibration "
+            f"and {row.steps} steps; the values are not."
+        ]
+    shown.attrs["told"] = told
+    return shown
+
+
+def _weight(part: pd.DataFrame) -> tuple:
+    return part["windows"].max(), part["time"].max()
+
+
+def _rungs(axes, part: pd.DataFrame, names: list[str], metric: str) -> None:
+    log, look = ax.is_wide(part["value"]), style.look("gptq")
+    places = part["rung"].map(names.index)
+    bars = np.array([ax.interval(v, e, log) for v, e in zip(part["value"], part["stderr"])]).T
+    axes.errorbar(part["value"], places, xerr=bars, fmt=look.marker, color=look.colour, capsize=3)
+    for place, row in zip(places, part.to_dict("records")):
+        text = f"{row['value']:.4g}"
+        if row["seeds"] > 1:
+            text += f" (spread {row['spread']:.2g} over {row['seeds']:.0f} draws)"
+        axes.annotate(text, (row["value"], place), (0, 6), textcoords="offset points", ha="center", fontsize=8.5)
+    axes.set(xlabel=NAMES.get(metric, metric.replace("_", " ")))
+    axes.margins(x=0.08 if part["seeds"].max() < 2 else 0.35)
+    if log:
+        axes.set_xscale("log")
+        ax.plain_log(axes, "x")
+
+
+def _added(names: list[str]) -> bool:
+    """Whether each rung but the first says by a plus that it adds to the one above."""
+    return len(names) > 1 and all(name.startswith("+") for name in names[1:])
+
+
+def _title(names: list[str]) -> str:
+    return "What each step brings" if _added(names) else "Methods, each for itself"
+
+
+def _reading(names: list[str]) -> str:
+    return "Each row adds one thing to the one above." if _added(names) else "Each row starts from the original."

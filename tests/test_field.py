@@ -1,0 +1,81 @@
+"""The picture of the whole field: every method and peer of three notebooks, on one model and one text."""
+
+import pandas as pd
+import pytest
+
+from lib.report import field, rows, style
+from tests.report_data import INVENTED, benchmark
+
+TEXT = {"model": "tiny-model", "text": "packaged", "status": "finished"}
+
+
+def peers(run="p", **columns):
+    """Rows of 53_peers, invented: divergence and bytes by arm, and a second text."""
+    shared = {**TEXT, "notebook": "53_peers", "run": run, "bits": 3, "windows": 24, "time": "2030-02-01"} | columns
+    found = [{**shared, "metric": "kl_divergence", "arm": "none", "value": 0.0, "stderr": 0.0}]
+    for place, arm in enumerate(("rtn", "hqq", "best", "auto-round")):
+        found += [
+            {**shared, "metric": "kl_divergence", "arm": arm, "value": 1.0 - 0.2 * place, "stderr": 0.01},
+            {**shared, "metric": "kl_divergence", "arm": arm, "value": 5.0, "stderr": 0.01, "text": "c4"},
+            {**shared, "metric": "artifact_bytes", "arm": arm, "value": 100e6 + place, "stderr": 0.0},
+        ]
+    return pd.DataFrame(found)
+
+
+def artifacts(**columns):
+    shared = {
+        **TEXT,
+        "notebook": "54_artifacts",
+        "run": "a",
+        "windows": 12,
+        "time": "2030-03-01",
+        "bits": None,
+    } | columns
+    sizes = [("best", "60", 59.9, 0.5), ("best", "90", 89.9, 0.2), ("llama.cpp", "Q3_K_S", 90.0, 0.4)]
+    found = pd.DataFrame(sizes, columns=["arm", "kind", "megabytes", "value"])
+    return found.assign(**shared, metric="kl_divergence", stderr=0.01)
+
+
+def everything():
+    return pd.concat([benchmark(), peers(), artifacts()], ignore_index=True)
+
+
+def test_all_three_notebooks_are_in_it_and_each_point_is_where_the_records_say():
+    data = field.points(everything())
+    compressed = sum(method != "none" for method, *_ in INVENTED)
+    assert data["notebook"].value_counts().to_dict() == {rows.BENCHMARK: compressed, field.PEERS: 4, field.ARTIFACTS: 3}
+    found = data[data["notebook"].eq(field.PEERS)].set_index("method")
+    assert found.loc["auto-round", "value"] == pytest.approx(0.4) and not found.loc["auto-round", "ours"]
+    assert found.loc["best", "megabytes"] == pytest.approx(100.000002) and found.loc["best", "ours"]
+    assert set(data["text"]) == {"packaged"} and 5.0 not in set(data["value"])
+    gptq = data[data["method"].eq("gptq") & data["detail"].eq("GPTQ 3 bits")].iloc[0]
+    assert gptq["megabytes"] == pytest.approx(103) and gptq["ours"]
+
+
+def test_the_legend_names_methods_and_peers_once_and_ours_are_filled():
+    figure = field.by_megabytes(everything())
+    labels = [text.get_text() for text in figure.legends[0].get_texts()]
+    assert labels == ["RTN", "GPTQ", "Depth", "Recipe", "hqq", "auto-round", "llama.cpp"]
+    (axes,) = figure.axes
+    faces = [container.lines[0].get_markerfacecolor() for container in axes.containers]
+    assert [face == "white" for face in faces] == [False] * 4 + [True] * 3
+    drawn = [container.lines[0].get_xdata().tolist() for container in axes.containers]
+    assert drawn[3] == pytest.approx([59.9, 89.9, 100.000002])
+    style.png(figure)
+
+
+def test_another_model_or_text_a_quick_run_and_a_failed_one_do_not_mix():
+    other = [artifacts(text="c4"), artifacts(model="big"), peers("quick", windows=4, time="2031-01-01")]
+    failed = peers("failed", status="failed", time="2031-02-01")
+    data = field.points(pd.concat([everything(), *other, failed], ignore_index=True))
+    pd.testing.assert_frame_equal(data.reset_index(drop=True), field.points(everything()).reset_index(drop=True))
+    newer = peers("newer", time="2031-03-01").assign(value=lambda part: part["value"] * 2)
+    data = field.points(pd.concat([everything(), newer], ignore_index=True))
+    assert data[data["method"].eq("auto-round")]["value"].tolist() == [pytest.approx(0.8)]
+
+
+def test_what_is_not_on_record_is_named():
+    figure = field.by_megabytes(artifacts())
+    assert "50_benchmark, 53_peers" in figure._supxlabel.get_text()
+    gap = field.by_megabytes(peers().query("metric == 'artifact_bytes'"))
+    assert any("no finished run" in text.get_text() for axes in gap.axes for text in axes.texts)
