@@ -115,10 +115,16 @@ def test_the_end_of_the_pipe_ends_the_process_and_what_it_started(tmp_path):
 
 def test_paths_and_kernels_hold_in_the_notebooks_folder(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    for name, given in (("THIMBLE_HOME", "home"), ("THIMBLE_DATA", "~/texts"), ("PYTHONPATH", "mine")):
+    for name, given in (
+        ("THIMBLE_HOME", "home"),
+        ("THIMBLE_DATA", "~/texts"),
+        ("THIMBLE_ANSWERS", "a"),
+        ("PYTHONPATH", "mine"),
+    ):
         monkeypatch.setenv(name, given)
     monkeypatch.setenv("HOME", "/somewhere")
     made = worker._environment(tmp_path / "kernels")
     assert made["THIMBLE_HOME"] == str(tmp_path / "home") and made["THIMBLE_DATA"] == "/somewhere/texts"
+    assert made["THIMBLE_ANSWERS"] == str(tmp_path / "a")
     assert made["PYTHONPATH"].split(os.pathsep) == [str(files.ROOT), "mine"]
     assert made["JUPYTER_PATH"].split(os.pathsep)[0] == str(tmp_path / "kernels")

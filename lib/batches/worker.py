@@ -68,7 +68,7 @@ def _environment(kernels: Path) -> dict[str, str]:
     environment = dict(os.environ)
     for name, first in (("PYTHONPATH", files.ROOT), ("JUPYTER_PATH", kernels.resolve())):
         environment[name] = os.pathsep.join(filter(None, [str(first), os.environ.get(name)]))
-    for name in ("THIMBLE_HOME", "THIMBLE_DATA"):
+    for name in ("THIMBLE_HOME", "THIMBLE_DATA", "THIMBLE_ANSWERS"):
         if os.environ.get(name):
             environment[name] = str(Path(os.environ[name]).expanduser().resolve())
     return environment

@@ -27,14 +27,16 @@ def task_hash(name: str, samples: list[Sample]) -> str:
 
 
 class Store:
-    """The answers of one evaluation in `folder` (None: data/cache/evaluation); `part` names this process's file.
+    """The answers of one evaluation in `folder` (None: THIMBLE_ANSWERS, else data/cache/evaluation); `part` names this
+    process's file.
 
     key: what decides the answers, by name: model, task, settings; it is written down beside them.
     """
 
     def __init__(self, key: dict[str, str], *, folder: Path | str | None = None, part: str = "0"):
         digest = hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()
-        self.folder = Path(folder or files.cache() / "evaluation") / digest[:20]
+        folder = folder or os.environ.get("THIMBLE_ANSWERS") or files.cache() / "evaluation"
+        self.folder = Path(folder).expanduser() / digest[:20]
         self.path, self._file = self.folder / f"part-{part}.jsonl", None
         files.check_writable(self.path, 1 << 20)
         if not (self.folder / "key.json").exists():

@@ -25,7 +25,7 @@ def evaluate(
     engine: a model (with its tokenizer as `model.tokenizer`; packed or not) or an engine. dtype: what a model computes
     in; "float32" gives the harness's numbers. cache: keep answers in data/cache/evaluation, in another folder, or
     (False) nowhere. limit: the first samples only. part: (index, number), see `shard`; the result is None while other
-    parts lack.
+    parts lack. Where THIMBLE_PART names it instead, the call waits for them; an evaluation without a cache is whole.
     Raises ValueError for a limit below 1, for a malformed sample, for a greedy engine that is asked the same several
     times, and for prompts that would go through two chat templates, before anything runs.
     """
@@ -33,7 +33,7 @@ def evaluate(
     _check(engine, task)
     settings = getattr(engine, "settings", "greedy")
     samples = _chosen(task, limit)
-    index, number = shard.own_part(part)
+    index, number = shard.own_part(part) if cache is not False or part or shard.launched() else (0, 1)
     key = {
         "model": engine.identity,
         "task": answers_on_disk.task_hash(task.name, samples),
@@ -50,7 +50,7 @@ def evaluate(
     if part is None and shard.launched():
         answered = shard.exchange(answered)
     elif store and number > 1:
-        answered = store.load()
+        answered = store.load() if part else shard.awaited(store.load, {sample.id for sample in samples})
     if any(sample.id not in answered for sample in samples):
         missing = sum(sample.id not in answered for sample in samples)
         print(f"{task.name}: part {index} of {number} is kept; {missing} samples are left to the other parts")

@@ -1,29 +1,65 @@
 """One evaluation, several processes or machines: each answers a part of the samples, and all see the same scores.
 
-A part is a stretch of the samples sorted by their text, so that what begins alike stays together. Since the plan of
-passes is made from all requests and each answer has the same bits wherever it is computed, the number of parts
-changes nothing but the time. Two ways:
+A part is a stretch of the samples sorted by their text, so that what begins alike stays together. The passes of
+likelihoods are planned from all requests, so on machines alike their bits do not depend on the number of parts. Texts
+are generated in batches of the part's own rows, and where two tokens are all but equally likely, the rounding of
+another batch may choose the other: in float32 and in bfloat16 the tests see no text that differs, but none promises
+it. Three ways:
 
 - `accelerate launch` or `torchrun` set RANK and WORLD_SIZE: the parts are exchanged at the end, over the network;
-- `part=(2, 4)`, the third of four, say as a notebook parameter of a sweep: parts meet in a shared cache folder.
+- THIMBLE_PART=2/4, the third of four, in the environment of notebooks or sweeps: the parts meet in the folder that
+  THIMBLE_ANSWERS names (data/cache/evaluation unless it does), and each waits for the others;
+- `part=(2, 4)`: the same without waiting.
 """
 
 import os
+import time
+from collections.abc import Callable
 
 from lib.tasks.task import Likelihood, Sample
 
+PATIENCE, POLL = 600, 2.0  # seconds: without an answer of any other part, and between two looks
+clock, sleep = time.monotonic, time.sleep  # tests put their own here
+
 
 def own_part(part: tuple[int, int] | None) -> tuple[int, int]:
-    """(index, number of parts): as given, else from RANK and WORLD_SIZE, else (0, 1).
+    """(index, number of parts): as given, else from RANK and WORLD_SIZE, else from THIMBLE_PART, else (0, 1).
 
     Raises ValueError for an index outside 0 to number - 1.
     """
-    if part is None:
-        part = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
+    if part is None and not launched():
+        part = _named(os.environ.get("THIMBLE_PART") or "0/1")
+    elif part is None:
+        part = int(os.environ.get("RANK", 0)), int(os.environ["WORLD_SIZE"])
     index, number = part
     if not 0 <= index < number:
         raise ValueError(f"part={part}; (index, number) with 0 <= index < number is allowed, (0, 1) being the whole.")
     return index, number
+
+
+def _named(part: str) -> tuple[int, int]:
+    index, _, number = part.partition("/")
+    if not (index.isdecimal() and number.isdecimal()):
+        raise ValueError(f"THIMBLE_PART={part!r}; index/number from 0/1 is allowed, such as 0/2 and 1/2 for halves.")
+    return int(index), int(number)
+
+
+def awaited(load: Callable[[], dict], wanted: set[str]) -> dict:
+    """What `load()` finds, as soon as it has all of `wanted`, the ids of the samples.
+
+    Raises TimeoutError when the other parts have written nothing for `PATIENCE` seconds.
+    """
+    found, news = load(), clock()
+    while missing := wanted - found.keys():
+        if clock() - news > PATIENCE:
+            raise TimeoutError(
+                f"{len(missing)} of {len(wanted)} samples lack, and no other part has written for {PATIENCE} s; start "
+                "the other parts with the same THIMBLE_ANSWERS, or unset THIMBLE_PART, then repeat the call."
+            )
+        sleep(POLL)
+        before, found = len(found), load()
+        news = clock() if len(found) > before else news
+    return found
 
 
 def split(samples: list[Sample], index: int, number: int) -> set[int]:

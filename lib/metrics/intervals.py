@@ -99,7 +99,7 @@ def bootstrap(statistic, groups, *, draws: int = 1000, seed: int = 0, share: boo
     statistic: takes the positions of the drawn samples, returns a number; one that raises ValueError or
     ZeroDivisionError for a draw (no positives in it) leaves that draw out. groups: one label a sample. share: where
     all draws lie from 0 to 1, the interval is Student's on the scale of log odds, which covers where percentiles
-    do not: few positives, or a value near 1. With less than about 30 positives neither does.
+    do not: few positives, or a value near 1. With fewer than about ten positives neither does.
     Raises ValueError where fewer than half of the draws give a finite number.
     """
     _, labels = checked(np.zeros(len(groups)), groups)

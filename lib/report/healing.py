@@ -67,11 +67,12 @@ def answers(table: pd.DataFrame, score: str | None = None):
     """Scores of tasks against healing tokens: a row a task, a column a number of removed blocks, a line a way.
 
     Horizontal lines are the original and the pruned model. score: the importance score that chose the blocks; the one
-    of the newest run unless told.
+    with most points unless told.
     """
     data = _grid(table, "task_score", "task")
     if not data.empty:
-        score = score or data["score"].iloc[-1]
+        counts = data["score"].value_counts()
+        score = score or next(s for s in reversed(list(data["score"])) if counts[s] == counts.max())
         data = data[data["score"].eq(score)]
     if data.empty:
         return ax.gap("What the healed model can do", NOTEBOOK)
@@ -193,5 +194,7 @@ def _ways(axes, data: pd.DataFrame) -> None:
             part["healing_tokens"].astype(float), 100 * part["value"], yerr=100 * ax.Z95 * part["stderr"].fillna(0),
             color=look.colour, marker=look.marker, linestyle=look.line, capsize=3, label=name,
         )  # fmt: skip
-    ax.span(axes, "x", data["healing_tokens"].astype(float), 0.08, True)
+    amounts = sorted(data["healing_tokens"].astype(float).unique())
+    ax.span(axes, "x", amounts, 0.08, True)
+    axes.set_xticks(amounts, [f"{amount:,.0f}" for amount in amounts])  # few, and the only ones that were measured
     axes.set_xlabel("healing tokens")
