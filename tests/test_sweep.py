@@ -173,7 +173,15 @@ def test_two_sweeps_of_one_batch_exclude_each_other_and_other_batches_run(stub, 
     assert sweep.main([str(batch)]) == 0
 
 
-def test_interrupt_stops_the_children_and_exits_with_130(stub, capsys):
+@pytest.fixture
+def interruptible():
+    """A test run that a shell has put into the background ignores interrupts."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+def test_interrupt_stops_the_children_and_exits_with_130(stub, capsys, interruptible):
     batch = batch_file(stub, "notebooks: [{notebook: a, grid: {x: [2, 77, 3]}}]")
 
     def interrupt():
