@@ -8,6 +8,7 @@ section 2.3 and Algorithm 1. A drafter without probabilities (prompt lookup) is 
 token: q(x) = 1.
 """
 
+from abc import ABC, abstractmethod
 from typing import NamedTuple
 
 import torch
@@ -30,7 +31,7 @@ class Draft(NamedTuple):
 NOTHING = Draft(torch.empty(0, dtype=torch.long))
 
 
-class Drafter:
+class Drafter(ABC):
     """What every drafter offers; `draft` is the one thing that it must."""
 
     def begin(self, token_ids: Tensor) -> None:
@@ -40,9 +41,9 @@ class Drafter:
         """How many of `token_ids` [length] have to be read before a draft, those of the last draft's step left out."""
         return 0
 
+    @abstractmethod
     def draft(self, token_ids: Tensor, at_most: int | None = None) -> Draft:
         """Propose at most `at_most` tokens to follow `token_ids` (LongTensor [length], prompt included)."""
-        raise NotImplementedError
 
 
 def verify(logits: Tensor, draft: Draft, history: Tensor, sampling: Sampling) -> list[int]:
