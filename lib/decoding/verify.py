@@ -36,6 +36,7 @@ class Drafter(ABC):
 
     def begin(self, token_ids: Tensor) -> None:
         """Another answer begins; its prompt is `token_ids` (LongTensor [length], length from 0) and one more token."""
+        return  # most drafters keep nothing between answers
 
     def waiting(self, token_ids: Tensor) -> int:
         """How many of `token_ids` [length] have to be read before a draft, those of the last draft's step left out."""
