@@ -5,29 +5,22 @@ import copy
 import pytest
 import torch
 
-from lib.metrics import divergence
 from lib.quantizers import calibrate, codebook, rtn, scales, shifts
 from lib.quantizers.linear import QuantLinear
 from lib.quantizers.steps import Steps
-from tests import tiny
+from tests import test_scales
+from tests.test_scales import kl
 
 GRID = {"bits": 3, "group_size": 16}
 
 
 def pair(method=rtn, **grid):
-    """A tiny model, its quantized copy, and windows of tokens."""
-    original, tokens = tiny.llama(), tiny.tokens(6, 24)
-    model = copy.deepcopy(original)
-    method.quantize_(model, None, **(GRID | grid))
-    return original, model, tokens
+    """That of the scales' tests, on this file's grid."""
+    return test_scales.pair(method, **(GRID | grid))
 
 
 def zeros(model):
     return {name: layer.zero_point.clone() for name, layer in calibrate.layers(model).items()}
-
-
-def kl(model, original, tokens):
-    return divergence.measure(model, original, tokens)["kl_divergence"].value
 
 
 def test_product_and_gradients_equal_those_of_the_formula_in_float64():

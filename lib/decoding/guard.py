@@ -18,8 +18,8 @@ from lib.decoding.speculative import expected_tokens
 from lib.decoding.verify import Drafter
 from lib.metrics import speed
 
-PATIENCE = 8  # of the drafts that do not seem to pay, one in so many is made, to notice when they do; one in twice as
-MOST_PATIENCE = 256  # many after each that was rejected, up to this
+PATIENCE = 8  # of the drafts that do not seem to pay, one in so many is made, to notice when they do
+MOST_PATIENCE = 256  # patience doubles with each draft that is rejected whole, up to this
 FORGET = 0.8  # weight of the past in the share of accepted tokens, per draft
 RENEW = 0.2  # weight of a new measurement in the cost of a step that drafts
 RECENT = 7  # plain steps whose median is the cost of a plain step

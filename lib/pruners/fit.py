@@ -93,12 +93,7 @@ def fit_(
     predicted = {kind: budget.of.predict(kind, removed) for kind in asked}
     _check_folders(model, folder, None, predicted["megabytes"])
     depth.drop_blocks_(model, removed)
-    measured["parameters"] = exact(count.parameters(model), "weights", higher_is_better=False)
-    if memory_megabytes is not None:
-        used = throughput.measure({"pruned": model}, rounds=1)["pruned"]["memory"]
-        measured["memory_megabytes"] = exact(used.value / 1e6, "MB", higher_is_better=False)
-    if folder is not None:
-        measured["megabytes"] = _saved(model, folder)
+    measured |= _sizes(model, folder, memory="memory_megabytes" in asked)
     found = Fit(removed, budget.of.wanted, predicted, measured)
     for kind in found.missed:
         _warn(found, kind, budget.of)
@@ -141,6 +136,17 @@ class _Paced:
             budget.at_pace(1 / whole.value)
             self.error = (whole.stderr or 0.0) / whole.value
         return self.timed[key]
+
+
+def _sizes(model: nn.Module, folder: Path | str | None, *, memory: bool) -> dict[str, Score]:
+    """What the pruned model weighs: its weights, a pass's memory if asked for, and the artifact where it is saved."""
+    found = {"parameters": exact(count.parameters(model), "weights", higher_is_better=False)}
+    if memory:
+        used = throughput.measure({"pruned": model}, rounds=1)["pruned"]["memory"]
+        found["memory_megabytes"] = exact(used.value / 1e6, "MB", higher_is_better=False)
+    if folder is not None:
+        found["megabytes"] = _saved(model, folder)
+    return found
 
 
 def _check_folders(model: nn.Module, folder: Path | str | None, state, megabytes: float = 0.0) -> None:

@@ -54,15 +54,13 @@ def quantize_(
     plan = widths(model, bits)
     tokens = texts.tokens(calibration, model)
     calibrate.check_memory(model, tokens, streams=2)
-    options = {"batch": min(batch, len(tokens)), "rate": rate, "range_rate": range_rate}
-    options |= {"filtered": filtered, "seed": seed}
+    options = {"batch": min(batch, len(tokens)), "rate": rate, "range_rate": range_rate, "filtered": filtered}
+    options["seed"] = seed
     ask = steps if callable(steps) else lambda _: steps
     learning = _settle(len(tokens), 1 if callable(steps) else steps, options)
     if state is not None:
-        told = bits if isinstance(bits, int) else hashlib.sha256(repr(sorted(plan.items())).encode()).hexdigest()
-        job = {**fingerprint(model, tokens), **(options | {"steps": "by block"} if callable(steps) else learning)}
-        job |= {"bits": told, "group_size": group_size} | ({} if clean is None else {"clean": digest(clean)})
-        state = State(state, method="refined", **job)
+        job = _given(bits, plan, clean) | (options | {"steps": "by block"} if callable(steps) else learning)
+        state = State(state, method="refined", group_size=group_size, **fingerprint(model, tokens), **job)
 
     def visit(prefix: str, block: nn.Module, hidden: Tensor, targets: Tensor, call: tuple) -> dict[str, Quantized]:
         learning = _settle(len(tokens), ask(prefix), options)
@@ -73,6 +71,12 @@ def quantize_(
         return {name: layer.quantized() for name, layer in done.items()}
 
     return calibrate.walk_blocks(model, tokens, visit, clean=clean, state=state, device=device)
+
+
+def _given(bits: Bits, plan: dict[str, int], clean: Tensor | None) -> dict:
+    """What a state says of arguments that are too long to be written out."""
+    told = bits if isinstance(bits, int) else hashlib.sha256(repr(sorted(plan.items())).encode()).hexdigest()
+    return {"bits": told} | ({} if clean is None else {"clean": digest(clean)})
 
 
 def _settle(windows: int, steps: int, options: dict) -> dict:
