@@ -4,7 +4,7 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
-from lib import peers
+from lib import peers, quantizers
 from lib.peers import arms, run, thimble
 from lib.quantizers import gptq
 from tests import tiny
@@ -48,3 +48,14 @@ def test_the_recipe_takes_a_size_and_nothing_else_does(checkpoint, tmp_path):
     assert result.packed_bytes <= 0.1e6 and result.facts["embedding"]
     with pytest.raises(ValueError, match="only the recipe takes a size"):
         thimble.check(bits=4, options=thimble.OPTIONS | {"method": "gptq", "megabytes": 1.0})
+
+
+def test_without_minutes_nothing_is_learned_and_no_clock_decides(checkpoint, tmp_path):
+    tokens = tiny.tokens(3, 24)
+    options = {"bits": 3, "group_size": 32, "folder": tmp_path / "unlearned", "minutes": 0}
+    result = run.quantize("thimble", checkpoint, tokens, **options)
+    model = AutoModelForCausalLM.from_pretrained(checkpoint, dtype="auto")
+    done = quantizers.best_(model, tokens, bits=3, group_size=32, steps=0)
+    found = AutoModelForCausalLM.from_pretrained(result.folder, dtype="auto")
+    for name, quantized in done.items():
+        assert torch.equal(found.get_submodule(name).weight.float(), quantized.dense())

@@ -1,7 +1,8 @@
 """Thimble itself, run as its peers are: in a process of its own, on the same checkpoint, tokens and stopwatch.
 
-`method` is a quantizer of `lib.quantizers`, or "best" for the recipe, which `minutes` is the time for. With
-`megabytes` the recipe shrinks the whole artifact, embedding and head included, and `bits` says nothing.
+`method` is a quantizer of `lib.quantizers`, or "best" for the recipe, which `minutes` is the time for; 0 leaves out
+what is learned, and then no clock decides anything: it works on slow machines too. With `megabytes` the recipe shrinks
+the whole artifact, embedding and head included, and `bits` says nothing.
 """
 
 from lib.peers import script
@@ -49,7 +50,8 @@ def _run(quantizers, model, job):
         return quantizers.by_name(method)(model, job.tokens, **grid)
     if job.options["megabytes"]:
         grid = {"megabytes": job.options["megabytes"], "group_size": job.group_size}
-    return quantizers.best_(model, job.tokens, minutes=job.options["minutes"], seed=job.options["seed"], **grid)
+    time = {"minutes": job.options["minutes"]} if job.options["minutes"] else {"steps": 0}
+    return quantizers.best_(model, job.tokens, **time, seed=job.options["seed"], **grid)
 
 
 if __name__ == "__main__":
