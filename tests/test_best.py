@@ -66,8 +66,8 @@ def test_larger_groups_are_taken_where_they_cost_less_than_a_bit(tmp_path, monke
     assert found[True] < found[False]
 
 
-@pytest.mark.parametrize("megabytes, asked", [(0.085, 1), (9.0, 1), (0.17, 2)])
-def test_larger_groups_are_tried_only_where_some_layers_have_the_most_bits(monkeypatch, megabytes, asked):
+@pytest.mark.parametrize("megabytes, asked", [(0.085, 1), (0.14, 1), (9.0, 1), (0.195, 2)])
+def test_larger_groups_are_tried_where_many_layers_have_the_most_bits_but_not_all(monkeypatch, megabytes, asked):
     sizes, measure = [], sensitivity.measure
 
     def counted(*args, **options):

@@ -1,8 +1,8 @@
 """The recipe: what measured best on the ladder of `29_best_recipe`, fitted to a size and to the minutes at hand.
 
     1. bits: the same for all layers, or for a budget in megabytes those that `allocate` gives each layer; embedding
-       and head are then quantized first. Where a budget is so large that some layers have 8 bits and others fewer,
-       larger groups are tried too: they save the bytes of scales where one bit less would cost more;
+       and head are then quantized first. Where a budget is so large that a third of the layers have 8 bits and others
+       fewer, larger groups are tried too: they save the bytes of scales where one bit less would cost more;
     2. per block GPTQ, on grids whose ranges are searched, and from its codes on SignRound (`refined`);
     3. scales end to end, for the time that is left.
 
@@ -85,8 +85,8 @@ def _grids(model: nn.Module, tokens, megabytes: float, group_size: int, pace: Pa
         return {"bits": bits, "group_size": group_size, "loss": loss}
 
     first, larger = tried(group_size), _larger(model, group_size)
-    widths = first["bits"].values()
-    if larger is None or not min(widths) < max(widths) == max(BITS) or not pace.affords_measuring():
+    full = [width == max(BITS) for width in first["bits"].values()]
+    if larger is None or all(full) or 3 * sum(full) < len(full) or not pace.affords_measuring():
         return first
     return min(first, tried(larger), key=lambda found: found["loss"])
 
