@@ -4,9 +4,14 @@ import os
 import shutil
 from pathlib import Path
 
-HOME = Path(__file__).resolve().parent.parent / "data" / "cache" / "tests"
+WORKER = os.environ.get("PYTEST_XDIST_WORKER", "")  # "" where the tests run in one process
+HOME = Path(__file__).resolve().parent.parent / "data" / "cache" / "tests" / WORKER
 
 os.environ["THIMBLE_HOME"] = str(HOME)
+if WORKER:
+    # torch's threads wait for each other by spinning: more of them than cores make everything many times slower
+    workers = int(os.environ["PYTEST_XDIST_WORKER_COUNT"])
+    os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // workers)))
 os.environ["THIMBLE_QUIET"] = "1"
 os.environ.pop("THIMBLE_RUN_ID", None)
 # the checkpoint of the packaged model stays: converting it takes 20 s

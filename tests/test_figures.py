@@ -8,6 +8,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
+from lib import files
 from lib.report import axes, figures, layers, quality, rows, style
 from tests import report_data
 
@@ -215,3 +216,24 @@ def test_another_setting_does_not_change_the_names_of_this_one():
     )
     labels = set(rows.main(pd.concat([ours, other]))["label"])
     assert "GPTQ 3 bits" in labels and not any("windows" in label for label in labels)
+
+
+def test_tasks_that_a_run_reads_after_the_comparison_make_no_other_setting():
+    first = report_data.configuration("gptq", 3, 0, run="tasks", engine="packed")
+    asked = first[-1] | {"metric": "score", "arm": "compressed", "data_hash": "beef"}
+    table = pd.concat([report_data.benchmark(), pd.DataFrame([*first, asked])])
+    assert "GPTQ 3 bits, packed" in set(rows.wide(table).index) and len(rows.settings(table)) == 1
+    unasked = table[table["run"].eq("tasks") & table["metric"].ne("perplexity")]
+    assert set(rows.benchmarks(unasked)["data_hash"]) == {"beef"}
+
+
+def test_a_gap_names_the_batch_that_fills_it():
+    from lib.batches import batch
+    from lib.report import recipe
+
+    folder = files.ROOT / "notebooks" / "batches"
+    held = {name: {run.notebook.stem for run in batch.read(folder / f"{name}.yaml")} for name in ("report", "methods")}
+    assert "54_artifacts" in held["methods"] - held["report"]
+    assert "run `python -m lib.sweep notebooks/batches/methods.yaml`" in texts(recipe.by_megabytes(EMPTY))
+    assert "28_allocation" in held["report"]
+    assert "run `make report`" in texts(recipe.allocation(EMPTY))

@@ -2,9 +2,11 @@
 
 import itertools
 import math
+import re
 
 import numpy as np
 
+from lib import files
 from lib.report import style
 
 Z95 = 1.96  # half-width of a 95 % interval, in standard errors
@@ -75,10 +77,18 @@ def gap(title: str, what: str):
         axes.set(xticks=[], yticks=[])
         axes.spines[:].set(visible=True, linestyle=(0, (4, 4)))
         axes.text(
-            0.5, 0.5, f"no finished run of {what} yet: run `make report`",
+            0.5, 0.5, f"no finished run of {what} yet: run `{_command(what)}`",
             transform=axes.transAxes, ha="center", va="center", color=style.MUTED, fontsize=11,
         )  # fmt: skip
     return figure
+
+
+def _command(what: str) -> str:
+    """The command that runs the notebooks called `what`: the report's, or the batch of the others at their defaults."""
+    batches = files.ROOT / "notebooks" / "batches"
+    names = re.findall(r"notebook: (\w+)", (batches / "report.yaml").read_text()) if batches.is_dir() else []
+    reported = not names or any(name in what for name in names)
+    return "make report" if reported else "python -m lib.sweep notebooks/batches/methods.yaml"
 
 
 def footnote(figure, lines: list[str]) -> None:

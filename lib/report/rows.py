@@ -10,6 +10,7 @@ from lib.report import style
 BENCHMARK = "50_benchmark"
 SETTING = ["model", "text", "windows", "data_hash"]  # two rows are comparable only when these are equal
 FACTORS = ["method", "bits", "group_size", "blocks", "calibration_windows"]  # what makes a configuration
+COMPARED = "perplexity"  # what every configuration is asked
 UNCALIBRATED = ["none", "rtn"]
 UNGROUPED = ["none", "depth"]
 SHOWN = ["finished", "running"]  # `results.table()` holds a running run only where this very process is that run
@@ -31,8 +32,11 @@ def benchmarks(table: pd.DataFrame) -> pd.DataFrame:
         rows[factor] = pd.to_numeric(rows[factor]).fillna(0).astype(int)
     rows.loc[rows["method"].isin(UNCALIBRATED), "calibration_windows"] = 0
     rows.loc[rows["method"].isin(UNGROUPED), ["group_size", "bits"]] = [0, 16]
-    # what a run was evaluated on is known when it has loaded everything: its last rows say so for all of them
-    rows["data_hash"] = rows.groupby("run")["data_hash"].transform("last")
+    # what a run was compared on is what it had loaded when that was measured; tasks and prompts that some runs read
+    # after it make no other setting. Runs without it: their last rows, when everything was loaded
+    compared = rows[rows["metric"].eq(COMPARED)].groupby("run")["data_hash"].last()
+    last = rows.groupby("run")["data_hash"].transform("last")
+    rows["data_hash"] = rows["run"].map(compared).fillna(last)
     rows["label"] = _labels(rows)
     return rows.sort_values("time", kind="stable")
 
