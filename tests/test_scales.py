@@ -1,6 +1,7 @@
 """Tuned scales: gradients against float64 autograd, the loss falls, the model stays one, killed jobs resume."""
 
 import copy
+import types
 
 import pytest
 import torch
@@ -158,6 +159,18 @@ def interrupted(monkeypatch, steps):
             raise KeyboardInterrupt
 
     monkeypatch.setattr(Steps, "save", once)
+
+
+def test_more_bits_get_a_lower_rate_and_mixed_ones_that_of_their_mean():
+    model = tiny.llama()
+    for bits, rate in ((2, 4e-3), (3, 2e-3), (4, 1e-3), (8, 6.25e-5)):
+        done = copy.deepcopy(model)
+        rtn.quantize_(done, tiny.tokens(1, 8), bits=bits, group_size=32)
+        assert scales.rate_of(list(calibrate.layers(done).values())) == rate
+    mixed = [
+        types.SimpleNamespace(bits=bits, in_features=columns, out_features=64) for bits, columns in ((2, 192), (6, 64))
+    ]
+    assert scales.rate_of(mixed) == 2e-3
 
 
 def test_a_stopped_job_resumes_to_the_same_bytes_and_refuses_other_arguments(tmp_path, monkeypatch):

@@ -29,7 +29,7 @@ from lib.quantizers.linear import QuantLinear
 from lib.quantizers.steps import Steps
 from lib.quantizers.tuned import Tuned
 
-LEARNING_RATE = {2: 4e-3, 3: 2e-3, 4: 1e-3}  # peak of δ's rate by bits; more than 4 bits take the last
+LEARNING_RATE = 16e-3  # peak of δ's rate, times 2^bits
 BETAS = (0.9, 0.95)
 WARMUP = 0.05  # share of the steps over which the learning rate rises; then it falls as a cosine
 
@@ -52,7 +52,7 @@ def tune_(
 
     calibration: windows of text, or token ids [count, length]. reference: the original model, or what
     `divergence.remember` kept of it on these very windows. steps: updates, of `batch` windows each, drawn without
-    repetition until all have been seen. learning_rate: of δ, at its peak; None takes that of `LEARNING_RATE`.
+    repetition until all have been seen. learning_rate: of δ, at its peak; None takes `LEARNING_RATE` / 2^bits.
     state: folder that keeps the training's state, so that a killed job resumes and ends in the same bytes.
     watch: called after each step with its number, from 1, and the mean KL in nats on its windows before the step.
     stop: asked before each step with the number of those done; True ends the tuning there. kind: what stands in a
@@ -68,7 +68,7 @@ def tune_(
     again = activations.must_recompute(model, batch * tokens.shape[1])
     rate = learning_rate
     if rate is None:
-        rate = LEARNING_RATE[min(max(layer.bits for layer in found.values()), max(LEARNING_RATE))]
+        rate = rate_of(list(found.values()))
     if not 0 < rate < math.inf:
         raise ValueError(f"learning_rate={rate}; the scales move by a positive share; leave it out, or try 1e-3.")
     original = reference if isinstance(reference, Reference) else divergence.remember(reference, tokens)
@@ -80,6 +80,17 @@ def tune_(
         for part in tuned.values():
             part.settle_()
     return {name: layer.quantized for name, layer in found.items()}
+
+
+def rate_of(layers: list[QuantLinear]) -> float:
+    """Peak learning rate of δ for `layers`, by the mean bits of their weights; each bit more halves it.
+
+    δ moves the outermost value of a group by δ · 2^(bits-1) steps of its grid: at 8 bits the rate that helps at 4
+    would do more harm than the rounding did.
+    """
+    counts = [layer.in_features * layer.out_features for layer in layers]
+    bits = sum(layer.bits * count for layer, count in zip(layers, counts)) / sum(counts)
+    return LEARNING_RATE / 2**bits
 
 
 def _train(
