@@ -9,7 +9,7 @@ import torch
 from lib import quantizers
 from lib.export import compressed_tensors
 from lib.metrics import count, divergence
-from lib.quantizers import allocate, best, calibrate, gptq, pace, refined, scales, sensitivity
+from lib.quantizers import best, calibrate, gptq, pace, refined, scales
 from lib.quantizers.linear import QuantLinear
 from tests import tiny
 
@@ -45,38 +45,6 @@ def test_a_budget_in_megabytes_holds_for_the_saved_folder(quick, tmp_path):
     assert 0.08e6 < count.artifact_bytes(tmp_path / "small") <= 0.09e6
     again, _ = compressed_tensors.load(tmp_path / "small")
     assert torch.equal(again(tokens[:1]).logits, model(tokens[:1]).logits)
-
-
-def test_larger_groups_are_taken_where_they_cost_less_than_a_bit(tmp_path, monkeypatch):
-    original, tokens = tiny.llama(seed=1), tiny.tokens(16, 64)
-    names = [*calibrate.layers(original), "model.embed_tokens", "lm_head"]
-    small, roomy = (allocate.megabytes(original, dict.fromkeys(names, 8), group_size=size) for size in (32, 64))
-    assert roomy < small
-    found = {}
-    for larger in (True, False):
-        with monkeypatch.context() as patch:
-            if not larger:
-                patch.setattr(best, "_larger", lambda *_: None)
-            model = copy.deepcopy(original)
-            done = quantizers.best_(model, tokens, megabytes=roomy, steps=0, group_size=32)
-        assert {part.group_size for part in done.values()} == {64 if larger else 32}
-        compressed_tensors.save(model, model.tokenizer, tmp_path / str(larger))
-        assert count.artifact_bytes(tmp_path / str(larger)) <= 1e6 * roomy
-        found[larger] = divergence.measure(model, original, tokens)["kl_divergence"].value
-    assert found[True] < found[False]
-
-
-@pytest.mark.parametrize("megabytes, asked", [(0.085, 1), (0.14, 1), (9.0, 1), (0.195, 2)])
-def test_larger_groups_are_tried_where_many_layers_have_the_most_bits_but_not_all(monkeypatch, megabytes, asked):
-    sizes, measure = [], sensitivity.measure
-
-    def counted(*args, **options):
-        sizes.append(options["group_size"])
-        return measure(*args, **options)
-
-    monkeypatch.setattr(sensitivity, "measure", counted)
-    quantizers.best_(tiny.llama(), tiny.tokens(2, 16), megabytes=megabytes, steps=0, group_size=32)
-    assert sizes == [32, 64][:asked]
 
 
 def test_little_time_means_fewer_windows_and_no_learning(monkeypatch):

@@ -191,8 +191,7 @@ def test_the_widths_of_a_budget_are_kept(world, monkeypatch, tmp_path):
     model, again = tiny.llama(), tiny.llama()
     first = run(2, model, **SIZED, state=tmp_path)
     plan = kept(tmp_path)
-    widths = plan["grids"]["bits"]
-    assert widths == {name: first[name].bits for name in widths} and len(widths) == 4 * 7 + 2
+    assert plan["bits"] == {name: first[name].bits for name in plan["bits"]} and len(plan["bits"]) == 4 * 7 + 2
     for done in (sensitivity, pace):  # neither is asked a second time
         monkeypatch.setattr(done, "measure" if done is sensitivity else "predict", None)
     assert same(run(2, again, **SIZED, state=tmp_path), first)

@@ -1,8 +1,7 @@
 """The recipe: what measured best on the ladder of `29_best_recipe`, fitted to a size and to the minutes at hand.
 
     1. bits: the same for all layers, or for a budget in megabytes those that `allocate` gives each layer; embedding
-       and head are then quantized first. Where a budget is so large that a third of the layers have 8 bits and others
-       fewer, larger groups are tried too: they save the bytes of scales where one bit less would cost more;
+       and head are then quantized first;
     2. per block GPTQ, on grids whose ranges are searched, and from its codes on SignRound (`refined`);
     3. scales end to end, for the time that is left.
 
@@ -10,14 +9,13 @@ How much of each, `pace` decides by the clock. Each step is a function of its ow
 what each one is worth at each bit width.
 """
 
-import math
 from pathlib import Path
 
 from torch import nn
 
 from lib.metrics import divergence, speed
 from lib.quantizers import allocate, calibrate, refined, scales, sensitivity
-from lib.quantizers.grid import BITS, Quantized
+from lib.quantizers.grid import Quantized
 from lib.quantizers.pace import Fixed, Pace, Plan
 
 BATCH = 2  # windows in a step of rounding
@@ -38,8 +36,7 @@ def quantize_(
     """Quantize `model` in place as well as `minutes` allow; returns all quantized matrices by layer name.
 
     calibration: windows of text, or token ids [count, length]. Either bits: of the layers inside the blocks, all
-    alike, with embedding and head left as they are; or megabytes: of 10⁶ bytes, for the whole saved artifact, whose
-    groups may then be the next larger multiple of group_size that divides all layers' columns.
+    alike, with embedding and head left as they are; or megabytes: of 10⁶ bytes, for the whole saved artifact.
     minutes: learning takes what is left of them beside the work that can't be divided (measuring the sensitivities,
     quantizing embedding and blocks without learning). They are exceeded only where that work takes longer than it did
     when it was tried on the first block, and by that much. steps: of rounding in each block, and as many of tuning,
@@ -61,8 +58,7 @@ def quantize_(
     calibrate.check_memory(model, tokens, streams=2)
     reference = divergence.remember(model, tokens)
     if bits is None:
-        found = plan.once("grids", lambda: _grids(model, tokens, megabytes, group_size, pace))
-        bits, grid["group_size"] = found["bits"], found["group_size"]
+        bits = plan.once("bits", lambda: _widths(model, tokens, megabytes, group_size, pace))
 
     compress_ = refined.quantize_ if isinstance(bits, int) else allocate.apply_
     done = compress_(model, tokens, bits, steps=pace.rounding(), seed=seed, state=plan.folder("blocks"), **grid)
@@ -74,27 +70,11 @@ def quantize_(
     return done
 
 
-def _grids(model: nn.Module, tokens, megabytes: float, group_size: int, pace: Pace | Fixed) -> dict:
-    """`bits` by layer name that fit into `megabytes`, and the `group_size` at which they lose the least."""
-
-    def tried(group_size: int) -> dict:
-        with pace.measuring():
-            losses = sensitivity.measure(model, tokens, group_size=group_size)
-        bits = allocate.fit(model, losses, megabytes=megabytes, group_size=group_size)
-        loss = sum(table[bits[names[0]]] for names, table in losses.items())
-        return {"bits": bits, "group_size": group_size, "loss": loss}
-
-    first, larger = tried(group_size), _larger(model, group_size)
-    full = [width == max(BITS) for width in first["bits"].values()]
-    if larger is None or all(full) or 3 * sum(full) < len(full) or not pace.affords_measuring():
-        return first
-    return min(first, tried(larger), key=lambda found: found["loss"])
-
-
-def _larger(model: nn.Module, group_size: int) -> int | None:
-    """The next multiple of `group_size` that divides the columns of every layer; None where there is none."""
-    columns = math.gcd(*(layer.in_features for layer in calibrate.layers(model).values()))
-    return next((size for size in range(2 * group_size, columns + 1, group_size) if columns % size == 0), None)
+def _widths(model: nn.Module, tokens, megabytes: float, group_size: int, pace: Pace | Fixed) -> dict[str, int]:
+    """Bits by layer name that fit into `megabytes`."""
+    with pace.measuring():
+        losses = sensitivity.measure(model, tokens, group_size=group_size)
+    return allocate.fit(model, losses, megabytes=megabytes, group_size=group_size)
 
 
 def _check(

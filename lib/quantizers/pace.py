@@ -102,9 +102,6 @@ class Fixed:
     def measuring(self):
         return contextlib.nullcontext()
 
-    def affords_measuring(self) -> bool:
-        return True
-
     def rounding(self) -> int:
         return self.steps
 
@@ -164,12 +161,6 @@ class Pace:
             yield
         self.taken += watch.seconds
         self.expected += self.parts["measuring"] + MEASURED * self.parts["pass"] * self.windows()
-
-    def affords_measuring(self) -> bool:
-        """Whether the sensitivities can be measured once more and half of the time left still goes to learning."""
-        windows = self.parts["pass"] * self.windows()
-        least = self.parts["embedding"] + EMBEDDED * windows + len(self.names) * self._block()
-        return self.parts["measuring"] + MEASURED * windows <= (self.left() - least) / 2
 
     def rounding(self) -> Callable[[str], int]:
         """A function that says how many steps of rounding the block of a name gets."""
