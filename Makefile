@@ -24,10 +24,10 @@ $(READY): requirements.txt Makefile
 report: $(READY)  ## run the notebooks that changed, print the results table, build data/report/index.html
 	$(BIN)/python -m lib.sweep notebooks/batches/report.yaml; status=$$?; $(BIN)/python -m lib.report.site && exit $$status
 
-test: $(READY)  ## unit tests with coverage, and every notebook through nbval
-	@# coverage starts outside pytest: nbval waits in vain for a kernel that pytest-cov has asked to be measured
-	$(BIN)/coverage run -m pytest --nbval-lax --nbval-current-env --nbval-cell-timeout=600 tests notebooks
-	@$(BIN)/coverage report --fail-under=90
+test: $(READY)  ## unit tests with coverage, side by side, then every notebook through nbval
+	$(BIN)/python -m pytest -n logical --maxprocesses=4 --dist loadfile --cov=lib --cov-report=term --cov-fail-under=90 tests
+	@# notebooks in a run of their own: they time things, and nbval waits in vain for a kernel that pytest-cov measures
+	$(BIN)/python -m pytest --nbval-lax --nbval-current-env --nbval-cell-timeout=600 notebooks
 
 lab: $(READY)  ## open JupyterLab on the first notebook
 	$(BIN)/jupyter lab notebooks/00_start_here.ipynb
