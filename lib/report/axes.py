@@ -2,12 +2,10 @@
 
 import itertools
 import math
-import re
 
 import numpy as np
 
-from lib import files
-from lib.report import style
+from lib.report import rows, style
 
 Z95 = 1.96  # half-width of a 95 % interval, in standard errors
 # decades that a log axis spans at most -> where in each decade its ticks sit
@@ -85,8 +83,7 @@ def gap(title: str, what: str):
 
 def _command(what: str) -> str:
     """The command that runs the notebooks called `what`: the report's, or the batch of the others at their defaults."""
-    batches = files.ROOT / "notebooks" / "batches"
-    names = re.findall(r"notebook: (\w+)", (batches / "report.yaml").read_text()) if batches.is_dir() else []
+    names = {run.notebook.stem for run in rows.reported()}
     reported = not names or any(name in what for name in names)
     return "make report" if reported else "python -m lib.sweep notebooks/batches/methods.yaml"
 

@@ -103,16 +103,22 @@ def missing(table: pd.DataFrame) -> list[str]:
     return sorted(absent, key=_rank)
 
 
-def promised(path: Path | None = None) -> list[dict]:
-    """The parameters of each benchmark run in a batch file (`notebooks/batches/report.yaml`); none without a batch."""
+def reported(path: Path | None = None) -> list:
+    """The runs of a batch file (`notebooks/batches/report.yaml`, what `make report` runs); none without a batch."""
     from lib.batches import batch
 
     try:
-        runs = batch.read(path or files.ROOT / "notebooks" / "batches" / "report.yaml")
-        runs = [run for run in runs if run.notebook.stem == BENCHMARK]
-        return [batch.defaults(run.notebook) | run.parameters for run in runs]
+        return batch.read(path or files.ROOT / "notebooks" / "batches" / "report.yaml")
     except (ValueError, OSError):
         return []
+
+
+def promised(path: Path | None = None) -> list[dict]:
+    """The parameters of each benchmark run that is `reported`."""
+    from lib.batches import batch
+
+    runs = [run for run in reported(path) if run.notebook.stem == BENCHMARK]
+    return [batch.defaults(run.notebook) | run.parameters for run in runs]
 
 
 def _rank(label: str) -> tuple:
