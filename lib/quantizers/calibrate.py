@@ -213,7 +213,8 @@ def replace_(block: nn.Module, kept: dict[str, Quantized]) -> None:
 
 def layers(model: nn.Module) -> dict[str, nn.Module]:
     """Linear layers inside the blocks, by their full name in the model, in the order of the blocks."""
-    return {f"{path_of_blocks(model)}.{name}": layer for name, layer in linears(blocks(model)).items()}
+    path = path_of_blocks(model)
+    return {f"{path}.{name}": layer for name, layer in linears(model.get_submodule(path)).items()}
 
 
 def check_layers(model: nn.Module, *, bits: int, group_size: int) -> None:

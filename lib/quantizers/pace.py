@@ -118,7 +118,8 @@ class Pace:
 
     def __init__(self, plan: Plan, model: nn.Module, tokens: Tensor, *, minutes: float, sized: bool, **options):
         self.plan, self.total, self.count = plan, 60 * minutes, len(tokens)
-        self.names = [f"{blocks.path_of_blocks(model)}.{index}" for index in range(len(blocks.blocks(model)))]
+        path = blocks.path_of_blocks(model)
+        self.names = [f"{path}.{index}" for index in range(len(model.get_submodule(path)))]
         self.taken = self.expected = 0.0  # seconds of what is done, and what was predicted for it
         self.last = self.noted = plan.elapsed()
         self.block, self.stepped = -1, None  # which block, and when a step of tuning, was begun last

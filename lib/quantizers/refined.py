@@ -114,8 +114,9 @@ def seconds(model: nn.Module, tokens: Tensor, *, group_size: int, batch: int = 2
         targets = inputs.run_block(block, hidden, call)
     options = {"rate": None, "range_rate": None, "filtered": 0.001, "seed": 0}
     learning = rounding.settle(len(hidden), steps=1, batch=batch, **options)
+    plan = widths(model, 4)
     with speed.stopwatch() as codes:
-        starts = first(block, hidden, call, prefix, widths(model, 4), group_size)
+        starts = first(block, hidden, call, prefix, plan, group_size)
     layers = {name: rounding.Rounded(block.get_submodule(name).weight, start) for name, start in starts.items()}
     rounding.learn_(layers, block, hidden, targets, call, **learning)  # the first step also loads what later ones reuse
     with speed.stopwatch() as step:
