@@ -187,6 +187,33 @@ def test_two_runs_give_the_same_bytes_and_a_killed_job_resumes(tmp_path, monkeyp
         embedding.quantize_(tiny.llama(tie_word_embeddings=False), tiny.tokens(), **GRID, ridge=0.2, state=tmp_path)
 
 
+def test_an_untied_head_may_have_bits_of_its_own_and_a_killed_job_resumes_with_them(tmp_path, monkeypatch):
+    alone = {bits: tiny.llama(tie_word_embeddings=False) for bits in (3, 6)}
+    for bits, model in alone.items():
+        embedding.quantize_(model, tiny.tokens(), bits=bits, group_size=32)
+    options = {"bits": 6, "group_size": 32, "state": tmp_path / "own"}
+    for _ in range(2):  # the second reads what the first wrote
+        model = tiny.llama(tie_word_embeddings=False)
+        done = embedding.quantize_(model, tiny.tokens(), head_bits=3, **options)
+        assert (done["model.embed_tokens"].bits, done["lm_head"].bits) == (6, 3)
+        assert same(blocks.embeddings(model), blocks.embeddings(alone[6]))
+        assert same(blocks.head(model), blocks.head(alone[3]))
+        monkeypatch.setattr(embedding, "rounded", lambda *args, **more: pytest.fail("it was finished"))
+    with pytest.raises(ValueError, match="head_bits=3 there, 4 here"):
+        embedding.quantize_(tiny.llama(tie_word_embeddings=False), tiny.tokens(), head_bits=4, **options)
+    monkeypatch.undo()
+    options["state"] = tmp_path / "same"
+    embedding.quantize_(tiny.llama(tie_word_embeddings=False), tiny.tokens(), **options)
+    embedding.quantize_(tiny.llama(tie_word_embeddings=False), tiny.tokens(), head_bits=6, **options)  # the same job
+    for model, said in (
+        (tiny.llama(), "bits=6 and head_bits=3 for one matrix, .* tied; give one"),
+        (tiny.llama(tie_word_embeddings=False), "bits=9 for lm_head"),
+    ):
+        with pytest.raises(ValueError, match=said):
+            embedding.quantize_(model, bits=6, head_bits=3 if blocks.tied(model) else 9, group_size=32)
+        assert not any(map(blocks.is_quantized, model.modules()))
+
+
 class Normed(nn.Embedding):
     def forward(self, ids):
         return super().forward(ids) / 2

@@ -116,6 +116,7 @@ def quantize_(
     calibration=None,
     *,
     bits: int,
+    head_bits: int | None = None,
     group_size: int = 64,
     symmetric: bool = False,
     candidates: int = 8,
@@ -126,17 +127,18 @@ def quantize_(
     """Quantize embedding and head of `model`, in place; return codes and grids by layer name (tied: the same twice).
 
     calibration: windows of text or token ids [count, length] for the head's Hessian; without it, and for an embedding
-    that isn't tied, weights go to the nearest point of the best of `candidates` ranges. bits: 2 to 8. group_size:
-    columns per grid, -1 for a row. ridge: weight of the embedding's use in a tied matrix, 0 for none. state: folder
-    that keeps the result, so that a killed job resumes (with calibration only). device: where the rows are rounded.
+    that isn't tied, weights go to the nearest point of the best of `candidates` ranges. bits: 2 to 8. head_bits: of a
+    head that isn't tied, None for the same. group_size: columns per grid, -1 for a row. ridge: weight of the
+    embedding's use in a tied matrix, 0 for none. state: folder that keeps the result, so that a killed job resumes
+    (with calibration only). device: where the rows are rounded.
     """
     from lib.quantizers import calibrate
     from lib.sources import texts
 
-    check_parts(model, bits=bits, group_size=group_size)
+    check_parts(model, bits=bits, head_bits=head_bits, group_size=group_size)
     settings = {"bits": bits, "group_size": group_size, "symmetric": symmetric, "candidates": candidates}
-    tokens = None if calibration is None else texts.tokens(calibration, model)
-    done = None
+    settings |= {} if head_bits in (None, bits) else {"head_bits": head_bits}  # the same bits are the same job
+    tokens, done = None if calibration is None else texts.tokens(calibration, model), None
     if tokens is not None and state is not None:
         state = State(state, method="embedding", **fingerprint(model, tokens), **settings, ridge=ridge)
         done = state.load(0)
@@ -145,10 +147,10 @@ def quantize_(
         done = rounded(model, hessian, **settings, ridge=ridge, device=device)
         if hessian is not None and state is not None:
             state.save(0, done)
-    head = done["head"]
-    names = place_(model, done.get("embedding", head), head)
+    parts = done.get("embedding", done["head"]), done["head"]
+    names = place_(model, *parts)
     calibrate.mark(model)
-    return dict(zip(names, (done.get("embedding", head), head)))
+    return dict(zip(names, parts))
 
 
 @torch.no_grad()
@@ -157,6 +159,7 @@ def rounded(
     hessian: Tensor | None,
     *,
     bits: int,
+    head_bits: int | None = None,
     group_size: int = 64,
     symmetric: bool = False,
     candidates: int = 8,
@@ -168,10 +171,11 @@ def rounded(
     hessian: `final_moment` of the model, None for no calibration. The others are those of `quantize_`.
     """
     settings = {"bits": bits, "group_size": group_size, "symmetric": symmetric, "candidates": candidates}
+    of_head = settings if head_bits is None else settings | {"bits": head_bits}
     tied = blocks.tied(model)
     if tied and hessian is not None:
         hessian = hessian + ridge * hessian.diagonal().mean() * torch.eye(len(hessian), device=hessian.device)
-    done = {"head": _by_rows(blocks.head(model).weight, hessian, device, settings)}
+    done = {"head": _by_rows(blocks.head(model).weight, hessian, device, of_head)}
     return done if tied else done | {"embedding": _by_rows(blocks.embeddings(model).weight, None, device, settings)}
 
 
@@ -192,9 +196,8 @@ def seconds(model: nn.Module, *, group_size: int = 64) -> float:
     from lib.metrics import speed
 
     weight = blocks.head(model).weight
-    settings = {"bits": 4, "group_size": group_size, "symmetric": False, "candidates": 8}
     with speed.stopwatch() as watch:
-        _by_rows(weight[:ROWS], torch.eye(weight.shape[1]), None, settings)
+        _by_rows(weight[:ROWS], torch.eye(weight.shape[1]), None, {"bits": 4, "group_size": group_size})
     return watch.seconds * max(1, len(weight) / ROWS) * (1 if blocks.tied(model) else 2)
 
 
@@ -233,11 +236,15 @@ def place_(model: nn.Module, embedding: Quantized | None, head: Quantized | None
     return names
 
 
-def check_parts(model: nn.Module, *, bits: int, group_size: int) -> None:
-    """Raise ValueError before the work when embedding or head can't take this grid."""
-    for part, kind in ((blocks.embeddings(model), nn.Embedding), (blocks.head(model), nn.Linear)):
+def check_parts(model: nn.Module, *, bits: int, group_size: int, head_bits: int | None = None) -> None:
+    """Raise ValueError before the work when embedding or head can't take this grid (head_bits: None for the same)."""
+    width = bits if head_bits is None else head_bits
+    parts = ((blocks.embeddings(model), nn.Embedding, bits), (blocks.head(model), nn.Linear, width))
+    for part, kind, wanted in parts:
         name = blocks.path_of(model, part)
         if not isinstance(part, kind):
             raise ValueError(f"{name} is a {type(part).__name__}; load the original model and quantize that.")
-        check(part.weight.shape[1], bits=bits, group_size=group_size, name=name)
+        check(part.weight.shape[1], bits=wanted, group_size=group_size, name=name)
+    if width != bits and blocks.tied(model):
+        raise ValueError(f"bits={bits} and head_bits={width} for one matrix, embedding and head being tied; give one.")
     _factor(blocks.embeddings(model))
