@@ -58,6 +58,23 @@ def test_layers_may_have_bits_of_their_own(original):
         refined.quantize_(copy.deepcopy(original), tokens, bits={names[0]: 4}, group_size=32)
 
 
+def test_bits_are_all_checked_before_the_work(original, tmp_path, monkeypatch):
+    names, model, tokens = list(calibrate.layers(original)), copy.deepcopy(original), tiny.tokens(2, 16)
+    monkeypatch.setattr(refined.inputs, "capture", lambda *_, **__: pytest.fail("the work had begun"))
+    plan = dict.fromkeys(names, 3)
+    for bits, said in (
+        (plan | {names[-1]: 9}, f"bits=9 for {names[-1]}"),
+        (plan | {names[-1]: 1}, f"bits=1 for {names[-1]}"),
+        ({}, f"bits name 0 of 28 layers, {sorted(names)[0]} is missing"),
+        (None, f"bits=None for {names[0]}"),
+        (2.5, rf"bits=2\.5 for {names[0]}"),
+    ):
+        with pytest.raises(ValueError, match=said):
+            refined.quantize_(model, tokens, bits=bits, group_size=32, steps=2, state=tmp_path)
+    assert not any(tmp_path.iterdir())
+    assert not any(isinstance(layer, calibrate.QuantLinear) for layer in calibrate.layers(model).values())
+
+
 def test_steps_may_be_asked_for_block_by_block(original):
     tokens, asked = tiny.tokens(8, 32), []
     options = {"bits": 2, "group_size": 32}

@@ -217,12 +217,13 @@ def layers(model: nn.Module) -> dict[str, nn.Module]:
     return {f"{path}.{name}": layer for name, layer in linears(model.get_submodule(path)).items()}
 
 
-def check_layers(model: nn.Module, *, bits: int, group_size: int) -> None:
+def check_layers(model: nn.Module, *, bits: int | dict[str, int], group_size: int) -> None:
     """Raise ValueError before the work when a layer inside the blocks can't take this grid or a weight is no number."""
     for name, layer in layers(model).items():
         if not isinstance(layer, nn.Linear):
             raise ValueError(f"{name} is a {type(layer).__name__} already; load the original model and quantize that.")
-        check(layer.in_features, bits=bits, group_size=group_size, name=name)
+        width = bits[name] if isinstance(bits, dict) else bits  # by layer name, or the same for all
+        check(layer.in_features, bits=width, group_size=group_size, name=name)
     for name, parameter in model.named_parameters():
         if parameter.numel() and not torch.stack(parameter.detach().aminmax()).isfinite().all():
             raise ValueError(f"{name} holds NaN or infinite values; a grid needs finite ones; check the checkpoint.")

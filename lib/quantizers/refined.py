@@ -50,12 +50,9 @@ def quantize_(
     """
     from lib.sources import texts
 
-    calibrate.check_layers(model, bits=min(bits.values()) if isinstance(bits, dict) else bits, group_size=group_size)
-    plan = widths(model, bits)
     tokens = texts.tokens(calibration, model)
-    calibrate.check_memory(model, tokens, streams=2)
-    options = {"batch": min(batch, len(tokens)), "rate": rate, "range_rate": range_rate, "filtered": filtered}
-    options["seed"] = seed
+    options = {"batch": batch, "rate": rate, "range_rate": range_rate, "filtered": filtered, "seed": seed}
+    plan, options = check(model, tokens, bits, group_size=group_size, steps=steps, **options)
     ask = steps if callable(steps) else lambda _: steps
     learning = _settle(len(tokens), 1 if callable(steps) else steps, options)
     if state is not None:
@@ -71,6 +68,19 @@ def quantize_(
         return {name: layer.quantized() for name, layer in done.items()}
 
     return calibrate.walk_blocks(model, tokens, visit, clean=clean, state=state, device=device)
+
+
+def check(
+    model: nn.Module, tokens: Tensor, bits: Bits, *, group_size: int, steps: int | Callable[[str], int] = 50, **learning
+) -> tuple[dict[str, int], dict]:
+    """Bits by layer name and the `learning` of `quantize_`; what it raises for its arguments, before any work."""
+    plan = widths(model, bits)
+    calibrate.check_layers(model, bits=plan, group_size=group_size)
+    calibrate.check_memory(model, tokens, streams=2)
+    options = {"batch": 2, "rate": None, "range_rate": None, "filtered": 0.001, "seed": 0} | learning
+    options["batch"] = min(options["batch"], len(tokens))
+    _settle(len(tokens), 1 if callable(steps) else steps, options)
+    return plan, options
 
 
 def _given(bits: Bits, plan: dict[str, int], clean: Tensor | None) -> dict:
@@ -129,7 +139,7 @@ def seconds(model: nn.Module, tokens: Tensor, *, group_size: int, batch: int = 2
 def widths(model: nn.Module, bits: Bits) -> dict[str, int]:
     """Bits by layer name, in the order of the blocks; ValueError when a dict lacks a layer inside them."""
     names = calibrate.layers(model)
-    plan = dict.fromkeys(names, bits) if isinstance(bits, int) else {n: bits[n] for n in names if n in bits}
+    plan = {n: bits[n] for n in names if n in bits} if isinstance(bits, dict) else dict.fromkeys(names, bits)
     if missing := sorted(names.keys() - plan.keys()):
         raise ValueError(
             f"bits name {len(plan)} of {len(names)} layers, {missing[0]} is missing; all layers inside the blocks need "
