@@ -8,55 +8,99 @@ ratio of the output errors that their grids leave:
 because a small change of a layer moves the divergence by a square of its size (HAWQ-V2, Dong et al., arXiv
 1911.03852, section 3.1, has the same second-order argument with a Hessian of the training loss). Layers are rounded
 here, not compensated: which ones matter is the same question, and it is answered in a tenth of the time.
+
+A layer that lies on a grid of `PROBE` bits already, as in a model that was quantized before, has next to no error
+there, and a ratio to it would say nothing: its divergence is measured at the fewest of the widths instead.
 """
 
+import itertools
+import json
 import math
+from collections.abc import Callable, Iterable
 
 import torch
 from torch import Tensor, nn
 
+from lib import files
 from lib.metrics import divergence, logits, speed
 from lib.models import blocks
 from lib.quantizers import calibrate, embedding, inputs
-from lib.quantizers.grid import BITS, TINY, Quantized, choose, quantize
+from lib.quantizers.grid import BITS, Quantized, choose, quantize
+from lib.quantizers.state import State, fingerprint
 
 ROWS = 8192  # rows that are rounded at once
 PROBE = 3  # bits at which a group's divergence is measured
+NEGLIGIBLE = 1e-3  # share of the error at the fewest bits below which one at `PROBE` says nothing
 Losses = dict[tuple[str, ...], dict[int, float]]  # names of the layers that share a width -> bits -> KL in nats a token
 
 
 @torch.no_grad()
-def measure(model: nn.Module, calibration, *, widths=BITS, group_size: int = 64, windows: int = 2) -> Losses:
+def measure(
+    model: nn.Module, calibration, *, widths: Iterable[int] = BITS, group_size: int = 64, windows: int = 2, state=None
+) -> Losses:
     """Loss in nats a token of each group of layers, and of the embedding, at each of `widths`; `model` is not changed.
 
-    Runs, for each group, the blocks from its own on over the first `windows` of `calibration`; the Hessians are
-    those of all windows. A block's working set is all that is held beside the model.
+    Runs, for each group, the blocks from its own on over the first `windows` of `calibration`, so that the time grows
+    with the square of the number of blocks B: that is G · B (B + 1) / 2 passes of a block over these windows, where a
+    block has G groups of layers that share inputs (4 in Llama). The rest is linear in B. The Hessians are those of all
+    windows. A block's working set is all that is held beside the model. state: folder that keeps the losses of each
+    finished block, so that a killed job resumes; one of other arguments is refused. Raises ValueError, before the
+    work, where a matrix can't take one of `widths`, and for a loss that is not finite.
     """
     from lib.sources import texts
 
+    widths = check_widths(model, widths, group_size=group_size)
+    if windows < 1:
+        raise ValueError(f"windows={windows}; divergences are measured on 1 or more of them; 2 is the default.")
     tokens = texts.tokens(calibration, model)
+    few, found, grid = tokens[:windows], {}, {"widths": widths, "group_size": group_size}
     calibrate.check_memory(model, tokens, streams=2)
-    few, found = tokens[:windows], {}
+    if state is not None:
+        state = State(state, method="sensitivity", **fingerprint(model, tokens), **grid, windows=len(few))
     reference = divergence.remember(model, few)
     calls, parts = inputs.capture(model, few).calls, list(blocks.blocks(model))
 
     def visit(prefix: str, block: nn.Module, hidden: Tensor, _: Tensor, call: tuple) -> dict:
         index = parts.index(block)
         rest = list(zip(parts[index:], calls[index:]))
-        for names, hessian in _moments(block, hidden, call):
-            weights = [block.get_submodule(name).weight for name in names]
-            weight, share = torch.cat(weights).float(), hessian.diagonal()
-            rounded, errors = _tried(weight, share, widths, group_size)
-            with _changed(weights, rounded[PROBE]):
-                loss = _divergence(model, reference, _run(rest, hidden[: len(few)]), few)
-            carried = {bits: loss * errors[bits] / max(errors[PROBE], TINY) for bits in widths}
-            key = tuple(f"{prefix}.{name}" for name in names)
-            found[key] = check(key, carried)
+
+        def diverged() -> float:
+            return _divergence(model, reference, _run(rest, hidden[: len(few)]), few)
+
+        found.update(_once(state, f"{index:04d}", _of_block, block, prefix, hidden, call, diverged, **grid))
         return {}
 
     with logits.evaluating(model):
         calibrate.walk_blocks(model, tokens, visit)
-        return found | _of_embedding(model, tokens, reference, few, widths, group_size)
+        return found | _once(state, "embedding", _of_embedding, model, tokens, reference, few, **grid)
+
+
+def _once(state: State | None, unit: str, work: Callable[..., Losses], *args, **grid) -> Losses:
+    """The losses of a `unit`, a block or the embedding: as `state` keeps them, or else those that `work` finds."""
+    path = state and state.folder / f"losses-{unit}.json"
+    if path and path.exists():
+        kept = json.loads(path.read_text())
+        return {tuple(names): {int(bits): loss for bits, loss in table.items()} for names, table in kept}
+    found = work(*args, **grid)
+    if path:
+        files.write_text(path, json.dumps(list(found.items())))
+    return found
+
+
+def _of_block(block, prefix, hidden, call, diverged, *, widths, group_size) -> Losses:
+    """Losses of the groups of layers of `block`, each from what `diverged()` says while it alone is changed."""
+    found = {}
+    for names, hessian in _moments(block, hidden, call):
+        weights = [block.get_submodule(name).weight for name in names]
+        rounded, errors = _tried(torch.cat(weights).float(), hessian.diagonal(), widths, group_size)
+        left = falling({bits: errors[bits] for bits in widths})
+        probe = min(widths) if errors[PROBE] < NEGLIGIBLE * left[min(widths)] else PROBE
+        with _changed(weights, rounded[probe]):
+            loss = diverged()
+        key = tuple(f"{prefix}.{name}" for name in names)
+        carried = {bits: loss * left[bits] / (errors[probe] or 1.0) for bits in widths}
+        found[key] = falling(check(key, carried))
+    return found
 
 
 def _of_embedding(model, tokens, reference, few, widths, group_size) -> Losses:
@@ -76,12 +120,31 @@ def _of_embedding(model, tokens, reference, few, widths, group_size) -> Losses:
             with _changed([weight], _rounded(weight, weighs, bits, group_size)):
                 hidden = inputs.capture(model, few).hidden
                 found[key][bits] = _divergence(model, reference, _run(calls, hidden), few)
-        check(key, found[key])
+        found[key] = falling(check(key, found[key]))
     return found
 
 
+def falling(table: dict[int, float]) -> dict[int, float]:
+    """`table` by bits, no value larger than one at fewer bits: what lies on a grid gains nothing from another one."""
+    order = sorted(table)
+    return dict(zip(order, itertools.accumulate((table[bits] for bits in order), min)))
+
+
+def check_widths(model: nn.Module, widths: Iterable[int], *, group_size: int) -> tuple[int, ...]:
+    """Return `widths`; raise ValueError before the work unless there are any, which all that is measured can take."""
+    widths = tuple(widths)
+    if not widths:
+        raise ValueError("widths are empty; they are the bits to choose from, 2 to 8; leave them out for all of these.")
+    for bits in widths:
+        embedding.check_parts(model, bits=bits, group_size=group_size)
+    calibrate.check_layers(model, bits=widths[0], group_size=group_size)
+    return widths
+
+
 def check(names: tuple[str, ...], table: dict[int, float]) -> dict[int, float]:
-    """Return the losses by bits of the layers called `names`; raise ValueError for one that is not finite."""
+    """Return the losses by bits of the layers called `names`; raise ValueError for none and for one not finite."""
+    if not table:
+        raise ValueError(f"{', '.join(names)} have no losses; bits are chosen among those of the table; measure them.")
     if bad := {bits: loss for bits, loss in table.items() if not math.isfinite(loss)}:
         bits, loss = next(iter(bad.items()))
         raise ValueError(
