@@ -1,4 +1,4 @@
-"""Allocation: the knapsack against brute force, the budget against the saved folder, losses against a direct count."""
+"""Allocation: the knapsack against brute force, the budget against the saved folder, resuming."""
 
 import copy
 import itertools
@@ -9,9 +9,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from lib.export import compressed_tensors, size
-from lib.metrics import count, divergence
+from lib.metrics import count
 from lib.models import blocks
-from lib.quantizers import allocate, calibrate, grid, sensitivity
+from lib.quantizers import allocate, sensitivity
 from tests import tiny
 
 WIDTHS = (2, 3, 4, 8)
@@ -56,48 +56,6 @@ def measured():
     return model, tokens, sensitivity.measure(model, tokens, widths=WIDTHS, group_size=32, windows=2)
 
 
-def test_losses_cover_every_matrix_once_and_fall_with_bits(measured):
-    model, _, losses = measured
-    both = ("model.embed_tokens", "lm_head")
-    named = [name for names in losses for name in names]
-    assert sorted(named) == sorted([*calibrate.layers(model), *both]) and both in losses
-    assert (
-        "model.layers.0.self_attn.q_proj",
-        "model.layers.0.self_attn.k_proj",
-        "model.layers.0.self_attn.v_proj",
-    ) in losses
-    for table in losses.values():
-        values = [table[bits] for bits in WIDTHS]
-        assert all(value > 0 for value in values) and values == sorted(values, reverse=True)
-
-
-def test_a_loss_is_the_divergence_of_the_model_with_that_group_alone_changed(measured):
-    model, tokens, losses = measured
-    names, seen = ("model.layers.2.mlp.down_proj",), {}
-    calibrate.walk(model, tokens, lambda n, weight, hessian: seen.update({tuple(n): (weight.clone(), hessian)}))
-    weight, hessian = seen[names]
-    other = copy.deepcopy(model)
-    share, errors = hessian.diagonal(), {}
-    for bits in WIDTHS:
-        scale, zero = grid.choose(weight, bits=bits, group_size=32, importance=share, candidates=4)
-        values = grid.dequantize(grid.quantize(weight, scale, zero, bits=bits), scale, zero, bits=bits)
-        errors[bits] = ((values - weight).double().square() * share.double()).sum().item()
-        if bits == sensitivity.PROBE:
-            other.get_submodule(names[0]).weight.data.copy_(values)
-    expected = divergence.measure(other, model, tokens[:2])["kl_divergence"].value
-    for bits in WIDTHS:
-        carried = expected * errors[bits] / errors[sensitivity.PROBE]
-        assert losses[names][bits] == pytest.approx(carried, rel=1e-3)
-
-
-def test_measuring_changes_nothing(measured):
-    model, tokens, losses = measured
-    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
-    again = sensitivity.measure(model, tokens, widths=WIDTHS, group_size=32, windows=2)
-    assert again == losses
-    assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
-
-
 @pytest.mark.parametrize("share", [0.0, 0.3, 0.7, 1.0])
 def test_the_saved_artifact_keeps_the_budget_and_wastes_little(measured, tmp_path, share):
     model, tokens, losses = measured
@@ -134,6 +92,33 @@ def test_untied_embedding_and_head_get_bits_of_their_own():
     assert blocks.is_quantized(model.lm_head)
 
 
+@pytest.fixture(scope="module")
+def untied():
+    model, tokens = tiny.llama(num_hidden_layers=2, tie_word_embeddings=False), tiny.tokens(4, 24)
+    return model, tokens, sensitivity.measure(model, tokens, widths=(2, 3, 4, 6, 8), group_size=32)
+
+
+@pytest.mark.parametrize("budget", [56_000, 58_000, 60_000, 70_000, 85_000])
+def test_the_saved_artifact_keeps_the_budget_where_embedding_and_head_are_two_matrices(untied, tmp_path, budget):
+    model, tokens, losses = untied
+    plan = allocate.fit(model, losses, megabytes=budget / 1e6, group_size=32)
+    small = copy.deepcopy(model)
+    done = allocate.quantize_(small, tokens, megabytes=budget / 1e6, group_size=32, losses=losses)
+    assert {name: each.bits for name, each in done.items()} == plan
+    compressed_tensors.save(small, model.tokenizer, tmp_path / "small")
+    found = count.artifact_bytes(tmp_path / "small")
+    assert found <= budget and budget - found < 2500  # as above
+    again, _ = compressed_tensors.load(tmp_path / "small")
+    assert torch.equal(again(tokens[:1]).logits, small(tokens[:1]).logits)
+
+
+def test_some_budget_gives_embedding_and_head_different_bits(untied):
+    """Without one, the test above would say nothing about bits of their own."""
+    model, _, losses = untied
+    plans = [allocate.fit(model, losses, megabytes=mb, group_size=32) for mb in (0.056, 0.058, 0.06)]
+    assert any(plan["model.embed_tokens"] != plan["lm_head"] for plan in plans)
+
+
 def test_blocks_aim_at_the_answers_of_the_model_with_its_own_embedding(measured, monkeypatch):
     original, tokens, losses = measured
     plan = allocate.fit(original, losses, megabytes=0.085, group_size=32)
@@ -152,39 +137,6 @@ def test_blocks_aim_at_the_answers_of_the_model_with_its_own_embedding(measured,
     assert all(torch.allclose(targets, states, atol=1e-5) for (_, targets), states in zip(seen, expected))
     given = model.get_input_embeddings()(tokens)
     assert torch.equal(seen[0][0], given) and not torch.allclose(given, original.model.embed_tokens(tokens), atol=1e-3)
-
-
-def test_losses_that_are_not_finite_are_refused_with_the_layers_name(measured):
-    model, _, losses = measured
-    names = ("model.layers.2.mlp.down_proj",)
-    for value in (float("nan"), float("inf")):
-        with pytest.raises(ValueError, match=r"layers\.2\.mlp\.down_proj would cost (nan|inf) nats a token at 2 bits"):
-            allocate.fit(model, losses | {names: losses[names] | {2: value}}, megabytes=0.09, group_size=32)
-
-
-def test_a_divergence_that_is_not_finite_stops_the_measurement(measured, monkeypatch):
-    model, tokens, _ = measured
-    monkeypatch.setattr(sensitivity, "_divergence", lambda *_: float("nan"))
-    with pytest.raises(
-        ValueError, match=r"layers\.0\.self_attn\.q_proj, .*v_proj would cost nan nats a token at 2 bits"
-    ):
-        sensitivity.measure(model, tokens, widths=WIDTHS, group_size=32, windows=2)
-
-
-def test_large_weights_have_finite_losses_that_stay_the_same_where_the_model_does(measured):
-    """Queries 2^100 times as large and keys as many times smaller: the same model, and the same losses."""
-    model, tokens, losses = measured
-    scaled = copy.deepcopy(model)
-    with torch.no_grad():
-        for block in blocks.blocks(scaled):
-            block.self_attn.q_proj.weight.mul_(2.0**100)
-            block.self_attn.k_proj.weight.mul_(2.0**-100)
-    found = sensitivity.measure(scaled, tokens, widths=WIDTHS, group_size=32, windows=2)
-    for names, table in found.items():
-        values = [table[bits] for bits in WIDTHS]
-        assert all(0 < value < 10 for value in values) and values == sorted(values, reverse=True), names
-        if "self_attn.q_proj" not in names[0]:
-            assert values == pytest.approx([losses[names][bits] for bits in WIDTHS], rel=1e-2)
 
 
 def test_a_killed_allocation_resumes_to_the_same_bytes(measured, tmp_path, monkeypatch):
@@ -207,9 +159,3 @@ def test_a_killed_allocation_resumes_to_the_same_bytes(measured, tmp_path, monke
     assert all(torch.equal(a, b) for name in found for a, b in zip(found[name][:3], expected[name][:3]))
     with pytest.raises(ValueError, match="another job"):
         allocate.apply_(copy.deepcopy(model), tokens, {name: 4 for name in plan}, group_size=32, state=tmp_path)
-
-
-def test_a_budget_too_small_is_refused_with_the_least_size(measured):
-    model, tokens, losses = measured
-    with pytest.raises(ValueError, match=r"megabytes=0.01 is too small: with 2 bits everywhere .* 0\.0\d+ MB"):
-        allocate.quantize_(copy.deepcopy(model), tokens, megabytes=0.01, group_size=32, losses=losses)

@@ -9,7 +9,7 @@ import torch
 from lib import quantizers
 from lib.export import compressed_tensors
 from lib.metrics import count, divergence
-from lib.quantizers import best, calibrate, gptq, pace, refined, scales
+from lib.quantizers import best, calibrate, gptq, pace, refined, scales, sensitivity
 from lib.quantizers.linear import QuantLinear
 from tests import tiny
 
@@ -92,6 +92,63 @@ def test_what_the_clock_decided_is_kept_so_that_a_resumed_job_ends_in_the_same_b
     assert same(quantizers.best_(copy.deepcopy(original), tokens, **options), expected)
     with pytest.raises(ValueError, match="bits=3 there, 2 here"):
         quantizers.best_(copy.deepcopy(original), tokens, **(options | {"bits": 2}))
+
+
+def test_a_budget_holds_where_embedding_and_head_are_two_matrices(tmp_path):
+    model, tokens = tiny.llama(num_hidden_layers=2, tie_word_embeddings=False), tiny.tokens(4, 24)
+    done = quantizers.best_(model, tokens, megabytes=0.058, steps=2, group_size=32, state=tmp_path / "state")
+    plan = json.loads((tmp_path / "state" / "plan.json").read_text())["bits"]
+    assert {name: each.bits for name, each in done.items()} == plan and plan["model.embed_tokens"] != plan["lm_head"]
+    compressed_tensors.save(model, model.tokenizer, tmp_path / "small")
+    assert 0.055e6 < count.artifact_bytes(tmp_path / "small") <= 0.058e6
+
+
+@pytest.mark.parametrize(
+    "options, said",
+    [
+        ({"bits": 0}, "bits=0 for model.layers.0"),
+        ({"bits": 9}, "bits=9 for model.layers.0"),
+        ({"bits": True}, "bits=True for model.layers.0"),
+        ({"bits": 3, "minutes": float("inf")}, "minutes=inf; the recipe needs a positive number"),
+        ({"bits": 3, "minutes": float("nan")}, "minutes=nan; the recipe needs a positive number"),
+        ({"megabytes": 0.001}, r"megabytes=0\.001 is too small: with 2 bits everywhere the artifact has 0\.0\d+ MB"),
+        ({"megabytes": float("nan")}, "megabytes=nan; a budget is a positive number"),
+        ({"megabytes": float("inf")}, "megabytes=inf; a budget is a positive number"),
+        ({"megabytes": 0}, "megabytes=0; a budget is a positive number"),
+    ],
+)
+@pytest.mark.parametrize("steps", [None, 2])
+def test_what_is_refused_leaves_no_trace_in_the_folder(monkeypatch, tmp_path, options, said, steps):
+    model, tokens = tiny.llama(num_hidden_layers=1), tiny.tokens(2, 16)
+    with monkeypatch.context() as patch, pytest.raises(ValueError, match=said):
+        patch.setattr(pace, "predict", lambda *_, **__: pytest.fail("the work had begun"))
+        patch.setattr(sensitivity, "measure", lambda *_, **__: pytest.fail("the work had begun"))
+        patch.setattr(divergence, "remember", lambda *_, **__: pytest.fail("the work had begun"))
+        quantizers.best_(model, tokens, **options, steps=steps, group_size=32, state=tmp_path)
+    assert not any(tmp_path.iterdir())
+    quantizers.best_(model, tokens, bits=3, steps=0, group_size=32, state=tmp_path)  # and is no other job
+
+
+def test_an_embedding_that_takes_no_grid_is_refused_before_the_sensitivities(monkeypatch, tmp_path):
+    class Halved(torch.nn.Embedding):
+        def forward(self, ids):
+            return super().forward(ids) / 2
+
+    model, tokens = tiny.llama(), tiny.tokens(2, 16)
+    model.model.embed_tokens = Halved(256, 64)
+    monkeypatch.setattr(sensitivity, "measure", lambda *_, **__: pytest.fail("the work had begun"))
+    with pytest.raises(ValueError, match="Halved does more than to look up rows"):
+        quantizers.best_(model, tokens, megabytes=0.09, steps=0, group_size=32, state=tmp_path)
+    assert not any(tmp_path.iterdir())
+
+
+def test_windows_that_do_not_fit_into_memory_leave_no_trace_in_the_folder(monkeypatch, tmp_path):
+    free = type("Free", (), {"available": 10**5})
+    monkeypatch.setattr(calibrate.psutil, "virtual_memory", lambda: free)
+    for steps in (None, 2):
+        with pytest.raises(MemoryError, match="windows or fewer"):
+            quantizers.best_(tiny.llama(), tiny.tokens(4, 32), bits=3, steps=steps, group_size=32, state=tmp_path)
+        assert not any(tmp_path.iterdir())
 
 
 def test_what_it_cannot_mean_is_refused_before_the_work():

@@ -36,15 +36,21 @@ def quantize_(
     """Quantize all blocks, embedding and head of `model`, in place, so that the saved artifact fits into `megabytes`.
 
     megabytes: of 10⁶ bytes, for what `metrics.count.artifact_bytes` counts. widths: bits to choose from. windows: of
-    the calibration text on which losses are measured. losses: what `sensitivity.measure` gave before, to save the time.
-    Raises ValueError when even the fewest bits are too large for the budget, before anything is changed.
+    the calibration text on which losses are measured, 2 by default. That takes G · B (B + 1) / 2 passes of a block over
+    these windows for B blocks with G groups of layers each (4 in Llama): it is the one part whose time grows with the
+    square of B. losses: what `sensitivity.measure` gave before, to save the time. state: folder for finished parts, so
+    that a killed job resumes. Raises ValueError when even the fewest bits are too large for the budget, and for widths
+    that a matrix can't take, before any work.
     """
     from lib.sources import texts
 
-    calibrate.check_layers(model, bits=min(widths), group_size=group_size)
+    if losses is None:
+        widths = check(model, megabytes, widths=widths, group_size=group_size)
     tokens = texts.tokens(calibration, model)
     calibrate.check_memory(model, tokens, streams=2)
-    losses = losses or sensitivity.measure(model, tokens, widths=widths, group_size=group_size, windows=windows)
+    if losses is None:
+        measuring = {"windows": windows, "state": state and Path(state) / "losses"}
+        losses = sensitivity.measure(model, tokens, widths=widths, group_size=group_size, **measuring)
     plan = fit(model, losses, megabytes=megabytes, group_size=group_size)
     return apply_(model, tokens, plan, group_size=group_size, state=state, device=device)
 
@@ -62,30 +68,37 @@ def apply_(
 ) -> dict[str, Quantized]:
     """Quantize embedding and head, then each layer inside the blocks by GPTQ, at the bits of `plan` (by layer name).
 
-    steps: of rounding from GPTQ's codes on, with the `learning` of `refined.quantize_`.
+    steps: of rounding from GPTQ's codes on, with the `learning` of `refined.quantize_`. Raises ValueError, before the
+    work, for a plan that lacks a matrix or gives it bits that it can't take; of a tied model the embedding is enough.
     """
     from lib.sources import texts
 
+    table, head = _ends(model)
+    _check_names(model, plan)
+    ends = {"bits": plan[table], "head_bits": plan.get(head), "group_size": group_size}
+    embedding.check_parts(model, **ends)
     tokens = texts.tokens(calibration, model)
+    refined.check(model, tokens, plan, group_size=group_size, steps=steps, **learning)
     clean = inputs.capture(model, tokens).hidden  # the original's answers begin with its own embedding
     parts = [None, None] if state is None else [Path(state) / part for part in ("embedding", "blocks")]
-    first = blocks.path_of(model, blocks.embeddings(model))
-    done = embedding.quantize_(model, tokens, bits=plan[first], group_size=group_size, state=parts[0], device=device)
+    done = embedding.quantize_(model, tokens, **ends, state=parts[0], device=device)
     learning |= {"steps": steps, "clean": clean, "state": parts[1], "device": device}
     return done | refined.quantize_(model, tokens, plan, group_size=group_size, **learning)
 
 
 def fit(model: nn.Module, losses: Losses, *, megabytes: float, group_size: int = 64) -> dict[str, int]:
     """Bits by layer name with the least sum of `losses` whose artifact, headers and all, has at most that size."""
-    choices, budget = list(losses), round(megabytes * 1e6)
     for names, table in losses.items():
         sensitivity.check(names, table)
+    least = {name: min(table) for names, table in losses.items() for name in names}
+    _check_names(model, least)
+    choices, budget = list(losses), _budget(model, least, megabytes, group_size)
     costs = [{bits: _size(model, names, bits, group_size) for bits in table} for names, table in losses.items()]
     room = budget
     while True:
         bits = solve(costs, [losses[names] for names in choices], room)
         if bits is None:
-            return _fewest(model, losses, budget, group_size)
+            return least
         plan = {name: width for names, width in zip(choices, bits) for name in names}
         over = size.predict(model, matrices(model, plan, group_size=group_size)) - budget
         if over <= 0:
@@ -129,23 +142,48 @@ def solve(costs: list[dict[int, int]], losses: list[dict[int, float]], budget: i
     return found[::-1]
 
 
-def _fewest(model: nn.Module, losses: Losses, budget: int, group_size: int) -> dict[str, int]:
-    """The plan with the fewest bits everywhere, if it fits into `budget` bytes; otherwise raises ValueError."""
-    plan = {name: min(table) for names, table in losses.items() for name in names}
-    smallest = size.predict(model, matrices(model, plan, group_size=group_size))
+def check(model: nn.Module, megabytes: float, *, widths=BITS, group_size: int = 64) -> tuple[int, ...]:
+    """Return `widths`; raise ValueError before the work where they, or a budget of `megabytes`, can't be had."""
+    widths = sensitivity.check_widths(model, widths, group_size=group_size)
+    _budget(model, dict.fromkeys([*_ends(model), *calibrate.layers(model)], min(widths)), megabytes, group_size)
+    return widths
+
+
+def _budget(model: nn.Module, least: dict[str, int], megabytes: float, group_size: int) -> int:
+    """Bytes that `megabytes` allow; ValueError unless the plan `least`, with the fewest bits everywhere, fits in."""
+    if not 0 < megabytes < math.inf:
+        raise ValueError(
+            f"megabytes={megabytes}; a budget is a positive number of 10⁶ bytes; `allocate.megabytes` says what a plan "
+            "takes."
+        )
+    budget, smallest = round(megabytes * 1e6), size.predict(model, matrices(model, least, group_size=group_size))
     if smallest > budget:
         raise ValueError(
-            f"megabytes={budget / 1e6:g} is too small: with {min(plan.values())} bits everywhere the artifact has "
+            f"megabytes={megabytes:g} is too small: with {min(least.values())} bits everywhere the artifact has "
             f"{smallest / 1e6:.3f} MB; allow at least that, or make group_size larger."
         )
-    return plan
+    return budget
+
+
+def _ends(model: nn.Module) -> list[str]:
+    """Names of embedding and head."""
+    return [blocks.path_of(model, part) for part in (blocks.embeddings(model), blocks.head(model))]
+
+
+def _check_names(model: nn.Module, plan: dict[str, int]) -> None:
+    """Raise ValueError unless `plan` names all matrices of `model`; a tied head is the embedding."""
+    wanted = [*_ends(model)[: 1 if blocks.tied(model) else None], *calibrate.layers(model)]
+    if missing := [name for name in wanted if name not in plan]:
+        raise ValueError(
+            f"the plan lacks {len(missing)} of {len(wanted)} matrices, {missing[0]} first; embedding, head and all "
+            "layers inside the blocks need bits; add them, or take what `allocate.fit` returns."
+        )
 
 
 def _size(model: nn.Module, names: tuple[str, ...], bits: int, group_size: int) -> int:
     """Bytes of the matrices called `names`; an embedding and its tied head are stored once."""
     found = matrices(model, dict.fromkeys(names, bits), group_size=group_size)
-    both = {blocks.path_of(model, part) for part in (blocks.embeddings(model), blocks.head(model))}
-    once = blocks.tied(model) and set(names) == both
+    once = blocks.tied(model) and set(names) == set(_ends(model))
     return sum(packing.size(matrix, model.dtype) for matrix in list(found.values())[: 1 if once else None])
 
 

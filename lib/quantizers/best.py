@@ -9,6 +9,7 @@ How much of each, `pace` decides by the clock. Each step is a function of its ow
 what each one is worth at each bit width.
 """
 
+import math
 from pathlib import Path
 
 from torch import nn
@@ -42,8 +43,10 @@ def quantize_(
     when it was tried on the first block, and by that much. steps: of rounding in each block, and as many of tuning,
     whatever they take, on all windows: the bytes then depend on the arguments alone, and minutes say nothing.
     state: folder for finished parts and for what the clock decided (`plan.json`), so that a killed job resumes; the
-    time before the kill counts. Raises ValueError unless exactly one of bits and megabytes is given, when minutes are
-    fewer than the least work takes (which is said), and for a state of other arguments.
+    time before the kill counts. Raises ValueError unless exactly one of bits and megabytes is given, for megabytes that
+    are fewer than the least artifact takes and minutes that are fewer than the least work takes (which is said), and
+    for a state of other arguments; nothing is written then. With megabytes, the time that measuring takes grows with
+    the square of the number of blocks (`sensitivity.measure`); all else is linear in it.
     """
     from lib.sources import texts
 
@@ -58,7 +61,7 @@ def quantize_(
     calibrate.check_memory(model, tokens, streams=2)
     reference = divergence.remember(model, tokens)
     if bits is None:
-        bits = plan.once("bits", lambda: _widths(model, tokens, megabytes, group_size, pace))
+        bits = plan.once("bits", lambda: _widths(model, tokens, megabytes, group_size, pace, plan.folder("losses")))
 
     compress_ = refined.quantize_ if isinstance(bits, int) else allocate.apply_
     done = compress_(model, tokens, bits, steps=pace.rounding(), seed=seed, state=plan.folder("blocks"), **grid)
@@ -70,10 +73,10 @@ def quantize_(
     return done
 
 
-def _widths(model: nn.Module, tokens, megabytes: float, group_size: int, pace: Pace | Fixed) -> dict[str, int]:
+def _widths(model: nn.Module, tokens, megabytes: float, group_size: int, pace: Pace | Fixed, state) -> dict[str, int]:
     """Bits by layer name that fit into `megabytes`."""
     with pace.measuring():
-        losses = sensitivity.measure(model, tokens, group_size=group_size)
+        losses = sensitivity.measure(model, tokens, group_size=group_size, state=state)
     return allocate.fit(model, losses, megabytes=megabytes, group_size=group_size)
 
 
@@ -85,8 +88,11 @@ def _check(
             f"bits={bits} and megabytes={megabytes}; the recipe takes one of them; give bits for the layers inside the "
             "blocks, or megabytes for the whole artifact."
         )
-    if not minutes > 0:
+    if not 0 < minutes < math.inf:
         raise ValueError(f"minutes={minutes}; the recipe needs a positive number of them; 30 is the default.")
     if steps is not None and steps < 0:
         raise ValueError(f"steps={steps}; tuning takes 0 (none) or more; leave it out to let minutes decide.")
-    calibrate.check_layers(model, bits=bits or 2, group_size=group_size)
+    if bits is None:
+        allocate.check(model, megabytes, group_size=group_size)
+    else:
+        calibrate.check_layers(model, bits=bits, group_size=group_size)

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from lib import files
 from lib.metrics import logits, speed
 from lib.models import blocks
-from lib.quantizers import embedding, refined, scales, sensitivity
+from lib.quantizers import calibrate, embedding, refined, scales, sensitivity
 from lib.quantizers.state import fingerprint, same_job
 
 EPOCHS = 6  # times that tuning may see a window: more of them fit the calibration text and nothing else
@@ -123,8 +123,8 @@ class Pace:
         self.taken = self.expected = 0.0  # seconds of what is done, and what was predicted for it
         self.last = self.noted = plan.elapsed()
         self.block, self.stepped = -1, None  # which block, and when a step of tuning, was begun last
-        # both at once: a budget that is refused leaves no trace in the folder
-        self.start = plan.once("start", lambda: self._start(predict(model, tokens, sized=sized, **options), sized))
+        # all at once: what is refused, for time or memory, leaves no trace in the folder
+        self.start = plan.once("start", lambda: self._start(model, tokens, sized, options))
         self.parts, self.batch = self.start["seconds"], options["batch"]
 
     def left(self) -> float:
@@ -139,8 +139,9 @@ class Pace:
         """How many windows to use, so that learning is left a fair share of the time."""
         return self.start["windows"]
 
-    def _start(self, parts: dict[str, float], sized: bool) -> dict:
-        """The windows that fit, beside the `parts` that say so; ValueError where the least work does not fit."""
+    def _start(self, model: nn.Module, tokens: Tensor, sized: bool, options: dict) -> dict:
+        """The windows that fit, beside the seconds that say so; ValueError or MemoryError where too few of them do."""
+        parts = predict(model, tokens, sized=sized, **options)
         each = parts["pass"] * (REMEMBERED + WALKED + (MEASURED + EMBEDDED if sized else 0))
         fixed = parts["measuring"] + parts["embedding"] + len(self.names) * parts["block"]
         fewest = min(FEWEST, self.count)
@@ -153,7 +154,9 @@ class Pace:
                 "more, or shorter windows, or a quicker method of `quantizers.by_name`."
             )
         affordable = min(FIRST * self.total, self.left() - fixed) / each
-        return {"windows": max(fewest, min(self.count, int(affordable))), "seconds": parts}
+        windows = max(fewest, min(self.count, int(affordable)))
+        calibrate.check_memory(model, tokens[:windows], streams=2)
+        return {"windows": windows, "seconds": parts}
 
     @contextlib.contextmanager
     def measuring(self) -> Iterator[None]:
