@@ -9,7 +9,7 @@ import torch
 from lib import quantizers
 from lib.metrics import divergence
 from lib.models import blocks
-from lib.quantizers import activations, calibrate, inputs, scales, sensitivity
+from lib.quantizers import activations, allocate, calibrate, embedding, inputs, scales, sensitivity, shifts
 from tests import tiny
 
 SIZES = {"hidden_size": 192, "intermediate_size": 768}
@@ -99,17 +99,40 @@ def test_what_does_not_fit_is_refused_before_the_work(method, monkeypatch):
     assert model.model.layers[0].mlp.up_proj.weight is weight
 
 
-@pytest.mark.parametrize("method", filter(walks, quantizers.METHODS))
+def tuned(kind, model, tokens):
+    reference = divergence.remember(model, tokens)
+    quantizers.by_name("rtn")(model, bits=3, group_size=32)
+    kind.tune_(model, tokens, reference, steps=2)
+
+
+def allotted(model, tokens):
+    plan = dict.fromkeys(["model.embed_tokens", *calibrate.layers(model)], 3)
+    allocate.apply_(model, tokens, plan, group_size=32, steps=2)
+
+
+# what is linear beside the methods; with megabytes the recipe measures sensitivities, which `test_sensitivity` counts
+LINEAR = {
+    "best": lambda model, tokens: quantizers.best_(model, tokens, bits=3, steps=2, group_size=32),
+    "allocate": allotted,
+    "scales": lambda model, tokens: tuned(scales, model, tokens),
+    "shifts": lambda model, tokens: tuned(shifts, model, tokens),
+    "embedding": lambda model, tokens: embedding.quantize_(model, tokens, bits=4, group_size=32),
+}
+
+
+@pytest.mark.parametrize("method", [*filter(walks, quantizers.METHODS), *LINEAR])
 def test_the_work_is_linear_in_blocks(method):
     """Passes through blocks, counted: as many for each block that is added, wherever it stands."""
 
     def passes(count):
-        model, counted = tiny.llama(num_hidden_layers=count), []
+        model, ids, counted = tiny.llama(num_hidden_layers=count), tiny.tokens(2, 16), []
         kind = type(blocks.blocks(model)[0])
         forward = kind.forward
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(kind, "forward", lambda *args, **named: counted.append(1) or forward(*args, **named))
-            quantizers.by_name(method)(model, tiny.tokens(2, 16), **options(method))
+            LINEAR[method](model, ids) if method in LINEAR else quantizers.by_name(method)(
+                model, ids, **options(method)
+            )
         return len(counted)
 
     few, some, many = passes(2), passes(4), passes(8)
