@@ -1,9 +1,12 @@
 """SIGKILL while a model is being quantized: the job that resumes ends in the bytes of one that nothing disturbed."""
 
 import copy
+import functools
 import inspect
+import json
 import multiprocessing
 import random
+import shutil
 import time
 
 import pytest
@@ -11,7 +14,7 @@ import torch
 from safetensors import safe_open
 
 from lib import quantizers
-from lib.quantizers import allocate, embedding, rtn, scales, steps
+from lib.quantizers import allocate, embedding, rtn, scales, sensitivity, shifts, steps
 from tests import tiny
 
 BLOCKS = 12
@@ -20,11 +23,18 @@ QUICK = {"rounding": {"steps": 3}, "refined": {"steps": 3}}  # what keeps a meth
 TOKENS = {"count": 4, "length": 48}
 
 
-def tune_(model, tokens, *, steps, state, **grid):
-    """Scales of codes that rounding to nearest found, which takes no time."""
+def tune_(kind, model, tokens, *, steps, state, **grid):
+    """Scales (and zero points) of codes that rounding to nearest found, which takes no time."""
     original = copy.deepcopy(model)
     rtn.quantize_(model, tokens, **grid)
-    scales.tune_(model, tokens, original, steps=steps, state=state)
+    kind.tune_(model, tokens, original, steps=steps, state=state)
+
+
+def measure(model, tokens, **options):
+    """Losses, as a tensor of the model, so that they are compared as its bytes are."""
+    losses = sensitivity.measure(model, tokens, **options)
+    numbers = [list(table.values()) for table in losses.values()]
+    model.register_buffer("losses", torch.tensor(numbers, dtype=torch.float64))
 
 
 # what resumes beside the methods, and its arguments
@@ -32,11 +42,22 @@ JOBS = {
     "best_": (quantizers.best_, GRID | {"steps": 3}),
     "best_ to a size": (quantizers.best_, {"megabytes": 0.25, "group_size": 32, "steps": 2}),
     "allocate": (allocate.quantize_, {"megabytes": 0.25, "group_size": 32, "widths": (2, 4), "windows": 1}),
-    "tune_": (tune_, GRID | {"steps": 12}),
+    "sensitivity": (measure, {"group_size": 32, "widths": (2, 4), "windows": 1}),
+    "tune_": (functools.partial(tune_, scales), GRID | {"steps": 12}),
+    "shifts": (functools.partial(tune_, shifts), GRID | {"steps": 12}),
     "embedding": (embedding.quantize_, GRID),
 }
 ONE = {"embedding"}  # a single unit of work: there is nothing between its beginning and its end
-OTHER = {"allocate": {"megabytes": 0.3}, "best_ to a size": {"megabytes": 0.3}}  # what may not change, instead of bits
+CLOCKED = {  # whose steps the clock decides
+    "to bits": GRID | {"minutes": 1},
+    "to a size": {"megabytes": 0.25, "group_size": 32, "minutes": 1},
+}
+# what may not change, instead of bits
+OTHER = {
+    "allocate": {"megabytes": 0.3},
+    "best_ to a size": {"megabytes": 0.3},
+    "sensitivity": {"widths": (2, 3)},
+}
 
 
 def resuming(method):
@@ -62,10 +83,18 @@ def work(method, folder, started):
 def finished(folder):
     """Finished units of work: files (of some methods in folders of their own), and the saved steps of a training."""
     found = [path for path in folder.rglob("*.safetensors") if path.name != "training.safetensors"]
+    found += folder.rglob("losses-*.json")
     for path in folder.rglob("training.safetensors"):
         with safe_open(path, "pt") as file:
             found += [path.with_name(f"step {step}") for step in range(int(file.metadata()["step"]))]
     return sorted(found)
+
+
+def forking():
+    """Processes that are forked from one that has imported everything: an interpreter for each would take seconds."""
+    processes = multiprocessing.get_context("forkserver")
+    processes.set_forkserver_preload([__name__, "transformers.models.llama.modeling_llama"])
+    return processes
 
 
 def killed_until_done(method, folder, total, chance):
@@ -73,10 +102,7 @@ def killed_until_done(method, folder, total, chance):
 
     A kill comes at a random moment between two units drawn from those still to do, in the middle of work and of files.
     """
-    processes = multiprocessing.get_context("forkserver")
-    # processes are forked from one that has imported everything: a new interpreter for each would take seconds
-    processes.set_forkserver_preload([__name__, "transformers.models.llama.modeling_llama"])
-    left = [0]
+    processes, left = forking(), [0]
     while left[-1] < total:
         started = processes.Event()
         process = processes.Process(target=work, args=(method, folder, started))
@@ -112,6 +138,60 @@ def test_the_searches_of_awq_count_as_units(tmp_path):
     assert {path.parent.name for path in finished(tmp_path)} == {"scales", "clips"}
 
 
+def clocked(job, folder):
+    """Tensors of the model behind the recipe on its clock."""
+    model = tiny.llama(num_hidden_layers=BLOCKS)
+    quantizers.best_(model, tiny.tokens(**TOKENS), **CLOCKED[job], state=folder)
+    return model.state_dict()
+
+
+def work_by_the_clock(job, folder, started):
+    """What the killed process does."""
+    torch.set_num_threads(1)
+    steps.EVERY = 0
+    started.set()
+    clocked(job, folder)
+
+
+def decisions(folder):
+    """What the clock has decided so far."""
+    plan = json.loads((folder / "plan.json").read_text()) if (folder / "plan.json").exists() else {}
+    return {key: value for key, value in plan.items() if key != "elapsed"}
+
+
+@pytest.mark.parametrize("job", CLOCKED)
+def test_killed_anywhere_the_recipe_keeps_what_its_clock_decided_and_finishes(tmp_path, monkeypatch, job):
+    """How many steps there are, no two clocks agree on; with the same decisions the bytes are the same."""
+    monkeypatch.setattr(steps, "EVERY", 0)
+    folder, chance, before, seen, ended = tmp_path / "killed", random.Random(job), {}, [], False
+    processes = forking()
+    while not ended:
+        started = processes.Event()
+        process = processes.Process(target=work_by_the_clock, args=(job, folder, started))
+        process.start()
+        assert started.wait(120), "nothing was started"
+        # longer after each kill that came before anything was decided or finished
+        process.join(chance.uniform(0, 0.2 * 2 ** seen.count((len(before), len(finished(folder))))))
+        ended = not process.is_alive()
+        process.kill()
+        process.join()
+        found = decisions(folder)
+        assert found.items() >= before.items(), "a decision was made anew"
+        before = found
+        seen.append((len(found), len(finished(folder))))
+    assert process.exitcode == 0 and any(done > 0 for _, done in seen[:-1]), f"no kill fell into the work: {seen}"
+    assert f"rounding of model.layers.{BLOCKS - 1}" in before and "steps" in before
+    last = clocked(job, folder)  # reads what the killed processes wrote
+    assert decisions(folder) == before
+
+    other = tmp_path / "undisturbed"
+    other.mkdir()
+    shutil.copy(folder / "plan.json", other)
+    whole = clocked(job, other)
+    assert decisions(other) == before
+    assert last.keys() == whole.keys() and all(torch.equal(last[name], whole[name]) for name in whole)
+
+
 @pytest.mark.parametrize("method", [*filter(resuming, quantizers.METHODS), *JOBS])
 def test_another_calibration_or_parameter_is_refused_and_nothing_is_lost(tmp_path, method):
     whole = quantize(method, tmp_path)
@@ -119,7 +199,9 @@ def test_another_calibration_or_parameter_is_refused_and_nothing_is_lost(tmp_pat
         blocks[min(3, len(blocks) - 1)].unlink()
     parameter = OTHER.get(method, {"bits": 4})
     said = "megabytes=0.25 there, 0.3 here" if method == "best_ to a size" else "bits=3 there, 4 here"
-    said = {"allocate": "bits=", "tune_": "model="}.get(method, said)  # what follows from the parameter
+    # what follows from the parameter
+    follows = {"allocate": "bits=", "tune_": "model=", "shifts": "model=", "sensitivity": r"widths=\(2, 4\) there"}
+    said = follows.get(method, said)
     for change, named in (({"seed": 1}, "calibration="), (parameter, said)):
         with pytest.raises(ValueError, match=f"{named}.*use the same arguments or a new folder"):
             quantize(method, tmp_path, **change)
