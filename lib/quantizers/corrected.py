@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from lib.quantizers import calibrate
-from lib.quantizers.gptq import gptq, inverse_factor
+from lib.quantizers.gptq import gptq, inverse_factor, revived
 from lib.quantizers.grid import Quantized
 from lib.quantizers.inputs import cross_moment, second_moment
 from lib.quantizers.state import State, fingerprint
@@ -75,9 +75,7 @@ def aim(weight: Tensor, given: Tensor, clean: Tensor) -> tuple[Tensor, Tensor]:
 
 def correction(weight: Tensor, hessian: Tensor, cross: Tensor) -> Tensor:
     """W C H⁻¹ [rows, columns], with H damped as in GPTQ: what the layer would add to make up for its drifted inputs."""
-    hessian = hessian.clone()
-    hessian.diagonal()[hessian.diagonal() <= 0] = 1  # inputs that are always zero, whose column of C is zero too
-    upper = inverse_factor(hessian)
+    upper = inverse_factor(revived(hessian)[0])  # the column of C of an input that is always zero is zero too
     return weight @ cross @ upper.T @ upper
 
 

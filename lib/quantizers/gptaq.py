@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from lib.quantizers import calibrate
-from lib.quantizers.gptq import BLOCK, inverse_factor
+from lib.quantizers.gptq import BLOCK, inverse_factor, revived
 from lib.quantizers.grid import Quantized, check, choose
 from lib.quantizers.inputs import cross_moment, second_moment
 from lib.quantizers.state import State, fingerprint
@@ -72,10 +72,8 @@ def gptaq(
     """
     check_alpha(alpha)
     size = check(weight.shape[1], bits=bits, group_size=group_size)
-    weight, hessian = weight.float(), hessian.float().clone()
-    dead = hessian.diagonal() <= 0  # as in GPTQ
-    hessian.diagonal()[dead] = 1
-    weight = weight.masked_fill(dead, 0)
+    hessian, dead = revived(hessian)
+    weight = weight.float().masked_fill(dead, 0)  # as in GPTQ
     grid = {"bits": bits, "group_size": size, "symmetric": symmetric, "candidates": candidates}
     scale, zero = choose(weight, importance=hessian.diagonal(), **grid)
 
