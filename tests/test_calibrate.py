@@ -1,15 +1,17 @@
 """The walk over the blocks against a direct forward pass, on every family; resuming; failures."""
 
 import copy
+import inspect
 
 import pytest
 import torch
 from torch import nn
 
 from lib.models.blocks import blocks, linears
-from lib.quantizers import by_name, calibrate, gptq, inputs, rtn
+from lib.quantizers import METHODS, by_name, calibrate, embedding, gptq, inputs, rtn
 from lib.quantizers.linear import QuantLinear
 from lib.quantizers.state import State, fingerprint
+from lib.sources import texts
 from tests import tiny
 
 FAMILIES = [tiny.llama, tiny.qwen2, tiny.qwen3, tiny.mistral, tiny.phi, tiny.gemma2]
@@ -162,11 +164,29 @@ def test_quantizing_twice_is_refused():
         gptq.quantize_(model, tokens(), **GRID)
 
 
-def test_a_layer_that_never_runs_is_an_error():
+@pytest.mark.parametrize("method", ["gptq", "rounding"])
+def test_a_layer_that_never_runs_is_an_error_and_the_remedy_works(method):
+    model, block = tiny.llama(), r"model.layers.1" if method == "gptq" else "the block"
+    blocks(model)[1].unused = nn.Linear(64, 64)
+    named = rf"{block} never ran unused; .*; use a method that needs no calibration \(rtn, hqq\)"
+    with pytest.raises(ValueError, match=named):
+        by_name(method)(model, tokens(), **GRID)
     model = tiny.llama()
     blocks(model)[1].unused = nn.Linear(64, 64)
-    with pytest.raises(ValueError, match=r"model.layers.1 never ran unused"):
-        gptq.quantize_(model, tokens(), **GRID)
+    assert "model.layers.1.unused" in rtn.quantize_(model, **GRID)
+
+
+SEARCHING = {name: by_name(name) for name in METHODS} | {"embedding": embedding.quantize_}
+SEARCHING = {name: each for name, each in SEARCHING.items() if "candidates" in inspect.signature(each).parameters}
+
+
+@pytest.mark.parametrize("candidates", [-1, 0, 2.5])
+@pytest.mark.parametrize("method", SEARCHING)
+def test_candidates_are_checked_before_the_work_wherever_they_are_taken(method, candidates, monkeypatch):
+    assert len(SEARCHING) >= 8
+    monkeypatch.setattr(texts, "tokens", lambda *_: pytest.fail("the work had begun"))
+    with pytest.raises(ValueError, match=rf"candidates={candidates} ranges to try .*are allowed; 8 find"):
+        SEARCHING[method](tiny.llama(), tokens(), **GRID, candidates=candidates)
 
 
 def test_unknown_method_names_the_nearest():

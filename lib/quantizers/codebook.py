@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from lib.quantizers import calibrate, layerwise
-from lib.quantizers.grid import AT_ONCE, HUGE, SHRINK, TINY, Quantized, check
+from lib.quantizers.grid import AT_ONCE, HUGE, SHRINK, TINY, Quantized, check, check_candidates
 from lib.quantizers.state import State, fingerprint
 
 FEW = 16  # up to so many levels, comparing with each boundary is faster than a binary search
@@ -34,7 +34,7 @@ def quantize_(
     """
     from lib.sources import texts
 
-    calibrate.check_layers(model, bits=bits, group_size=group_size)
+    calibrate.check_layers(model, bits=bits, group_size=group_size, candidates=candidates)
     settings = {"bits": bits, "group_size": group_size}
     if calibration is None:
         return layerwise.replace_(model, lambda weight: codebook(weight, **settings))
@@ -89,6 +89,7 @@ def choose(
     weighted by `importance` [columns] (the diagonal of the Hessian; None weighs all columns alike).
     """
     size = check(weight.shape[1], bits=bits, group_size=group_size)
+    check_candidates(candidates)
     if not torch.isfinite(weight).all():
         raise ValueError("weight holds NaN or infinite values; a grid needs finite ones; check the checkpoint.")
     rows, columns = weight.shape
@@ -154,7 +155,7 @@ def quantize(weight: Tensor, scale: Tensor, *, bits: int) -> Tensor:
     if weight.ndim != 2 or len(weight) != rows or weight.shape[1] % groups:
         raise ValueError(
             f"scale of shape {tuple(scale.shape)} does not fit a matrix of shape {tuple(weight.shape)}; "
-            "it needs one row a row, and groups that divide the columns."
+            "it needs one row a row, and groups that divide the columns; pass the scale that `choose` gave this matrix."
         )
     ratio = weight.float().reshape(rows, groups, -1) / scale.float()[..., None]
     return _codes(ratio, levels(bits).to(weight.device)).reshape(weight.shape)

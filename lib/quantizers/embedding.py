@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from lib.models import blocks
 from lib.quantizers.gptq import gptq
-from lib.quantizers.grid import Quantized, check
+from lib.quantizers.grid import Quantized, check, check_candidates
 from lib.quantizers.linear import QuantLinear
 from lib.quantizers.rtn import rtn
 from lib.quantizers.state import PARTS, State, fingerprint
@@ -134,6 +134,7 @@ def quantize_(
     from lib.sources import texts
 
     check_parts(model, bits=bits, group_size=group_size)
+    check_candidates(candidates)
     settings = {"bits": bits, "group_size": group_size, "symmetric": symmetric, "candidates": candidates}
     tokens = None if calibration is None else texts.tokens(calibration, model)
     done = None

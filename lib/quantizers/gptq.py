@@ -38,7 +38,7 @@ def quantize_(
     """
     from lib.sources import texts
 
-    calibrate.check_layers(model, bits=bits, group_size=group_size)
+    calibrate.check_layers(model, bits=bits, group_size=group_size, candidates=candidates)
     tokens = texts.tokens(calibration, model)
     calibrate.check_memory(model, tokens)
     settings = {"bits": bits, "group_size": group_size, "symmetric": symmetric}

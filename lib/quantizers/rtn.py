@@ -25,7 +25,7 @@ def quantize_(
     calibration: not used; it is here because the family shares one signature. bits: 2 to 8. group_size: columns per
     grid, -1 for a row. candidates: ranges tried per group (1: its minimum and maximum).
     """
-    calibrate.check_layers(model, bits=bits, group_size=group_size)
+    calibrate.check_layers(model, bits=bits, group_size=group_size, candidates=candidates)
     settings = {"bits": bits, "group_size": group_size, "symmetric": symmetric, "candidates": candidates}
     return layerwise.replace_(model, lambda weight: rtn(weight, **settings))
 
