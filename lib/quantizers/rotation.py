@@ -23,6 +23,8 @@ from lib.quantizers.grid import Quantized
 from lib.quantizers.hadamard import rotation
 from lib.quantizers.state import State, fingerprint
 
+FLIPPED = "a Hadamard rotation of it flips signs and mixes nothing"  # the largest power of two that divides it is 1
+REMEDY = "choose rotate_(values=False), which turns the residual stream alone"
 INPUTS, OUTPUT = {"q_proj", "k_proj", "v_proj"}, {"o_proj", "dense", "out_proj"}
 AT_ONCE = 1 << 22  # weights of one step of a product where rows do not mix, in float64: 32 MiB
 
@@ -46,16 +48,16 @@ def quantize_(
     """
     from lib.sources import texts
 
-    calibrate.check_layers(model, bits=bits, group_size=group_size)
+    calibrate.check_layers(model, bits=bits, group_size=group_size, candidates=candidates)
     tokens = texts.tokens(calibration, model)
     calibrate.check_memory(model, tokens)
-    settings = {"bits": bits, "group_size": group_size, "symmetric": symmetric}
-    settings |= {"act_order": act_order, "candidates": candidates}
+    _check(model, residual=True)
+    grid = {"bits": bits, "group_size": group_size, "symmetric": symmetric, "candidates": candidates}
     if state is not None:
-        state = State(state, method="rotation", seed=seed, **fingerprint(model, tokens), **settings)
+        state = State(state, method="rotation", seed=seed, act_order=act_order, **fingerprint(model, tokens), **grid)
 
     def visit(names: list[str], weight: Tensor, hessian: Tensor) -> Quantized:
-        return gptq.gptq(weight, hessian, **settings)
+        return gptq.gptq(weight, hessian, act_order=act_order, **grid)
 
     return calibrate.walk(rotate_(model, seed=seed), tokens, visit, state=state, device=device)
 
@@ -82,7 +84,7 @@ def rotate_(model: nn.Module, *, seed: int = 0, residual: bool = True, values: b
     Raises ValueError, before anything is changed, for a model with parts that can't be turned.
     """
     layers, table = blocks.linears(blocks.blocks(model)).values(), blocks.embeddings(model)
-    _check(model)
+    _check(model, residual)
     readers = _readers(model) if residual else {}
     pairs = [_value_and_output(model, index) for index in range(len(blocks.blocks(model)))] if values else []
     norms, generator = list(dict.fromkeys(readers.values())), torch.Generator().manual_seed(seed)
@@ -209,17 +211,20 @@ def _value_and_output(model: nn.Module, index: int) -> tuple[nn.Linear, nn.Linea
             value, output = inside["v_proj"], inside[output.pop()]
             size = output.in_features // blocks.config(model).num_attention_heads
             if inside["q_proj"].out_features == output.in_features and value.out_features % size == 0:
+                if size % 2:
+                    raise _refused(model, f"heads of an odd size, {size} (in block {index}): {FLIPPED}", REMEDY)
                 return value, output, size
-    what = f"an attention in block {index} without plain query, key, value and output projections"
-    raise _refused(model, what, "choose rotate_(values=False), which turns the residual stream alone")
+    raise _refused(model, f"an attention in block {index} without plain query, key, value and output layers", REMEDY)
 
 
-def _check(model: nn.Module) -> None:
-    """Raise ValueError for a quantized model, MemoryError where the second matrix and the products would not fit."""
+def _check(model: nn.Module, residual: bool) -> None:
+    """ValueError for a quantized model or an odd stream, MemoryError where the head's matrix and products don't fit."""
     layers, table = blocks.linears(blocks.blocks(model)), blocks.embeddings(model)
     for name, layer in {**layers, "head": blocks.head(model), "embedding": table}.items():
         if not isinstance(layer, nn.Linear | nn.Embedding):
             raise _refused(model, f"a {type(layer).__name__} ({name})", "rotate the original, then quantize it")
+    if residual and table.embedding_dim % 2:
+        raise _refused(model, f"{blocks.path_of(model, table)} of odd width, {table.embedding_dim}: {FLIPPED}")
     needed = table.weight.nbytes + 4 * 8 * max([AT_ONCE, *(layer.weight.numel() for layer in layers.values())])
     if needed > (free := psutil.virtual_memory().available):
         raise MemoryError(
