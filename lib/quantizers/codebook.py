@@ -42,7 +42,7 @@ def quantize_(
     calibrate.check_memory(model, tokens)
     settings["candidates"] = candidates
     if state is not None:
-        state = State(state, method="codebook", **fingerprint(model, tokens), **settings)
+        state = State(state, method="codebook", **fingerprint(model, tokens, device), **settings)
 
     def visit(names: list[str], weight: Tensor, hessian: Tensor) -> Quantized:
         return codebook(weight, importance=hessian.diagonal(), **settings)

@@ -139,7 +139,7 @@ def quantize_(
     tokens = None if calibration is None else texts.tokens(calibration, model)
     done = None
     if tokens is not None and state is not None:
-        state = State(state, method="embedding", **fingerprint(model, tokens), **settings, ridge=ridge)
+        state = State(state, method="embedding", **fingerprint(model, tokens, device), **settings, ridge=ridge)
         done = state.load(0)
     if done is None:
         hessian = None if tokens is None else final_moment(model, tokens)

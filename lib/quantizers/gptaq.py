@@ -45,7 +45,7 @@ def quantize_(
     settings = {"bits": bits, "group_size": group_size, "symmetric": symmetric}
     settings |= {"act_order": act_order, "candidates": candidates, "alpha": alpha}
     if state is not None:
-        state = State(state, method="gptaq", **fingerprint(model, tokens), **settings)
+        state = State(state, method="gptaq", **fingerprint(model, tokens, device), **settings)
 
     def visit(names: list[str], weight: Tensor, given: Tensor, clean: Tensor) -> Quantized:
         return gptaq(weight, second_moment(given), cross_moment(clean, given), **settings)

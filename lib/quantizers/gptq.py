@@ -44,7 +44,7 @@ def quantize_(
     settings = {"bits": bits, "group_size": group_size, "symmetric": symmetric}
     settings |= {"act_order": act_order, "candidates": candidates}
     if state is not None:
-        state = State(state, method="gptq", **fingerprint(model, tokens), **settings)
+        state = State(state, method="gptq", **fingerprint(model, tokens, device), **settings)
 
     def visit(names: list[str], weight: Tensor, hessian: Tensor) -> Quantized:
         return gptq(weight, hessian, **settings)

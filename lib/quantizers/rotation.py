@@ -54,7 +54,9 @@ def quantize_(
     _check(model, residual=True)
     grid = {"bits": bits, "group_size": group_size, "symmetric": symmetric, "candidates": candidates}
     if state is not None:
-        state = State(state, method="rotation", seed=seed, act_order=act_order, **fingerprint(model, tokens), **grid)
+        state = State(
+            state, method="rotation", seed=seed, act_order=act_order, **fingerprint(model, tokens, device), **grid
+        )
 
     def visit(names: list[str], weight: Tensor, hessian: Tensor) -> Quantized:
         return gptq.gptq(weight, hessian, act_order=act_order, **grid)

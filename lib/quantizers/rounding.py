@@ -67,7 +67,7 @@ def quantize_(
     calibrate.check_memory(model, tokens, streams=2)
     grid = {"bits": bits, "group_size": group_size, "symmetric": symmetric, "candidates": candidates}
     if state is not None:
-        job = {**fingerprint(model, tokens), **grid, **learning, "initial": digest(initial)}
+        job = {**fingerprint(model, tokens, device), **grid, **learning, "initial": digest(initial)}
         state = State(state, method="rounding", **job)
     return calibrate.walk_blocks(model, tokens, _visitor(initial, grid, learning), state=state, device=device)
 

@@ -20,6 +20,15 @@ QUICK = {"rounding": {"steps": 3}, "refined": {"steps": 3}}  # what keeps a meth
 TOKENS = {"count": 4, "length": 48}
 
 
+@pytest.fixture(autouse=True)
+def one_thread():
+    """Another number of threads is another job, and the killed processes have one."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
 def tune_(model, tokens, *, steps, state, **grid):
     """Scales of codes that rounding to nearest found, which takes no time."""
     original = copy.deepcopy(model)
