@@ -146,11 +146,13 @@ def _each_block(model, tokens, step, *, first=None, state, device, before=None) 
                 state.save(index, kept)
         else:
             replace_(block, kept)
+            block.to(device or home)  # a file is read to the processor
             hidden = inputs.run_block(block, hidden, call)
         for name in kept:
             block.get_submodule(name).forget()
         block.to(home)
-        done |= {f"{path}.{index}.{name}": quantized for name, quantized in kept.items()}
+        # as the layers hold them: what `device` made would stay there, block by block
+        done |= {f"{path}.{index}.{name}": block.get_submodule(name).quantized for name in kept}
     if done:
         mark(model)
     return done

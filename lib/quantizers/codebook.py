@@ -30,14 +30,16 @@ def quantize_(
     calibration: windows of text, or token ids [count, length]; None takes the largest weight of each group as its
     scale, as the paper does. bits: 2 to 8. group_size: columns per scale, -1 for a row. candidates: with a
     calibration, scales tried per group, for the least error weighted by the inputs. state: folder that keeps finished
-    blocks, so that a killed job resumes (with a calibration; without one there is nothing worth keeping).
+    blocks, so that a killed job resumes.
     """
     from lib.sources import texts
 
     calibrate.check_layers(model, bits=bits, group_size=group_size, candidates=candidates)
     settings = {"bits": bits, "group_size": group_size}
     if calibration is None:
-        return layerwise.replace_(model, lambda weight: codebook(weight, **settings))
+        if state is not None:
+            state = State(state, method="codebook", **fingerprint(model), **settings)
+        return layerwise.replace_(model, lambda weight: codebook(weight, **settings), state=state)
     tokens = texts.tokens(calibration, model)
     calibrate.check_memory(model, tokens)
     settings["candidates"] = candidates
