@@ -1,15 +1,18 @@
 """The walk over the blocks against a direct forward pass, on every family; resuming; failures."""
 
 import copy
+import importlib
+import inspect
 
 import pytest
 import torch
 from torch import nn
 
 from lib.models.blocks import blocks, linears
-from lib.quantizers import by_name, calibrate, gptq, inputs, rtn
+from lib.quantizers import METHODS, by_name, calibrate, embedding, gptq, inputs, rtn
 from lib.quantizers.linear import QuantLinear
 from lib.quantizers.state import State, fingerprint
+from lib.sources import texts
 from tests import tiny
 
 FAMILIES = [tiny.llama, tiny.qwen2, tiny.qwen3, tiny.mistral, tiny.phi, tiny.gemma2]
@@ -127,6 +130,58 @@ def test_a_killed_walk_resumes_and_ends_in_the_same_bytes(tmp_path):
     assert same(whole, calibrate.walk(tiny.llama(), ids, visit, state=again)) and not calls
 
 
+def test_blocks_from_a_state_compute_where_their_model_is(tmp_path, monkeypatch):
+    ids, folder = tokens(), tmp_path / "state"
+    visit = lambda names, weight, hessian: rtn.rtn(torch.ones(weight.shape), **GRID)  # noqa: E731
+    kept = calibrate.walk(tiny.llama(), ids, visit, state=State(folder, job="any"))
+    seen, forward = set(), QuantLinear.forward
+    monkeypatch.setattr(
+        QuantLinear, "forward", lambda self, x: seen.add((self.codes.device.type, x.device.type)) or forward(self, x)
+    )
+    captured = inputs.capture(tiny.llama(), ids)
+    monkeypatch.setattr(inputs, "capture", lambda *_: captured)  # masks can't be made on "meta"
+    for state in (State(folder, job="any"), None):
+        # a device without memory: what a visit or a file makes on the processor shall not stay there
+        done = calibrate.walk(tiny.llama().to("meta"), ids, visit, state=state)
+        assert done.keys() == kept.keys() and {each.codes.device.type for each in done.values()} == {"meta"}
+    assert seen == {("meta", "meta")}
+
+
+UNCALIBRATED = ["absmax", "zero_point", "rtn", "hqq", "codebook"]
+
+
+@pytest.mark.parametrize("method", UNCALIBRATED)
+def test_methods_without_calibration_resume_and_call_nothing_for_finished_blocks(tmp_path, monkeypatch, method):
+    quantize_, module = by_name(method), importlib.import_module(METHODS[method])
+    whole = quantize_(tiny.llama(), **GRID)
+    assert same(whole, quantize_(tiny.llama(), **GRID, state=tmp_path)) and len(list(tmp_path.glob("block-*"))) == 4
+    sorted(tmp_path.glob("block-*"))[2].unlink()
+    called, one = [], getattr(module, method)
+
+    def counted(*args, **settings):
+        called.append(1)
+        return one(*args, **settings)
+
+    counted.__name__ = method
+    monkeypatch.setattr(module, method, counted)
+    model = tiny.llama()
+    resumed = quantize_(model, **GRID, state=tmp_path)
+    assert list(resumed) == list(calibrate.layers(model)) and same(whole, resumed) and len(called) == 7
+    assert all(layer.quantized.codes is resumed[name].codes for name, layer in calibrate.layers(model).items())
+
+
+@pytest.mark.parametrize("method", UNCALIBRATED)
+def test_without_calibration_another_model_method_or_parameter_is_refused(tmp_path, method):
+    quantize_ = by_name(method)
+    quantize_(tiny.llama(), **GRID, state=tmp_path)
+    with pytest.raises(ValueError, match=r"model=\w{12} there, \w{12} here"):
+        quantize_(tiny.llama(seed=1), **GRID, state=tmp_path)
+    with pytest.raises(ValueError, match="group_size=32 there, 16 here"):
+        quantize_(tiny.llama(), **GRID | {"group_size": 16}, state=tmp_path)
+    with pytest.raises(ValueError, match=f"method={method} there, clip here|calibration=None there, "):
+        by_name("codebook" if method == "codebook" else "clip")(tiny.llama(), tokens(), **GRID, state=tmp_path)
+
+
 def test_symmetric_grids_are_kept_too(tmp_path):
     first = gptq.quantize_(tiny.llama(), tokens(), **GRID, symmetric=True, state=tmp_path)
     again = gptq.quantize_(tiny.llama(), tokens(), **GRID, symmetric=True, state=tmp_path)
@@ -162,11 +217,29 @@ def test_quantizing_twice_is_refused():
         gptq.quantize_(model, tokens(), **GRID)
 
 
-def test_a_layer_that_never_runs_is_an_error():
+@pytest.mark.parametrize("method", ["gptq", "rounding"])
+def test_a_layer_that_never_runs_is_an_error_and_the_remedy_works(method):
+    model, block = tiny.llama(), r"model.layers.1" if method == "gptq" else "the block"
+    blocks(model)[1].unused = nn.Linear(64, 64)
+    named = rf"{block} never ran unused; .*; use a method that needs no calibration \(rtn, hqq\)"
+    with pytest.raises(ValueError, match=named):
+        by_name(method)(model, tokens(), **GRID)
     model = tiny.llama()
     blocks(model)[1].unused = nn.Linear(64, 64)
-    with pytest.raises(ValueError, match=r"model.layers.1 never ran unused"):
-        gptq.quantize_(model, tokens(), **GRID)
+    assert "model.layers.1.unused" in rtn.quantize_(model, **GRID)
+
+
+SEARCHING = {name: by_name(name) for name in METHODS} | {"embedding": embedding.quantize_}
+SEARCHING = {name: each for name, each in SEARCHING.items() if "candidates" in inspect.signature(each).parameters}
+
+
+@pytest.mark.parametrize("candidates", [-1, 0, 2.5])
+@pytest.mark.parametrize("method", SEARCHING)
+def test_candidates_are_checked_before_the_work_wherever_they_are_taken(method, candidates, monkeypatch):
+    assert len(SEARCHING) >= 8
+    monkeypatch.setattr(texts, "tokens", lambda *_: pytest.fail("the work had begun"))
+    with pytest.raises(ValueError, match=rf"candidates={candidates} ranges to try .*are allowed; 8 find"):
+        SEARCHING[method](tiny.llama(), tokens(), **GRID, candidates=candidates)
 
 
 def test_unknown_method_names_the_nearest():

@@ -122,6 +122,14 @@ def test_dead_columns_and_singular_hessians_stay_finite():
     assert torch.isfinite(gptq.gptq(target, hessian, **GRID).dense()).all()
 
 
+@pytest.mark.parametrize("scale", [2.0**-10, 2.0**10])
+def test_with_dead_columns_too_the_target_does_not_depend_on_the_scale_of_the_inputs(scale):
+    weight, given, clean = problem(300)
+    given[:, ::11] = clean[:, ::11] = 0
+    found, expected = (corrected.aim(weight, factor * given, factor * clean)[0] for factor in (scale, 1))
+    assert torch.equal(found, expected) and (expected - weight).abs().max() > 0.1 * weight.abs().max()
+
+
 def test_the_model_drifts_less_than_by_gptq_on_fresh_tokens():
     ids, fresh, losses = tiny.tokens(32, 64), tiny.tokens(8, 64, seed=1), {}
     for name, method in (("gptq", gptq), ("corrected", corrected)):

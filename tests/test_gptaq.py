@@ -70,6 +70,18 @@ def test_every_row_of_pushes_is_a_least_squares_solution():
     assert (gptaq.pushes(cross, upper) - expected).abs().max() < 1e-4 * expected.abs().max()
 
 
+@pytest.mark.parametrize("scale", [2.0**-10, 2.0**10])
+def test_with_dead_columns_too_the_codes_do_not_depend_on_the_scale_of_the_inputs(scale):
+    weight, _, _, given, original = problem()
+    given[:, ::11] = original[:, ::11] = 0
+
+    def found(factor):
+        some, true = factor * given, factor * original
+        return gptaq.gptaq(weight, inputs.second_moment(some), inputs.cross_moment(true, some), **GRID)
+
+    assert all(torch.equal(a, b) for a, b in zip(found(1)[:3], found(scale)[:3]))
+
+
 @pytest.mark.parametrize("symmetric", [False, True])
 def test_without_drift_the_bytes_are_those_of_gptq(symmetric):
     weight, hessian, cross, given, _ = problem(columns=192)

@@ -4,8 +4,9 @@ import pytest
 import torch
 
 from lib.quantizers import gptq as module
-from lib.quantizers.gptq import gptq, inverse_factor
+from lib.quantizers.gptq import gptq, inverse_factor, revived
 from lib.quantizers.grid import dequantize
+from lib.quantizers.inputs import second_moment
 from lib.quantizers.rtn import rtn
 
 
@@ -74,6 +75,34 @@ def test_dead_columns_become_exactly_zero():
     hessian[:, 5] = hessian[5] = 0
     found = values(gptq(weight, hessian, bits=4, group_size=16))
     assert (found[:, 5] == 0).all() and torch.isfinite(found).all()
+
+
+@pytest.mark.parametrize("scale", [2.0**-10, 2.0**10])
+def test_with_dead_columns_too_the_codes_do_not_depend_on_the_scale_of_the_inputs(scale):
+    weight, _, inputs = problem(columns=64, samples=400)
+    inputs[:, ::11] = 0
+    grid = {"bits": 3, "group_size": 32}
+    first, second = (gptq(weight, second_moment(inputs * factor), **grid) for factor in (1, scale))
+    assert all(torch.equal(a, b) for a, b in zip(first[:3], second[:3]))
+
+
+@pytest.mark.parametrize("scale", [1e-2, 1.0, 1e2])
+def test_dead_columns_do_not_switch_the_compensation_off(scale):
+    weight, _, inputs = problem(rows=32, columns=64, samples=500)
+    inputs *= scale
+    inputs[:, ::11] = 0
+    hessian, grid = second_moment(inputs), {"bits": 3, "group_size": 32}
+    loss = {name: ((weight - values(q)) @ inputs.double().T).square().mean() for name, q in
+            {"rtn": rtn(weight, **grid), "gptq": gptq(weight, hessian, **grid)}.items()}  # fmt: skip
+    assert loss["gptq"] < 0.6 * loss["rtn"]
+
+
+def test_a_hessian_without_dead_columns_stays_as_it_is():
+    _, hessian, _ = problem()
+    found, dead = revived(hessian)
+    assert torch.equal(found, hessian) and not dead.any() and found is not hessian
+    found, dead = revived(torch.zeros(4, 4))
+    assert torch.equal(found, torch.eye(4)) and dead.all()
 
 
 @pytest.mark.parametrize("hessian", [torch.zeros(32, 32), torch.ones(32, 32), torch.eye(32) * 1e-30])

@@ -5,6 +5,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from lib.quantizers import codebook
 from lib.quantizers.grid import BITS, check, choose, dequantize, quantize
 
 
@@ -107,6 +108,13 @@ def test_bits_outside_two_to_eight_are_refused(bits):
         check(64, bits=bits, group_size=32)
 
 
+@pytest.mark.parametrize("candidates", [-1, 0, 2.0, True, "8", None])
+def test_candidates_that_are_no_number_of_ranges_are_refused(candidates):
+    for choose_ in (choose, codebook.choose):
+        with pytest.raises(ValueError, match=rf"candidates={candidates!r} ranges .* from 1 .* are allowed; 8 find"):
+            choose_(random(2, 8), bits=4, group_size=4, candidates=candidates)
+
+
 @pytest.mark.parametrize("group_size", [128, 0, -2, 5, 64.0])
 def test_group_size_that_does_not_divide_names_what_does(group_size):
     with pytest.raises(ValueError, match=r"does not divide 576 columns of q_proj; choose one of .*32, .*64"):
@@ -119,5 +127,5 @@ def test_not_finite_weights_are_refused():
 
 
 def test_scale_of_another_shape_is_refused():
-    with pytest.raises(ValueError, match="does not fit a matrix of shape"):
+    with pytest.raises(ValueError, match=r"does not fit a matrix of shape \(4, 6\); .*; pass the scale that `choose`"):
         dequantize(torch.zeros(4, 6, dtype=torch.uint8), torch.ones(3, 2), None, bits=4)

@@ -203,6 +203,32 @@ def test_what_cannot_be_turned_is_refused_and_left_alone(make, options, named):
     assert not any(module._forward_hooks or module._forward_pre_hooks for module in model.modules())
 
 
+@pytest.mark.parametrize(
+    ("make", "turned", "named"),
+    [
+        (
+            lambda: tiny.llama(hidden_size=63, head_dim=16, num_attention_heads=3, num_key_value_heads=3),
+            {"residual": False},
+            r"model\.embed_tokens of odd width, 63: .* flips signs and mixes nothing; .*use gptq\.quantize_",
+        ),
+        (
+            lambda: tiny.phi(hidden_size=60, partial_rotary_factor=0.4),
+            {"values": False},
+            r"heads of an odd size, 15 \(in block 0\): .* flips signs .*choose rotate_\(values=False\)",
+        ),
+    ],
+)
+def test_odd_sizes_in_which_nothing_would_turn_are_refused_before_the_work(make, turned, named, tmp_path):
+    model = make()
+    before, expected = copy.deepcopy(model.state_dict()), logits(model)
+    with pytest.raises(ValueError, match=named):
+        rotation.rotate_(model)
+    with pytest.raises(ValueError, match=named):
+        rotation.quantize_(model, tiny.tokens(), bits=3, group_size=-1, state=tmp_path)
+    assert all(torch.equal(before[name], tensor) for name, tensor in model.state_dict().items())
+    assert (logits(rotation.rotate_(model, **turned)) - expected).abs().max() < 1e-4
+
+
 @pytest.mark.parametrize("family", ["phi3", "gpt_neox"])
 def test_the_remedies_that_refusals_name_work(family):
     options = {"phi3": {"values": False}, "gpt_neox": {"residual": False, "values": False}}[family]

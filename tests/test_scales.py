@@ -8,6 +8,7 @@ import torch
 
 from lib.metrics import divergence
 from lib.quantizers import activations, calibrate, codebook, gptq, rtn, scales
+from lib.quantizers.grid import HUGE, TINY
 from lib.quantizers.linear import QuantLinear
 from lib.quantizers.steps import Steps
 from tests import tiny
@@ -48,6 +49,16 @@ def test_product_and_gradients_equal_those_of_the_formula_in_float64(symmetric):
     assert torch.allclose(part(inputs).double(), expected, atol=1e-5)
     assert torch.allclose(part.delta.grad.double(), delta.grad, atol=1e-4)
     assert torch.allclose(given.grad.double(), x.grad, atol=1e-5)
+
+
+def test_a_scale_at_the_end_of_its_type_stays_finite_and_positive():
+    layer = QuantLinear(rtn.rtn(torch.eye(4, 16), bits=3, group_size=16))
+    layer.scale = torch.tensor([HUGE, HUGE, TINY, TINY], dtype=torch.bfloat16)[:, None]
+    part = scales.Tuned(layer, torch.float32)
+    with torch.no_grad():
+        part.delta.copy_(torch.tensor([0.002, 0.5, -0.5, -2.0])[:, None])
+    part.settle_()
+    assert layer.scale.flatten().tolist() == [HUGE, HUGE, TINY, TINY]
 
 
 @pytest.mark.parametrize("method, grid", [(rtn, {"bits": 8}), (rtn, {"symmetric": True}), (codebook, {"bits": 3})])

@@ -24,7 +24,8 @@ SCALES = ["scales", "scales, recomputed"]  # with all blocks' activations, with 
 
 
 def walks(method):
-    return "state" in inspect.signature(quantizers.by_name(method)).parameters
+    """Whether it runs the model's blocks; methods without calibration look at weights alone."""
+    return "device" in inspect.signature(quantizers.by_name(method)).parameters
 
 
 def options(method):

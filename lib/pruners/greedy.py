@@ -56,9 +56,10 @@ class _Steps:
     """Finished steps in `folder`, one JSON file each (None keeps nothing)."""
 
     def __init__(self, folder: Path | str | None, model: nn.Module, tokens: Tensor, **job):
-        from lib.quantizers.state import State, fingerprint
+        from lib.quantizers.state import State, circumstances, fingerprint
 
-        self.folder = folder and State(folder, method="greedy", **fingerprint(model, tokens), **job).folder
+        job |= circumstances("pruners") | fingerprint(model, tokens) if folder else {}
+        self.folder = folder and State(folder, method="greedy", **job).folder
 
     def load(self, step: int) -> int | None:
         """The block that went in `step`, None where that is not finished."""

@@ -3,7 +3,6 @@
 import hashlib
 from collections.abc import Sequence
 
-import torch
 from torch import Tensor, nn
 
 from lib import files, quantizers
@@ -69,7 +68,7 @@ def both_orders_(
 
 
 def _folder(model: nn.Module, tokens: Tensor, choice: str):
-    from lib.quantizers.state import fingerprint
+    from lib.quantizers.state import circumstances, fingerprint
 
-    job = [*fingerprint(model, tokens).values(), choice, torch.__version__]
+    job = [*(fingerprint(model, tokens) | circumstances("pruners")).values(), choice]
     return files.cache() / "pruning" / hashlib.sha256(" ".join(job).encode()).hexdigest()[:16]

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from lib.quantizers import calibrate, layerwise
 from lib.quantizers.grid import HUGE, TINY, Quantized, check, quantize
+from lib.quantizers.state import State, fingerprint
 
 WHOLE = 0  # the group size that stands for one grid for the whole matrix
 
@@ -24,13 +25,15 @@ def quantize_(
     *,
     bits: int,
     group_size: int = -1,
+    state=None,
 ) -> dict[str, Quantized]:
     """Quantize every linear layer inside the blocks of `model`, in place; return the codes and grids by layer name.
 
     calibration: not used; it is here because the family shares one signature. bits: 2 to 8. group_size: columns that
     share a grid; -1 gives each row one ("per row"), 0 gives the whole matrix one ("per tensor").
+    state: folder that keeps finished blocks, so that a killed job resumes.
     """
-    return round_(model, absmax, bits=bits, group_size=group_size)
+    return round_(model, absmax, bits=bits, group_size=group_size, state=state)
 
 
 def absmax(weight: Tensor, *, bits: int, group_size: int) -> Quantized:
@@ -64,8 +67,13 @@ def whole(method: Callable[..., Quantized], weight: Tensor, *, bits: int) -> Qua
     return single._replace(codes=codes, scale=scale, zero_point=zero, group_size=columns)
 
 
-def round_(model: nn.Module, method: Callable[..., Quantized], *, bits: int, group_size: int) -> dict[str, Quantized]:
+def round_(
+    model: nn.Module, method: Callable[..., Quantized], *, bits: int, group_size: int, state=None
+) -> dict[str, Quantized]:
     """Put `method(weight, bits, group_size)` in the place of every linear layer inside the blocks of `model`."""
     per_tensor = group_size == WHOLE and not isinstance(group_size, bool)
     calibrate.check_layers(model, bits=bits, group_size=-1 if per_tensor else group_size)
-    return layerwise.replace_(model, lambda weight: method(weight, bits=bits, group_size=group_size))
+    settings = {"bits": bits, "group_size": group_size}
+    if state is not None:
+        state = State(state, method=method.__name__, **fingerprint(model), **settings)
+    return layerwise.replace_(model, lambda weight: method(weight, **settings), state=state)

@@ -79,7 +79,7 @@ def scale_(
     tokens = texts.tokens(calibration, model)
     calibrate.check_memory(model, tokens)
     found = _folds(model, tokens)
-    keep = _Kept(state, model, tokens, bits=bits, group_size=group_size)
+    keep = _Kept(state, model, tokens, device, bits=bits, group_size=group_size)
     of_layer = {name: fold for fold in found for name in fold.layers}
     parts: dict[str, list[tuple[Tensor, Tensor]]] = {fold.layers[0]: [] for fold in found}
 
@@ -160,8 +160,8 @@ def _decide(fold: Fold, parts: list[tuple[Tensor, Tensor]]) -> Scaled:
 class _Kept:
     """Searches that are done, one file each in the folder `state`, complete or absent."""
 
-    def __init__(self, state, model: nn.Module, tokens: Tensor, **settings):
-        self.folder = state and State(state, method="awq", **fingerprint(model, tokens), **settings).folder
+    def __init__(self, state, model: nn.Module, tokens: Tensor, device, **settings):
+        self.folder = state and State(state, method="awq", **fingerprint(model, tokens, device), **settings).folder
 
     def __call__(self, name: str, make) -> tuple[Tensor, Tensor]:
         """Read the search of the layer `name`, or do it by `make()` and write it."""

@@ -16,13 +16,14 @@ from torch import Tensor, nn
 from lib import progress
 from lib.models.blocks import blocks, linears, path_of_blocks
 from lib.quantizers import inputs
-from lib.quantizers.grid import Quantized, check
+from lib.quantizers.grid import Quantized, check, check_candidates
 from lib.quantizers.linear import QuantLinear
 from lib.quantizers.state import State
 
 Visit = Callable[[list[str], Tensor, Tensor], Quantized | None]
 VisitPair = Callable[[list[str], Tensor, Tensor, Tensor], Quantized | None]
 VisitBlock = Callable[[str, nn.Module, Tensor, Tensor, tuple], dict[str, Quantized]]
+ROUTED = "layers behind a router are not supported; use a method that needs no calibration (rtn, hqq)."
 
 
 @torch.no_grad()
@@ -145,11 +146,13 @@ def _each_block(model, tokens, step, *, first=None, state, device, before=None) 
                 state.save(index, kept)
         else:
             replace_(block, kept)
+            block.to(device or home)  # a file is read to the processor
             hidden = inputs.run_block(block, hidden, call)
         for name in kept:
             block.get_submodule(name).forget()
         block.to(home)
-        done |= {f"{path}.{index}.{name}": quantized for name, quantized in kept.items()}
+        # as the layers hold them: what `device` made would stay there, block by block
+        done |= {f"{path}.{index}.{name}": block.get_submodule(name).quantized for name in kept}
     if done:
         mark(model)
     return done
@@ -163,7 +166,7 @@ def visit_layers(block, hidden, call, prefix, look) -> tuple[Tensor, dict[str, Q
     layers, found = linears(block), {}
     sharing = inputs.sharing(block, layers, hidden[:1], call)
     if missing := layers.keys() - sharing:
-        raise ValueError(f"{prefix} never ran {', '.join(sorted(missing))}; layers behind a router are not supported.")
+        raise ValueError(f"{prefix} never ran {', '.join(sorted(missing))}; {ROUTED}")
 
     def hook(name: str) -> Callable:
         def compress(_: nn.Linear, args: tuple) -> None:
@@ -217,13 +220,13 @@ def layers(model: nn.Module) -> dict[str, nn.Module]:
     return {f"{path}.{name}": layer for name, layer in linears(model.get_submodule(path)).items()}
 
 
-def check_layers(model: nn.Module, *, bits: int | dict[str, int], group_size: int) -> None:
+def check_layers(model: nn.Module, *, bits: int | dict[str, int], group_size: int, candidates: int = 1) -> None:
     """Raise ValueError before the work when a layer inside the blocks can't take this grid or a weight is no number."""
+    check_candidates(candidates)
     for name, layer in layers(model).items():
         if not isinstance(layer, nn.Linear):
             raise ValueError(f"{name} is a {type(layer).__name__} already; load the original model and quantize that.")
-        width = bits[name] if isinstance(bits, dict) else bits  # by layer name, or the same for all
-        check(layer.in_features, bits=width, group_size=group_size, name=name)
+        check(layer.in_features, bits=bits[name] if isinstance(bits, dict) else bits, group_size=group_size, name=name)
     for name, parameter in model.named_parameters():
         if parameter.numel() and not torch.stack(parameter.detach().aminmax()).isfinite().all():
             raise ValueError(f"{name} holds NaN or infinite values; a grid needs finite ones; check the checkpoint.")

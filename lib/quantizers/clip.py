@@ -35,7 +35,7 @@ def quantize_(
     tokens = texts.tokens(calibration, model)
     calibrate.check_memory(model, tokens)
     if state is not None:
-        state = State(state, method="clip", **fingerprint(model, tokens), bits=bits, group_size=group_size)
+        state = State(state, method="clip", **fingerprint(model, tokens, device), bits=bits, group_size=group_size)
 
     def visit(names: list[str], weight: Tensor, hessian: Tensor) -> Quantized:
         return clip(weight, hessian, bits=bits, group_size=group_size)

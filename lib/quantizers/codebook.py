@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from lib.quantizers import calibrate, layerwise
-from lib.quantizers.grid import AT_ONCE, HUGE, SHRINK, TINY, Quantized, check
+from lib.quantizers.grid import AT_ONCE, HUGE, SHRINK, TINY, Quantized, check, check_candidates
 from lib.quantizers.state import State, fingerprint
 
 FEW = 16  # up to so many levels, comparing with each boundary is faster than a binary search
@@ -30,19 +30,21 @@ def quantize_(
     calibration: windows of text, or token ids [count, length]; None takes the largest weight of each group as its
     scale, as the paper does. bits: 2 to 8. group_size: columns per scale, -1 for a row. candidates: with a
     calibration, scales tried per group, for the least error weighted by the inputs. state: folder that keeps finished
-    blocks, so that a killed job resumes (with a calibration; without one there is nothing worth keeping).
+    blocks, so that a killed job resumes.
     """
     from lib.sources import texts
 
-    calibrate.check_layers(model, bits=bits, group_size=group_size)
+    calibrate.check_layers(model, bits=bits, group_size=group_size, candidates=candidates)
     settings = {"bits": bits, "group_size": group_size}
     if calibration is None:
-        return layerwise.replace_(model, lambda weight: codebook(weight, **settings))
+        if state is not None:
+            state = State(state, method="codebook", **fingerprint(model), **settings)
+        return layerwise.replace_(model, lambda weight: codebook(weight, **settings), state=state)
     tokens = texts.tokens(calibration, model)
     calibrate.check_memory(model, tokens)
     settings["candidates"] = candidates
     if state is not None:
-        state = State(state, method="codebook", **fingerprint(model, tokens), **settings)
+        state = State(state, method="codebook", **fingerprint(model, tokens, device), **settings)
 
     def visit(names: list[str], weight: Tensor, hessian: Tensor) -> Quantized:
         return codebook(weight, importance=hessian.diagonal(), **settings)
@@ -89,6 +91,7 @@ def choose(
     weighted by `importance` [columns] (the diagonal of the Hessian; None weighs all columns alike).
     """
     size = check(weight.shape[1], bits=bits, group_size=group_size)
+    check_candidates(candidates)
     if not torch.isfinite(weight).all():
         raise ValueError("weight holds NaN or infinite values; a grid needs finite ones; check the checkpoint.")
     rows, columns = weight.shape
@@ -154,7 +157,7 @@ def quantize(weight: Tensor, scale: Tensor, *, bits: int) -> Tensor:
     if weight.ndim != 2 or len(weight) != rows or weight.shape[1] % groups:
         raise ValueError(
             f"scale of shape {tuple(scale.shape)} does not fit a matrix of shape {tuple(weight.shape)}; "
-            "it needs one row a row, and groups that divide the columns."
+            "it needs one row a row, and groups that divide the columns; pass the scale that `choose` gave this matrix."
         )
     ratio = weight.float().reshape(rows, groups, -1) / scale.float()[..., None]
     return _codes(ratio, levels(bits).to(weight.device)).reshape(weight.shape)

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from lib.quantizers import calibrate
-from lib.quantizers.gptq import gptq, inverse_factor
+from lib.quantizers.gptq import gptq, inverse_factor, revived
 from lib.quantizers.grid import Quantized
 from lib.quantizers.inputs import cross_moment, second_moment
 from lib.quantizers.state import State, fingerprint
@@ -42,13 +42,13 @@ def quantize_(
     """
     from lib.sources import texts
 
-    calibrate.check_layers(model, bits=bits, group_size=group_size)
+    calibrate.check_layers(model, bits=bits, group_size=group_size, candidates=candidates)
     tokens = texts.tokens(calibration, model)
     calibrate.check_memory(model, tokens, streams=2)
     settings = {"bits": bits, "group_size": group_size, "symmetric": symmetric}
     settings |= {"act_order": act_order, "candidates": candidates}
     if state is not None:
-        state = State(state, method="corrected", **fingerprint(model, tokens), **settings)
+        state = State(state, method="corrected", **fingerprint(model, tokens, device), **settings)
 
     def visit(names: list[str], weight: Tensor, given: Tensor, clean: Tensor) -> Quantized:
         target, hessian = aim(weight, given, clean)
@@ -75,9 +75,7 @@ def aim(weight: Tensor, given: Tensor, clean: Tensor) -> tuple[Tensor, Tensor]:
 
 def correction(weight: Tensor, hessian: Tensor, cross: Tensor) -> Tensor:
     """W C H⁻¹ [rows, columns], with H damped as in GPTQ: what the layer would add to make up for its drifted inputs."""
-    hessian = hessian.clone()
-    hessian.diagonal()[hessian.diagonal() <= 0] = 1  # inputs that are always zero, whose column of C is zero too
-    upper = inverse_factor(hessian)
+    upper = inverse_factor(revived(hessian)[0])  # the column of C of an input that is always zero is zero too
     return weight @ cross @ upper.T @ upper
 
 

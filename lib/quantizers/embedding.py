@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from lib.models import blocks
 from lib.quantizers.gptq import gptq
-from lib.quantizers.grid import Quantized, check
+from lib.quantizers.grid import Quantized, check, check_candidates
 from lib.quantizers.linear import QuantLinear
 from lib.quantizers.rtn import rtn
 from lib.quantizers.state import PARTS, State, fingerprint
@@ -136,11 +136,12 @@ def quantize_(
     from lib.sources import texts
 
     check_parts(model, bits=bits, head_bits=head_bits, group_size=group_size)
+    check_candidates(candidates)
     settings = {"bits": bits, "group_size": group_size, "symmetric": symmetric, "candidates": candidates}
     settings |= {} if head_bits in (None, bits) else {"head_bits": head_bits}  # the same bits are the same job
     tokens, done = None if calibration is None else texts.tokens(calibration, model), None
     if tokens is not None and state is not None:
-        state = State(state, method="embedding", **fingerprint(model, tokens), **settings, ridge=ridge)
+        state = State(state, method="embedding", **fingerprint(model, tokens, device), **settings, ridge=ridge)
         done = state.load(0)
     if done is None:
         hessian = None if tokens is None else final_moment(model, tokens)
@@ -239,8 +240,7 @@ def place_(model: nn.Module, embedding: Quantized | None, head: Quantized | None
 def check_parts(model: nn.Module, *, bits: int, group_size: int, head_bits: int | None = None) -> None:
     """Raise ValueError before the work when embedding or head can't take this grid (head_bits: None for the same)."""
     width = bits if head_bits is None else head_bits
-    parts = ((blocks.embeddings(model), nn.Embedding, bits), (blocks.head(model), nn.Linear, width))
-    for part, kind, wanted in parts:
+    for part, kind, wanted in ((blocks.embeddings(model), nn.Embedding, bits), (blocks.head(model), nn.Linear, width)):
         name = blocks.path_of(model, part)
         if not isinstance(part, kind):
             raise ValueError(f"{name} is a {type(part).__name__}; load the original model and quantize that.")

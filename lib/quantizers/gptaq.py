@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from lib.quantizers import calibrate
-from lib.quantizers.gptq import BLOCK, inverse_factor
+from lib.quantizers.gptq import BLOCK, inverse_factor, revived
 from lib.quantizers.grid import Quantized, check, choose
 from lib.quantizers.inputs import cross_moment, second_moment
 from lib.quantizers.state import State, fingerprint
@@ -39,13 +39,13 @@ def quantize_(
     from lib.sources import texts
 
     check_alpha(alpha)
-    calibrate.check_layers(model, bits=bits, group_size=group_size)
+    calibrate.check_layers(model, bits=bits, group_size=group_size, candidates=candidates)
     tokens = texts.tokens(calibration, model)
     calibrate.check_memory(model, tokens, streams=2)
     settings = {"bits": bits, "group_size": group_size, "symmetric": symmetric}
     settings |= {"act_order": act_order, "candidates": candidates, "alpha": alpha}
     if state is not None:
-        state = State(state, method="gptaq", **fingerprint(model, tokens), **settings)
+        state = State(state, method="gptaq", **fingerprint(model, tokens, device), **settings)
 
     def visit(names: list[str], weight: Tensor, given: Tensor, clean: Tensor) -> Quantized:
         return gptaq(weight, second_moment(given), cross_moment(clean, given), **settings)
@@ -72,10 +72,8 @@ def gptaq(
     """
     check_alpha(alpha)
     size = check(weight.shape[1], bits=bits, group_size=group_size)
-    weight, hessian = weight.float(), hessian.float().clone()
-    dead = hessian.diagonal() <= 0  # as in GPTQ
-    hessian.diagonal()[dead] = 1
-    weight = weight.masked_fill(dead, 0)
+    hessian, dead = revived(hessian)
+    weight = weight.float().masked_fill(dead, 0)  # as in GPTQ
     grid = {"bits": bits, "group_size": size, "symmetric": symmetric, "candidates": candidates}
     scale, zero = choose(weight, importance=hessian.diagonal(), **grid)
 

@@ -38,13 +38,13 @@ def quantize_(
     """
     from lib.sources import texts
 
-    calibrate.check_layers(model, bits=bits, group_size=group_size)
+    calibrate.check_layers(model, bits=bits, group_size=group_size, candidates=candidates)
     tokens = texts.tokens(calibration, model)
     calibrate.check_memory(model, tokens)
     settings = {"bits": bits, "group_size": group_size, "symmetric": symmetric}
     settings |= {"act_order": act_order, "candidates": candidates}
     if state is not None:
-        state = State(state, method="gptq", **fingerprint(model, tokens), **settings)
+        state = State(state, method="gptq", **fingerprint(model, tokens, device), **settings)
 
     def visit(names: list[str], weight: Tensor, hessian: Tensor) -> Quantized:
         return gptq(weight, hessian, **settings)
@@ -65,10 +65,8 @@ def gptq(
 ) -> Quantized:
     """Quantize `weight` [rows, columns] so that its outputs change least under `hessian` [columns, columns]."""
     size = check(weight.shape[1], bits=bits, group_size=group_size)
-    weight, hessian = weight.float(), hessian.float().clone()
-    dead = hessian.diagonal() <= 0  # inputs that are always zero: any weight will do, and zero is exact
-    hessian.diagonal()[dead] = 1
-    weight = weight.masked_fill(dead, 0)
+    hessian, dead = revived(hessian)
+    weight = weight.float().masked_fill(dead, 0)  # any weight will do where the input is zero, and zero is exact
     grid = {"bits": bits, "group_size": size, "symmetric": symmetric, "candidates": candidates}
     scale, zero = choose(weight, importance=hessian.diagonal(), **grid)
 
@@ -78,6 +76,18 @@ def gptq(
     codes = torch.empty(weight.shape, dtype=torch.uint8, device=weight.device)
     codes[:, order] = _columns(weight[:, order], upper, scale, zero, order // size, bits)
     return Quantized(codes, scale, zero, bits, size)
+
+
+def revived(hessian: Tensor) -> tuple[Tensor, Tensor]:
+    """`hessian` [columns, columns], float32, with a factor also where inputs are always zero; and which [columns] are.
+
+    Those columns get the mean of the others' diagonal (1 where there are none), which leaves the damping what it is
+    without them. Any fixed number would be far more or far less than the others where inputs are small or large.
+    """
+    hessian = hessian.float().clone()
+    dead = hessian.diagonal() <= 0
+    hessian.diagonal()[dead] = 1 if dead.all() else hessian.diagonal()[~dead].mean()
+    return hessian, dead
 
 
 def inverse_factor(hessian: Tensor) -> Tensor:

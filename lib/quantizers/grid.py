@@ -60,6 +60,15 @@ def check(columns: int, *, bits: int, group_size: int, name: str = "the matrix")
     return group_size
 
 
+def check_candidates(candidates: int) -> None:
+    """Raise ValueError when `candidates` is no number of ranges to try."""
+    if isinstance(candidates, bool) or not isinstance(candidates, int) or candidates < 1:
+        raise ValueError(
+            f"candidates={candidates!r} ranges to try for each group; whole numbers from 1 (minimum and maximum) on "
+            "are allowed; 8 find what there is to find."
+        )
+
+
 def choose(
     weight: Tensor,
     *,
@@ -77,6 +86,7 @@ def choose(
     alike). The range always includes zero. Refitting finds with 8 ranges what plain ranges miss with 64.
     """
     size = check(weight.shape[1], bits=bits, group_size=group_size)
+    check_candidates(candidates)
     if not torch.isfinite(weight).all():
         raise ValueError("weight holds NaN or infinite values; a grid needs finite ones; check the checkpoint.")
     rows, columns = weight.shape
@@ -161,7 +171,7 @@ def _spread(shape: torch.Size, scale: Tensor, zero_point: Tensor | None, bits: i
     if len(shape) != 2 or shape[0] != rows or shape[1] % groups:
         raise ValueError(
             f"scale of shape {tuple(scale.shape)} does not fit a matrix of shape {tuple(shape)}; "
-            "it needs one row a row, and groups that divide the columns."
+            "it needs one row a row, and groups that divide the columns; pass the scale that `choose` gave this matrix."
         )
     zero = 2 ** (bits - 1) if zero_point is None else zero_point.float()[..., None]
     return scale.float()[..., None], zero

@@ -20,6 +20,7 @@ def hadamard(size: int) -> Tensor:
     Mixing the blocks too (by an orthogonal matrix of the odd factor, or by a true Hadamard matrix of order 576) makes
     the coordinates more even still, but a loud one is then heard in every group of columns instead of in its own:
     with groups of 64, GPTQ's output error was 6 to 13 % larger in the layers that read the residual stream.
+    Of an odd size it is the identity, which turns nothing: `rotation.rotate_` refuses it.
     """
     if isinstance(size, bool) or not isinstance(size, int) or size < 1:
         raise ValueError(f"size={size!r} of a rotation; whole numbers from 1 on are allowed; give the width to turn.")

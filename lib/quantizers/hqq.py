@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from lib.quantizers import calibrate, layerwise
 from lib.quantizers.grid import AT_ONCE, HUGE, TINY, Quantized, check, quantize
+from lib.quantizers.state import State, fingerprint
 
 NORM = 0.7  # p
 BETA, KAPPA = 10.0, 1.01  # β of the first step, and the factor by which it grows with each
@@ -24,16 +25,26 @@ LEAST = 1e-6  # errors below are this: |e|^(p-1) is infinite at zero
 
 @torch.no_grad()
 def quantize_(
-    model: nn.Module, calibration=None, *, bits: int, group_size: int, norm: float = NORM, steps: int = STEPS
+    model: nn.Module,
+    calibration=None,
+    *,
+    bits: int,
+    group_size: int,
+    norm: float = NORM,
+    steps: int = STEPS,
+    state=None,
 ) -> dict[str, Quantized]:
     """Quantize every linear layer inside the blocks of `model`, in place; return the codes and grids by layer name.
 
     calibration: not used; it is here because the family shares one signature. bits: 2 to 8. group_size: columns per
-    grid, -1 for a row. norm: p, above 0; below 1 it lets few weights err much. steps: alternations, at most.
+    grid, -1 for a row. norm: p, above 0; below 1 it lets few weights err much. steps: alternations, at most. state:
+    folder that keeps finished blocks, so that a killed job resumes.
     """
     calibrate.check_layers(model, bits=bits, group_size=group_size)
     settings = {"bits": bits, "group_size": group_size, "norm": norm, "steps": steps}
-    return layerwise.replace_(model, lambda weight: hqq(weight, **settings))
+    if state is not None:
+        state = State(state, method="hqq", **fingerprint(model), **settings)
+    return layerwise.replace_(model, lambda weight: hqq(weight, **settings), state=state)
 
 
 @torch.no_grad()

@@ -37,7 +37,7 @@ def quantize_(
     The layers become `Int8Linear`, which quantizes its inputs too, at every product. calibration: not used; it is
     here because the family shares one signature. bits, group_size: 8 and -1 (a scale per row) are all there is.
     threshold: α, the magnitude above which an input feature is an outlier; 0 takes every feature out (integer weights
-    alone), infinity none.
+    alone), infinity none. It keeps no state: all it does is to round, and a killed job starts over.
     Raises ValueError, before the work, for another grid, for a negative threshold, and for layers quantized already.
     """
     if (bits, group_size) != (8, -1):

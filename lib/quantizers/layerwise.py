@@ -5,20 +5,36 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
+from lib.models.blocks import blocks, linears, path_of_blocks
 from lib.quantizers import calibrate
 from lib.quantizers.grid import Quantized
+from lib.quantizers.state import State
 
 
 @torch.no_grad()
-def replace_(model: nn.Module, method: Callable[[Tensor], Quantized]) -> dict[str, Quantized]:
+def replace_(
+    model: nn.Module, method: Callable[[Tensor], Quantized], *, state: State | None = None
+) -> dict[str, Quantized]:
     """Put `method(weight)` in the place of every linear layer inside the blocks of `model`; return all by layer name.
 
     weight: [rows, columns]. Each layer's weights go before the next layer's codes are made, so that no more is held
-    than the model and what `method` needs for one layer.
+    than the model and what `method` needs for one layer (and, with a state, the bytes of one block's file).
+    state: keeps each finished block on disk, as in `calibrate.walk`.
     """
-    done = {}
-    for name in list(calibrate.layers(model)):  # names alone: a layer that is listed would stay in memory
-        done[name] = method(model.get_submodule(name).weight)
-        calibrate.replace_(model, {name: done[name]})
+    done, path = {}, path_of_blocks(model)
+    for index, block in enumerate(blocks(model)):
+        kept = state.load(index) if state else None
+        if kept is not None:
+            home = next(block.parameters()).device
+            calibrate.replace_(block, kept)
+            block.to(home)
+        else:
+            for name in list(linears(block)):  # names alone: a layer that is listed would stay in memory
+                quantized = method(block.get_submodule(name).weight)
+                calibrate.replace_(block, {name: quantized})
+        found = {name: layer.quantized for name, layer in linears(block).items()}
+        if state and kept is None:
+            state.save(index, found)
+        done |= {f"{path}.{index}.{name}": quantized for name, quantized in found.items()}
     calibrate.mark(model)
     return done

@@ -16,7 +16,7 @@ from lib import files
 from lib.metrics import logits, speed
 from lib.models import blocks
 from lib.quantizers import calibrate, embedding, refined, scales, sensitivity
-from lib.quantizers.state import fingerprint, same_job
+from lib.quantizers.state import circumstances, fingerprint, same_job
 
 EPOCHS = 6  # times that tuning may see a window: more of them fit the calibration text and nothing else
 FEWEST = 16  # calibration windows that are used however little time there is
@@ -59,7 +59,8 @@ class Plan:
         self.path = None if folder is None else Path(folder) / "plan.json"
         self.kept, self.begun, self.spent = {}, begun, 0.0
         if self.path:
-            job = {key: str(value) for key, value in sorted({**fingerprint(model, tokens), **job}.items())}
+            job = circumstances() | fingerprint(model, tokens) | job
+            job = {key: str(value) for key, value in sorted(job.items())}
             if self.path.exists():
                 self.kept = json.loads(self.path.read_text())
                 same_job(folder, self.kept.get("job", {}), job)

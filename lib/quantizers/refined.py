@@ -57,7 +57,7 @@ def quantize_(
     learning = _settle(len(tokens), 1 if callable(steps) else steps, options)
     if state is not None:
         job = _given(bits, plan, clean) | (options | {"steps": "by block"} if callable(steps) else learning)
-        state = State(state, method="refined", group_size=group_size, **fingerprint(model, tokens), **job)
+        state = State(state, method="refined", group_size=group_size, **fingerprint(model, tokens, device), **job)
 
     def visit(prefix: str, block: nn.Module, hidden: Tensor, targets: Tensor, call: tuple) -> dict[str, Quantized]:
         learning = _settle(len(tokens), ask(prefix), options)

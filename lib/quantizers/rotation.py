@@ -23,6 +23,8 @@ from lib.quantizers.grid import Quantized
 from lib.quantizers.hadamard import rotation
 from lib.quantizers.state import State, fingerprint
 
+FLIPPED = "a Hadamard rotation of it flips signs and mixes nothing"  # no power of two but 1 divides it
+REMEDY = "choose rotate_(values=False), which turns the residual stream alone"
 INPUTS, OUTPUT = {"q_proj", "k_proj", "v_proj"}, {"o_proj", "dense", "out_proj"}
 AT_ONCE = 1 << 22  # weights of one step of a product where rows do not mix, in float64: 32 MiB
 
@@ -46,16 +48,17 @@ def quantize_(
     """
     from lib.sources import texts
 
-    calibrate.check_layers(model, bits=bits, group_size=group_size)
+    calibrate.check_layers(model, bits=bits, group_size=group_size, candidates=candidates)
     tokens = texts.tokens(calibration, model)
     calibrate.check_memory(model, tokens)
-    settings = {"bits": bits, "group_size": group_size, "symmetric": symmetric}
-    settings |= {"act_order": act_order, "candidates": candidates}
+    _check(model, residual=True)
+    grid = {"bits": bits, "group_size": group_size, "symmetric": symmetric, "candidates": candidates}
     if state is not None:
-        state = State(state, method="rotation", seed=seed, **fingerprint(model, tokens), **settings)
+        job = {**fingerprint(model, tokens, device), **grid, "seed": seed, "act_order": act_order}
+        state = State(state, method="rotation", **job)
 
     def visit(names: list[str], weight: Tensor, hessian: Tensor) -> Quantized:
-        return gptq.gptq(weight, hessian, **settings)
+        return gptq.gptq(weight, hessian, act_order=act_order, **grid)
 
     return calibrate.walk(rotate_(model, seed=seed), tokens, visit, state=state, device=device)
 
@@ -81,8 +84,8 @@ def rotate_(model: nn.Module, *, seed: int = 0, residual: bool = True, values: b
     Embedding and head are untied, in `model.config` too, since the head alone takes up the weight of the last norm.
     Raises ValueError, before anything is changed, for a model with parts that can't be turned.
     """
+    _check(model, residual)
     layers, table = blocks.linears(blocks.blocks(model)).values(), blocks.embeddings(model)
-    _check(model)
     readers = _readers(model) if residual else {}
     pairs = [_value_and_output(model, index) for index in range(len(blocks.blocks(model)))] if values else []
     norms, generator = list(dict.fromkeys(readers.values())), torch.Generator().manual_seed(seed)
@@ -125,8 +128,7 @@ def _answer(norm: nn.Module, inputs: Tensor, *, weight: float) -> float:
 
 def _turn_(layer: nn.Linear | nn.Embedding, turn: Turn) -> None:
     """Apply `turn` to `layer` in place, a few rows at a time where rows do not mix."""
-    norm, inner, outer = turn
-    offset = getattr(norm, "bias", None)
+    (norm, inner, outer), offset = turn, getattr(turn.norm, "bias", None)
     step = len(layer.weight) if outer is not None else max(1, AT_ONCE // layer.weight.shape[1])
     for start in range(0, len(layer.weight), step):
         rows = slice(start, start + step)
@@ -189,9 +191,9 @@ def _check_norms(model: nn.Module, norms: dict[str, nn.Module], readers: dict[nn
     """Raise ValueError for a norm that stands elsewhere than before linear layers, or whose bias none of them takes."""
     for name, norm in norms.items():
         reading = [layer for layer, other in readers.items() if other is norm]
-        inside = name.count(".") > 1  # a part of an attention: norms of queries and keys, which nothing turns
+        inside = name.count(".") > 1  # a part of an attention
         if inside and not reading and name.rpartition(".")[2].startswith(("q_", "k_")):
-            continue
+            continue  # norms of queries and keys, which nothing turns
         if inside or not reading:
             what = f"the norm {name}, which is not on the way from the residual stream to linear layers"
             raise _refused(model, what, "choose rotate_(residual=False), which turns the values alone")
@@ -209,19 +211,22 @@ def _value_and_output(model: nn.Module, index: int) -> tuple[nn.Linear, nn.Linea
             value, output = inside["v_proj"], inside[output.pop()]
             size = output.in_features // blocks.config(model).num_attention_heads
             if inside["q_proj"].out_features == output.in_features and value.out_features % size == 0:
+                if size % 2:
+                    raise _refused(model, f"heads of an odd size, {size} (in block {index}): {FLIPPED}", REMEDY)
                 return value, output, size
-    what = f"an attention in block {index} without plain query, key, value and output projections"
-    raise _refused(model, what, "choose rotate_(values=False), which turns the residual stream alone")
+    raise _refused(model, f"an attention in block {index} without plain query, key, value and output layers", REMEDY)
 
 
-def _check(model: nn.Module) -> None:
-    """Raise ValueError for a quantized model, MemoryError where the second matrix and the products would not fit."""
+def _check(model: nn.Module, residual: bool) -> None:
+    """ValueError for a quantized model or an odd stream, MemoryError where the head's matrix and products don't fit."""
     layers, table = blocks.linears(blocks.blocks(model)), blocks.embeddings(model)
     for name, layer in {**layers, "head": blocks.head(model), "embedding": table}.items():
         if not isinstance(layer, nn.Linear | nn.Embedding):
             raise _refused(model, f"a {type(layer).__name__} ({name})", "rotate the original, then quantize it")
-    needed = table.weight.nbytes + 4 * 8 * max([AT_ONCE, *(layer.weight.numel() for layer in layers.values())])
-    if needed > (free := psutil.virtual_memory().available):
+    if residual and table.embedding_dim % 2:
+        raise _refused(model, f"{blocks.path_of(model, table)} of odd width, {table.embedding_dim}: {FLIPPED}")
+    largest, free = max(layer.weight.numel() for layer in layers.values()), psutil.virtual_memory().available
+    if (needed := table.weight.nbytes + 4 * 8 * max(AT_ONCE, largest)) > free:
         raise MemoryError(
             f"rotating {type(model).__name__} needs about {needed / 1e9:.1f} GB beside the model, {free / 1e9:.1f} GB "
             "are free; free some, or use gptq.quantize_, which needs no rotation."

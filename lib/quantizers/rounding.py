@@ -59,7 +59,7 @@ def quantize_(
     """
     from lib.sources import texts
 
-    calibrate.check_layers(model, bits=bits, group_size=group_size)
+    calibrate.check_layers(model, bits=bits, group_size=group_size, candidates=candidates)
     tokens = texts.tokens(calibration, model)
     learning = {"steps": steps, "batch": batch, "rate": rate, "range_rate": range_rate}
     learning = settle(len(tokens), **learning, filtered=filtered, seed=seed)
@@ -67,7 +67,7 @@ def quantize_(
     calibrate.check_memory(model, tokens, streams=2)
     grid = {"bits": bits, "group_size": group_size, "symmetric": symmetric, "candidates": candidates}
     if state is not None:
-        job = {**fingerprint(model, tokens), **grid, **learning, "initial": digest(initial)}
+        job = {**fingerprint(model, tokens, device), **grid, **learning, "initial": digest(initial)}
         state = State(state, method="rounding", **job)
     return calibrate.walk_blocks(model, tokens, _visitor(initial, grid, learning), state=state, device=device)
 
@@ -89,7 +89,7 @@ def nearest(block: nn.Module, hidden: Tensor, call: tuple, **grid) -> dict[str, 
     parts, starts = linears(block), {}
     _, seen = inputs.record(block, parts, hidden, call)
     if missing := sorted(parts.keys() - seen.keys()):
-        raise ValueError(f"the block never ran {', '.join(missing)}; layers behind a router are not supported.")
+        raise ValueError(f"the block never ran {', '.join(missing)}; {calibrate.ROUTED}")
     for name, layer in parts.items():
         importance = seen.pop(name).flatten(0, -2).float().square().mean(0)
         scale, zero = choose(layer.weight, importance=importance, **grid)

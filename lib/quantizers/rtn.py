@@ -8,6 +8,7 @@ from torch import nn
 
 from lib.quantizers import calibrate, layerwise
 from lib.quantizers.grid import Quantized, check, choose, quantize
+from lib.quantizers.state import State, fingerprint
 
 
 @torch.no_grad()
@@ -19,15 +20,19 @@ def quantize_(
     group_size: int,
     symmetric: bool = False,
     candidates: int = 1,
+    state=None,
 ) -> dict[str, Quantized]:
     """Quantize every linear layer inside the blocks of `model`, in place; return the codes and grids by layer name.
 
     calibration: not used; it is here because the family shares one signature. bits: 2 to 8. group_size: columns per
-    grid, -1 for a row. candidates: ranges tried per group (1: its minimum and maximum).
+    grid, -1 for a row. candidates: ranges tried per group (1: its minimum and maximum). state: folder that
+    keeps finished blocks, so that a killed job resumes.
     """
-    calibrate.check_layers(model, bits=bits, group_size=group_size)
+    calibrate.check_layers(model, bits=bits, group_size=group_size, candidates=candidates)
     settings = {"bits": bits, "group_size": group_size, "symmetric": symmetric, "candidates": candidates}
-    return layerwise.replace_(model, lambda weight: rtn(weight, **settings))
+    if state is not None:
+        state = State(state, method="rtn", **fingerprint(model), **settings)
+    return layerwise.replace_(model, lambda weight: rtn(weight, **settings), state=state)
 
 
 def rtn(weight, *, bits: int, group_size: int, symmetric: bool = False, candidates: int = 1) -> Quantized:

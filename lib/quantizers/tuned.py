@@ -5,7 +5,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
-from lib.quantizers.grid import TINY
+from lib.quantizers.grid import HUGE, TINY
 from lib.quantizers.linear import QuantLinear
 
 
@@ -39,8 +39,8 @@ class Tuned(nn.Module):
         self.layer.forget()
 
     def rounded(self) -> Tensor:
-        """The scale as it will be stored: bfloat16 [rows, groups], positive."""
-        return (self.start * (1 + self.delta)).detach().clamp(min=TINY).to(self.layer.scale.dtype)
+        """The scale as it will be stored: bfloat16 [rows, groups], positive and finite."""
+        return (self.start * (1 + self.delta)).detach().clamp(TINY, HUGE).to(self.layer.scale.dtype)
 
     def forward(self, inputs: Tensor) -> Tensor:
         """As the layer, with gradients for δ."""

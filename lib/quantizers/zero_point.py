@@ -21,14 +21,16 @@ def quantize_(
     *,
     bits: int,
     group_size: int = -1,
+    state=None,
 ) -> dict[str, Quantized]:
     """Quantize every linear layer inside the blocks of `model`, in place; return the codes and grids by layer name.
 
     calibration: not used; it is here because the family shares one signature. bits: 2 to 8. group_size: columns that
     share a grid; -1 gives each row one ("per row"), 0 gives the whole matrix one ("per tensor"). Per row and per
-    group this is what `rtn` does without a search; per tensor is the textbook's first step.
+    group this is what `rtn` does without a search; per tensor is the textbook's first step. state: folder
+    that keeps finished blocks, so that a killed job resumes.
     """
-    return round_(model, zero_point, bits=bits, group_size=group_size)
+    return round_(model, zero_point, bits=bits, group_size=group_size, state=state)
 
 
 def zero_point(weight: Tensor, *, bits: int, group_size: int) -> Quantized:

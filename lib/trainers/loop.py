@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from lib import files
 from lib.metrics import logits
 from lib.quantizers.scales import windows
-from lib.quantizers.state import State
+from lib.quantizers.state import State, circumstances
 
 EVERY = 120  # seconds between two checkpoints; a killed training repeats at most these
 _ROOM = 16 << 20  # bytes of a checkpoint beside the tensors
@@ -151,7 +151,7 @@ def _open(folder: Path, model, ids: Tensor, loss, trained: dict, settings: dict)
     names = hashlib.sha256(" ".join(sorted(trained)).encode()).hexdigest()[:12]
     identity = getattr(loss, "identity", None) or {"loss": loss.__module__.rpartition(".")[2]}
     job = {"model": models.fingerprint(model), "data": texts.data_hash(ids), "names": names, **adapters.chosen(model)}
-    State(folder, **job, **identity, **settings)
+    State(folder, **circumstances("trainers"), **job, **identity, **settings)
     for half in folder.glob(".checkpoint-*.tmp"):  # left by a kill
         shutil.rmtree(half)
     return folder

@@ -21,6 +21,17 @@ BLOCKS = 12
 GRID = {"bits": 3, "group_size": 32}
 QUICK = {"rounding": {"steps": 3}, "refined": {"steps": 3}}  # what keeps a method short
 TOKENS = {"count": 4, "length": 48}
+UNCALIBRATED = ["absmax", "zero_point", "rtn", "hqq"]  # these know nothing but the weights
+MANY = dict.fromkeys(["absmax", "zero_point", "rtn"], 48)  # blocks, of which these take few milliseconds each
+
+
+@pytest.fixture(autouse=True)
+def one_thread():
+    """Another number of threads is another job, and the killed processes have one."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
 
 
 def tune_(kind, model, tokens, *, steps, state, **grid):
@@ -64,9 +75,9 @@ def resuming(method):
     return "state" in inspect.signature(quantizers.by_name(method)).parameters
 
 
-def quantize(method, folder, *, seed=0, **changes):
-    """Tensors of the model after the job; `seed` draws the calibration, `changes` go to the method."""
-    model = tiny.llama(num_hidden_layers=BLOCKS)
+def quantize(method, folder, *, seed=0, weights=0, **changes):
+    """Tensors of the model after the job; the seeds draw calibration and model, `changes` go to the method."""
+    model = tiny.llama(num_hidden_layers=MANY.get(method, BLOCKS), seed=weights)
     quantize_, settings = JOBS.get(method) or (quantizers.by_name(method), GRID | QUICK.get(method, {}))
     quantize_(model, tiny.tokens(**TOKENS, seed=seed), **(settings | changes), state=folder)
     return model.state_dict()
@@ -97,10 +108,11 @@ def forking():
     return processes
 
 
-def killed_until_done(method, folder, total, chance):
+def killed_until_done(method, folder, total, chance, pause):
     """Start the job over and over and kill it; how much each kill left finished.
 
-    A kill comes at a random moment between two units drawn from those still to do, in the middle of work and of files.
+    A kill comes at a random moment between two units drawn from those still to do, in the middle of work and of files;
+    at most so many seconds (`pause`) after the unit before.
     """
     processes, left = forking(), [0]
     while left[-1] < total:
@@ -112,7 +124,7 @@ def killed_until_done(method, folder, total, chance):
         while process.is_alive() and len(finished(folder)) < wanted:
             time.sleep(0.001)
         # longer after each kill that came before anything was finished
-        process.join(chance.uniform(0, 0.05 * 2 ** left.count(left[-1])))
+        process.join(chance.uniform(0, pause * 2 ** left.count(left[-1])))
         process.kill()
         process.join()
         left.append(len(finished(folder)))
@@ -122,9 +134,11 @@ def killed_until_done(method, folder, total, chance):
 @pytest.mark.parametrize("method", [*filter(resuming, quantizers.METHODS), *JOBS])
 def test_killed_anywhere_it_ends_in_the_same_bytes(tmp_path, monkeypatch, method):
     monkeypatch.setattr(steps, "EVERY", 0)
+    begun = time.monotonic()
     whole = quantize(method, tmp_path / "undisturbed")
     total = len(finished(tmp_path / "undisturbed"))
-    left = killed_until_done(method, tmp_path / "killed", total, random.Random(method))
+    pause = min(0.05, 4 * (time.monotonic() - begun) / total)  # where all is quick, a kill would come after the end
+    left = killed_until_done(method, tmp_path / "killed", total, random.Random(method), pause)
     if method in ONE:
         assert total == 1 and len(left) > 2, f"no kill came before the end: {left}"
     else:
@@ -202,10 +216,18 @@ def test_another_calibration_or_parameter_is_refused_and_nothing_is_lost(tmp_pat
     # what follows from the parameter
     follows = {"allocate": "bits=", "tune_": "model=", "shifts": "model=", "sensitivity": r"widths=\(2, 4\) there"}
     said = follows.get(method, said)
-    for change, named in (({"seed": 1}, "calibration="), (parameter, said)):
+    inputs = ({"weights": 1}, "model=") if method in UNCALIBRATED else ({"seed": 1}, "calibration=")
+    for change, named in (inputs, (parameter, said)):
         with pytest.raises(ValueError, match=f"{named}.*use the same arguments or a new folder"):
             quantize(method, tmp_path, **change)
     found = quantize(method, tmp_path)
+    assert all(torch.equal(found[name], whole[name]) for name in whole)
+
+
+@pytest.mark.parametrize("method", UNCALIBRATED)
+def test_what_is_not_used_does_not_decide(tmp_path, method):
+    whole = quantize(method, tmp_path)
+    found = quantize(method, tmp_path, seed=1)
     assert all(torch.equal(found[name], whole[name]) for name in whole)
 
 
@@ -214,3 +236,5 @@ def test_all_that_calibrate_by_block_resume():
     sources = {name: inspect.getsource(inspect.getmodule(quantizers.by_name(name))) for name in quantizers.METHODS}
     walking = [name for name, source in sources.items() if "calibrate.walk" in source]
     assert walking and all(map(resuming, walking))
+    # int8 rounds as absmax does, and says why it keeps nothing
+    assert [name for name in quantizers.METHODS if not resuming(name)] == ["int8"]
