@@ -60,6 +60,14 @@ def test_sensitivity_has_a_line_for_each_kind_of_layers():
     assert list(axes.lines[1].get_ydata()) == pytest.approx([0.02, 0.01, 0.02 / 3])
 
 
+def test_embedding_puts_every_width_at_its_bytes():
+    widths = ((8, 30.0, 0.0004), (2, 8.0, 1.5), (4, 15.0, 0.09))
+    entries = [{"width": width, "megabytes": size, "value": loss} for width, size, loss in widths]
+    (axes,) = recipe.embedding(records("embedding_loss", entries)).axes
+    assert list(axes.lines[0].get_xdata()) == [8, 15, 30] and list(axes.lines[0].get_ydata()) == [1.5, 0.09, 0.0004]
+    assert {"2 bits", "4 bits", "8 bits"} <= {text.get_text() for text in axes.texts} and axes.get_yscale() == "log"
+
+
 def test_by_megabytes_draws_each_arm_with_its_interval():
     sizes = (("gptq", 60, 0.5), ("gptq", 90, 0.1), ("llama.cpp", 90, 0.2))
     (axes,) = recipe.by_megabytes(artifacts(sizes)).axes
@@ -81,7 +89,7 @@ def test_a_quick_run_on_another_text_neither_joins_the_curves_nor_replaces_a_poi
     assert any("wikitext2 text, 12 windows" in text.get_text() for text in axes.texts)
 
 
-@pytest.mark.parametrize("draw", [recipe.allocation, recipe.sensitivity, recipe.by_megabytes])
+@pytest.mark.parametrize("draw", [recipe.allocation, recipe.sensitivity, recipe.embedding, recipe.by_megabytes])
 def test_without_records_the_gap_is_shown(draw):
     empty = records("perplexity", [{"value": 1.0, "stderr": None, "block": None, "layers": None}])
     figure = draw(empty)

@@ -84,6 +84,25 @@ def sensitivity(table: pd.DataFrame):
     return figure
 
 
+def embedding(table: pd.DataFrame):
+    """Loss of the embedding at each width against its megabytes (metric embedding_loss; labels width, megabytes)."""
+    data = rows.newest(table, "embedding_loss")
+    if data.empty:
+        return ax.gap("What the embedding costs", "28_allocation")
+    data = data.astype({"width": int, "megabytes": float}).sort_values("megabytes")
+    with style.use():
+        figure = style.picture(7.6, 3.6)
+        axes, look = figure.add_subplot(), style.look("gptq")
+        axes.plot(data["megabytes"], data["value"], marker=look.marker, color=look.colour)
+        ax.span(axes, "x", [0, *data["megabytes"]], 0.06, False)
+        ax.span(axes, "y", data["value"], 0.12, True)
+        axes.set(xlabel="embedding and head, MB", ylabel="KL divergence, nats a token")
+        ax.headline(axes, "What the embedding costs", "The blocks as they were, the embedding alone rounded.")
+        points = list(zip(data["megabytes"], data["value"]))
+        ax.place(axes, points, [f"{width} bits" for width in data["width"]], [points])
+    return figure
+
+
 def by_megabytes(table: pd.DataFrame):
     """KL divergence against the megabytes of whole artifacts, a curve for each arm, with 95 % intervals.
 
