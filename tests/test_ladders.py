@@ -97,6 +97,15 @@ def test_rungs_with_more_draws_show_their_spread_beside_those_with_one_in_one_fi
     shown = [text for text in texts(figure) if text[:1].isdigit()]
     assert shown == ["1", "0.8", "0.428 (spread 0.019 over 5 draws)", "0.35", "0.214 (spread 0.0096 over 5 draws)"]
     style.png(figure)
+    # where panels stand side by side, long texts stay in their own
+    figure = ladders.ladder(pd.concat([batch(), batch().assign(bits=2)]), "kl_divergence", "29_best_recipe")
+    style.settle(figure)
+    for axes in figure.axes:
+        inside = axes.get_window_extent()
+        for text in axes.texts:
+            if "spread" in text.get_text():
+                box = text.get_window_extent()
+                assert inside.x0 - 3 < box.x0 and box.x1 < inside.x1 + 3
 
 
 def test_the_ranking_has_every_rung_of_each_width_in_order_with_errors_draws_and_seconds():

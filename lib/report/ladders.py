@@ -138,16 +138,18 @@ def _rungs(axes, part: pd.DataFrame, names: list[str], metric: str) -> None:
     places = part["rung"].map(names.index)
     bars = np.array([ax.interval(v, e, log) for v, e in zip(part["value"], part["stderr"])]).T
     axes.errorbar(part["value"], places, xerr=bars, fmt=look.marker, color=look.colour, capsize=3)
-    for place, row in zip(places, part.to_dict("records")):
-        text = f"{row['value']:.4g}"
-        if row["seeds"] > 1:
-            text += f" (spread {row['spread']:.2g} over {row['seeds']:.0f} draws)"
-        axes.annotate(text, (row["value"], place), (0, 6), textcoords="offset points", ha="center", fontsize=8.5)
     axes.set(xlabel=_name(metric))
     axes.margins(x=0.08 if part["seeds"].max() < 2 else 0.35)
     if log:
         axes.set_xscale("log")
         ax.plain_log(axes, "x")
+    for place, row in zip(places, part.to_dict("records")):
+        text, side = f"{row['value']:.4g}", "center"
+        if row["seeds"] > 1:
+            text += f" (spread {row['spread']:.2g} over {row['seeds']:.0f} draws)"
+            across, _ = axes.transAxes.inverted().transform(axes.transData.transform((row["value"], place)))
+            side = "left" if across < 0.35 else "right" if across > 0.65 else "center"  # so that it stays in its panel
+        axes.annotate(text, (row["value"], place), (0, 6), textcoords="offset points", ha=side, fontsize=8.5)
 
 
 def _name(metric: str) -> str:
