@@ -58,6 +58,23 @@ def test_savings_are_written_on_their_bars():
     assert shown.count("38 %") == 3 and shown.count("12 %") == 3
 
 
+def test_norms_draws_each_distribution_and_says_how_many_err_by_more_than_half_a_step():
+    even = np.linspace(0, 0.5, 1000)
+    few = np.where(np.arange(1000) < 20, 0.7, 0.5 * even)
+    found = {("real-valued", "rtn"): even, ("real-valued", 0.7): even**2}
+    found |= {("integer", "rtn"): even, ("integer", 2.0): few, ("integer", "refit"): few}
+    left, right = (figure := codebooks.norms(found)).axes
+    names = [[text.get_text() for text in axes.get_legend().get_texts()] for axes in (left, right)]
+    assert names[0] == ["minimum and maximum", "p = 0.7 (HQQ)"] and len(names[1]) == 3
+    steps = [patch.get_xy()[:, 1].max() for patch in left.patches]
+    assert steps[0] == pytest.approx(2, rel=0.05) and steps[1] > 5  # even, and most of them small
+    assert [axes.texts[0].get_text() for axes in (left, right)] == [
+        "Off by more than half a step: none of the weights.",
+        "Off by more than half a step: 0.0 to 2.0 % of the weights.",
+    ]
+    style.png(figure)
+
+
 @pytest.mark.parametrize("draw", [codebooks.errors, codebooks.zero_points])
 def test_a_missing_run_shows_a_gap(draw):
     assert "no finished run of 26_codebooks" in texts(draw(pd.DataFrame()))

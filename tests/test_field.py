@@ -36,6 +36,19 @@ def artifacts(**columns):
     return found.assign(**shared, metric="kl_divergence", stderr=0.01)
 
 
+def ladder(run="l", seed=0, bits=3, sizes=True, values=(), **columns):
+    """Rows of 29_best_recipe, invented: divergence and, unless the records are older than that, bytes by rung."""
+    shared = {**TEXT, "notebook": "29_best_recipe", "run": run, "bits": bits, "windows": 16, "time": "2030-04-01"}
+    shared |= {"seed": seed, "steps": 30, "calibration_windows": 32} | columns
+    found = []
+    for rung, value in values or (("gptq", 0.4), ("rotation", 0.6), ("recipe", 0.2)):
+        size = 160e6 if rung == "rotation" else 103e6
+        found.append({**shared, "metric": "kl_divergence", "rung": rung, "value": value, "stderr": 0.01})
+        found += [{**shared, "metric": "artifact_bytes", "rung": rung, "value": size, "stderr": 0.0}] * sizes
+        found.append({**shared, "metric": "kl_gain", "rung": f"x to {rung}", "value": 0.1, "stderr": 0.01})
+    return pd.DataFrame(found)
+
+
 def everything():
     return pd.concat([benchmark(), peers(), artifacts()], ignore_index=True)
 
@@ -79,3 +92,35 @@ def test_what_is_not_on_record_is_named():
     assert "50_benchmark, 53_peers" in figure._supxlabel.get_text()
     gap = field.by_megabytes(peers().query("metric == 'artifact_bytes'"))
     assert any("no finished run" in text.get_text() for axes in gap.axes for text in axes.texts)
+
+
+def test_rungs_of_the_ladder_stand_at_their_own_size_and_the_recipe_looks_like_the_recipe():
+    data = field.points(pd.concat([everything(), ladder(), ladder("two", bits=2)], ignore_index=True))
+    found = data[data["notebook"].eq(field.LADDER)]
+    assert len(found) == 6 and found["ours"].all()
+    at = found[found["detail"].eq("3")].set_index("method")
+    assert at["megabytes"].to_dict() == {"gptq": 103, "rotation": 160, "best": 103}
+    assert at["value"].to_dict() == {"gptq": 0.4, "rotation": 0.6, "best": 0.2}
+    figure = field.by_megabytes(pd.concat([everything(), ladder()], ignore_index=True))
+    labels = [text.get_text() for text in figure.legends[0].get_texts()]
+    assert labels == ["RTN", "GPTQ", "Depth", "Recipe", "Rotation", "hqq", "auto-round", "llama.cpp"]
+    assert "means over the draws" in figure._supxlabel.get_text()
+    assert any("12 to 24 windows by notebook" in text.get_text() for text in figure.axes[0].texts)
+    style.png(figure)
+
+
+def test_rungs_without_a_size_on_record_are_left_out():
+    old = ladder(sizes=False)
+    data = field.points(pd.concat([everything(), old], ignore_index=True))
+    same = field.points(everything())
+    pd.testing.assert_frame_equal(data.reset_index(drop=True), same.reset_index(drop=True), check_dtype=False)
+    assert field.points(old).empty and "no finished run" in field.by_megabytes(old).axes[0].texts[1].get_text()
+    data = field.points(pd.concat([everything(), old, ladder("two", bits=2)], ignore_index=True))
+    assert data[data["notebook"].eq(field.LADDER)]["detail"].tolist() == ["2"] * 3
+
+
+def test_rungs_are_means_over_their_draws():
+    draws = [ladder(f"s{seed}", seed=seed, values=[("gptq", 0.4 + seed / 10)]) for seed in (1, 2)]
+    data = field.points(pd.concat([everything(), ladder(), *draws], ignore_index=True))
+    found = data[data["notebook"].eq(field.LADDER)].set_index("method")["value"]
+    assert found.to_dict() == pytest.approx({"gptq": 0.5, "rotation": 0.6, "best": 0.2})

@@ -75,3 +75,60 @@ def test_a_quick_run_does_not_hide_one_in_earnest_and_widths_have_panels():
     figure = grids.ladder(pd.concat([*earnest, quick]), "kl_divergence")
     assert rungs(figure) == ["rtn"] and len(figure.axes) == 3
     assert [axes.get_title("left").endswith(f"{bits} bits") for axes, bits in zip(figure.axes, (4, 3, 2))] == [True] * 3
+
+
+ALL = {"rtn": 1.0, "hqq": 0.8, "gptq": 0.40, "refined": 0.35, "recipe": 0.20}
+
+
+def batch():
+    """What the batch file leaves: every method on one draw, GPTQ and the recipe on four more, finished in any order."""
+    few = [
+        run("29_best_recipe", {"gptq": 0.40 + s / 100, "recipe": 0.20 + s / 200}, seed=s, day=day, methods="gptq")
+        for s, day in ((2, 1), (3, 3), (4, 4), (5, 5))
+    ]
+    return pd.concat([*few, run("29_best_recipe", ALL, seed=1, day=2, methods="rtn, hqq, gptq, refined")])
+
+
+def test_rungs_with_more_draws_show_their_spread_beside_those_with_one_in_one_figure():
+    figure = ladders.ladder(batch(), "kl_divergence", "29_best_recipe")
+    assert rungs(figure) == list(ALL)  # in the order of the run that has them all
+    (axes,) = figure.axes
+    assert sorted(axes.containers[0].lines[0].get_xdata()) == pytest.approx([0.214, 0.35, 0.428, 0.8, 1.0])
+    shown = [text for text in texts(figure) if text[:1].isdigit()]
+    assert shown == ["1", "0.8", "0.428 (spread 0.019 over 5 draws)", "0.35", "0.214 (spread 0.0096 over 5 draws)"]
+    style.png(figure)
+    # where panels stand side by side, long texts stay in their own
+    figure = ladders.ladder(pd.concat([batch(), batch().assign(bits=2)]), "kl_divergence", "29_best_recipe")
+    style.settle(figure)
+    for axes in figure.axes:
+        inside = axes.get_window_extent()
+        for text in axes.texts:
+            if "spread" in text.get_text():
+                box = text.get_window_extent()
+                assert inside.x0 - 3 < box.x0 and box.x1 < inside.x1 + 3
+
+
+def test_the_ranking_has_every_rung_of_each_width_in_order_with_errors_draws_and_seconds():
+    seconds = run("29_best_recipe", {"gptq": 64.0, "recipe": 300.0}, seed=1, day=2).assign(metric="compress_seconds")
+    size = run("29_best_recipe", {"gptq": 103_250_000}, seed=1, day=2).assign(metric="artifact_bytes")
+    four = run("29_best_recipe", {"recipe": 0.05, "gptq": 0.04}, bits=4, seed=1, day=9)
+    other = run("22_gptq", {"gptq": 0.001}, day=10)
+    frame = ladders.ranking(pd.concat([batch(), seconds, size, four, other]))
+    assert frame.index.tolist() == [4, 4, 3, 3, 3, 3, 3] and frame["Place"].tolist() == [1, 2, 1, 2, 3, 4, 5]
+    assert frame["Method"].tolist() == ["gptq", "recipe", "recipe", "refined", "gptq", "hqq", "rtn"]
+    row = frame[frame["Method"].eq("gptq")].loc[3]
+    assert row["KL divergence, nats a token"] == "0.428 ± 0.010" and row["Spread"] == "0.019" and row["Draws"] == "5"
+    assert row["Seconds"] == "64.00" and row["MB"] == "103.2"
+    alone = frame[frame["Method"].eq("hqq")].iloc[0]
+    assert alone["Spread"] == "–" and alone["Draws"] == "1" and alone["Seconds"] == "–"
+    assert "tiny on wikitext2 text, 32 windows" in frame.attrs["title"]
+
+
+def test_the_ranking_of_a_score_that_should_be_high_begins_with_the_highest():
+    table = run("29_best_recipe", {"rtn": 0.5, "gptq": 0.9}).assign(metric="top1_agreement", higher_is_better=True)
+    assert ladders.ranking(table, "top1_agreement")["Method"].tolist() == ["gptq", "rtn"]
+
+
+@pytest.mark.parametrize("table", [pd.DataFrame(), run("22_gptq", {"x": 1}), batch().assign(status="failed")])
+def test_without_a_finished_ladder_the_ranking_says_what_is_missing(table):
+    assert "no finished run of 29_best_recipe yet: run `" in ladders.ranking(table)

@@ -19,6 +19,16 @@ def records(metric, entries):
     return pd.DataFrame([base | entry for entry in entries])
 
 
+def artifacts(sizes, **columns):
+    """Rows of 54_artifacts, invented: (arm, megabytes, divergence) of each artifact."""
+    shared = {"notebook": "54_artifacts", "model": "tiny", "text": "wikitext2", "windows": 12} | columns
+    entries = [
+        {**shared, "arm": arm, "kind": f"{size}", "megabytes": size, "value": value, "stderr": 0.1 * value}
+        for arm, size, value in sizes
+    ]
+    return records("kl_divergence", entries)
+
+
 def layered(metric, values):
     blocks = [
         {"layers": kind, "block": block, "value": values(row, block), "stderr": None}
@@ -50,18 +60,36 @@ def test_sensitivity_has_a_line_for_each_kind_of_layers():
     assert list(axes.lines[1].get_ydata()) == pytest.approx([0.02, 0.01, 0.02 / 3])
 
 
+def test_embedding_puts_every_width_at_its_bytes():
+    widths = ((8, 30.0, 0.0004), (2, 8.0, 1.5), (4, 15.0, 0.09))
+    entries = [{"width": width, "megabytes": size, "value": loss} for width, size, loss in widths]
+    (axes,) = recipe.embedding(records("embedding_loss", entries)).axes
+    assert list(axes.lines[0].get_xdata()) == [8, 15, 30] and list(axes.lines[0].get_ydata()) == [1.5, 0.09, 0.0004]
+    assert {"2 bits", "4 bits", "8 bits"} <= {text.get_text() for text in axes.texts} and axes.get_yscale() == "log"
+
+
 def test_by_megabytes_draws_each_arm_with_its_interval():
-    entries = [
-        {"arm": arm, "megabytes": size, "value": value, "stderr": 0.1 * value}
-        for arm, size, value in (("gptq", 60, 0.5), ("gptq", 90, 0.1), ("llama.cpp", 90, 0.2))
-    ]
-    (axes,) = recipe.by_megabytes(records("kl_divergence", entries)).axes
+    sizes = (("gptq", 60, 0.5), ("gptq", 90, 0.1), ("llama.cpp", 90, 0.2))
+    (axes,) = recipe.by_megabytes(artifacts(sizes)).axes
     assert len(axes.get_legend().get_texts()) == 2 and axes.get_yscale() == "log"
     line = next(container for container in axes.containers if len(container.lines[0].get_xdata()) == 2)
     assert list(line.lines[0].get_xdata()) == [60, 90]
 
 
-@pytest.mark.parametrize("draw", [recipe.allocation, recipe.sensitivity, recipe.by_megabytes])
+def test_a_quick_run_on_another_text_neither_joins_the_curves_nor_replaces_a_point():
+    earnest = artifacts((("best", 60, 0.5), ("best", 90, 0.2), ("llama.cpp", 90, 0.4)))
+    own = {"run": "b", "time": "2026-02-01T00:00:00Z", "windows": 2}
+    quick = artifacts([("best", 60, 7.0)], text="packaged", **own)
+    short = artifacts([("best", 60, 8.0), ("best", 120, 0.1)], **own)  # the same text, fewer windows
+    other = artifacts([("best", 60, 9.0)], notebook="50_benchmark", **own)
+    failed = artifacts([("best", 60, 10.0)], **own | {"windows": 12}, status="failed")
+    (axes,) = recipe.by_megabytes(pd.concat([earnest, quick, short, other, failed])).axes
+    drawn = [(bar.lines[0].get_xdata().tolist(), bar.lines[0].get_ydata().tolist()) for bar in axes.containers]
+    assert drawn == [([60, 90], [0.5, 0.2]), ([90], [0.4])]
+    assert any("wikitext2 text, 12 windows" in text.get_text() for text in axes.texts)
+
+
+@pytest.mark.parametrize("draw", [recipe.allocation, recipe.sensitivity, recipe.embedding, recipe.by_megabytes])
 def test_without_records_the_gap_is_shown(draw):
     empty = records("perplexity", [{"value": 1.0, "stderr": None, "block": None, "layers": None}])
     figure = draw(empty)

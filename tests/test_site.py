@@ -7,6 +7,7 @@ import re
 import pytest
 
 from lib import files, results
+from lib.metrics.score import Score
 from lib.report import figures, notebooks, rows, site
 from tests import report_data
 
@@ -184,3 +185,16 @@ def test_conversion_is_skipped_while_nothing_changed_and_stale_pages_go(monkeypa
     os.utime(folder / "00_start_here.ipynb", (2.1e9, 2.1e9))
     notebooks.convert(folder)
     assert "One" in page.path.read_text()
+
+
+def test_the_ladder_is_ranked_on_the_page_and_missed_where_it_is_not_on_record(quick):
+    site.build()
+    page = (files.report() / "index.html").read_text()
+    assert "Methods by bit width" in page and "no finished run of 29_best_recipe yet" in page
+    with results.start("29_best_recipe", dict(model="tiny", text="packaged", windows=4, bits=3)) as run:
+        for rung, value in {"rtn": 0.9, "recipe": 0.2, "gptq": 0.4}.items():
+            run.record("kl_divergence", Score(value, 0.01, 4, "nats", False), rung=rung)
+    site.build()
+    page = (files.report() / "index.html").read_text()
+    places = re.findall(r"<tr><th scope='row'>3</th><td>(\d)</td><td>(\w+)</td>", page)
+    assert places == [("1", "recipe"), ("2", "gptq"), ("3", "rtn")] and "no finished run of 29" not in page

@@ -7,6 +7,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
+from lib import quantizers
 from lib.export import compressed_tensors, packing, plain, size
 from lib.metrics import count
 from lib.quantizers import calibrate, embedding
@@ -69,6 +70,19 @@ def test_a_plan_weighs_what_the_saved_model_weighs(tmp_path, family, tied):
     assert size.predict(model, planned(model, ends)) == expected
     embedding.quantize_(model, bits=6, group_size=32)
     assert size.predict(model) == shipped(model, tmp_path / "all") == expected
+
+
+@pytest.mark.parametrize("method", ["rotation", "codebook", "awq", "refined"])
+def test_a_quantized_model_weighs_what_its_save_weighs(tmp_path, method):
+    model = build("llama", True)
+    tokens = torch.randint(0, 256, (2, 32), generator=torch.Generator().manual_seed(0))
+    before = size.predict(model)
+    options = {"steps": 1} if method == "refined" else {}
+    quantizers.by_name(method)(model, tokens, bits=3, group_size=32, **options)
+    expected = size.predict(model)
+    assert expected == shipped(model, tmp_path / "it") < before
+    table = count.ledger(tmp_path / "it")
+    assert table.kind.eq("head").any() == (method == "rotation")  # which makes two matrices of a tied one
 
 
 def test_names_of_the_head_change_nothing_where_it_is_tied():

@@ -75,10 +75,15 @@ def gap(title: str, what: str):
         axes.set(xticks=[], yticks=[])
         axes.spines[:].set(visible=True, linestyle=(0, (4, 4)))
         axes.text(
-            0.5, 0.5, f"no finished run of {what} yet: run `{_command(what)}`",
+            0.5, 0.5, absence(what),
             transform=axes.transAxes, ha="center", va="center", color=style.MUTED, fontsize=11,
         )  # fmt: skip
     return figure
+
+
+def absence(what: str) -> str:
+    """The sentence that stands where no notebook called `what` has a finished run, with what to do about it."""
+    return f"no finished run of {what} yet: run `{_command(what)}`"
 
 
 def _command(what: str) -> str:

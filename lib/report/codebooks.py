@@ -21,6 +21,13 @@ PANELS = {
 }
 UNITS = ["squared error / squared weights", "lost share of output power", "KL divergence, nats a token"]
 BINS = np.linspace(-1, 1, 81)
+NORMS = {  # look and name; other norms are HQQ's
+    "rtn": ("rtn", "minimum and maximum"),
+    "refit": ("depth", "minimum and maximum, refit"),
+    2.0: ("gptq", "p = 2, least squares"),
+}
+STEPS = np.linspace(0, 0.84, 43)
+FAR = 0.51  # half a step, and what a scale in bfloat16 may add to it
 
 
 def levels(table: pd.DataFrame, values: dict[str, list[float]]):
@@ -115,4 +122,28 @@ def zero_points(table: pd.DataFrame):
         axes.legend(title="columns", alignment="left")
         note = "Shuffled columns can't fall back on a grid that the model had before. Bars: 95 % intervals over layers."
         ax.headline(axes, "What a real-valued zero point saves over the rounded one", note)
+    return figure
+
+
+def norms(errors: dict[tuple[str, str | float], np.ndarray]):
+    """How far weights are off under each norm p that the zero point minimizes, with real-valued and integer zeros.
+
+    errors: |error| of each weight, in steps of the grid between minimum and maximum, by (zeros, norm): "real-valued" or
+    "integer", and p or a name in `NORMS`.
+    """
+    titles = {"real-valued": "The zero point that each p asks for", "integer": "Rounded to an integer, scales refit"}
+    with style.use():
+        figure = style.picture(9.6, 3.9)
+        for axes, (zeros, title) in zip(figure.subplots(1, 2), titles.items()):
+            shown = {norm: each for (kind, norm), each in errors.items() if kind == zeros}
+            for norm, each in shown.items():
+                look, text = NORMS.get(norm, ("hqq", f"p = {norm} (HQQ)"))
+                colour, line = style.look(look).colour, style.look(look).line
+                axes.hist(each, STEPS, histtype="step", density=True, color=colour, linestyle=line, label=text)
+            axes.set(xlabel="error, in steps of the grid", ylabel="density of the weights", xlim=(0, STEPS[-1]))
+            axes.margins(y=0.25)
+            axes.legend(loc="upper right", fontsize=8.5)
+            far = [float(np.mean(each > FAR)) for each in shown.values()]
+            shares = f"{100 * min(far):.1f} to {100 * max(far):.1f} %" if max(far) >= 5e-4 else "none"
+            ax.headline(axes, title, f"Off by more than half a step: {shares} of the weights.")
     return figure

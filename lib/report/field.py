@@ -4,9 +4,9 @@ import numpy as np
 import pandas as pd
 
 from lib.report import axes as ax
-from lib.report import rows, style
+from lib.report import ladders, rows, style
 
-PEERS, ARTIFACTS = "53_peers", "54_artifacts"
+LADDER, PEERS, ARTIFACTS = ladders.RECIPE, "53_peers", "54_artifacts"
 OURS = ("rtn", "gptq", "rounding", "best")  # arms of those notebooks that are ours; the others are other projects
 COLUMNS = ["notebook", "model", "text", "windows", "method", "ours", "detail", "megabytes", "value", "stderr", "time"]
 TITLE = "Quality against bytes, all methods and peers"
@@ -15,7 +15,7 @@ TITLE = "Quality against bytes, all methods and peers"
 def by_megabytes(table: pd.DataFrame):
     """KL divergence against megabytes of the artifact: one point a configuration, a look for each method and peer.
 
-    Of the benchmark, the peers and the artifacts, those on one model and text: where most points are.
+    Of the benchmark, the ladder, the peers and the artifacts, those on one model and text: where most points are.
     """
     data = points(table)
     if data.empty:
@@ -46,9 +46,19 @@ def points(table: pd.DataFrame) -> pd.DataFrame:
     """A row for each configuration of one model and text, with `COLUMNS`; the newest where one was measured twice.
 
     ours: False for another project's. detail: what tells configurations of a method apart. Of each notebook the runs
-    with most windows count: a quick run does not stand beside one in earnest.
+    with most windows count: a quick run does not stand beside one in earnest. Rungs of the ladder whose size is not on
+    record are left out.
     """
-    data = pd.concat([_benchmark(table), _peers(table), _artifacts(table)], ignore_index=True)
+    parts = [_benchmark(table), _ladder(table), _peers(table), _artifacts(table)]
+    return _comparable(pd.concat(parts, ignore_index=True))
+
+
+def artifacts(table: pd.DataFrame) -> pd.DataFrame:
+    """As `points`, of the whole artifacts alone: of one model and text, from the runs with most windows."""
+    return _comparable(_artifacts(table))
+
+
+def _comparable(data: pd.DataFrame) -> pd.DataFrame:
     data = data[np.isfinite(data["value"]) & data["value"].gt(0) & data["megabytes"].gt(0)]
     if data.empty:
         return data
@@ -65,6 +75,15 @@ def _benchmark(table: pd.DataFrame) -> pd.DataFrame:
     data = pd.concat(parts) if parts else rows.benchmarks(table)
     data = data[data["method"].ne("none") & data["arm"].ne("original")]
     return _joined(data.assign(ours=True, detail=data["label"]), ["run"])
+
+
+def _ladder(table: pd.DataFrame) -> pd.DataFrame:
+    """Rungs of the ladder, means over the draws of their calibration text."""
+    found, by = ladders.draws(table, "kl_divergence"), [*ladders.PLACE, *ladders.EFFORT, "rung"]
+    sizes = ladders.draws(table, "artifact_bytes").assign(megabytes=lambda part: part["value"] / 1e6)
+    data = found[found["notebook"].eq(LADDER)].merge(sizes[[*by, "megabytes"]], on=by)
+    method = data["rung"].replace("recipe", "best")
+    return _plain(data.assign(method=method, ours=True, detail=data["bits"].astype(str)))
 
 
 def _peers(table: pd.DataFrame) -> pd.DataFrame:
@@ -103,17 +122,14 @@ def _plain(data: pd.DataFrame) -> pd.DataFrame:
 
 
 def _setting(data: pd.DataFrame) -> str:
-    low, high = int(data["windows"].min()), int(data["windows"].max())
-    count = f"{low}" if low == high else f"{low} to {high}"
-    return (
-        f"{data['model'].iloc[0]} on {data['text'].iloc[0]} text, {count} windows. Filled: ours; hollow: other "
-        "projects. Bars: 95 % intervals."
-    )
+    return f"{rows.place(data)}. Filled: ours; hollow: other projects. Bars: 95 % intervals."
 
 
 def _notes(data: pd.DataFrame) -> list[str]:
-    absent = sorted({rows.BENCHMARK, PEERS, ARTIFACTS} - set(data["notebook"]))
+    absent = sorted({rows.BENCHMARK, LADDER, PEERS, ARTIFACTS} - set(data["notebook"]))
     lines = [f"No finished run on this model and text of: {', '.join(absent)}."] if absent else []
+    if data["notebook"].eq(LADDER).any():
+        lines.append(f"{LADDER}: means over the draws of the calibration text that are on record.")
     if data["method"].eq("llama.cpp").any():
         lines.append("llama.cpp: bytes of its tensors, without the tokenizer that its file also holds.")
     return lines

@@ -4,9 +4,11 @@ import numpy as np
 import pandas as pd
 
 from lib.report import axes as ax
-from lib.report import rows, style
+from lib.report import rows, style, tables
 
+RECIPE = "29_best_recipe"
 NAMES = {"kl_divergence": "KL divergence, nats a token"}
+BESIDE = {"Seconds": "compress_seconds", "MB": "artifact_bytes"}  # what stands beside a rung's rank
 PLACE = ["notebook", "model", "text", "bits"]  # a panel shows one of each
 EFFORT = ["group_size", "windows", "calibration_windows", "steps", "length", "first_blocks", "embedding_bits"]
 
@@ -18,20 +20,15 @@ def ladder(table: pd.DataFrame, metric: str = "perplexity", notebook: str | None
     windows is drawn, the newest of equals: a quick run does not hide one in earnest. Where several seeds are on record,
     values are means over them, and the spread over these draws of the calibration text stands beside each.
     """
-    data = draws(table, metric)
-    data = data[data["notebook"].eq(notebook or (data["notebook"].iloc[-1] if len(data) else ""))]
-    if len(data):
-        data = max((part for _, part in data.groupby(["model", "text"])), key=_weight)
-    if data.empty:
+    chosen = _by_width(draws(table, metric), notebook)
+    if not chosen:
         return ax.gap("What each step brings", notebook or "22_gptq")
-    widths = sorted(data["bits"].unique(), reverse=True)
-    chosen = {bits: _chosen(data[data["bits"].eq(bits)]) for bits in widths}
     names = list(dict.fromkeys(name for part in chosen.values() for name in part["rung"]))
     with style.use():
-        figure = style.picture(max(7.6, 1.6 + 3.4 * len(widths)), 1.3 + 0.42 * len(names))
-        panels = figure.subplots(1, len(widths), sharey=True, squeeze=False)[0]
-        for axes, bits in zip(panels, widths):
-            _rungs(axes, chosen[bits], names, metric)
+        figure = style.picture(max(7.6, 1.6 + 3.4 * len(chosen)), 1.3 + 0.42 * len(names))
+        panels = figure.subplots(1, len(chosen), sharey=True, squeeze=False)[0]
+        for axes, (bits, part) in zip(panels, chosen.items()):
+            _rungs(axes, part, names, metric)
             title = f"{bits} bits" if bits else ""
             if axes is panels[0]:
                 title = ", ".join(filter(None, [_title(names), title]))
@@ -42,16 +39,56 @@ def ladder(table: pd.DataFrame, metric: str = "perplexity", notebook: str | None
     return figure
 
 
+def ranking(table: pd.DataFrame, metric: str = "kl_divergence") -> pd.DataFrame | str:
+    """The rungs of the recipe's ladder at each bit width, best first; without any, the sentence that says so.
+
+    The runs are those that `ladder` draws. ±: standard error over the windows of one draw; spread: standard deviation
+    over the draws of the calibration text. Seconds and MB are means over the draws, – where no run recorded them.
+    """
+    chosen, by = _by_width(draws(table, metric), RECIPE), [*PLACE, *EFFORT, "rung"]
+    if not chosen:
+        return ax.absence(RECIPE)
+    shown, lines = pd.concat(chosen.values()), []
+    for bits, part in chosen.items():
+        part = part.sort_values("value", ascending=not shown["higher_is_better"].eq(True).any(), kind="stable")
+        for column, other in BESIDE.items():
+            found = draws(table, other)[[*by, "value"]].rename(columns={"value": column})
+            part = part.merge(found, how="left", on=by)
+        for place, row in enumerate(part.to_dict("records"), start=1):
+            lines.append({"Bits": bits, "Place": place} | _line(row, metric))
+    frame = pd.DataFrame(lines).set_index("Bits")
+    frame.attrs["title"] = f"Methods by bit width: {rows.place(shown)}"
+    frame.attrs["notes"] = ["± is one standard error over the windows of one draw of the calibration text."]
+    frame.attrs["notes"] += [line for part in chosen.values() for line in part.attrs["told"]]
+    return frame
+
+
+def _line(row: dict, metric: str) -> dict:
+    """A row of `ranking`, as it is read."""
+    several = row["seeds"] > 1
+    return {
+        "Method": row["rung"],
+        _name(metric): tables.fmt(row["value"], row["stderr"]),
+        "Spread": f"{row['spread']:.2g}" if several else "–",
+        "Draws": f"{row['seeds']:.0f}" if several else "1",
+        "Seconds": tables.fmt(row["Seconds"]),
+        "MB": tables.fmt(row["MB"] / 1e6),
+    }
+
+
 def draws(table: pd.DataFrame, metric: str) -> pd.DataFrame:
     """Mean and spread of `metric` over the seeds of otherwise equal runs, a row for each of them and rung.
 
     Columns: those of `PLACE` and `EFFORT`, rung, value (the mean), stderr (over windows, of one draw), spread (standard
-    deviation over the seeds, NaN for one) and seeds (their number). The newest run of each seed counts, if it finished.
+    deviation over the seeds, NaN for one), seeds (their number), higher_is_better and time (of the newest). The newest
+    run of each seed counts, if it finished. Rungs are in the order in which the run with most of them recorded them: a
+    run of few, made for more seeds, changes no order.
     """
-    by = [*PLACE, *EFFORT]
+    by, told = [*PLACE, *EFFORT], ["value", "stderr", "higher_is_better", "time"]
     data = rows.complete(table)
     data = data.reindex(columns=list(dict.fromkeys([*data.columns, *by, "rung"])))
     data = data[data["metric"].eq(metric) & data["rung"].notna()].sort_values("time", kind="stable")
+    data = data[list(dict.fromkeys([*by, "rung", "seed", "run", "status", *told]))]
     numbers = {name: pd.to_numeric(data[name], errors="coerce").fillna(0).astype(int) for name in ["bits", *EFFORT]}
     data = data.assign(model=data["model"].fillna(""), text=data["text"].fillna(""), **numbers)
     # a rung that the newest run of a seed left out (another list of methods) stays what it was
@@ -59,7 +96,21 @@ def draws(table: pd.DataFrame, metric: str) -> pd.DataFrame:
     data = data[data["status"].isin(rows.SHOWN)].astype({"value": float, "stderr": float})
     groups = data.groupby([*by, "rung"], sort=False)["value"]
     data = data.assign(spread=groups.transform("std"), seeds=groups.transform("count"), value=groups.transform("mean"))
-    return data.drop_duplicates([*by, "rung"], keep="last")[[*by, "rung", "value", "stderr", "spread", "seeds", "time"]]
+    data["time"] = data.groupby([*by, "rung"], sort=False)["time"].transform("last")
+    data["most"] = data.groupby([*by, "run"], sort=False)["rung"].transform("count")
+    data = data.sort_values("most", ascending=False, kind="stable").drop_duplicates([*by, "rung"])
+    return data[[*by, "rung", *told, "spread", "seeds"]]
+
+
+def _by_width(data: pd.DataFrame, notebook: str | None) -> dict[int, pd.DataFrame]:
+    """The rows of `draws` to show for each bit width, most bits first; of one notebook, model and text."""
+    if data.empty:
+        return {}
+    data = data[data["notebook"].eq(notebook or data.sort_values("time", kind="stable")["notebook"].iloc[-1])]
+    if data.empty:
+        return {}
+    data = max((part for _, part in data.groupby(["model", "text"], sort=False)), key=_weight)
+    return {bits: _chosen(data[data["bits"].eq(bits)]) for bits in sorted(data["bits"].unique(), reverse=True)}
 
 
 def _chosen(data: pd.DataFrame) -> pd.DataFrame:
@@ -87,16 +138,22 @@ def _rungs(axes, part: pd.DataFrame, names: list[str], metric: str) -> None:
     places = part["rung"].map(names.index)
     bars = np.array([ax.interval(v, e, log) for v, e in zip(part["value"], part["stderr"])]).T
     axes.errorbar(part["value"], places, xerr=bars, fmt=look.marker, color=look.colour, capsize=3)
-    for place, row in zip(places, part.to_dict("records")):
-        text = f"{row['value']:.4g}"
-        if row["seeds"] > 1:
-            text += f" (spread {row['spread']:.2g} over {row['seeds']:.0f} draws)"
-        axes.annotate(text, (row["value"], place), (0, 6), textcoords="offset points", ha="center", fontsize=8.5)
-    axes.set(xlabel=NAMES.get(metric, metric.replace("_", " ")))
+    axes.set(xlabel=_name(metric))
     axes.margins(x=0.08 if part["seeds"].max() < 2 else 0.35)
     if log:
         axes.set_xscale("log")
         ax.plain_log(axes, "x")
+    for place, row in zip(places, part.to_dict("records")):
+        text, side = f"{row['value']:.4g}", "center"
+        if row["seeds"] > 1:
+            text += f" (spread {row['spread']:.2g} over {row['seeds']:.0f} draws)"
+            across, _ = axes.transAxes.inverted().transform(axes.transData.transform((row["value"], place)))
+            side = "left" if across < 0.35 else "right" if across > 0.65 else "center"  # so that it stays in its panel
+        axes.annotate(text, (row["value"], place), (0, 6), textcoords="offset points", ha=side, fontsize=8.5)
+
+
+def _name(metric: str) -> str:
+    return NAMES.get(metric, metric.replace("_", " "))
 
 
 def _added(names: list[str]) -> bool:

@@ -5,7 +5,7 @@ import numpy as np
 import pandas as pd
 
 from lib.report import axes as ax
-from lib.report import rows, style
+from lib.report import field, rows, style
 
 KINDS = ("q_proj, k_proj, v_proj", "o_proj", "gate_proj, up_proj", "down_proj")
 
@@ -84,24 +84,47 @@ def sensitivity(table: pd.DataFrame):
     return figure
 
 
-def by_megabytes(table: pd.DataFrame, metric: str = "kl_divergence"):
-    """`metric` against the megabytes of the artifact for each arm (labels arm, megabytes), with 95 % intervals."""
-    data = table[table["metric"].eq(metric) & table["megabytes"].notna()] if "megabytes" in table else table.iloc[:0]
+def embedding(table: pd.DataFrame):
+    """Loss of the embedding at each width against its megabytes (metric embedding_loss; labels width, megabytes)."""
+    data = rows.newest(table, "embedding_loss")
     if data.empty:
-        return ax.gap("What a megabyte buys", "54_artifacts")
-    data = data.drop_duplicates(["arm", "kind"], keep="last") if "kind" in data else data
+        return ax.gap("What the embedding costs", "28_allocation")
+    data = data.astype({"width": int, "megabytes": float}).sort_values("megabytes")
+    with style.use():
+        figure = style.picture(7.6, 3.6)
+        axes, look = figure.add_subplot(), style.look("gptq")
+        axes.plot(data["megabytes"], data["value"], marker=look.marker, color=look.colour)
+        ax.span(axes, "x", [0, *data["megabytes"]], 0.06, False)
+        ax.span(axes, "y", data["value"], 0.12, True)
+        axes.set(xlabel="embedding and head, MB", ylabel="KL divergence, nats a token")
+        ax.headline(axes, "What the embedding costs", "The blocks as they were, the embedding alone rounded.")
+        points = list(zip(data["megabytes"], data["value"]))
+        ax.place(axes, points, [f"{width} bits" for width in data["width"]], [points])
+    return figure
+
+
+def by_megabytes(table: pd.DataFrame):
+    """KL divergence against the megabytes of whole artifacts, a curve for each arm, with 95 % intervals.
+
+    Of the runs on record, those on one model and text with most windows (`field.artifacts`): a quick run on another
+    text does not join the curve of one in earnest.
+    """
+    data = field.artifacts(table)
+    if data.empty:
+        return ax.gap("What a megabyte buys", field.ARTIFACTS)
     with style.use():
         figure = style.picture(7.6, 4.6)
         axes = figure.add_subplot()
-        for arm, part in sorted(data.groupby("arm"), key=lambda pair: style.order(pair[0])):
+        for arm, part in sorted(data.groupby("method"), key=lambda pair: style.order(pair[0])):
             part, look = part.sort_values("megabytes"), style.look(arm)
-            bars = np.array([ax.interval(v, e, True) for v, e in zip(part["value"], part["stderr"].astype(float))])
+            bars = np.array([ax.interval(v, e, True) for v, e in zip(part["value"], part["stderr"])])
             axes.errorbar(
-                part["megabytes"].astype(float), part["value"], yerr=bars.reshape(-1, 2).T, fmt=look.marker,
+                part["megabytes"], part["value"], yerr=bars.reshape(-1, 2).T, fmt=look.marker,
                 linestyle=look.line if len(part) > 1 else "none", color=look.colour, label=look.label, markersize=5,
             )  # fmt: skip
         ax.plain_log(axes, "y")
         axes.set(xlabel="artifact, MB (tokenizer left out)", ylabel="KL divergence, nats a token (lower is better)")
         axes.legend()
-        ax.headline(axes, "What a megabyte buys", "Embeddings and head included. Bars: 95 % intervals.")
+        told = f"{rows.place(data)}. Embeddings and head included. Bars: 95 % intervals."
+        ax.headline(axes, "What a megabyte buys", told)
     return figure

@@ -174,3 +174,12 @@ def title(table: pd.DataFrame) -> str:
     last = rows.iloc[-1]
     model = str(last["model"]).rstrip("/").rsplit("/", 1)[-1]
     return f"{model} on {last['text']} text, {float(last['windows']):.0f} windows"
+
+
+def place(data: pd.DataFrame) -> str:
+    """What rows of one model and text were measured on: `tiny-model on packaged text, 12 to 24 windows by notebook`."""
+    low, high = int(data["windows"].min()), int(data["windows"].max())
+    count = f"{low} windows" if low == high else f"{low} to {high} windows"
+    differ = " by notebook" if low != high and data["notebook"].nunique() > 1 else ""
+    model = str(data["model"].iloc[0]).rstrip("/").rpartition("/")[2]
+    return f"{model} on {data['text'].iloc[0]} text, {count}{differ}"

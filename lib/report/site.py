@@ -8,6 +8,7 @@ import argparse
 import json
 import re
 import sys
+from html import escape
 from pathlib import Path
 
 import pandas as pd
@@ -22,6 +23,7 @@ from lib.report import (
     figures,
     grids,
     healing,
+    ladders,
     notebooks,
     packed,
     peers,
@@ -93,7 +95,8 @@ def build() -> Path:
         "css": notebooks.css(),
         "title": rows.title(table),
         "findings": [_unbroken(sentence) for sentence in findings(table)],
-        "comparisons": [_comparison(part, folder / "files", i) for i, part in enumerate(rows.settings(table))],
+        "comparisons": [_comparison(part, folder / "files", i) for i, part in enumerate(rows.settings(table))]
+        + [_ranking(table)],
         "figures": [_figure(table, name, *each, folder / "files") for name, each in shown().items()],
         "pages": pages,
         "groups": task_pages.build(table, folder, notebooks.css()),
@@ -141,6 +144,14 @@ def _comparison(part: pd.DataFrame, folder: Path, number: int) -> dict:
     except ValueError as error:
         return {"title": title, "table": tables.html(pd.DataFrame({"no table": [str(error)]})), "downloads": {}}
     return {"title": title, "table": shown_table, "downloads": {KINDS[kind]: name for kind, name in saved.items()}}
+
+
+def _ranking(table: pd.DataFrame) -> dict:
+    """The methods of the ladder by bit width, best first, or the sentence that says what is missing for it."""
+    found = ladders.ranking(table)
+    if isinstance(found, str):
+        return {"title": "Methods by bit width", "table": f"<p>{escape(found)}</p>", "downloads": {}}
+    return {"title": found.attrs["title"], "table": tables.html(found), "downloads": {}}
 
 
 def _figure(table: pd.DataFrame, name: str, draw, caption: str, folder: Path) -> dict:
