@@ -5,6 +5,10 @@ own outputs. SignRound looks at what the whole block answers, with all its layer
 depends on where it starts. Together each does what the other can't: per block, GPTQ first, on inputs that come from
 the finished blocks before it, then offsets V and ranges α, β from GPTQ's codes on.
 
+GPTAQ's codes, which alone are far nearer than GPTQ's, are no better start: on the packaged model at 2 bits (32 windows
+of WikiText-2, 30 steps) 0.747 ± 0.024 nats a token came of them, and 0.748 ± 0.024 of GPTQ's. What GPTAQ takes back
+of the drift, SignRound learns anyway, since it aims at the original's answers on the original's inputs.
+
 Sources: GPTQ, arXiv 2210.17323 (`gptq`); SignRound, arXiv 2309.05516 (`rounding`).
 """
 
