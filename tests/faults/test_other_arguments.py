@@ -20,13 +20,17 @@ TOKENS = {"count": 3, "length": 16}
 SIZED = {"megabytes": 0.065, "group_size": 32}  # where the losses of one window and of two differ in what they allot
 
 
-def made(seed=0):
-    return tiny.llama(seed=seed, num_hidden_layers=2)
+def made(seed=0, tied=True):
+    return tiny.llama(seed=seed, num_hidden_layers=2, tie_word_embeddings=tied)
 
 
-def rounded(seed=0, symmetric=False):
+def apart(seed=0):
+    return made(seed, tied=False)
+
+
+def rounded(seed=0):
     model = made(seed)
-    rtn.quantize_(model, **GRID, symmetric=symmetric)
+    rtn.quantize_(model, **GRID)
     return model
 
 
@@ -49,10 +53,12 @@ BEGUN = {f"{name}.quantize_": GRID for name in quantizers.METHODS} | {
     "scales.tune_": QUICK,
     "shifts.tune_": QUICK,
 }
-TUNED = ("scales.tune_", "shifts.tune_")  # what starts from a quantized model
+TUNED = ("scales.tune_", "shifts.tune_")
+# what starts from a quantized model, and what has an embedding and a head to tell apart
+MODELS = dict.fromkeys(TUNED, rounded) | {"embedding.quantize_": apart}
 # another legal value of every argument
 OTHER = {
-    "model": lambda method: (rounded if method in TUNED else made)(seed=1),
+    "model": lambda method: MODELS.get(method, made)(seed=1),
     "calibration": lambda _: tiny.tokens(**TOKENS, seed=1),
     "reference": lambda _: made(seed=1),
     "bits": lambda _: 4,
@@ -85,7 +91,7 @@ CALLED |= {("allocate.quantize_", name): "bits" for name in ("megabytes", "width
 # of two arguments one is given: what goes when the other comes
 INSTEAD = {("best.quantize_", "megabytes"): {"bits": None}, ("best.quantize_ to a size", "bits"): {"megabytes": None}}
 INSTEAD[("best.quantize_ by the clock", "megabytes")] = {"bits": None}
-# where the work is done, where it is kept, who looks on, and when it is left
+# where the work is kept and done (there may be no other device here), who looks on, and when it is left
 FREE = ("state", "device", "watch", "stop")
 IDLE = {("best.quantize_", "minutes"), ("best.quantize_ to a size", "minutes")}  # they say nothing beside steps
 
@@ -121,7 +127,7 @@ EVERY = [(method, argument) for method in JOBS for argument in arguments(method)
 
 
 def work(method, folder, **changes):
-    given = {"model": (rounded if method in TUNED else made)(), "calibration": tiny.tokens(**TOKENS)}
+    given = {"model": MODELS.get(method, made)(), "calibration": tiny.tokens(**TOKENS)}
     if method in TUNED:
         given["reference"] = made()
     return function(method)(**(given | BEGUN[method] | changes), state=folder)
