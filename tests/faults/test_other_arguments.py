@@ -52,6 +52,7 @@ BEGUN = {f"{name}.quantize_": GRID for name in quantizers.METHODS} | {
     "best.quantize_ by the clock": GRID | {"minutes": 0.02},
     "scales.tune_": QUICK,
     "shifts.tune_": QUICK,
+    "sensitivity.measure": {"widths": (2, 4), "group_size": 32, "windows": 2},
 }
 TUNED = ("scales.tune_", "shifts.tune_")
 # what starts from a quantized model, and what has an embedding and a head to tell apart
@@ -62,6 +63,7 @@ OTHER = {
     "calibration": lambda _: tiny.tokens(**TOKENS, seed=1),
     "reference": lambda _: made(seed=1),
     "bits": lambda _: 4,
+    "head_bits": lambda _: 4,
     "group_size": lambda _: 64,
     "symmetric": lambda _: True,
     "act_order": lambda _: False,
@@ -76,6 +78,7 @@ OTHER = {
     "initial": lambda _: quantizers.by_name("rtn")(made(), **GRID),
     "clean": lambda _: torch.zeros(TOKENS["count"], TOKENS["length"], 64),
     "ridge": lambda _: 0.5,
+    "norm": lambda _: 0.5,
     "learning_rate": lambda _: 0.125,
     "kind": lambda _: shifts.Shifted,
     "megabytes": lambda _: 0.055,
@@ -93,7 +96,9 @@ INSTEAD = {("best.quantize_", "megabytes"): {"bits": None}, ("best.quantize_ to 
 INSTEAD[("best.quantize_ by the clock", "megabytes")] = {"bits": None}
 # where the work is kept and done (there may be no other device here), who looks on, and when it is left
 FREE = ("state", "device", "watch", "stop")
-IDLE = {("best.quantize_", "minutes"), ("best.quantize_ to a size", "minutes")}  # they say nothing beside steps
+# minutes say nothing beside steps; some methods look at weights alone
+IDLE = {("best.quantize_", "minutes"), ("best.quantize_ to a size", "minutes")}
+IDLE |= {(f"{name}.quantize_", "calibration") for name in ("absmax", "zero_point", "rtn", "hqq")}
 
 
 def measured():
@@ -106,12 +111,12 @@ def function(method):
 
 
 def resuming():
-    """Every public function of the quantizers that changes a model and keeps a state, as `module.function`."""
+    """Every public function of the quantizers that reads a calibration and keeps a state, as `module.function`."""
     found = []
     for module in pkgutil.iter_modules(importlib.import_module("lib.quantizers").__path__):
         for name, each in vars(importlib.import_module(f"lib.quantizers.{module.name}")).items():
             own = inspect.isfunction(each) and each.__module__ == f"lib.quantizers.{module.name}"
-            if own and name.endswith("_") and "state" in inspect.signature(each).parameters:
+            if own and name[0] != "_" and {"calibration", "state"} <= inspect.signature(each).parameters.keys():
                 found.append(f"{module.name}.{name}")
     return [*found, "shifts.tune_"]  # it hands its options to `scales.tune_`
 
