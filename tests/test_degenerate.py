@@ -1,4 +1,7 @@
-"""Every method on layers that break formulas: singular Hessians, dead columns, constant groups, scales out of range."""
+"""Every method on layers that break formulas: singular Hessians, dead columns, constant groups, scales out of range.
+
+In float32, in bfloat16, which is what most models ship in, and where the range matters in float16.
+"""
 
 import copy
 import inspect
@@ -7,8 +10,8 @@ import pytest
 import torch
 
 from lib import quantizers
-from lib.models.blocks import blocks
-from lib.quantizers import allocate, calibrate, rtn, scales
+from lib.models.blocks import blocks, embeddings
+from lib.quantizers import allocate, calibrate, embedding, rtn, scales, shifts
 from lib.quantizers.grid import Quantized
 from lib.quantizers.linear import QuantLinear
 from tests import tiny
@@ -19,16 +22,19 @@ QUICK = {name: {"steps": 3, "batch": 1} for name in ("rounding", "refined")}
 SIZE = {"megabytes": 0.06, "group_size": 32}  # between the fewest bits and the most
 
 
-def tuned(model, ids):
-    """Scales of codes that rounding to nearest found, tuned against the model as it was."""
+def tuned(model, ids, tune_):
+    """Codes that rounding to nearest found, tuned against the model as it was."""
     original = copy.deepcopy(model)
     rtn.quantize_(model, ids, **USUAL)
-    return scales.tune_(model, ids, original, steps=3)
+    return tune_(model, ids, original, steps=3)
 
 
-# what combines methods: it takes a model and token ids
+# what combines methods, and embedding and head: it takes a model and token ids
 COMBINED = {
-    "tune_": tuned,
+    "tune_": lambda model, ids: tuned(model, ids, scales.tune_),
+    "shifts": lambda model, ids: tuned(model, ids, shifts.tune_),
+    "embedding": lambda model, ids: embedding.quantize_(model, ids, **USUAL),
+    "embedding without calibration": lambda model, ids: embedding.quantize_(model, **USUAL),
     "allocate": lambda model, ids: allocate.quantize_(model, ids, **SIZE),
     "best_": lambda model, ids: quantizers.best_(model, ids, **USUAL, steps=3),
     "best_ to a size": lambda model, ids: quantizers.best_(model, ids, **SIZE, steps=3),
@@ -36,6 +42,11 @@ COMBINED = {
 METHODS = [*quantizers.METHODS, *COMBINED]
 # what a method has no answer for it must refuse before the work; anything else has to succeed
 REFUSED: dict[tuple[str, str], str] = {}  # (method, case) -> what its error says
+
+
+def large(model, value):
+    """`value`, or what stands for it in half precision, whose numbers end at 65504."""
+    return value**0.1 if model.dtype == torch.float16 else value
 
 
 def parts(model):
@@ -78,15 +89,42 @@ def tiny_scales(model):
 
 def huge_scales(model):
     for attention, mlp in zip(parts(model)[::2], parts(model)[1::2]):
-        attention.q_proj.weight.mul_(1e30)
+        attention.q_proj.weight.mul_(large(model, 1e30))
         attention.k_proj.weight.mul_(1e-30)
-        mlp.gate_proj.weight[7].mul_(-1e30)
+        mlp.gate_proj.weight[7].mul_(-large(model, 1e30))
         mlp.up_proj.weight[7] = 0
 
 
 def one_outlier(model):
     for layer in calibrate.layers(model).values():
-        layer.weight[0, 0] = 1e4
+        layer.weight[0, 0] = large(model, 1e4)
+
+
+def odd_rows_of_the_embedding(model):
+    embeddings(model).weight[::3] = 0
+    embeddings(model).weight[1::3, 32:] = 0
+    embeddings(model).weight[2::6] = 0.37
+    embeddings(model).weight[5::12] = -0.02
+
+
+def zero_embedding(model):
+    embeddings(model).weight[:] = 0
+
+
+def constant_embedding(model):
+    embeddings(model).weight[:] = 0.37
+
+
+def tiny_embedding(model):
+    embeddings(model).weight.mul_(1e-36)
+
+
+def huge_rows_of_the_embedding(model):
+    embeddings(model).weight[::2].mul_(large(model, 1e15))  # the squares of larger ones overflow in the model's norms
+
+
+def huge_embedding(model):
+    embeddings(model).weight.mul_(large(model, 1e15))
 
 
 def untouched(model):
@@ -96,14 +134,19 @@ def untouched(model):
 ONE_WINDOW = tiny.tokens(1, 8)  # fewer tokens than columns: every Hessian is singular
 ONE_TOKEN = torch.full((2, 16), 65)  # the same input over and over: Hessians of rank one
 CASES = {make.__name__: (make, tiny.tokens(2, 16)) for make in (
-    dead_columns, constant_groups, zero_groups, zero_layers, tiny_scales, huge_scales, one_outlier
+    dead_columns, constant_groups, zero_groups, zero_layers, tiny_scales, huge_scales, one_outlier,
+    odd_rows_of_the_embedding, zero_embedding, constant_embedding, tiny_embedding, huge_rows_of_the_embedding,
+    huge_embedding,
 )}  # fmt: skip
 CASES |= {"one_window": (untouched, ONE_WINDOW), "one_token": (untouched, ONE_TOKEN)}
 CASES |= {"dead_columns_one_token": (dead_columns, ONE_TOKEN), "zero_layers_one_window": (zero_layers, ONE_WINDOW)}
+RANGE = ("tiny_scales", "huge_scales", "one_outlier", "tiny_embedding", "huge_rows_of_the_embedding", "huge_embedding")
+TYPES = [torch.float32, torch.bfloat16]
+TYPED = [(case, dtype) for dtype in TYPES for case in CASES] + [(case, torch.float16) for case in RANGE]
 
 
-def made(make=untouched):
-    model = tiny.llama(num_hidden_layers=2)
+def made(make=untouched, dtype=torch.float32):
+    model = tiny.llama(num_hidden_layers=2).to(dtype)
     with torch.no_grad():
         make(model)
     return model
@@ -123,11 +166,16 @@ def finite(*tensors):
     return all(tensor is None or tensor.isfinite().all() for tensor in tensors)
 
 
-@pytest.mark.parametrize("case", CASES)
+def expected(method, model):
+    """Names of the matrices that a method quantizes, at least."""
+    return {"model.embed_tokens", "lm_head"} if "embedding" in method else calibrate.layers(model).keys()
+
+
+@pytest.mark.parametrize("case, dtype", TYPED)
 @pytest.mark.parametrize("method", METHODS)
-def test_everything_stays_finite(method, case):
+def test_everything_stays_finite(method, case, dtype):
     make, ids = CASES[case]
-    model = made(make)
+    model = made(make, dtype)
     with torch.no_grad():
         assert finite(model(input_ids=ids).logits), "the case itself is broken: this would test nothing"
         if (method, case) in REFUSED:
@@ -137,14 +185,14 @@ def test_everything_stays_finite(method, case):
             assert all(torch.equal(before[name], tensor) for name, tensor in model.state_dict().items())
             return
         done = run(method, model, ids)
-        assert done.keys() >= calibrate.layers(model).keys()
+        assert done.keys() >= expected(method, model)
         for quantized in done.values():
             assert isinstance(quantized, Quantized) and finite(quantized.scale, quantized.codebook, quantized.dense())
         assert all(finite(tensor) for tensor in model.state_dict().values())
         assert finite(model(input_ids=ids).logits)
 
 
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("method", [method for method in METHODS if "embedding" not in method])
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
 def test_weights_that_are_no_numbers_are_refused_before_the_work(method, value):
     model = made()
@@ -155,16 +203,29 @@ def test_weights_that_are_no_numbers_are_refused_before_the_work(method, value):
     assert not any(isinstance(layer, QuantLinear) for layer in calibrate.layers(model).values())
 
 
+@pytest.mark.parametrize("method", [method for method in METHODS if "embedding" in method])
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_an_embedding_that_is_no_number_is_refused_and_left(method, value):
+    model = made()
+    with torch.no_grad():
+        embeddings(model).weight[3, 5] = value
+    table = embeddings(model)
+    with pytest.raises(ValueError, match="holds NaN or infinite values"):
+        run(method, model, tiny.tokens(2, 16))
+    assert embeddings(model) is table
+
+
+@pytest.mark.parametrize("dtype", TYPES)
 @pytest.mark.parametrize("method", METHODS)
-def test_two_runs_give_the_same_bytes_whatever_the_global_seed(method):
+def test_two_runs_give_the_same_bytes_whatever_the_global_seed(method, dtype):
     states = []
     for seed in (1, 2):
-        model = made()
+        model = made(dtype=dtype)
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
-            expected = torch.random.get_rng_state()
+            before = torch.random.get_rng_state()
             run(method, model, tiny.tokens(3, 16))
-            assert torch.equal(torch.random.get_rng_state(), expected), "the library's global seed was touched"
+            assert torch.equal(torch.random.get_rng_state(), before), "the library's global seed was touched"
         states.append(model.state_dict())
     first, second = states
     assert first.keys() == second.keys() and all(torch.equal(first[name], second[name]) for name in first)

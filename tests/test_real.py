@@ -1,5 +1,6 @@
 """The real model and the real text: numbers that tiny random models can't vouch for."""
 
+import copy
 import importlib.util
 import math
 import os
@@ -12,7 +13,8 @@ import torch
 
 from lib.export import compressed_tensors
 from lib.metrics import divergence, perplexity
-from lib.quantizers import gptq, rtn
+from lib.models import blocks
+from lib.quantizers import gptq, refined, rtn
 from lib.quantizers.grid import dequantize
 from lib.sources import models, texts
 
@@ -53,6 +55,37 @@ def test_gptq_beats_rounding_by_far_on_a_text_it_has_not_seen(original):
         scores[name] = divergence.quality(model, reference, test)
     assert scores["gptq"]["kl_divergence"].value < 0.6 * scores["rtn"]["kl_divergence"].value
     assert scores["gptq"]["perplexity"].value < scores["rtn"]["perplexity"].value < 120
+
+
+@pytest.fixture
+def two_threads():
+    """As many as a small machine has; sums of several threads are put together in an order of their own."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(2)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.fixture(scope="module")
+def beginning():
+    """The real model's first two blocks, with its embedding and head."""
+    model, _ = models.load()
+    del blocks.blocks(model)[2:]
+    model.config.num_hidden_layers = 2
+    return model
+
+
+@pytest.mark.parametrize("method, options", [(gptq, {"candidates": 2}), (refined, {"steps": 2})])
+def test_two_runs_on_two_threads_give_the_same_bytes(beginning, two_threads, method, options):
+    calibration = texts.load("packaged", split="valid").windows(2, 64)
+    found = []
+    for _ in range(2):
+        model = copy.deepcopy(beginning)
+        done = method.quantize_(model, calibration, bits=3, group_size=64, **options)
+        assert len(done) == 14 and all(each.scale.isfinite().all() for each in done.values())
+        found.append(model.state_dict())
+    assert found[0].keys() == found[1].keys()
+    assert all(torch.equal(tensor, found[1][name]) for name, tensor in found[0].items())
 
 
 def test_the_trap_of_the_models_own_grid(original):

@@ -74,7 +74,7 @@ def tune_(
     original = reference if isinstance(reference, Reference) else divergence.remember(reference, tokens)
     original.check(tokens)
     settings = {"steps": steps, "batch": batch, "learning_rate": rate, "seed": seed}
-    job = Steps.open(state, model, tokens, method=kind.METHOD, **settings)
+    job = Steps.open(state, model, tokens, method=kind.METHOD, reference=original.fingerprint, **settings)
     with _tuned(model, found, again, kind) as tuned:
         _train(model, original, tokens, tuned, job, watch=watch, stop=stop, **settings)
         for part in tuned.values():
