@@ -5,10 +5,26 @@ import torch
 
 from lib.models.blocks import blocks
 from lib.quantizers import inputs, rounding
+from lib.quantizers.rounding import distance
 from tests import tiny
+from tests.test_rounding import random
 
 OUTLIER, SIZE = 5, 100  # the feature that one block writes, and how many times as large its weights are
 LEARNED, COUNT = 8, 16  # windows to learn from, and all windows
+
+
+def test_the_loss_leaves_out_the_largest_squares_and_nothing_else():
+    outputs, targets = random(2, 10, 50), random(2, 10, 50, seed=1)
+    outputs[0, 3, 7] = 1000
+    squares = (outputs - targets).double().square()
+    loss, gradient = distance(outputs, targets, 0.01)
+    kept = squares.flatten().sort().values[:-10]
+    assert loss == pytest.approx(kept.sum().item() / 1000, rel=1e-5)
+    assert (gradient == 0).sum() == 10 and gradient[0, 3, 7] == 0
+    loss, gradient = distance(outputs, targets, 0.0)
+    assert loss == pytest.approx(squares.mean().item(), rel=1e-5)
+    assert torch.allclose(gradient, 2 * (outputs - targets) / 1000)
+    assert distance(targets, targets, 0.01)[0] == 0
 
 
 @torch.no_grad()
