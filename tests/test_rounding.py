@@ -8,7 +8,6 @@ import torch
 from lib.models.blocks import blocks, linears
 from lib.quantizers import calibrate, gptq, inputs, rounding
 from lib.quantizers.offsets import Rounded
-from lib.quantizers.rounding import distance
 from lib.quantizers.rtn import rtn
 from tests import tiny
 
