@@ -9,9 +9,12 @@ with the gradient of z taken for that of z₀ + PACE ζ, straight through roundi
 its first phase: Chen et al., arXiv 2407.11062, section 3.2). Its second phase, which `scales` is, leaves z alone.
 
 It is no part of the recipe: a zero point moves a whole group by a whole step of its grid, and no setting that was tried
-gained by it. On a random model of 4 blocks at 3 bits, a tenth of whose zero points had been put off by one (40 steps),
-the divergence fell from 0.171 to 0.0282 nats by scales alone and to 0.0290 with this; a larger `PACE` made it worse
-(10: 0.092), and so did a shift that every pass sees unrounded (0.038 to 0.063). On a real model it was not measured.
+gained by it. On the packaged model at 2 bits (GPTQ's codes, 32 windows of WikiText-2, 60 steps) scales alone came to
+0.906 ± 0.030 nats a token. At this `PACE` and the usual rate no ζ gets half a step far within so few steps, so that the
+result is the same; at 10, 1.2 % of the zero points moved, and the divergence was 0.993 ± 0.032. On a random model of 4
+blocks at 3 bits, a tenth of whose zero points had been put off by one (40 steps), it fell from 0.171 to 0.0282 nats by
+scales alone and to 0.0290 with this; a larger `PACE` made it worse (10: 0.092), and so did a shift that every pass sees
+unrounded (0.038 to 0.063).
 """
 
 import torch
