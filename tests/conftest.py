@@ -4,6 +4,8 @@ import os
 import shutil
 from pathlib import Path
 
+import pytest
+
 WORKER = os.environ.get("PYTEST_XDIST_WORKER", "")  # "" where the tests run in one process
 HOME = Path(__file__).resolve().parent.parent / "data" / "cache" / "tests" / WORKER
 
@@ -17,3 +19,14 @@ os.environ.pop("THIMBLE_RUN_ID", None)
 # the checkpoint of the packaged model stays: converting it takes 20 s
 shutil.rmtree(HOME / "data", ignore_errors=True)
 HOME.mkdir(parents=True, exist_ok=True)
+
+
+@pytest.fixture
+def one_thread():
+    """torch with one thread: what two processes make of the same job is alike to the last bit only so."""
+    import torch  # not before OMP_NUM_THREADS stands
+
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)

@@ -16,14 +16,7 @@ from tests import tiny
 
 GRID = {"bits": 3, "group_size": 32}
 OTHER = "lib/quantizers " + "5eed" * 16  # what `code` says of files that differ
-
-
-@pytest.fixture(autouse=True)
-def one_thread():
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 @pytest.fixture(scope="module")

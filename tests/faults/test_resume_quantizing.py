@@ -23,15 +23,7 @@ QUICK = {"rounding": {"steps": 3}, "refined": {"steps": 3}}  # what keeps a meth
 TOKENS = {"count": 4, "length": 48}
 UNCALIBRATED = ["absmax", "zero_point", "rtn", "hqq"]  # these know nothing but the weights
 MANY = dict.fromkeys(["absmax", "zero_point", "rtn"], 48)  # blocks, of which these take few milliseconds each
-
-
-@pytest.fixture(autouse=True)
-def one_thread():
-    """Another number of threads is another job, and the killed processes have one."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 def tune_(kind, model, tokens, *, steps, state, **grid):

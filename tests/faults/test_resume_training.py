@@ -15,15 +15,7 @@ from tests import tiny
 
 STEPS = 14
 SETTINGS = {"steps": STEPS, "batch": 4, "at_once": 2, "seed": 3, "every": 0}
-
-
-@pytest.fixture(autouse=True)
-def one_thread():
-    """Sums of several threads differ in the last bit from those of one, which the killed processes have."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 def train(way, folder, *, dropout=0.0, watch=None, **changes):
