@@ -75,7 +75,7 @@ def gap(title: str, what: str):
         axes.set(xticks=[], yticks=[])
         axes.spines[:].set(visible=True, linestyle=(0, (4, 4)))
         axes.text(
-            0.5, 0.5, absence(what),
+            0.5, 0.5, absence(what).replace(": run", ":\nrun"),  # in one line it is wider than its frame
             transform=axes.transAxes, ha="center", va="center", color=style.MUTED, fontsize=11,
         )  # fmt: skip
     return figure
