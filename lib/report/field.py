@@ -104,7 +104,8 @@ def _artifacts(table: pd.DataFrame) -> pd.DataFrame:
 def _finished(table: pd.DataFrame, notebook: str) -> pd.DataFrame:
     data = rows.complete(table)
     data = data.reindex(columns=list(dict.fromkeys([*data.columns, "kind", "megabytes"])))
-    return data[data["notebook"].eq(notebook) & data["status"].isin(rows.SHOWN)].sort_values("time", kind="stable")
+    data = data[data["notebook"].eq(notebook) & data["status"].isin(rows.SHOWN)]
+    return data.sort_values("time", kind="stable").copy()  # in one piece: many labels leave a frame in fragments
 
 
 def _joined(data: pd.DataFrame, by: list[str]) -> pd.DataFrame:
