@@ -68,12 +68,15 @@ def whole(method: Callable[..., Quantized], weight: Tensor, *, bits: int) -> Qua
 
 
 def round_(
-    model: nn.Module, method: Callable[..., Quantized], *, bits: int, group_size: int, state=None
+    model: nn.Module, method: Callable[..., Quantized], *, bits: int, group_size: int, state=None, **job
 ) -> dict[str, Quantized]:
-    """Put `method(weight, bits, group_size)` in the place of every linear layer inside the blocks of `model`."""
+    """Put `method(weight, bits, group_size)` in the place of every linear layer inside the blocks of `model`.
+
+    job: what else a folder of finished blocks is to know, and to refuse when it changes.
+    """
     per_tensor = group_size == WHOLE and not isinstance(group_size, bool)
     calibrate.check_layers(model, bits=bits, group_size=-1 if per_tensor else group_size)
     settings = {"bits": bits, "group_size": group_size}
     if state is not None:
-        state = State(state, method=method.__name__, **fingerprint(model), **settings)
+        state = State(state, method=method.__name__, **fingerprint(model), **settings, **job)
     return layerwise.replace_(model, lambda weight: method(weight, **settings), state=state)

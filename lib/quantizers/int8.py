@@ -31,13 +31,14 @@ def quantize_(
     bits: int = 8,
     group_size: int = -1,
     threshold: float = 6.0,
+    state=None,
 ) -> dict[str, Quantized]:
     """Quantize every linear layer inside the blocks of `model`, in place; return the codes and grids by layer name.
 
     The layers become `Int8Linear`, which quantizes its inputs too, at every product. calibration: not used; it is
     here because the family shares one signature. bits, group_size: 8 and -1 (a scale per row) are all there is.
     threshold: α, the magnitude above which an input feature is an outlier; 0 takes every feature out (integer weights
-    alone), infinity none. It keeps no state: all it does is to round, and a killed job starts over.
+    alone), infinity none. state: folder that keeps finished blocks, so that a killed job resumes.
     Raises ValueError, before the work, for another grid, for a negative threshold, and for layers quantized already.
     """
     if (bits, group_size) != (8, -1):
@@ -46,7 +47,8 @@ def quantize_(
             "use bits=8 and group_size=-1, or another method (rtn, gptq) for other grids."
         )
     _check(threshold)
-    done = absmax.quantize_(model, bits=bits, group_size=group_size)
+    grid = {"bits": bits, "group_size": group_size}
+    done = absmax.round_(model, absmax.absmax, **grid, state=state, threshold=threshold)
     integer_products_(model, threshold=threshold)
     return done
 

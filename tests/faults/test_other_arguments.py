@@ -41,6 +41,7 @@ def planned(bits):
 
 # what each job is begun with, beside the model and the calibration
 BEGUN = {f"{name}.quantize_": GRID for name in quantizers.METHODS} | {
+    "int8.quantize_": {"bits": 8, "group_size": -1},
     "rounding.quantize_": GRID | QUICK,
     "refined.quantize_": GRID | QUICK,
     "awq.scale_": GRID,
@@ -69,6 +70,7 @@ OTHER = {
     "act_order": lambda _: False,
     "candidates": lambda _: 3,
     "alpha": lambda _: 0.5,
+    "threshold": lambda _: 5.0,
     "steps": lambda _: 3,
     "batch": lambda method: 2 if method in TUNED else 1,
     "rate": lambda _: 0.125,
@@ -98,7 +100,8 @@ INSTEAD[("best.quantize_ by the clock", "megabytes")] = {"bits": None}
 FREE = ("state", "device", "watch", "stop")
 # minutes say nothing beside steps; some methods look at weights alone
 IDLE = {("best.quantize_", "minutes"), ("best.quantize_ to a size", "minutes")}
-IDLE |= {(f"{name}.quantize_", "calibration") for name in ("absmax", "zero_point", "rtn", "hqq")}
+IDLE |= {(f"{name}.quantize_", "calibration") for name in ("absmax", "zero_point", "rtn", "hqq", "int8")}
+ONLY = {("int8.quantize_", "bits"), ("int8.quantize_", "group_size")}  # the one value that there is
 
 
 def measured():
@@ -128,7 +131,7 @@ def arguments(method):
 
 
 JOBS = [name for name in BEGUN if name.split(" ")[0] in resuming()]
-EVERY = [(method, argument) for method in JOBS for argument in arguments(method)]
+EVERY = [(method, argument) for method in JOBS for argument in arguments(method) if (method, argument) not in ONLY]
 
 
 def work(method, folder, **changes):

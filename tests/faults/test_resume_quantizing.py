@@ -19,10 +19,11 @@ from tests import tiny
 
 BLOCKS = 12
 GRID = {"bits": 3, "group_size": 32}
-QUICK = {"rounding": {"steps": 3}, "refined": {"steps": 3}}  # what keeps a method short
+# few steps, which keep a method short, and the only grid that one has
+OWN = {"rounding": {"steps": 3}, "refined": {"steps": 3}, "int8": {"bits": 8, "group_size": -1}}
 TOKENS = {"count": 4, "length": 48}
-UNCALIBRATED = ["absmax", "zero_point", "rtn", "hqq"]  # these know nothing but the weights
-MANY = dict.fromkeys(["absmax", "zero_point", "rtn"], 48)  # blocks, of which these take few milliseconds each
+UNCALIBRATED = ["absmax", "zero_point", "rtn", "hqq", "int8"]  # these know nothing but the weights
+MANY = dict.fromkeys(["absmax", "zero_point", "rtn", "int8"], 48)  # blocks, of which these take few milliseconds each
 pytestmark = pytest.mark.usefixtures("one_thread")
 
 
@@ -60,17 +61,14 @@ OTHER = {
     "allocate": {"megabytes": 0.3},
     "best_ to a size": {"megabytes": 0.3},
     "sensitivity": {"widths": (2, 3)},
+    "int8": {"threshold": 5.0},
 }
-
-
-def resuming(method):
-    return "state" in inspect.signature(quantizers.by_name(method)).parameters
 
 
 def quantize(method, folder, *, seed=0, weights=0, **changes):
     """Tensors of the model after the job; the seeds draw calibration and model, `changes` go to the method."""
     model = tiny.llama(num_hidden_layers=MANY.get(method, BLOCKS), seed=weights)
-    quantize_, settings = JOBS.get(method) or (quantizers.by_name(method), GRID | QUICK.get(method, {}))
+    quantize_, settings = JOBS.get(method) or (quantizers.by_name(method), GRID | OWN.get(method, {}))
     quantize_(model, tiny.tokens(**TOKENS, seed=seed), **(settings | changes), state=folder)
     return model.state_dict()
 
@@ -123,7 +121,7 @@ def killed_until_done(method, folder, total, chance, pause):
     return left
 
 
-@pytest.mark.parametrize("method", [*filter(resuming, quantizers.METHODS), *JOBS])
+@pytest.mark.parametrize("method", [*quantizers.METHODS, *JOBS])
 def test_killed_anywhere_it_ends_in_the_same_bytes(tmp_path, monkeypatch, method):
     monkeypatch.setattr(steps, "EVERY", 0)
     begun = time.monotonic()
@@ -198,7 +196,7 @@ def test_killed_anywhere_the_recipe_keeps_what_its_clock_decided_and_finishes(tm
     assert last.keys() == whole.keys() and all(torch.equal(last[name], whole[name]) for name in whole)
 
 
-@pytest.mark.parametrize("method", [*filter(resuming, quantizers.METHODS), *JOBS])
+@pytest.mark.parametrize("method", [*quantizers.METHODS, *JOBS])
 def test_another_calibration_or_parameter_is_refused_and_nothing_is_lost(tmp_path, method):
     whole = quantize(method, tmp_path)
     if blocks := sorted(tmp_path.rglob("block-*.safetensors")):
@@ -207,6 +205,7 @@ def test_another_calibration_or_parameter_is_refused_and_nothing_is_lost(tmp_pat
     said = "megabytes=0.25 there, 0.3 here" if method == "best_ to a size" else "bits=3 there, 4 here"
     # what follows from the parameter
     follows = {"allocate": "bits=", "tune_": "model=", "shifts": "model=", "sensitivity": r"widths=\(2, 4\) there"}
+    follows |= {"int8": "threshold=6.0 there, 5.0 here"}
     said = follows.get(method, said)
     inputs = ({"weights": 1}, "model=") if method in UNCALIBRATED else ({"seed": 1}, "calibration=")
     for change, named in (inputs, (parameter, said)):
@@ -223,10 +222,6 @@ def test_what_is_not_used_does_not_decide(tmp_path, method):
     assert all(torch.equal(found[name], whole[name]) for name in whole)
 
 
-def test_all_that_calibrate_by_block_resume():
-    """A method that walks the blocks and can't resume would be a long job that a kill loses."""
-    sources = {name: inspect.getsource(inspect.getmodule(quantizers.by_name(name))) for name in quantizers.METHODS}
-    walking = [name for name, source in sources.items() if "calibrate.walk" in source]
-    assert walking and all(map(resuming, walking))
-    # int8 rounds as absmax does, and says why it keeps nothing
-    assert [name for name in quantizers.METHODS if not resuming(name)] == ["int8"]
+def test_all_methods_resume():
+    """A method that can't resume would be a long job that a kill loses."""
+    assert all("state" in inspect.signature(quantizers.by_name(name)).parameters for name in quantizers.METHODS)
