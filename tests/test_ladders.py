@@ -5,7 +5,7 @@ import statistics
 import pandas as pd
 import pytest
 
-from lib.report import grids, ladders, site, style
+from lib.report import grids, ladders, site, style, tables
 
 
 def run(notebook, values, *, seed=0, bits=3, windows=32, text="wikitext2", day=1, status="finished", **columns):
@@ -122,6 +122,23 @@ def test_the_ranking_has_every_rung_of_each_width_in_order_with_errors_draws_and
     alone = frame[frame["Method"].eq("hqq")].iloc[0]
     assert alone["Spread"] == "–" and alone["Draws"] == "1" and alone["Seconds"] == "–"
     assert "tiny on wikitext2 text, 32 windows" in frame.attrs["title"]
+
+
+@pytest.mark.parametrize("sign, metric", [(1, "kl_divergence"), (-1, "top1_agreement")])
+def test_the_ranking_says_draw_by_draw_how_far_each_method_is_behind_the_one_above(sign, metric):
+    """Calibration texts that are easy or hard for all methods say nothing about the step between two of them."""
+    ease, step = [0.0, 0.5, 0.9], [0.10, 0.12, 0.17]
+    drawn = [
+        run("29_best_recipe", {"refined": sign * (1 + e), "gptq": sign * (1 + e + s)}, seed=seed, day=seed + 1)
+        for seed, (e, s) in enumerate(zip(ease, step))
+    ]
+    table = pd.concat([*drawn, run("29_best_recipe", {"rtn": sign * 9.0}, seed=0, day=9)])
+    table = table.assign(metric=metric, higher_is_better=sign < 0)
+    frame = ladders.ranking(table, metric)
+    assert frame["Method"].tolist() == ["refined", "gptq", "rtn"]
+    told = tables.fmt(statistics.mean(step), statistics.stdev(step) / 3**0.5)
+    assert frame["Behind"].tolist() == ["–", told, "–"]  # rtn shares a single draw with gptq
+    assert any("draw by draw" in note for note in frame.attrs["notes"])
 
 
 def test_the_ranking_of_a_score_that_should_be_high_begins_with_the_highest():

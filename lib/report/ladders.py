@@ -43,14 +43,16 @@ def ranking(table: pd.DataFrame, metric: str = "kl_divergence") -> pd.DataFrame 
     """The rungs of the recipe's ladder at each bit width, best first; without any, the sentence that says so.
 
     The runs are those that `ladder` draws. ±: standard error over the windows of one draw; spread: standard deviation
-    over the draws of the calibration text. Seconds and MB are means over the draws, – where no run recorded them.
+    over the draws of the calibration text; behind: how much worse than the rung above, the mean over the draws that
+    both have ± its standard error. Seconds and MB are means over the draws, – where no run recorded them.
     """
     chosen, by = _by_width(draws(table, metric), RECIPE), [*PLACE, *EFFORT, "rung"]
     if not chosen:
         return ax.absence(RECIPE)
-    shown, lines = pd.concat(chosen.values()), []
+    shown, lines, each = pd.concat(chosen.values()), [], _each(table, metric)
     for bits, part in chosen.items():
         part = part.sort_values("value", ascending=not shown["higher_is_better"].eq(True).any(), kind="stable")
+        part = part.assign(behind=_behind(part, each))
         for column, other in BESIDE.items():
             found = draws(table, other)[[*by, "value"]].rename(columns={"value": column})
             part = part.merge(found, how="left", on=by)
@@ -58,7 +60,10 @@ def ranking(table: pd.DataFrame, metric: str = "kl_divergence") -> pd.DataFrame 
             lines.append({"Bits": bits, "Place": place} | _line(row, metric))
     frame = pd.DataFrame(lines).set_index("Bits")
     frame.attrs["title"] = f"Methods by bit width: {rows.place(shown)}"
-    frame.attrs["notes"] = ["± is one standard error over the windows of one draw of the calibration text."]
+    frame.attrs["notes"] = [
+        "± is one standard error over the windows of one draw of the calibration text; in the column Behind (how much "
+        "worse than the method above, draw by draw) over the draws."
+    ]
     frame.attrs["notes"] += [line for part in chosen.values() for line in part.attrs["told"]]
     return frame
 
@@ -70,10 +75,20 @@ def _line(row: dict, metric: str) -> dict:
         "Method": row["rung"],
         _name(metric): tables.fmt(row["value"], row["stderr"]),
         "Spread": f"{row['spread']:.2g}" if several else "–",
+        "Behind": row["behind"],
         "Draws": f"{row['seeds']:.0f}" if several else "1",
         "Seconds": tables.fmt(row["Seconds"]),
         "MB": tables.fmt(row["MB"] / 1e6),
     }
+
+
+def _behind(part: pd.DataFrame, each: pd.DataFrame) -> list[str]:
+    """How much worse each row of `part` is than the one above, over the draws that both have; – for fewer than two."""
+    same = each.merge(part[[*PLACE, *EFFORT]].drop_duplicates())
+    drawn = same.pivot(index="seed", columns="rung", values="value").reindex(columns=part["rung"])
+    steps = drawn.diff(axis=1)
+    steps = -steps if part["higher_is_better"].eq(True).any() else steps
+    return [tables.fmt(step.mean(), step.sem()) if step.count() > 1 else "–" for _, step in steps.items()]
 
 
 def draws(table: pd.DataFrame, metric: str) -> pd.DataFrame:
@@ -85,6 +100,18 @@ def draws(table: pd.DataFrame, metric: str) -> pd.DataFrame:
     run of few, made for more seeds, changes no order.
     """
     by, told = [*PLACE, *EFFORT], ["value", "stderr", "higher_is_better", "time"]
+    data = _each(table, metric)
+    groups = data.groupby([*by, "rung"], sort=False)["value"]
+    data = data.assign(spread=groups.transform("std"), seeds=groups.transform("count"), value=groups.transform("mean"))
+    data["time"] = data.groupby([*by, "rung"], sort=False)["time"].transform("last")
+    data["most"] = data.groupby([*by, "run"], sort=False)["rung"].transform("count")
+    data = data.sort_values("most", ascending=False, kind="stable").drop_duplicates([*by, "rung"])
+    return data[[*by, "rung", *told, "spread", "seeds"]]
+
+
+def _each(table: pd.DataFrame, metric: str) -> pd.DataFrame:
+    """`metric` of every rung and seed, a row each, from the newest run of the seed that has it, if that finished."""
+    by, told = [*PLACE, *EFFORT], ["value", "stderr", "higher_is_better", "time"]
     data = rows.complete(table)
     data = data.reindex(columns=list(dict.fromkeys([*data.columns, *by, "rung"])))
     data = data[data["metric"].eq(metric) & data["rung"].notna()].sort_values("time", kind="stable")
@@ -93,13 +120,7 @@ def draws(table: pd.DataFrame, metric: str) -> pd.DataFrame:
     data = data.assign(model=data["model"].fillna(""), text=data["text"].fillna(""), **numbers)
     # a rung that the newest run of a seed left out (another list of methods) stays what it was
     data = data.drop_duplicates([*by, "rung", "seed"], keep="last")
-    data = data[data["status"].isin(rows.SHOWN)].astype({"value": float, "stderr": float})
-    groups = data.groupby([*by, "rung"], sort=False)["value"]
-    data = data.assign(spread=groups.transform("std"), seeds=groups.transform("count"), value=groups.transform("mean"))
-    data["time"] = data.groupby([*by, "rung"], sort=False)["time"].transform("last")
-    data["most"] = data.groupby([*by, "run"], sort=False)["rung"].transform("count")
-    data = data.sort_values("most", ascending=False, kind="stable").drop_duplicates([*by, "rung"])
-    return data[[*by, "rung", *told, "spread", "seeds"]]
+    return data[data["status"].isin(rows.SHOWN)].astype({"value": float, "stderr": float})
 
 
 def _by_width(data: pd.DataFrame, notebook: str | None) -> dict[int, pd.DataFrame]:
