@@ -1,6 +1,7 @@
 """QuantEmbedding against nn.Embedding; embedding and head quantized together: codes, ties, resuming, failures."""
 
 import copy
+import math
 
 import pytest
 import torch
@@ -10,9 +11,9 @@ from torch import nn
 
 from lib.models import blocks
 from lib.quantizers import embedding, gptq, rtn
-from lib.quantizers.embedding import QuantEmbedding
 from lib.quantizers.grid import Quantized
 from lib.quantizers.linear import QuantLinear
+from lib.quantizers.table import QuantEmbedding
 from tests import tiny
 
 GRID = {"bits": 4, "group_size": 32}
@@ -234,6 +235,16 @@ def test_what_does_not_fit_is_refused_before_the_work():
     embedding.quantize_(model, bits=4)
     with pytest.raises(ValueError, match=r"model\.embed_tokens is a QuantEmbedding; load the original"):
         embedding.quantize_(model, bits=4)
+
+
+@pytest.mark.parametrize("name", ["model.norm.weight", "model.embed_tokens.weight"])
+def test_what_is_no_number_is_named_before_anything_is_computed_or_kept(tmp_path, name):
+    model = tiny.llama()
+    model.get_parameter(name).data.view(-1)[3] = math.nan
+    model.forward = None  # a pass would fail
+    with pytest.raises(ValueError, match=rf"{name} holds NaN"):
+        embedding.quantize_(model, tiny.tokens(), **GRID, state=tmp_path / "state")
+    assert not (tmp_path / "state").exists()
 
 
 def test_quantized_is_the_structure_that_others_read():

@@ -13,7 +13,7 @@ from lib.metrics.reference import Reference
 from lib.models import blocks
 from lib.pruners import depth
 from lib.quantizers import calibrate, embedding, gptq, rtn
-from lib.quantizers.embedding import QuantEmbedding
+from lib.quantizers.table import QuantEmbedding
 from lib.sources import models, texts
 from tests import tiny
 

@@ -100,7 +100,7 @@ def is_linear(module: nn.Module) -> bool:
 
 def is_quantized(module: nn.Module) -> bool:
     """Whether `module` holds integer codes instead of a weight parameter: a `QuantLinear` or a `QuantEmbedding`."""
-    return _is(module, "linear", "QuantLinear") or _is(module, "embedding", "QuantEmbedding")
+    return _is(module, "linear", "QuantLinear") or _is(module, "table", "QuantEmbedding")
 
 
 def _is(module: nn.Module, file: str, name: str) -> bool:

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from lib import progress
 from lib.models.blocks import blocks, linears, path_of_blocks
 from lib.quantizers import inputs
-from lib.quantizers.grid import Quantized, check, check_candidates
+from lib.quantizers.grid import Quantized, check, check_candidates, check_finite
 from lib.quantizers.linear import QuantLinear
 from lib.quantizers.state import State
 
@@ -227,9 +227,7 @@ def check_layers(model: nn.Module, *, bits: int | dict[str, int], group_size: in
         if not isinstance(layer, nn.Linear):
             raise ValueError(f"{name} is a {type(layer).__name__} already; load the original model and quantize that.")
         check(layer.in_features, bits=bits[name] if isinstance(bits, dict) else bits, group_size=group_size, name=name)
-    for name, parameter in model.named_parameters():
-        if parameter.numel() and not torch.stack(parameter.detach().aminmax()).isfinite().all():
-            raise ValueError(f"{name} holds NaN or infinite values; a grid needs finite ones; check the checkpoint.")
+    check_finite(model)
 
 
 def check_memory(model: nn.Module, tokens: Tensor, *, streams: int = 1) -> None:

@@ -10,7 +10,7 @@ Source: Nagel et al., "A White Paper on Neural Network Quantization", arXiv 2106
 from typing import NamedTuple
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 BITS = range(2, 9)
 SHRINK = 0.35  # the narrowest range that the search tries, as a share of min/max
@@ -67,6 +67,13 @@ def check_candidates(candidates: int) -> None:
             f"candidates={candidates!r} ranges to try for each group; whole numbers from 1 (minimum and maximum) on "
             "are allowed; 8 find what there is to find."
         )
+
+
+def check_finite(model: nn.Module) -> None:
+    """Raise ValueError, with its name, when a parameter of `model` (a norm's too) holds NaN or infinite values."""
+    for name, parameter in model.named_parameters():
+        if parameter.numel() and not torch.stack(parameter.detach().aminmax()).isfinite().all():
+            raise ValueError(f"{name} holds NaN or infinite values; a grid needs finite ones; check the checkpoint.")
 
 
 def choose(

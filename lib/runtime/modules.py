@@ -117,11 +117,11 @@ def pack_(model: nn.Module, *, embedding_bits: int | None = 8) -> nn.Module:
 
 def _pack_ends(model, table, head, bits, refused) -> None:
     """Pack embedding and head, as one matrix where they are tied."""
-    from lib.quantizers.embedding import _factor
+    from lib.quantizers.table import factor_of
 
     tied, names = blocks.tied(model), [blocks.path_of(model, part) for part in (table, head)]
     try:
-        factor = _factor(table) if isinstance(table, nn.Embedding) else table.factor
+        factor = factor_of(table) if isinstance(table, nn.Embedding) else table.factor
         packed = _packed(head, bits, names[1])
         first = packed if tied else _packed(table, bits, names[0])
     except ValueError as error:
