@@ -87,6 +87,14 @@ def test_another_model_or_text_a_quick_run_and_a_failed_one_do_not_mix():
     assert data[data["method"].eq("auto-round")]["value"].tolist() == [pytest.approx(0.8)]
 
 
+def test_one_arm_that_had_more_to_learn_from_takes_no_place_among_its_rivals():
+    alone = peers("q", time="2030-02-09", calibration_windows=128)[lambda rows: rows["arm"].eq("best")]
+    table = pd.concat([peers(calibration_windows=32), alone.assign(value=0.001)], ignore_index=True)
+    data = field.points(pd.concat([everything().query("notebook != '53_peers'"), table], ignore_index=True))
+    found = data[data["notebook"].eq(field.PEERS)].set_index("method")["value"]
+    assert len(found) == 4 and found["best"] == pytest.approx(0.6)
+
+
 def test_what_is_not_on_record_is_named():
     figure = field.by_megabytes(artifacts())
     assert "50_benchmark, 53_peers" in figure._supxlabel.get_text()

@@ -31,6 +31,17 @@ def test_a_gap_names_the_notebook_to_run():
     assert "53_peers" in " ".join(text.get_text() for axes in figure.axes for text in axes.texts)
 
 
+def test_one_arm_with_more_to_learn_from_does_not_stand_beside_the_others():
+    alone = table(3)[lambda rows: rows["arm"].eq("best")].assign(value=0.01, calibration_windows=128, windows=64)
+    for earlier, later in ((32, 128), (128, 32)):
+        beside = table(3).assign(windows=64, calibration_windows=32)
+        both = pd.concat([beside, alone] if earlier < later else [alone, beside])
+        assert peers.side_by_side(both).axes[0].get_xlim()[0] > 0.1
+    # of two whole comparisons the newest counts
+    more = table(3).assign(windows=64, calibration_windows=128, value=lambda rows: rows["value"] + 20)
+    assert peers.side_by_side(pd.concat([beside, more])).axes[0].get_xlim()[0] > 15
+
+
 def test_a_quick_run_does_not_hide_one_in_earnest():
     both = pd.concat([table(3).assign(windows=64), table(3).assign(windows=4, value=0.01)])
     assert peers.side_by_side(both).axes[0].get_xlim()[0] > 0.1

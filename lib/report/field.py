@@ -4,7 +4,7 @@ import numpy as np
 import pandas as pd
 
 from lib.report import axes as ax
-from lib.report import ladders, rows, style
+from lib.report import ladders, peers, rows, style
 
 LADDER, PEERS, ARTIFACTS = ladders.RECIPE, "53_peers", "54_artifacts"
 OURS = ("rtn", "gptq", "rounding", "best")  # arms of those notebooks that are ours; the others are other projects
@@ -88,7 +88,7 @@ def _ladder(table: pd.DataFrame) -> pd.DataFrame:
 
 def _peers(table: pd.DataFrame) -> pd.DataFrame:
     """Arms of the side-by-side comparison, each at its number of bits."""
-    data = _finished(table, PEERS)
+    data = peers.together(_finished(table, PEERS), ["model", "text", "bits"])
     data = data.assign(method=data["arm"], detail=data["bits"].astype(str))
     return _joined(data.assign(ours=data["method"].isin(OURS)), ["run", "method"])
 

@@ -7,6 +7,7 @@ from lib.report import axes as ax
 from lib.report import style
 
 NOTEBOOK = "53_peers"
+SIZES = ("windows", "calibration_windows")  # of the test, and of what the arms learn from
 
 
 def side_by_side(table: pd.DataFrame):
@@ -65,6 +66,20 @@ def _newest(table: pd.DataFrame, metric: str, *labels: str) -> pd.DataFrame:
     if not {"arm", "bits", *labels} <= set(table.columns):
         return pd.DataFrame(columns=["arm", "bits", "value", "stderr", *labels])
     data = table[table["notebook"].eq(NOTEBOOK) & table["metric"].eq(metric)].dropna(subset=["arm", "bits", *labels])
-    if "windows" in data:  # a quick run does not hide one in earnest
-        data = data[data["windows"].eq(data.groupby("bits")["windows"].transform("max"))]
-    return data.drop_duplicates(["arm", "bits", *labels], keep="last")
+    return together(data, ["bits"]).drop_duplicates(["arm", "bits", *labels], keep="last")
+
+
+def together(data: pd.DataFrame, by: list[str]) -> pd.DataFrame:
+    """Of each group (`by`; the newest rows last), those that may stand side by side: most windows, one calibration.
+
+    That is the size which most arms had, of equals the newest: neither a quick run nor one of a single arm with more
+    to learn from takes the place of what was measured beside the others.
+    """
+    data = data.reset_index(drop=True)
+    sizes = [pd.to_numeric(data[name]).fillna(0) for name in SIZES if name in data]
+    kept = []
+    for _, part in data.groupby(by, sort=False):
+        same = part.groupby([size[part.index] for size in sizes]) if sizes else [((0,), part)]
+        _, chosen = max(same, key=lambda each: (each[0][0], each[1]["arm"].nunique(), each[1].index.max()))
+        kept.extend(chosen.index)
+    return data.loc[sorted(kept)]
