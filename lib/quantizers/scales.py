@@ -140,7 +140,7 @@ def windows(step: int, batch: int, count: int, seed: int) -> list[int]:
     """Indices of the windows of `step`: the next `batch` of endlessly many seeded permutations of `count` windows."""
     chosen = []
     for place in range(step * batch, (step + 1) * batch):
-        generator = torch.Generator().manual_seed(seed + place // count)
+        generator = torch.Generator().manual_seed((seed << 12) + place // count)  # no seed meets another's epochs
         chosen.append(int(torch.randperm(count, generator=generator)[place % count]))
     return chosen
 
