@@ -169,7 +169,7 @@ def _rungs(axes, part: pd.DataFrame, names: list[str], metric: str) -> None:
         if row["seeds"] > 1:
             text += f" (spread {row['spread']:.2g} over {row['seeds']:.0f} draws)"
             across, _ = axes.transAxes.inverted().transform(axes.transData.transform((row["value"], place)))
-            side = "left" if across < 0.35 else "right" if across > 0.65 else "center"  # so that it stays in its panel
+            side = "left" if across < 0.335 else "right" if across > 0.665 else "center"  # within its panel
         axes.annotate(text, (row["value"], place), (0, 6), textcoords="offset points", ha=side, fontsize=8.5)
 
 
