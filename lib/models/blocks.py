@@ -95,16 +95,16 @@ def linears(module: nn.Module) -> dict[str, nn.Module]:
 
 def is_linear(module: nn.Module) -> bool:
     """Whether `module` is an `nn.Linear` or its quantized stand-in."""
-    return isinstance(module, nn.Linear) or _is(module, "linear", "QuantLinear")
+    return isinstance(module, nn.Linear) or _is(module, "QuantLinear")
 
 
 def is_quantized(module: nn.Module) -> bool:
     """Whether `module` holds integer codes instead of a weight parameter: a `QuantLinear` or a `QuantEmbedding`."""
-    return _is(module, "linear", "QuantLinear") or _is(module, "table", "QuantEmbedding")
+    return _is(module, "Coded")
 
 
-def _is(module: nn.Module, file: str, name: str) -> bool:
-    loaded = sys.modules.get(f"lib.quantizers.{file}")  # not imported yet: no such module can exist
+def _is(module: nn.Module, name: str) -> bool:
+    loaded = sys.modules.get("lib.quantizers.linear")  # not imported yet: no such module can exist
     return loaded is not None and isinstance(module, getattr(loaded, name, ()))
 
 

@@ -47,8 +47,7 @@ def quantize_(
             "use bits=8 and group_size=-1, or another method (rtn, gptq) for other grids."
         )
     _check(threshold)
-    grid = {"bits": bits, "group_size": group_size}
-    done = absmax.round_(model, absmax.absmax, **grid, state=state, threshold=threshold)
+    done = absmax.round_(model, absmax.absmax, bits=bits, group_size=group_size, state=state, threshold=threshold)
     integer_products_(model, threshold=threshold)
     return done
 

@@ -1,4 +1,7 @@
-"""QuantLinear: a linear layer that holds integer codes and computes with the weights that they stand for."""
+"""QuantLinear: a linear layer that holds integer codes and computes with the weights that they stand for.
+
+`Coded` is what it shares with `table.QuantEmbedding`: the codes and the grid, as buffers.
+"""
 
 import torch
 from torch import Tensor, nn
@@ -6,30 +9,53 @@ from torch import Tensor, nn
 from lib.quantizers.grid import Quantized
 
 
-class QuantLinear(nn.Module):
-    """y = x Wᵀ + bias with W = scale · (codes - zero_point), of shape [out_features, in_features].
+class Coded(nn.Module):
+    """A module that holds a quantized matrix in place of a weight.
 
     The codes (uint8), the scale (bfloat16), the zero point (uint8, None if symmetric) and the codebook (None on
-    affine grids; else W = scale · codebook[codes]) are buffers: they are saved and moved with the model. The
-    dequantized matrix is made at the first product and kept for the following ones, in the dtype of the input;
-    `forget()` drops it.
+    affine grids; else W = scale · codebook[codes]) are buffers: they are saved and moved with the model.
     """
 
-    def __init__(self, quantized: Quantized, bias: Tensor | None = None):
+    def __init__(self, quantized: Quantized):
         super().__init__()
-        self.out_features, self.in_features = quantized.codes.shape
         self.bits, self.group_size = quantized.bits, quantized.group_size
         self.register_buffer("codes", quantized.codes)
         self.register_buffer("scale", quantized.scale)
         self.register_buffer("zero_point", quantized.zero_point)
         self.register_buffer("codebook", quantized.codebook)
-        self.bias = None if bias is None else nn.Parameter(bias.detach().clone(), requires_grad=bias.requires_grad)
-        self._dense: Tensor | None = None
 
     @property
     def quantized(self) -> Quantized:
         """Codes and grid, as packing, kernels and exporters read them."""
         return Quantized(self.codes, self.scale, self.zero_point, self.bits, self.group_size, self.codebook)
+
+    def _apply(self, function, recurse=True):
+        """Move with the model, but keep the grid's types: float16 would flush small scales to zero."""
+        before = {"scale": self.scale, "codebook": self.codebook}
+        super()._apply(function, recurse)
+        for name, tensor in before.items():
+            if tensor is not None and getattr(self, name).dtype != tensor.dtype:
+                setattr(self, name, tensor.to(self.scale.device))
+        return self
+
+    def extra_repr(self) -> str:
+        """The grid, as `print(model)` shows it."""
+        grid = "symmetric" if self.zero_point is None else "asymmetric"
+        return f"bits={self.bits}, group_size={self.group_size}, {grid}"
+
+
+class QuantLinear(Coded):
+    """y = x Wᵀ + bias with W = scale · (codes - zero_point), of shape [out_features, in_features].
+
+    The dequantized matrix is made at the first product and kept for the following ones, in the dtype of the input;
+    `forget()` drops it.
+    """
+
+    def __init__(self, quantized: Quantized, bias: Tensor | None = None):
+        super().__init__(quantized)
+        self.out_features, self.in_features = quantized.codes.shape
+        self.bias = None if bias is None else nn.Parameter(bias.detach().clone(), requires_grad=bias.requires_grad)
+        self._dense: Tensor | None = None
 
     @property
     def weight(self) -> Tensor:
@@ -48,12 +74,7 @@ class QuantLinear(nn.Module):
         self._dense = None
 
     def _apply(self, function, recurse=True):
-        """Move with the model, but keep the grid's types: float16 would flush small scales to zero."""
-        before = {"scale": self.scale, "codebook": self.codebook}
         super()._apply(function, recurse)
-        for name, tensor in before.items():
-            if tensor is not None and getattr(self, name).dtype != tensor.dtype:
-                setattr(self, name, tensor.to(self.scale.device))
         self.forget()
         return self
 
@@ -63,5 +84,4 @@ class QuantLinear(nn.Module):
 
     def extra_repr(self) -> str:
         """Shape and grid, as `print(model)` shows them."""
-        grid = "symmetric" if self.zero_point is None else "asymmetric"
-        return f"{self.in_features}, {self.out_features}, bits={self.bits}, group_size={self.group_size}, {grid}"
+        return f"{self.in_features}, {self.out_features}, {super().extra_repr()}"

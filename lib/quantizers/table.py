@@ -4,11 +4,11 @@ import torch
 from torch import Tensor, nn
 
 from lib.quantizers.grid import Quantized
-from lib.quantizers.linear import QuantLinear
+from lib.quantizers.linear import Coded, QuantLinear
 from lib.quantizers.state import PARTS
 
 
-class QuantEmbedding(nn.Module):
+class QuantEmbedding(Coded):
     """Rows of scale · (codes - zero_point), of shape [num_embeddings, embedding_dim], by token id.
 
     Only the rows of the given ids are dequantized. The buffers are those of `QuantLinear`; in a tied model they are
@@ -17,11 +17,9 @@ class QuantEmbedding(nn.Module):
     """
 
     def __init__(self, quantized: Quantized, *, padding_idx=None, factor=None, dtype: torch.dtype = torch.float32):
-        super().__init__()
+        super().__init__(quantized)
         self.num_embeddings, self.embedding_dim = quantized.codes.shape
-        self.bits, self.group_size, self.padding_idx = quantized.bits, quantized.group_size, padding_idx
-        for part in PARTS:
-            self.register_buffer(part, getattr(quantized, part))
+        self.padding_idx = padding_idx
         # without elements: it follows the casts and moves of a model's parameters, and so the type of the rows does
         self.type_of_rows = nn.Parameter(torch.empty(0, dtype=dtype, device=quantized.codes.device), False)
         if isinstance(factor, Tensor):
@@ -35,11 +33,6 @@ class QuantEmbedding(nn.Module):
         """A stand-in for `embedding`; raises ValueError for one that does more than to look up rows and scale them."""
         factor = factor_of(embedding)
         return cls(quantized, padding_idx=embedding.padding_idx, factor=factor, dtype=embedding.weight.dtype)
-
-    @property
-    def quantized(self) -> Quantized:
-        """Codes and grid, as packing, kernels and exporters read them."""
-        return Quantized(self.codes, self.scale, self.zero_point, self.bits, self.group_size, self.codebook)
 
     @property
     def weight(self) -> Tensor:
@@ -61,20 +54,14 @@ class QuantEmbedding(nn.Module):
         head.forget()
 
     def _apply(self, function, recurse=True):
-        """Move with the model, but keep the grid's types: float16 would flush small scales to zero."""
-        before = {"scale": self.scale, "codebook": self.codebook}
         super()._apply(function, recurse)
-        for name, tensor in before.items():
-            if tensor is not None and getattr(self, name).dtype != tensor.dtype:
-                setattr(self, name, tensor.to(self.scale.device))
         for head in self._sharing:
             self.share_(head)
         return self
 
     def extra_repr(self) -> str:
         """Shape and grid, as `print(model)` shows them."""
-        grid = "symmetric" if self.zero_point is None else "asymmetric"
-        return f"{self.num_embeddings}, {self.embedding_dim}, bits={self.bits}, group_size={self.group_size}, {grid}"
+        return f"{self.num_embeddings}, {self.embedding_dim}, {super().extra_repr()}"
 
 
 def _scaled(rows: Tensor, factor) -> Tensor:
