@@ -149,8 +149,9 @@ def _skeleton(folder):
     del config.quantization_config
     with no_init_weights():
         model = AutoModelForCausalLM.from_config(config)
-    if (Path(folder) / "generation_config.json").is_file():
-        model.generation_config = GenerationConfig.from_pretrained(folder, local_files_only=True)
+    # the class of the configuration fills in end tokens that the folder does not name; from_pretrained does not
+    own = {} if (Path(folder) / "generation_config.json").is_file() else {"config_file_name": "config.json"}
+    model.generation_config = GenerationConfig.from_pretrained(folder, local_files_only=True, **own)
     return model
 
 

@@ -9,10 +9,11 @@ from types import SimpleNamespace
 
 import numpy as np
 
+from lib.decoding import ends
 from lib.runtime import pack
 from lib.runtime.memory import zeros
 from lib.runtime.pack import Packed
-from lib.runtime.weights import LINEARS, NORMS, Weights, check_bits, ids, refuse, shape, unsupported
+from lib.runtime.weights import LINEARS, NORMS, Weights, check_bits, refuse, shape, unsupported
 
 ROWS = 4096  # rows of a matrix that are read at once
 _TYPES = {"BF16": np.uint16, "F16": np.float16, "F32": np.float32, "I32": np.uint32, "I64": np.int64}
@@ -46,7 +47,7 @@ def load(folder: Path | str, *, embedding_bits: int | None = 8) -> Weights:
     return Weights(
         **shape(config), layers=layers, norm=tensors.floats("model.norm.weight"), frequencies=frequencies,
         rotary_scale=1.0, embedding=table, head=tensors.matrix("lm_head", embedding_bits) if own else table,
-        head_bias=tensors.floats("lm_head.bias"), stops=_stops(folder, config), tokenizer=Tokenizer(folder),
+        head_bias=tensors.floats("lm_head.bias"), stops=ends.of_folder(folder), tokenizer=Tokenizer(folder),
     )  # fmt: skip
 
 
@@ -206,9 +207,3 @@ class Tokenizer:
         if clean_up_tokenization_spaces:
             raise ValueError("clean_up_tokenization_spaces=True; only False is done here; leave it out.")
         return self.core.decode(list(tokens), skip_special_tokens=skip_special_tokens)
-
-
-def _stops(folder: Path, config) -> tuple[int, ...]:
-    path = folder / "generation_config.json"
-    found = json.loads(path.read_text()) if path.is_file() else {}
-    return ids(found.get("eos_token_id", getattr(config, "eos_token_id", None)))

@@ -118,12 +118,12 @@ def _batch(model, slots: int):
     try:
         weights = model if isinstance(model, Weights) else weights_of(model)
     except ValueError as error:
-        from lib.runtime.weights import ids
+        from lib.decoding import ends
 
         print(f"runtime: {error}")
         config = model.config.get_text_config()
-        ends = ids(getattr(model.generation_config, "eos_token_id", None))
-        return _OneByOne(model, slots), getattr(model, "tokenizer", None), config.max_position_embeddings, ends
+        stops = ends.of_model(model)
+        return _OneByOne(model, slots), getattr(model, "tokenizer", None), config.max_position_embeddings, stops
     return Batch(weights, slots), weights.tokenizer, weights.limit, weights.stops
 
 

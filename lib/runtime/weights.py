@@ -4,6 +4,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
+from lib.decoding import ends
 from lib.runtime.pack import Packed
 
 FAMILIES = ("llama", "mistral", "qwen2", "qwen3")  # model types whose blocks are those of `cpu.cpp`
@@ -123,12 +124,11 @@ def from_model(model) -> Weights:
     if not isinstance(table, PackedEmbedding) or not isinstance(head, PackedLinear):
         refuse("an embedding or head that is not packed (use runtime.pack_)", type(model).__name__)
     rotary = blocks.decoder(model).rotary_emb
-    stops = getattr(model.generation_config, "eos_token_id", None)
     return Weights(
         **shape(config), layers=layers, norm=array(blocks.final_norm(model).weight),
         frequencies=array(rotary.inv_freq), rotary_scale=float(rotary.attention_scaling),
         embedding=table.packed, head=head.packed, head_bias=head.bias_array,
-        stops=ids(stops), tokenizer=getattr(model, "tokenizer", None),
+        stops=ends.of_model(model), tokenizer=getattr(model, "tokenizer", None),
     )  # fmt: skip
 
 
@@ -164,8 +164,3 @@ def refuse(part: str | None, model: str) -> None:
 def array(tensor) -> np.ndarray:
     """A float32 array of its own."""
     return np.array(tensor.detach().float().cpu().numpy(), np.float32)
-
-
-def ids(given) -> tuple[int, ...]:
-    """Token ids as configurations state them: None, a number or a list."""
-    return () if given is None else (given,) if isinstance(given, int) else tuple(given)

@@ -1,0 +1,44 @@
+"""Which tokens end a text: the rule of transformers' `generate`, for models in memory and for folders alike.
+
+`generate` ends at the `eos_token_id` of the generation settings: those of generation_config.json where a folder has
+one, even if it names none, else those that config.json states. What a configuration class would fill in and what the
+tokenizer has do not count. Tasks end at the tokenizer's own end of text as well: `of_task`.
+"""
+
+import json
+from collections.abc import Iterable
+from pathlib import Path
+
+
+def of_folder(folder: Path | str) -> tuple[int, ...]:
+    """The tokens that end a text of the checkpoint in `folder`, without loading it; needs no torch.
+
+    Raises ValueError for ids that are no whole numbers.
+    """
+    for name in ("generation_config.json", "config.json"):
+        try:
+            found = json.loads((Path(folder) / name).read_bytes())
+        except (OSError, ValueError):  # transformers, too, goes on to config.json where the first is unreadable
+            continue
+        return ids(found.get("eos_token_id"))
+    return ()
+
+
+def of_model(model) -> tuple[int, ...]:
+    """The tokens that end a text of a transformers model, as its `generation_config` names them."""
+    return ids(getattr(getattr(model, "generation_config", None), "eos_token_id", None))
+
+
+def of_task(named: Iterable[int], tokenizer) -> frozenset[int]:
+    """The tokens that end an answer to a task: those `named` by the model, and the tokenizer's own."""
+    return frozenset({*named, *ids(getattr(tokenizer, "eos_token_id", None))})
+
+
+def ids(named) -> tuple[int, ...]:
+    """Token ids as settings state them: None, a number, or a list of numbers. Raises ValueError for anything else."""
+    found = () if named is None else (named,) if isinstance(named, int) else tuple(named)
+    if not all(isinstance(each, int) and not isinstance(each, bool) for each in found):
+        raise ValueError(
+            f"eos_token_id={named!r}; a token id, a list of them or null is allowed; mend generation_config.json."
+        )
+    return found
