@@ -9,11 +9,12 @@ while loading ("dequantize": true in config.json): the weights are then equal bi
 computes in the checkpoint's own dtype. Matrices with different grids are written with a config group for each grid.
 Plain transformers opens those when all are symmetric and the embedding isn't quantized; it refuses asymmetric ones (it
 expects unpacked zero points), quantized embeddings beside other grids (it asks for their weight before they have one),
-and codebooks (it knows no such type). `load` reads all of them. vLLM describes the same convention for linear layers
-and, by the class "Embedding", for embeddings that aren't tied; that was not tried here.
+codebooks (it knows no such type), and experts left as they are (it asks for packed ones). `load` reads all of them.
+vLLM describes the same convention for linear layers and, by the class "Embedding", for embeddings that aren't tied;
+that was not tried here.
 
-A tied matrix is stored once, under the embedding's name. Bytes count: see `groups` for how little config.json says,
-and `size.predict` for what a folder will weigh.
+A tied matrix is stored once, under the embedding's name, and config.json says whether there is one. Bytes count: see
+`groups` for how little config.json says, and `size.predict` for what a folder will weigh.
 """
 
 from pathlib import Path
@@ -22,7 +23,7 @@ import torch
 from torch import nn
 
 from lib import files
-from lib.export import groups, packing
+from lib.export import groups, names, packing
 from lib.models import blocks
 from lib.quantizers import calibrate, embedding
 from lib.quantizers.grid import Quantized
@@ -67,6 +68,7 @@ def load(folder: Path | str):
     for path in checks.weights(folder):
         tensors |= load_file(path)
     model = _skeleton(folder)
+    tensors = names.of_model(tensors, model)
     _fill(model, groups.unpack(tensors, config, model), tensors)
     model.tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False, local_files_only=True)
     return mark(model).eval(), model.tokenizer
@@ -124,20 +126,9 @@ def stored(model: nn.Module, found: dict[str, Quantized] | None = None) -> tuple
         None if part is None else blocks.path_of(model, part)
         for part in (model.get_input_embeddings(), model.get_output_embeddings())
     )
-    tied = model.config.tie_word_embeddings and table in found and head in found
-    once = tied and _equal(found[table], found[head])
+    both = table in found and head in found
+    once = both and blocks.tied(model) and blocks.equal(found[table], found[head])
     return {name: matrix for name, matrix in found.items() if not (once and name == head)}, set(found)
-
-
-def _equal(first: Quantized, second: Quantized) -> bool:
-    """Whether two matrices hold the same numbers on the same grid."""
-
-    def same(a, b) -> bool:
-        if isinstance(a, torch.Tensor) and isinstance(b, torch.Tensor) and not (a.is_meta or b.is_meta):
-            return torch.equal(a, b)
-        return a is b or (isinstance(a, int) and a == b)
-
-    return all(same(a, b) for a, b in zip(first, second))
 
 
 def _skeleton(folder):
@@ -149,6 +140,7 @@ def _skeleton(folder):
     del config.quantization_config
     with no_init_weights():
         model = AutoModelForCausalLM.from_config(config)
+    model.tie_weights()  # which is skipped with the initialization
     # the class of the configuration fills in end tokens that the folder does not name; from_pretrained does not
     own = {} if (Path(folder) / "generation_config.json").is_file() else {"config_file_name": "config.json"}
     model.generation_config = GenerationConfig.from_pretrained(folder, local_files_only=True, **own)
@@ -160,15 +152,11 @@ def _fill(model, found, tensors):
     for name, matrix in found.items():
         if matrix.codes.shape != model.get_submodule(name).weight.shape:
             raise ValueError(f"{name} is {list(matrix.codes.shape)}, not as config.json says; copy the folder again.")
-    table, head = (blocks.path_of(model, part) for part in (blocks.embeddings(model), blocks.head(model)))
-    rest = dict(found)
-    first, last = rest.pop(table, None), rest.pop(head, None)
-    if model.config.tie_word_embeddings and last is None and f"{head}.weight" not in tensors:
-        last = first
-    embedding.place_(model, first, last)
-    calibrate.replace_(model, rest)
+    _fill_ends(model, found, tensors)
+    ends = [blocks.path_of(model, part) for part in (blocks.embeddings(model), blocks.head(model))]
+    calibrate.replace_(model, {name: matrix for name, matrix in found.items() if name not in ends})
     result = model.load_state_dict(tensors, strict=False)
-    model.tie_weights()
+    blocks.state_tying_(model)
     held = {key for key in result.missing_keys if key.rpartition(".")[0] in layers(model) and not key.endswith(".bias")}
     missing = set(result.missing_keys) - held - set(model.all_tied_weights_keys)
     if missing or result.unexpected_keys:
@@ -176,3 +164,25 @@ def _fill(model, found, tensors):
             f"the checkpoint lacks {sorted(missing)} and has {result.unexpected_keys} too many; its tensors must be "
             "those of its config.json; export it again."
         )
+
+
+def _fill_ends(model, found, tensors):
+    """Quantized embedding and head, as one matrix or as two: what lies there decides, as transformers has it.
+
+    A config that says tied beside two matrices of different values is wrong, and one matrix may have either name.
+    """
+    table, head = (blocks.path_of(model, part) for part in (blocks.embeddings(model), blocks.head(model)))
+    first, last = found.get(table), found.get(head)
+    if blocks.tied(model):
+        plain = {name: tensors.get(f"{name}.weight") for name in (table, head)}
+        if last is None and plain[head] is None:
+            last = first
+        elif first is None and plain[table] is None:
+            first = last
+            if last is None:
+                tensors[f"{table}.weight"] = tensors.pop(f"{head}.weight")
+        elif first is not None and last is not None:
+            last = first if blocks.equal(first, last) else last
+        elif first is None and last is None and not torch.equal(*plain.values()):
+            blocks.untie_(model)
+    embedding.place_(model, first, last)

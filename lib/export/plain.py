@@ -45,6 +45,7 @@ def check(model: nn.Module, tokenizer) -> None:
 
 def write(model: nn.Module, tokenizer, folder: Path | str, **origin) -> Path:
     """Check `folder`, let transformers write `model` and `tokenizer`, and add a manifest that also holds `origin`."""
+    from lib.models import blocks
     from lib.sources import checks
     from lib.sources.models import quiet
 
@@ -53,6 +54,7 @@ def write(model: nn.Module, tokenizer, folder: Path | str, **origin) -> Path:
     remove_leftovers(folder)
     with contextlib.ExitStack() as until_renamed, quiet(), files.folder(folder) as temporary:
         until_renamed.enter_context(_locked(temporary))
+        blocks.state_tying_(model)
         model.save_pretrained(temporary, max_shard_size=SHARD)
         tokenizer.save_pretrained(temporary)
         checks.write_manifest(temporary, **origin)

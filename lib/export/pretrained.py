@@ -4,6 +4,7 @@ from transformers.quantizers.base import HfQuantizer
 from transformers.utils.quantization_config import QuantizationConfigMixin
 
 from lib.export import compressed_tensors
+from lib.models import blocks
 
 
 class Packed(HfQuantizer):
@@ -18,6 +19,7 @@ class Packed(HfQuantizer):
 
     def get_state_dict_and_metadata(self, model):
         """The tensors to write, and no metadata; writes the layers' grids into `model.config` on the way."""
+        blocks.state_tying_(model)
         config = compressed_tensors.quantization_config(model)
         if config:
             model.config.quantization_config = config

@@ -76,7 +76,9 @@ def file_bytes(tensors: dict[str, Tensor]) -> int:
 
 def _configuration(model: nn.Module, planned: dict[str, Quantized]) -> int:
     """Bytes of config.json and generation_config.json, as transformers writes them."""
-    config = copy.deepcopy(model.config)
+    config, head, table = copy.deepcopy(model.config), blocks.head(model), blocks.embeddings(model)
+    ends = [planned.get(blocks.path_of(model, part)) for part in (table, head)]
+    config.tie_word_embeddings = blocks.tied(model) and ends[0] is ends[1]
     config.dtype, config.architectures = str(model.dtype).removeprefix("torch."), [type(model).__name__]
     config.quantization_config = compressed_tensors.quantization_config(model, planned)
     if config.quantization_config is None:

@@ -57,8 +57,30 @@ def tied(model: nn.Module) -> bool:
     """Whether embedding and head are one matrix: the same weights, or the same codes."""
     table, layer = embeddings(model), head(model)
     if is_quantized(table) or is_quantized(layer):
-        return is_quantized(table) and is_quantized(layer) and table.codes is layer.codes
-    return layer.weight is table.weight
+        return is_quantized(table) and is_quantized(layer) and equal(table.quantized, layer.quantized)
+    one, other = table.weight, layer.weight
+    return one is other or (not one.is_meta and one.shape == other.shape and one.data_ptr() == other.data_ptr())
+
+
+def state_tying_(model: nn.Module) -> None:
+    """Make the configuration of `model` say whether embedding and head are one matrix: whoever saves it relies on that.
+
+    A configuration that says tied is only a wish: transformers keeps two matrices where a checkpoint has two, and a
+    merged adapter may have given the head a matrix of its own.
+    """
+    if model.get_output_embeddings() is None:
+        return
+    found = tied(model)
+    model.config.tie_word_embeddings = config(model).tie_word_embeddings = found
+    model.all_tied_weights_keys = model.get_expanded_tied_weights_keys(all_submodels=True)
+
+
+def untie_(model: nn.Module) -> None:
+    """Give the head a matrix of its own, equal to the embedding's: saving writes both, loading ties none."""
+    layer = head(model)
+    if layer.weight is embeddings(model).weight:
+        layer.weight = nn.Parameter(layer.weight.detach().clone(), requires_grad=layer.weight.requires_grad)
+    state_tying_(model)
 
 
 def head(model: nn.Module) -> nn.Module:
@@ -106,6 +128,17 @@ def is_quantized(module: nn.Module) -> bool:
 def _is(module: nn.Module, name: str) -> bool:
     loaded = sys.modules.get("lib.quantizers.linear")  # not imported yet: no such module can exist
     return loaded is not None and isinstance(module, getattr(loaded, name, ()))
+
+
+def equal(first: tuple, second: tuple) -> bool:
+    """Whether two quantized matrices (`Quantized`) hold the same numbers on the same grid."""
+
+    def same(a, b) -> bool:
+        if isinstance(a, torch.Tensor) and isinstance(b, torch.Tensor) and not (a is b or a.is_meta or b.is_meta):
+            return torch.equal(a, b)
+        return a is b or (isinstance(a, int) and a == b)
+
+    return all(same(a, b) for a, b in zip(first, second))
 
 
 def _unsupported(model: nn.Module, found: str) -> ValueError:

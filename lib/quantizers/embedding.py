@@ -142,12 +142,10 @@ def place_(model: nn.Module, embedding: Quantized | None, head: Quantized | None
         # what transformers ties again when it is asked to, in the place of the two weights
         parts = [part for part in PARTS if getattr(head, part) is not None]
         model._tied_weights_keys = {f"{names[1]}.{part}": f"{names[0]}.{part}" for part in parts}
-        model.all_tied_weights_keys = dict(model._tied_weights_keys)
-    elif head is not None or embedding is not None:
-        model.config.tie_word_embeddings = blocks.config(model).tie_word_embeddings = False
-        model.all_tied_weights_keys = {}
     for name, module in zip(names, (table, layer)):
         model.set_submodule(name, module)
+    if head is not None or embedding is not None:
+        blocks.state_tying_(model)
     return names
 
 

@@ -92,7 +92,7 @@ def rotate_(model: nn.Module, *, seed: int = 0, residual: bool = True, values: b
     whole = rotation(table.embedding_dim, generator, keep_mean=any(map(subtracts_mean, norms)))
     turns = {layer: Turn() for layer in layers}
     if residual:
-        _untie_(model)
+        blocks.untie_(model)
         for layer in (*layers, blocks.head(model)):
             turns[layer] = Turn(readers[layer], inner=whole) if layer in readers else Turn(outer=whole)
         turns[table] = Turn(inner=whole)
@@ -231,16 +231,6 @@ def _check(model: nn.Module, residual: bool) -> None:
             f"rotating {type(model).__name__} needs about {needed / 1e9:.1f} GB beside the model, {free / 1e9:.1f} GB "
             "are free; free some, or use gptq.quantize_, which needs no rotation."
         )
-
-
-def _untie_(model: nn.Module) -> None:
-    """Give the head a matrix of its own, so that saving writes both, and loading ties nothing."""
-    head = blocks.head(model)
-    if blocks.tied(model):
-        head.weight = nn.Parameter(head.weight.detach().clone(), requires_grad=head.weight.requires_grad)
-    for config in (model.config, blocks.config(model)):
-        config.tie_word_embeddings = False
-    model.all_tied_weights_keys = model.get_expanded_tied_weights_keys(all_submodels=True)
 
 
 def _refused(model: nn.Module, found: str, remedy: str = "use gptq.quantize_, which needs no rotation") -> ValueError:
