@@ -4,11 +4,11 @@ import pytest
 import torch
 
 from lib import runtime
+from lib.decoding import ends
 from lib.decoding.sampling import Sampling
-from lib.evaluation import run
+from lib.evaluation import generation, run
 from lib.evaluation.engine import Local
 from lib.evaluation.packed import Packed
-from lib.evaluation.stops import Watch, end_tokens
 from lib.tasks.task import Generation
 from tests import questions, tiny
 
@@ -17,7 +17,8 @@ HOW = {"temperature": 0.9, "top_p": 0.95, "repetition_penalty": 1.1}
 
 def plainly(model, logits_of, request, seed):
     """One text, token by token: logits_of(ids) gives those behind all of them, [vocabulary]."""
-    draws, watch = Sampling(**HOW, seed=seed), Watch(model.tokenizer, request, end_tokens(model, model.tokenizer))
+    named = ends.of_task(ends.of_model(model), model.tokenizer)
+    draws, watch = Sampling(**HOW, seed=seed), generation.watch(model.tokenizer, request, named)
     ids = list(model.tokenizer(request.prompt).input_ids)
     while True:
         token = draws.draw(draws.probabilities(logits_of(ids), torch.tensor(ids)))
@@ -82,8 +83,8 @@ def test_wrong_settings_are_refused_before_anything_runs(wrong):
         Local(tiny.llama(), sampling=wrong)
 
 
-def test_models_that_answer_one_by_one_refuse_to_draw():
-    engine = Local(tiny.llama(), sampling=HOW)
+def test_models_that_answer_one_by_one_draw_the_same():
+    model, some = tiny.llama(), questions.generations(4)
+    engine = Local(model, sampling=HOW, seed=5)
     engine.shares = False
-    with pytest.raises(ValueError, match="greedily only"):
-        engine.generate(questions.generations(2))
+    assert engine.generate(some) == [plainly(model, whole(model), each, 5 + place) for place, each in enumerate(some)]

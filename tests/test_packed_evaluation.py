@@ -4,10 +4,9 @@ import pytest
 import torch
 
 from lib import runtime
-from lib.evaluation import estimate, run
+from lib.evaluation import estimate, generation, run
 from lib.evaluation.engine import Local
 from lib.evaluation.packed import Packed, is_packed
-from lib.evaluation.stops import Watch
 from lib.export import compressed_tensors
 from tests import packed, questions, tiny
 
@@ -28,7 +27,8 @@ def alone(model, request):
 
 def greedy(model, request):
     """Greedy tokens one by one from a session of its own, up to the first stop."""
-    session, watch = runtime.Session(model), Watch(model.tokenizer, request, Packed(model)._ends())
+    session = runtime.Session(model)
+    watch = generation.watch(model.tokenizer, request, Packed(model)._ends())
     token = int(session.extend(model.tokenizer(request.prompt).input_ids, last=True).argmax())
     while not watch.see(token):
         token = int(session.extend([token]).argmax())

@@ -3,20 +3,26 @@
 import torch
 from torch import nn
 
+from lib import tokenization
+from lib.decoding import ends
+from lib.decoding.generate import generate
+from lib.decoding.sessions import ModelSession
 
-@torch.no_grad()
-def answer(model: nn.Module, prompt: str, *, new_tokens: int = 60) -> str:
+
+def answer(model: nn.Module, prompt: str, *, new_tokens: int = 60, plain: bool = False) -> str:
     """Greedy answer of `model` (with its `model.tokenizer`) to `prompt`, at most `new_tokens` tokens.
 
-    The prompt goes through the tokenizer's chat template; without one it is continued as plain text.
+    The prompt goes through the tokenizer's chat template; without one it is continued as plain text. plain: leave out
+    what the checkpoint's generation settings do to logits. Raises ValueError for a prompt that holds half a character
+    (a lone surrogate), which no tokenizer reads.
     """
-    tokenizer = model.tokenizer
+    tokenizer, text = model.tokenizer, tokenization.check(prompt)
     if tokenizer.chat_template:
         chat = [{"role": "user", "content": prompt}]
-        options = {"add_generation_prompt": True, "return_tensors": "pt", "return_dict": True}
-        inputs = tokenizer.apply_chat_template(chat, **options)
-    else:
-        inputs = tokenizer(prompt, return_tensors="pt")
-    inputs = {name: inputs[name].to(model.device) for name in ("input_ids", "attention_mask")}
-    output = model.generate(**inputs, max_new_tokens=new_tokens, do_sample=False)
-    return tokenizer.decode(output[0, inputs["input_ids"].shape[1] :], skip_special_tokens=True)
+        text = tokenizer.apply_chat_template(chat, add_generation_prompt=True, tokenize=False)
+    (ids,) = tokenization.ids(tokenizer, [text])
+    found = generate(
+        ModelSession(model), torch.tensor(ids), new_tokens=new_tokens, eos=ends.of_model(model), tokenizer=tokenizer,
+        plain=plain,
+    )  # fmt: skip
+    return found.text

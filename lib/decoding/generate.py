@@ -12,10 +12,11 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from lib.decoding import settings
 from lib.decoding.guard import Guard
 from lib.decoding.sampling import Sampling
 from lib.decoding.sessions import Session, check_tokens, read, room
-from lib.decoding.stops import Stops, text_of
+from lib.decoding.stops import Stops, Watch
 from lib.decoding.verify import NOTHING, Draft, Drafter, verify
 from lib.metrics import speed
 
@@ -34,7 +35,7 @@ class Generation:
     """An answer: its tokens (with the one that ended it), why it ended ("eos", "stop" or "length"), and its steps.
 
     `prefill_seconds`: until the model, and one that drafts, had read the prompt.
-    `text` is without special tokens and cut before the stop string; None where no tokenizer was given.
+    `text` is without special tokens and cut before the first stop string; None where no tokenizer was given.
     """
 
     token_ids: list[int] = field(default_factory=list)
@@ -69,35 +70,41 @@ def generate(
     stop: str | Collection[str] = (),
     tokenizer=None,
     stream: Callable[[list[int]], None] | None = None,
+    plain: bool = False,
 ) -> Generation:
     """Continue `prompt` (LongTensor [length], one text) by at most `new_tokens` tokens.
 
     session: the model; it is rewound to nothing first. drafter: prompt lookup, a smaller model, or None. guard: decides
     how far to draft. eos: ids that end the answer. stop: strings that end it (they need `tokenizer`). stream: called
-    with the new token ids of each step. Raises ValueError for an empty prompt, for fewer than one new token, and where
-    prompt and answer exceed the context.
+    with the new token ids of each step. plain: leave out what the model's generation settings do to logits, which
+    transformers' `generate` applies to greedy answers too (`settings`). Raises ValueError for an empty prompt, for
+    fewer than one new token, and where prompt and answer exceed the context.
     """
-    stops, ends = Stops(stop, tokenizer), {eos} if isinstance(eos, int) else set(eos)
+    own = settings.of(session, plain)
+    strings = [*([stop] if isinstance(stop, str) else stop), *own.stop_strings]
+    watch = Watch(Stops(strings, tokenizer), {eos} if isinstance(eos, int) else eos, new_tokens)
     _check(session, prompt, new_tokens)
-    sampling, answer, known = sampling or Sampling(), Generation(reason=""), len(prompt)
+    answer, known = Generation(reason=""), len(prompt)
+    sampling = (sampling or Sampling()).answering(own, prompt.tolist(), new_tokens)
     text = torch.cat([prompt.cpu().long(), torch.zeros(new_tokens, dtype=torch.long)])
     session.rewind(0)
-    with speed.stopwatch() as watch:
+    with speed.stopwatch() as reading:
         read(session, text[: known - 1])
         if drafter is not None:
             drafter.begin(text[: known - 1])
-    answer.prefill_seconds = watch.seconds
+    answer.prefill_seconds = reading.seconds
     if guard is not None:
         guard.start()
     while not answer.reason:
         found, step = _step(session, text, known, drafter, guard, sampling)
-        answer.reason, kept = _ending(found, text, len(prompt), known, ends, stops)
+        kept = next((count for count, token in enumerate(found, 1) if watch.see(token)), len(found))
+        text[known : known + kept] = torch.tensor(found[:kept])
+        answer.reason = watch.reason
         answer.steps.append(step._replace(produced=kept))
         known += kept
         if stream is not None:
             stream(found[:kept])
-    answer.token_ids = text[len(prompt) : known].tolist()
-    answer.text = None if tokenizer is None else stops.cut(text_of(tokenizer, answer.token_ids))
+    answer.token_ids, answer.text = watch.tokens, watch.text()
     return answer
 
 
@@ -133,19 +140,6 @@ def _pass(session: Session, text: Tensor, known: int, draft: Draft, sampling: Sa
     found = verify(logits, draft, text[:end], sampling)
     session.rewind(known + len(found) - 1)
     return found
-
-
-def _ending(found: list[int], text: Tensor, start: int, known: int, ends: set[int], stops: Stops) -> tuple[str, int]:
-    """Write the `found` tokens behind the `known` ones; why the answer ends ("" if not) and how many stay."""
-    for count, token in enumerate(found, 1):
-        text[known + count - 1] = token
-        if token in ends:
-            return "eos", count
-        if stops.reached(text[start : known + count]):
-            return "stop", count
-        if known + count == len(text):
-            return "length", count
-    return "", len(found)
 
 
 def _check(session: Session, prompt: Tensor, new_tokens: int) -> None:

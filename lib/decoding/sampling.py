@@ -1,4 +1,4 @@
-"""Which token follows from logits: greedily, or drawn after temperature, top-k, top-p and repetition penalty.
+"""Which token follows from logits: greedily, or drawn after temperature, top-k, top-p and a checkpoint's own settings.
 
 The processing is transformers' own (its processors, in the order in which `generate` applies them), and a draw is one
 `torch.multinomial` as there: with the same seed, plain sampling gives the tokens that `model.generate` gives after
@@ -6,8 +6,12 @@ The processing is transformers' own (its processors, in the order in which `gene
 distribution stays.
 """
 
+import copy
+
 import torch
 from torch import Tensor
+
+from lib.decoding.settings import PLAIN, Settings
 
 
 class Sampling:
@@ -16,7 +20,8 @@ class Sampling:
     temperature: divides the logits; 0 is greedy, the likeliest token. top_k: only the k likeliest tokens (0: all).
     top_p: only the likeliest tokens whose probabilities add up to p. repetition_penalty: logits of tokens that the
     prompt or the answer already has are divided (positive) or multiplied (negative) by it; it holds for greedy too
-    (CTRL, arXiv 1909.05858, section 4.1). seed: of the generator that `draw` and `accept` use.
+    (CTRL, arXiv 1909.05858, section 4.1); None takes what the checkpoint says. seed: of the generator that `draw` and
+    `accept` use.
     """
 
     def __init__(
@@ -25,25 +30,45 @@ class Sampling:
         *,
         top_k: int = 0,
         top_p: float = 1.0,
-        repetition_penalty: float = 1.0,
+        repetition_penalty: float | None = None,
         seed: int = 0,
     ):
-        _check(temperature, top_k, top_p, repetition_penalty)
+        _check(temperature, top_k, top_p, 1.0 if repetition_penalty is None else repetition_penalty)
         self.greedy = temperature == 0
-        self.penalised = repetition_penalty != 1
-        self._processors = _processors(float(temperature), top_k, float(top_p), float(repetition_penalty))
+        self.changed = {} if repetition_penalty is None else {"repetition_penalty": float(repetition_penalty)}
+        self._warpers = _warpers(float(temperature), top_k, float(top_p))
+        self._processors = [*PLAIN.processors([0], 1, **self.changed), *self._warpers]
         self._generator = torch.Generator().manual_seed(seed)
+
+    @property
+    def penalised(self) -> bool:
+        """Whether the likeliest token is another one than that of the bare logits."""
+        return len(self._processors) > len(self._warpers)
+
+    def answering(self, settings: Settings, prompt: list[int], new_tokens: int) -> "Sampling":
+        """This sampling, with its own random numbers, after what the checkpoint's `settings` do to logits.
+
+        prompt, new_tokens: the token ids of the answer's prompt, and how many it has at most.
+        """
+        if not settings:
+            return self
+        made = copy.copy(self)
+        made._processors = settings.processors(prompt, new_tokens, **self.changed) + self._warpers
+        return made
 
     def processed(self, logits: Tensor, history: Tensor) -> Tensor:
         """Logits [vocabulary] after all processing, given the tokens so far, `history` [length]."""
-        scores = logits[None]
+        scores = logits[None].cpu() if self._processors else logits[None]
         for processor in self._processors:
             scores = processor(history[None], scores)
         return scores[0]
 
     def best(self, logits: Tensor, history: Tensor) -> int:
-        """The likeliest token (the first of equals)."""
-        return int(self.processed(logits, history).argmax())
+        """The likeliest token (the first of equals); raises ValueError where logits are NaN."""
+        found = self.processed(logits, history)
+        if found.isnan().any():
+            raise not_finite()
+        return int(found.argmax())
 
     def probabilities(self, logits: Tensor, history: Tensor) -> Tensor:
         """Probabilities [vocabulary] of the next token, float32; raises ValueError where logits are not finite."""
@@ -73,13 +98,11 @@ def not_finite() -> ValueError:
     )
 
 
-def _processors(temperature: float, top_k: int, top_p: float, penalty: float) -> list:
-    """transformers' processors that change anything, in the order of its `generate`."""
+def _warpers(temperature: float, top_k: int, top_p: float) -> list:
+    """transformers' processors of draws that change anything, in the order of its `generate`."""
     from transformers.generation import logits_process as library
 
     chosen = []
-    if penalty != 1:
-        chosen.append(library.RepetitionPenaltyLogitsProcessor(penalty))
     if temperature not in (0.0, 1.0):
         chosen.append(library.TemperatureLogitsWarper(temperature))
     if temperature and top_k:

@@ -1,7 +1,13 @@
-"""Stop strings: where an answer ends because of what its text says."""
+"""Where an answer ends: at an end token, at a stop string, or at as many tokens as were asked for.
+
+One rule for strings, that of lm-evaluation-harness's `HFLM` and transformers' `StopStringCriteria`: they are looked for
+in the text of the new tokens as it is written, special tokens included, so that "<|user|>" ends an answer and "ab" is
+not found in "a<|user|>b". What is returned is the text without special tokens, up to the first stop string in it.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:  # a process that only generates from a packed folder does without torch
@@ -24,22 +30,61 @@ class Stops:
             raise ValueError(f"stop={self.strings!r} without a tokenizer; text is needed to find them; give tokenizer.")
         self.tokenizer = tokenizer
         # a token has at least one byte, and a character at most four
-        self._reach = max((len(each.encode()) for each in self.strings), default=0) + SPARE
+        self._reach = max((len(each.encode(errors="replace")) for each in self.strings), default=0) + SPARE
 
     def reached(self, new: Tensor | list[int]) -> bool:
         """Whether the text of `new` tokens [length] holds a stop string that ends in its last token."""
         if not self.strings or not len(new):
             return False
-        tail = text_of(self.tokenizer, new[-self._reach :])
-        return any(each in tail for each in self.strings)
+        # a tail decodes in microseconds; only what it seems to hold is looked for in the whole
+        return self._holds(new[-self._reach :]) and self._holds(new)
+
+    def _holds(self, new) -> bool:
+        text = self.tokenizer.decode(_list(new), skip_special_tokens=False)
+        return any(each in text for each in self.strings)
 
     def cut(self, text: str) -> str:
         """`text` up to the first stop string in it, which is left out."""
-        places = [text.find(each) for each in self.strings if each in text]
-        return text[: min(places)] if places else text
+        for each in self.strings:
+            text = text.split(each)[0]
+        return text
+
+    def text(self, new: Tensor | list[int]) -> str:
+        """The text of `new` tokens without special tokens, up to the first stop string."""
+        return self.cut(text_of(self.tokenizer, new))
+
+
+class Watch:
+    """Reads an answer token by token until it has ended; `reason` then says why: "eos", "stop" or "length".
+
+    ends: token ids that end it. most: tokens that it has at most.
+    """
+
+    def __init__(self, stops: Stops, ends: Collection[int], most: int):
+        self.stops, self.ends, self.most = stops, frozenset(ends), most
+        self.tokens: list[int] = []
+        self.reason = ""
+
+    def see(self, token: int) -> bool:
+        """Take the next token; returns whether the answer has ended with it."""
+        self.tokens.append(token)
+        if token in self.ends:
+            self.reason = "eos"
+        elif self.stops.reached(self.tokens):
+            self.reason = "stop"
+        elif len(self.tokens) >= self.most:
+            self.reason = "length"
+        return bool(self.reason)
+
+    def text(self) -> str | None:
+        """The text so far, without special tokens and up to the first stop string; None without a tokenizer."""
+        return None if self.stops.tokenizer is None else self.stops.text(self.tokens)
 
 
 def text_of(tokenizer, token_ids: Tensor | list[int]) -> str:
-    """The text of token ids, without special tokens and otherwise as it stands."""
-    ids = token_ids.tolist() if hasattr(token_ids, "tolist") else token_ids
-    return tokenizer.decode(ids, skip_special_tokens=True, clean_up_tokenization_spaces=False)
+    """The text of token ids, without special tokens and otherwise as the tokenizer writes it."""
+    return tokenizer.decode(_list(token_ids), skip_special_tokens=True)
+
+
+def _list(token_ids) -> list[int]:
+    return token_ids.tolist() if hasattr(token_ids, "tolist") else list(token_ids)

@@ -81,12 +81,13 @@ def _adjusted(p: Tensor, q: Tensor | None, guess: int) -> Tensor:
 
 def _greedy(logits: Tensor, guesses: Tensor, history: Tensor, sampling: Sampling) -> list[int]:
     """Drafted tokens as long as each is the likeliest, then the likeliest after them."""
-    if logits.max(-1).values.isnan().any():
-        raise not_finite()
-    best = logits.argmax(-1)
     if sampling.penalised:
         start = len(history) - len(guesses)
         best = torch.tensor([sampling.best(row, history[: start + i]) for i, row in enumerate(logits)])
+    elif logits.max(-1).values.isnan().any():
+        raise not_finite()
+    else:
+        best = logits.argmax(-1)
     agree = (best[: len(guesses)].cpu() == guesses).int().cumprod(0).sum()
     return best[: int(agree) + 1].tolist()
 

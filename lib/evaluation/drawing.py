@@ -3,20 +3,28 @@
 import json
 
 from lib.decoding.sampling import Sampling
+from lib.decoding.settings import PLAIN, Settings
 
 
 class Drawing:
     """The part of an engine that knows how its generations are chosen."""
 
-    def drawn(self, sampling: dict | None, seed: int) -> None:
-        """Set the arguments of `Sampling` ({} or None: greedy); raises ValueError for those that it refuses."""
+    def drawn(self, sampling: dict | None, seed: int, own: Settings = PLAIN) -> None:
+        """Set the arguments of `Sampling` ({} or None: greedy), and what the checkpoint's `own` settings do to logits.
+
+        Raises ValueError for those that `Sampling` refuses.
+        """
         how = Sampling(**(sampling or {}), seed=seed)
-        self.sampling, self.seed, self.greedy = sampling or {}, seed, how.greedy
+        self.sampling, self.seed, self.greedy, self.own = sampling or {}, seed, how.greedy, own
         self._plain = how.greedy and not how.penalised
 
     @property
     def settings(self) -> str:
-        """How generations are chosen: "greedy", or the settings as JSON, with the seed where one has a say."""
-        if self._plain:
+        """How generations are chosen: "greedy", or the settings as JSON, with the seed where one has a say.
+
+        What the checkpoint's generation settings do to logits is among them, as "generation_config".
+        """
+        if self._plain and not self.own:
             return "greedy"
-        return json.dumps(self.sampling | ({} if self.greedy else {"seed": self.seed}), sort_keys=True)
+        said = self.sampling | ({} if self.greedy else {"seed": self.seed})
+        return json.dumps(said | ({"generation_config": self.own.values} if self.own else {}), sort_keys=True)

@@ -17,8 +17,8 @@ from collections.abc import Callable, Collection
 from concurrent.futures import FIRST_COMPLETED, ThreadPoolExecutor, wait
 from itertools import accumulate
 
+from lib.decoding.stops import Stops
 from lib.evaluation.drawing import Drawing
-from lib.evaluation.stops import cut
 from lib.tasks.task import Generation, Likelihood, Outcome
 
 AGAIN = (408, 409, 425, 429)  # statuses that may pass, besides 500 and above
@@ -111,7 +111,7 @@ class Endpoint(Drawing):
             text = self._post("chat/completions", body, ("choices", 0, "message", "content"))
         else:
             text = self._post("completions", body | {"prompt": request.prompt}, ("choices", 0, "text"))
-        return cut(text or "", request.until)
+        return Stops([each for each in request.until if each], self).cut(text or "")
 
     def _find_reader(self, request: Likelihood) -> Callable:
         """The first way in which this server gives the log-probabilities of a prompt."""

@@ -14,9 +14,9 @@ from functools import cached_property
 import torch
 from torch import Tensor, nn
 
+from lib.decoding import ends, settings
 from lib.evaluation import generation, identity, likelihood, prefixes
 from lib.evaluation.drawing import Drawing
-from lib.evaluation.stops import end_tokens
 from lib.metrics import logits, speed
 from lib.models import blocks
 from lib.tasks.task import Generation, Likelihood, Outcome
@@ -33,17 +33,20 @@ class Local(Drawing):
     the harness's to 1e-4. bos: whether prompts begin with the tokenizer's special tokens; None leaves it to the
     tokenizer. budget: tokens of a pass, rows: generations at once; None chooses by the device. sampling: arguments of
     `decoding.sampling.Sampling` by which generations are drawn, {} for greedy; request i of a task has `seed` + i.
+    plain: leave out what the checkpoint's generation settings do to logits (repetition penalties and the like), which
+    transformers and the harness apply to greedy texts too; `settings` says what was applied.
     truncated: the places of the last call's requests that lost their left end.
     """
 
     def __init__(
-        self, model: nn.Module, tokenizer=None, *, dtype=None, bos=None, budget=None, rows=None, sampling=None, seed=0
-    ):
+        self, model: nn.Module, tokenizer=None, *, dtype=None, bos=None, budget=None, rows=None, sampling=None, seed=0,
+        plain=False,
+    ):  # fmt: skip
         self.tokenizer = tokenizer if tokenizer is not None else getattr(model, "tokenizer", None)
         if self.tokenizer is None:
             raise ValueError(f"{type(model).__name__} without a tokenizer; give one as `tokenizer`.")
         self.model, self.bos, self.truncated = _typed(model, dtype), bos, []
-        self.drawn(sampling, seed)
+        self.drawn(sampling, seed, settings.of(model, plain))
         kind = blocks.device(model).type
         self.budget = budget or prefixes.PASS_TOKENS.get(kind, 256)
         self.rows = rows or generation.ROWS.get(kind, 16)
@@ -53,8 +56,8 @@ class Local(Drawing):
         """SHA-256 of what decides the answers: weights, their type, layers, configuration, tokenizer, end tokens."""
         from lib.sources import models
 
-        ends = sorted(end_tokens(self.model, self.tokenizer))
-        kind = f"{blocks.embeddings(self.model).weight.dtype} {self.bos} {self.longest} {self.budget} {ends}"
+        named = sorted(ends.of_task(ends.of_model(self.model), self.tokenizer))
+        kind = f"{blocks.embeddings(self.model).weight.dtype} {self.bos} {self.longest} {self.budget} {named}"
         parts = [models.fingerprint(self.model), identity.structure(self.model), identity.tokenization(self.tokenizer)]
         parts.append(kind)
         return hashlib.sha256(" ".join(parts).encode()).hexdigest()
@@ -93,12 +96,10 @@ class Local(Drawing):
         self.truncated = [place for place, each in enumerate(prompts) if each.truncated]
         given = self.model, self.tokenizer, requests, prompts, everything(wanted, requests), finished or nothing
         with logits.evaluating(self.model):
+            chooser = generation.Chooser(prompts, requests, self.sampling, self.seed, self.own)
             if self.shares:
-                chooser = generation.Chooser(prompts, self.sampling, self.seed)
                 return generation.generate(*given, budget=self.budget, most=self.rows, chooser=chooser)
-            if self.settings != "greedy":
-                raise ValueError(f"{type(self.model).__name__} generates one prompt at a time here, greedily only.")
-            return generation.generate_plainly(*given)
+            return generation.generate_plainly(*given, chooser)
 
     def tokens(self, requests: list[Likelihood | Generation]) -> tuple[int, int]:
         """(tokens to be read, each shared one counted once; tokens to be generated at most)."""

@@ -12,10 +12,14 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from lib.decoding.sampling import Sampling
-from lib.evaluation import prefixes, tokens
+from lib import tokenization
+from lib.decoding import ends
+from lib.decoding.sampling import Sampling, not_finite
+from lib.decoding.sessions import ModelSession
+from lib.decoding.settings import PLAIN, Settings
+from lib.decoding.stops import Stops, Watch
+from lib.evaluation import prefixes
 from lib.evaluation.rows import Rows
-from lib.evaluation.stops import Watch, end_tokens
 from lib.metrics import logits
 from lib.models import blocks
 from lib.tasks.task import Generation
@@ -37,7 +41,7 @@ def encode(tokenizer, requests: list[Generation], longest: int, *, bos: bool | N
 
     Raises ValueError for an empty prompt and for `max_new_tokens` that leave no room for a prompt.
     """
-    found = tokens.ids(tokenizer, [request.prompt for request in requests], bos)
+    found = tokenization.ids(tokenizer, [request.prompt for request in requests], bos)
     for request, ids in zip(requests, found):
         if not 1 <= request.max_new_tokens < longest:
             raise ValueError(
@@ -50,26 +54,43 @@ def encode(tokenizer, requests: list[Generation], longest: int, *, bos: bool | N
     return [Prompt(tuple(ids[-room:]), len(ids) > room) for ids, room in zip(found, rooms)]
 
 
+def watch(tokenizer, request: Generation, named, own: Settings = PLAIN) -> Watch:
+    """What ends the answer to `request`: the end tokens `named`, its stop strings, those of the checkpoint's `own`
+    settings, and the text of the tokenizer's end token, as in `HFLM`."""
+    end = getattr(tokenizer, "eos_token_id", None)
+    strings = [*request.until, *own.stop_strings]
+    strings += [] if end is None else [tokenizer.decode([end])]
+    return Watch(Stops([each for each in strings if each], tokenizer), named, request.max_new_tokens)
+
+
 class Chooser:
-    """Which token follows logits: the likeliest, or one drawn as `Sampling` says, by a generator of the request's own.
+    """Which token follows logits: the likeliest, or one drawn as `Sampling` says, by a generator of the request's own,
+    after what the checkpoint's `own` settings do to logits.
 
     Request `index` has the seed `seed` + `index`, so what it draws depends on no other request.
     """
 
-    def __init__(self, prompts: list[Prompt], sampling: dict | None = None, seed: int = 0):
-        self.prompts, self.sampling, self.seed, self.of = prompts, sampling, seed, {}
+    def __init__(
+        self, prompts: list[Prompt], requests: list[Generation], sampling: dict | None = None, seed: int = 0,
+        own: Settings = PLAIN,
+    ):  # fmt: skip
+        self.prompts, self.requests, self.sampling, self.seed, self.own = prompts, requests, sampling, seed, own
+        self.of: dict[int, Sampling] = {}
 
     def __call__(self, logits: Tensor, active: list[tuple[int, list[int]]]) -> list[int]:
         """A token for each row of `logits` [rows, vocabulary]; `active` holds each row's request and tokens so far."""
+        if self.sampling or self.own:
+            return [self._next(row, index, tokens) for row, (index, tokens) in zip(logits.float().cpu(), active)]
         if logits.isnan().any():
-            raise ValueError("logits are not finite; finite weights are needed: check the checkpoint or its dtype.")
-        if not self.sampling:
-            return logits.argmax(-1).tolist()
-        return [self._draw(row, index, tokens) for row, (index, tokens) in zip(logits.float().cpu(), active)]
+            raise not_finite()
+        return logits.argmax(-1).tolist()
 
-    def _draw(self, logits: Tensor, index: int, tokens: list[int]) -> int:
-        draws = self.of.setdefault(index, Sampling(**self.sampling, seed=self.seed + index))
-        return draws.next(logits, torch.tensor([*self.prompts[index].tokens, *tokens]))
+    def _next(self, logits: Tensor, index: int, tokens: list[int]) -> int:
+        prompt = list(self.prompts[index].tokens)
+        if index not in self.of:
+            drawn = Sampling(**(self.sampling or {}), seed=self.seed + index)
+            self.of[index] = drawn.answering(self.own, prompt, self.requests[index].max_new_tokens)
+        return self.of[index].next(logits, torch.tensor(prompt + tokens))
 
 
 @dataclass
@@ -93,27 +114,28 @@ def generate(
     text is known.
     """
     texts: list[str | None] = [None] * len(requests)
-    ends, projection, chooser = end_tokens(model, tokenizer), logits.Projection.of(model), chooser or Chooser(prompts)
+    named, projection = ends.of_task(ends.of_model(model), tokenizer), logits.Projection.of(model)
+    chooser = chooser or Chooser(prompts, requests)
     longest = max((len(prompts[index].tokens) + requests[index].max_new_tokens for index in wanted), default=0)
     most = max(1, min(most, CACHE_BYTES // max(1, longest * bytes_per_token(model))))
     arriving, rows, active = _arrivals(model, prompts, wanted, budget, projection, chooser), Rows(model, most), []
 
-    def see(index: int, watch: Watch, token: int) -> bool:
-        if watch.see(token):
-            texts[index] = watch.text()
+    def see(index: int, answer: Watch, token: int) -> bool:
+        if answer.see(token):
+            texts[index] = answer.text()
             finished(index, texts[index])
-        return watch.ended
+        return bool(answer.reason)
 
     while True:
         while len(active) < most and (new := next(arriving, None)) is not None:
-            watch = Watch(tokenizer, requests[new.index], ends)
-            if not see(new.index, watch, new.first):
+            begun = watch(tokenizer, requests[new.index], named, chooser.own)
+            if not see(new.index, begun, new.first):
                 rows.add(new.keys, new.values)
-                active.append((new.index, watch))
+                active.append((new.index, begun))
         if not active:
             return texts
-        found = projection(rows.step([watch.tokens[-1] for _, watch in active]))
-        chosen = chooser(found, [(index, watch.tokens) for index, watch in active])
+        found = projection(rows.step([answer.tokens[-1] for _, answer in active]))
+        chosen = chooser(found, [(index, answer.tokens) for index, answer in active])
         for place in reversed(range(len(active))):  # from the last: the last row fills the gap of one that leaves
             if see(*active[place], chosen[place]):
                 rows.remove(place)
@@ -160,23 +182,18 @@ def bytes_per_token(model: nn.Module) -> int:
     return 2 * config.num_hidden_layers * heads * size * blocks.embeddings(model).weight.dtype.itemsize
 
 
-@torch.no_grad()
 def generate_plainly(
-    model: nn.Module, tokenizer, requests: list[Generation], prompts: list[Prompt], wanted: set[int], finished: Callable
-) -> list[str | None]:
-    """The same texts, one prompt at a time by transformers' own `generate`: for models that can't be batched so."""
+    model: nn.Module, tokenizer, requests: list[Generation], prompts: list[Prompt], wanted: set[int],
+    finished: Callable, chooser: Chooser,
+) -> list[str | None]:  # fmt: skip
+    """The same texts, one prompt at a time with the model's own cache: for models that can't be batched so."""
     texts: list[str | None] = [None] * len(requests)
+    named = ends.of_task(ends.of_model(model), tokenizer)
     for index in sorted(wanted):
-        watch = Watch(tokenizer, requests[index], end_tokens(model, tokenizer))
-        prompt = torch.tensor([prompts[index].tokens], device=blocks.device(model))
-
-        def ended(ids, scores, watch=watch, **options):
-            return torch.tensor([watch.see(int(ids[0, -1]))], device=ids.device)
-
-        model.generate(
-            prompt, attention_mask=torch.ones_like(prompt), max_new_tokens=requests[index].max_new_tokens,
-            do_sample=False, stopping_criteria=[ended], pad_token_id=tokenizer.eos_token_id,
-        )  # fmt: skip
-        texts[index] = watch.text()
+        session, answer = ModelSession(model), watch(tokenizer, requests[index], named, chooser.own)
+        found = session.extend(torch.tensor(prompts[index].tokens), last=True)
+        while not answer.see(*chooser(found, [(index, answer.tokens)])):
+            found = session.extend(torch.tensor(answer.tokens[-1:]))
+        texts[index] = answer.text()
         finished(index, texts[index])
     return texts

@@ -12,7 +12,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from lib.evaluation import prefixes, tokens
+from lib import tokenization
+from lib.evaluation import prefixes
 from lib.metrics import logits
 from lib.models import blocks
 from lib.tasks.task import Likelihood, Outcome
@@ -35,7 +36,7 @@ def encode(tokenizer, requests: list[Likelihood], longest: int, *, bos: bool | N
     """
     pairs = [_move_spaces(request) for request in requests]
     texts = sorted({context for context, _ in pairs if context} | {c + x for c, x in pairs if c})
-    ids = dict(zip(texts, tokens.ids(tokenizer, texts, bos)))
+    ids = dict(zip(texts, tokenization.ids(tokenizer, texts, bos)))
     first = tokenizer.bos_token_id if tokenizer.bos_token_id is not None else tokenizer.eos_token_id
     found = []
     for context, continuation in pairs:

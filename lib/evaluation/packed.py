@@ -12,9 +12,10 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
+from lib.decoding import ends, settings
+from lib.decoding.stops import Watch
 from lib.evaluation import generation, identity, likelihood, prefixes
 from lib.evaluation.engine import Local, everything, nothing
-from lib.evaluation.stops import Watch
 from lib.metrics import speed
 from lib.runtime.engine import Batch, Session, weights_of
 from lib.runtime.weights import LINEARS, Weights
@@ -27,17 +28,17 @@ class Packed(Local):
     """Answers by what `runtime.load` gave, or by a model of a supported family after `runtime.pack_`.
 
     tokenizer: one of transformers; None takes the model's own, or that of the loaded folder. bos: as for `Local`.
-    rows: generations at once. sampling, seed: as for `Local`. Raises ValueError without a tokenizer, and for families
-    that the runtime lacks.
+    rows: generations at once. sampling, seed, plain: as for `Local`. Raises ValueError without a tokenizer, and for
+    families that the runtime lacks.
     """
 
     shares = True  # beginnings: the session goes back to them
 
-    def __init__(self, model, tokenizer=None, *, bos=None, rows: int = ROWS, sampling=None, seed: int = 0):
+    def __init__(self, model, tokenizer=None, *, bos=None, rows: int = ROWS, sampling=None, seed: int = 0, plain=False):
         self.weights = model if isinstance(model, Weights) else weights_of(model)
         self.tokenizer = tokenizer if tokenizer is not None else _tokenizer(model)
         self.bos, self.rows, self.truncated = bos, rows, []
-        self.drawn(sampling, seed)
+        self.drawn(sampling, seed, settings.of(self.weights, plain))
 
     @cached_property
     def identity(self) -> str:
@@ -86,9 +87,9 @@ class Packed(Local):
         self.truncated = [place for place, each in enumerate(prompts) if each.truncated]
         order = everything(wanted, requests)
         waiting = iter(sorted(order, key=lambda index: (prompts[index].tokens, index)))
-        texts, tell, ends = [None] * len(requests), finished or nothing, self._ends()
+        texts, tell, named = [None] * len(requests), finished or nothing, self._ends()
         rows, active = _Rows(self.weights, max(1, min(self.rows, len(order)))), {}
-        chooser = generation.Chooser(prompts, self.sampling, self.seed)
+        chooser = generation.Chooser(prompts, requests, self.sampling, self.seed, self.own)
 
         def see(slot: int, index: int, watch: Watch, token: int) -> None:
             if watch.see(token):
@@ -102,7 +103,8 @@ class Packed(Local):
         while True:
             while rows.free and (index := next(waiting, None)) is not None:
                 slot, found = rows.enter(prompts[index].tokens)
-                see(slot, index, Watch(self.tokenizer, requests[index], ends), *chooser(found, [(index, [])]))
+                begun = generation.watch(self.tokenizer, requests[index], named, self.own)
+                see(slot, index, begun, *chooser(found, [(index, [])]))
             if not active:
                 return texts
             grown = {slot: (index, watch.tokens) for slot, (index, watch) in sorted(active.items())}
@@ -122,7 +124,7 @@ class Packed(Local):
         return (middle - begin) / len(prompt), (speed.clock() - middle) / self.rows
 
     def _ends(self) -> frozenset[int]:
-        return frozenset({*self.weights.stops, self.tokenizer.eos_token_id} - {None})
+        return ends.of_task(self.weights.stops, self.tokenizer)
 
 
 class _Walk:

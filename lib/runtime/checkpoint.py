@@ -9,7 +9,7 @@ from types import SimpleNamespace
 
 import numpy as np
 
-from lib.decoding import ends
+from lib.decoding import ends, settings
 from lib.runtime import pack
 from lib.runtime.memory import zeros
 from lib.runtime.pack import Packed
@@ -48,6 +48,7 @@ def load(folder: Path | str, *, embedding_bits: int | None = 8) -> Weights:
         **shape(config), layers=layers, norm=tensors.floats("model.norm.weight"), frequencies=frequencies,
         rotary_scale=1.0, embedding=table, head=tensors.matrix("lm_head", embedding_bits) if own else table,
         head_bias=tensors.floats("lm_head.bias"), stops=ends.of_folder(folder), tokenizer=Tokenizer(folder),
+        generation_config=settings.of_folder(folder),
     )  # fmt: skip
 
 

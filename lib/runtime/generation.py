@@ -5,6 +5,9 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
+from lib import tokenization
+from lib.decoding import settings
+from lib.decoding.stops import Stops, Watch
 from lib.runtime.engine import Batch, weights_of
 from lib.runtime.weights import Weights
 
@@ -30,6 +33,7 @@ def generate(
     stop: str | Sequence[str] = (),
     eos: Sequence[int] | None = None,
     stream: Callable[[int, int], None] | None = None,
+    plain: bool = False,
 ) -> list[Generated]:
     """Continue each prompt (a text, or token ids [length]; one text alone counts as a list of one).
 
@@ -38,62 +42,40 @@ def generate(
     sampling: a `decoding.sampling.Sampling`, None for greedy. With one prompt it draws the tokens that transformers
     draws from the same logits and seed; with several it draws for one after the other, where transformers draws for
     all at once. stop: strings that end an answer. eos: ids that end it, None for the model's own. stream: called with
-    the prompt's index and each new token id.
+    the prompt's index and each new token id. plain: leave out what the checkpoint's generation settings do to logits
+    (`decoding.settings`), which transformers applies to greedy answers too.
     Raises ValueError, before the work, for prompts without tokens and where prompt and answer exceed the context.
     """
     prompts = [prompts] if isinstance(prompts, str) else list(prompts)
-    batch, tokenizer, limit, ends = _batch(model, len(prompts))
+    batch, tokenizer, limit, named = _batch(model, len(prompts))
     ids = [_ids(prompt, tokenizer) for prompt in prompts]
     _check(ids, new_tokens, limit)
-    chooser = _Chooser(sampling, stop, tokenizer, set(ends if eos is None else eos), new_tokens)
-    answers, reading = [Generated() for _ in ids], dict(enumerate(ids))
+    own, named = settings.of(model, plain), named if eos is None else eos
+    stops = Stops([*([stop] if isinstance(stop, str) else stop), *own.stop_strings], tokenizer)
+    choosers = [_chooser(sampling, own, prompt, new_tokens) for prompt in ids]
+    answers, reading = [Watch(stops, named, new_tokens) for _ in ids], dict(enumerate(ids))
     while reading:
         logits, going = batch.extend(reading), {}
         for row, slot in enumerate(reading):
-            token = chooser.next(logits[row], ids[slot] + answers[slot].token_ids)
-            answers[slot].token_ids.append(token)
-            answers[slot].reason = chooser.ending(answers[slot].token_ids)
+            token = choosers[slot](logits[row], ids[slot] + answers[slot].tokens)
+            if not answers[slot].see(token):
+                going[slot] = [token]
             if stream is not None:
                 stream(slot, token)
-            if not answers[slot].reason:
-                going[slot] = [token]
         reading = going  # sequences that have ended leave the batch: nothing is computed for them
-    for answer in answers:
-        answer.text = chooser.text(answer.token_ids)
-    return answers
+    return [Generated(answer.tokens, answer.reason, answer.text()) for answer in answers]
 
 
-class _Chooser:
-    """The next token and the end of an answer; torch and transformers are only imported for what needs them."""
+def _chooser(sampling, own: settings.Settings, prompt: list[int], new_tokens: int) -> Callable:
+    """A function from logits [vocabulary] and the tokens so far to the next one, without torch where that can be."""
+    if sampling is None and not own:
+        return lambda logits, known: int(logits.argmax())
+    import torch
 
-    def __init__(self, sampling, stop, tokenizer, ends: set[int], new_tokens: int):
-        self.sampling, self.tokenizer, self.ends, self.most, self.stops = sampling, tokenizer, ends, new_tokens, None
-        if stop:
-            from lib.decoding.stops import Stops
+    from lib.decoding.sampling import Sampling
 
-            self.stops = Stops(stop, tokenizer)
-
-    def next(self, logits: np.ndarray, known: list[int]) -> int:
-        if self.sampling is None:
-            return int(logits.argmax())
-        import torch
-
-        return self.sampling.next(torch.as_tensor(logits), torch.tensor(known))
-
-    def ending(self, new: list[int]) -> str:
-        if new[-1] in self.ends:
-            return "eos"
-        if self.stops is not None and self.stops.reached(new):
-            return "stop"
-        return "length" if len(new) == self.most else ""
-
-    def text(self, new: list[int]) -> str | None:
-        if self.tokenizer is None:
-            return None
-        from lib.decoding.stops import text_of
-
-        text = text_of(self.tokenizer, new)
-        return text if self.stops is None else self.stops.cut(text)
+    chosen = (sampling or Sampling()).answering(own, prompt, new_tokens)
+    return lambda logits, known: chosen.next(torch.as_tensor(logits), torch.tensor(known))
 
 
 class _OneByOne:
@@ -132,7 +114,7 @@ def _ids(prompt, tokenizer) -> list[int]:
         return prompt.reshape(-1).tolist() if hasattr(prompt, "tolist") else list(prompt)
     if tokenizer is None:
         raise ValueError("a text was given, and the model has no tokenizer; give token ids, or set model.tokenizer.")
-    return list(tokenizer.encode(prompt))
+    return tokenization.ids(tokenizer, [prompt])[0]
 
 
 def _check(prompts: list[list[int]], new_tokens: int, limit: int) -> None:

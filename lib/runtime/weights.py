@@ -51,6 +51,7 @@ class Weights:
     head_bias: np.ndarray | None = None
     stops: tuple[int, ...] = ()
     tokenizer: object = None
+    generation_config: object = None  # the checkpoint's, a dict or transformers' own: see `decoding.settings`
     backends: dict = field(default_factory=dict, repr=False)  # what engine.py has prepared for these weights
 
     @property
@@ -129,6 +130,7 @@ def from_model(model) -> Weights:
         frequencies=array(rotary.inv_freq), rotary_scale=float(rotary.attention_scaling),
         embedding=table.packed, head=head.packed, head_bias=head.bias_array,
         stops=ends.of_model(model), tokenizer=getattr(model, "tokenizer", None),
+        generation_config=getattr(model, "generation_config", None),
     )  # fmt: skip
 
 

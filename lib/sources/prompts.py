@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 import torch
 
-from lib import files
+from lib import files, tokenization
 from lib.sources import data, note, place
 from lib.sources.own_prompts import PROMPTS
 
@@ -67,14 +67,16 @@ def load(kind: str, count: int, *, source: str = "packaged", characters: int = 4
 
 
 def tokens(prompts: list[str], tokenizer) -> list[torch.Tensor]:
-    """Token ids [length] of each prompt as a user's message in the tokenizer's chat template, as text without one."""
+    """Token ids [length] of each prompt as a user's message in the tokenizer's chat template, as text without one.
+
+    A first token that the template writes is not written again.
+    """
     texts = prompts
     if tokenizer.chat_template:
         chats = [[{"role": "user", "content": prompt}] for prompt in prompts]
         options = {"add_generation_prompt": True, "tokenize": False}
         texts = [tokenizer.apply_chat_template(chat, **options) for chat in chats]
-    add = not tokenizer.chat_template  # a template writes special tokens itself
-    return [torch.tensor(tokenizer(text, add_special_tokens=add)["input_ids"]) for text in texts]
+    return [torch.tensor(found) for found in tokenization.ids(tokenizer, texts)]
 
 
 def _rows(name: str) -> tuple[list[dict], str]:

@@ -1,0 +1,62 @@
+"""Text to token ids, by one rule: a text gets the special tokens that its tokenizer puts before it, but never twice.
+
+A chat template often writes the first token ("<s>", "<|begin_of_text|>") as text, and the tokenizer would add another.
+So a text that begins with it gets no special tokens: the rule of lm-evaluation-harness 0.4.13, which looks for the
+tokenizer's BOS or EOS; here also for what the tokenizer really puts there, which may be neither ("[gMASK]<sop>").
+Needs no torch.
+"""
+
+
+def ids(tokenizer, texts: list[str], bos: bool | None = None) -> list[list[int]]:
+    """Token ids of each text, with the special tokens that the tokenizer puts before a text of its own accord.
+
+    tokenizer: one of transformers, or anything with `encode` and `decode` as they have them. bos: True or False
+    overrules the tokenizer. A text that begins with the first token written out gets no second one. Raises ValueError
+    for a text with half a character.
+    """
+    for text in texts:
+        check(text)
+    first = tuple(first_texts(tokenizer))
+    begun = [bos is False or text.startswith(first) for text in texts]
+    found: list[list[int]] = [[] for _ in texts]
+    for special in (True, False):
+        some = [place for place, has in enumerate(begun) if has is not special]
+        if some:
+            for place, tokens in zip(some, _encode(tokenizer, [texts[place] for place in some], special)):
+                found[place] = list(tokens)
+    return found
+
+
+def check(text: str, what: str = "the text") -> str:
+    """The text itself; raises ValueError where it holds half a character (a lone surrogate), naming the place.
+
+    Such text comes from cutting JSON between the two halves of an emoji ("\\ud83d"): it has no UTF-8 form.
+    """
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        raise ValueError(
+            f"{what} holds half a character, {text[error.start]!r}, at place {error.start}; text that UTF-8 can write "
+            'is allowed; mend it, or replace such halves by "\\ufffd".'
+        ) from None
+    return text
+
+
+def first_texts(tokenizer) -> set[str]:
+    """What a text that has its first token may begin with: the text of BOS (else EOS), and of what is put before it."""
+    named = getattr(tokenizer, "bos_token", None) or getattr(tokenizer, "eos_token", None)
+    before = first_ids(tokenizer)
+    return {named, tokenizer.decode(before, skip_special_tokens=False) if before else None} - {None, ""}
+
+
+def first_ids(tokenizer) -> list[int]:
+    """The token ids that the tokenizer puts before a text."""
+    bare, whole = (_encode(tokenizer, ["a"], special)[0] for special in (False, True))
+    places = range(len(whole) - len(bare) + 1)
+    return list(next((whole[:place] for place in places if whole[place : place + len(bare)] == bare), []))
+
+
+def _encode(tokenizer, texts: list[str], special: bool) -> list[list[int]]:
+    if callable(tokenizer):
+        return [list(each) for each in tokenizer(texts, add_special_tokens=special).input_ids]
+    return [list(tokenizer.encode(text, add_special_tokens=special)) for text in texts]
