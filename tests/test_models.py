@@ -184,7 +184,7 @@ def test_quantized_by_others(folder):
 def test_compressed_tensors_go_to_their_own_loader(folder, monkeypatch):
     compressed = pytest.importorskip("lib.export.compressed_tensors")
     change(folder, quantization_config={"quant_method": "compressed-tensors"})
-    monkeypatch.setattr(compressed, "load", lambda folder: (tiny.llama(seed=7), tiny.tokenizer()))
+    monkeypatch.setattr(compressed, "load", lambda folder, adapter: (tiny.llama(seed=7), tiny.tokenizer()))
     assert torch.equal(logits(models.load("small")[0]), logits(tiny.llama(seed=7)))
     model, _ = models.load("small", dtype="bfloat16")
     assert model.dtype == torch.bfloat16 and model.model.rotary_emb.inv_freq.dtype == torch.float32

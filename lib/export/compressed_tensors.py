@@ -47,9 +47,10 @@ def save(model: nn.Module, tokenizer, folder: Path | str) -> Path:
     return plain.write(mark(model), tokenizer, folder, kind="pack-quantized")
 
 
-def load(folder: Path | str):
+def load(folder: Path | str, *, adapter: str | None = None):
     """Read what `save` wrote; returns (model in eval mode with `QuantLinear` layers, tokenizer).
 
+    adapter: "ignore" leaves an adapter in the folder where it is; None refuses the folder.
     Raises FileNotFoundError or ValueError when the folder is broken, unsafe, or quantized in another way.
     """
     from safetensors.torch import load_file
@@ -58,7 +59,7 @@ def load(folder: Path | str):
     from lib.sources import checks
 
     files.recover(folder)
-    config = checks.checkpoint(folder).get("quantization_config") or {}
+    config = checks.checkpoint(folder, adapter=adapter).get("quantization_config") or {}
     if config.get("format") != "pack-quantized":
         raise ValueError(
             f"{checks.place(folder)} has format {config.get('format')!r}; only pack-quantized is read here; "
@@ -127,7 +128,7 @@ def stored(model: nn.Module, found: dict[str, Quantized] | None = None) -> tuple
         for part in (model.get_input_embeddings(), model.get_output_embeddings())
     )
     both = table in found and head in found
-    once = both and blocks.tied(model) and blocks.equal(found[table], found[head])
+    once = both and blocks.equal(found[table], found[head])
     return {name: matrix for name, matrix in found.items() if not (once and name == head)}, set(found)
 
 

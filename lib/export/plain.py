@@ -50,6 +50,7 @@ def write(model: nn.Module, tokenizer, folder: Path | str, **origin) -> Path:
     from lib.sources.models import quiet
 
     folder = Path(folder)
+    blocks.refuse_adapters(model)
     files.check_writable(folder, size(model) + ROOM)
     remove_leftovers(folder)
     with contextlib.ExitStack() as until_renamed, quiet(), files.folder(folder) as temporary:

@@ -67,6 +67,9 @@ def file_bytes(tensors: dict[str, Tensor]) -> int:
     """Size of the safetensors file of `tensors`, whose numbers aren't looked at: header and contents."""
     header, end = {"__metadata__": {"format": "pt"}}, 0
     order = list(_TYPES)
+    for name, tensor in tensors.items():
+        if tensor.dtype not in _TYPES:
+            raise ValueError(f"{name} is of type {tensor.dtype}; choose one of {', '.join(map(str, order))}: cast it.")
     for name, tensor in sorted(tensors.items(), key=lambda item: (order.index(item[1].dtype), item[0])):
         start, end = end, end + tensor.numel() * tensor.element_size()
         header[name] = {"dtype": _TYPES[tensor.dtype], "shape": list(tensor.shape), "data_offsets": [start, end]}
@@ -78,7 +81,7 @@ def _configuration(model: nn.Module, planned: dict[str, Quantized]) -> int:
     """Bytes of config.json and generation_config.json, as transformers writes them."""
     config, head, table = copy.deepcopy(model.config), blocks.head(model), blocks.embeddings(model)
     ends = [planned.get(blocks.path_of(model, part)) for part in (table, head)]
-    config.tie_word_embeddings = blocks.tied(model) and ends[0] is ends[1]
+    config.tie_word_embeddings = blocks.alike(model) and ends[0] is ends[1]
     config.dtype, config.architectures = str(model.dtype).removeprefix("torch."), [type(model).__name__]
     config.quantization_config = compressed_tensors.quantization_config(model, planned)
     if config.quantization_config is None:

@@ -57,9 +57,17 @@ def tied(model: nn.Module) -> bool:
     """Whether embedding and head are one matrix: the same weights, or the same codes."""
     table, layer = embeddings(model), head(model)
     if is_quantized(table) or is_quantized(layer):
-        return is_quantized(table) and is_quantized(layer) and equal(table.quantized, layer.quantized)
+        both = is_quantized(table) and is_quantized(layer)
+        return both and all(a is b for a, b in zip(table.quantized[:3], layer.quantized[:3]))
     one, other = table.weight, layer.weight
     return one is other or (not one.is_meta and one.shape == other.shape and one.data_ptr() == other.data_ptr())
+
+
+def alike(model: nn.Module) -> bool:
+    """Whether one stored matrix serves embedding and head: they are tied, or quantized to the same numbers."""
+    table, layer = embeddings(model), head(model)
+    both = is_quantized(table) and is_quantized(layer)
+    return tied(model) or (both and equal(table.quantized, layer.quantized))
 
 
 def state_tying_(model: nn.Module) -> None:
@@ -70,7 +78,7 @@ def state_tying_(model: nn.Module) -> None:
     """
     if model.get_output_embeddings() is None:
         return
-    found = tied(model)
+    found = alike(model)
     model.config.tie_word_embeddings = config(model).tie_word_embeddings = found
     model.all_tied_weights_keys = model.get_expanded_tied_weights_keys(all_submodels=True)
 
@@ -123,6 +131,19 @@ def is_linear(module: nn.Module) -> bool:
 def is_quantized(module: nn.Module) -> bool:
     """Whether `module` holds integer codes instead of a weight parameter: a `QuantLinear` or a `QuantEmbedding`."""
     return _is(module, "Coded")
+
+
+def refuse_adapters(model: nn.Module) -> None:
+    """Raise ValueError for a model that carries adapters (of peft): parts of its linear layers that no saver writes."""
+    loaded = sys.modules.get("peft.tuners.tuners_utils")  # not imported yet: no such layer can exist
+    kind = getattr(loaded, "BaseTunerLayer", ())
+    found = [name for name, part in model.named_modules() if isinstance(part, kind)]
+    if found or getattr(model, "_hf_peft_config_loaded", False):
+        raise ValueError(
+            f"{type(model).__name__} carries an adapter ({len(found)} layers, {found[0] if found else 'none left'} "
+            "first); an ordinary model is compressed, pruned and saved; merge it first (model.merge_and_unload() of "
+            "peft), or load its folder with sources.models.load(..., adapter='merge')."
+        )
 
 
 def _is(module: nn.Module, name: str) -> bool:

@@ -64,6 +64,7 @@ def without(model: nn.Module, indices: Iterable[int]) -> nn.Module:
 def _planned(model, indices) -> tuple[nn.Module, dict, set[int]]:
     """(the smaller model as its config describes it, what changes in the config, what to drop), all checked."""
     check_decoder(model)
+    parts.refuse_adapters(model)
     layers = parts.blocks(model)
     dropped = _checked(indices, len(layers))
     kept = [index for index in range(len(layers)) if index not in dropped]

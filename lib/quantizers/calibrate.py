@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from lib import progress
-from lib.models.blocks import blocks, linears, path_of_blocks
+from lib.models.blocks import blocks, linears, path_of_blocks, refuse_adapters
 from lib.quantizers import inputs
 from lib.quantizers.grid import Quantized, check, check_candidates, check_finite
 from lib.quantizers.linear import QuantLinear
@@ -223,6 +223,7 @@ def layers(model: nn.Module) -> dict[str, nn.Module]:
 def check_layers(model: nn.Module, *, bits: int | dict[str, int], group_size: int, candidates: int = 1) -> None:
     """Raise ValueError before the work when a layer inside the blocks can't take this grid or a weight is no number."""
     check_candidates(candidates)
+    refuse_adapters(model)
     for name, layer in layers(model).items():
         if not isinstance(layer, nn.Linear):
             raise ValueError(f"{name} is a {type(layer).__name__} already; load the original model and quantize that.")

@@ -151,6 +151,7 @@ def place_(model: nn.Module, embedding: Quantized | None, head: Quantized | None
 
 def check_parts(model: nn.Module, *, bits: int, group_size: int, head_bits: int | None = None) -> None:
     """Raise ValueError before the work when embedding or head can't take this grid (head_bits: None for the same)."""
+    blocks.refuse_adapters(model)
     width = bits if head_bits is None else head_bits
     for part, kind, wanted in ((blocks.embeddings(model), nn.Embedding, bits), (blocks.head(model), nn.Linear, width)):
         name = blocks.path_of(model, part)

@@ -8,61 +8,42 @@ import json
 from pathlib import Path
 
 from lib import files
-from lib.sources import place
+from lib.sources import adapters, place, stored
+from lib.sources.stored import json_object as _json
 
 MANIFEST = "manifest.json"
-_INDEX = "model.safetensors.index.json"
-_SINGLE = "model.safetensors"
-_PICKLES = {".bin", ".pt", ".pth", ".pkl", ".pickle", ".ckpt"}
 _LFS = b"version https://git-lfs.github.com/spec/"
 _DECODERS = ("ForCausalLM", "LMHeadModel")
 _verified: dict[tuple, str] = {}
 
 
-def checkpoint(folder: Path | str) -> dict:
+def checkpoint(folder: Path | str, *, adapter: str | None = None) -> dict:
     """Check everything that can be checked before loading; returns the parsed config.json.
 
+    adapter: what is to be done with one that lies there, see `adapters`; None refuses it.
     Raises `FileNotFoundError` for what is missing, `ValueError` for what is damaged or unsafe.
     """
     folder = Path(folder)
     for path in sorted(folder.iterdir()):
         _refuse_pointer(path)
+    adapters.check(folder, adapter)
     config = _json(folder / "config.json")
     _refuse_remote_code(folder, config)
     _refuse_other_kinds(folder, config)
-    for path in weights(folder):
-        _check_size(path)
-    verify(folder)
+    method = (config.get("quantization_config") or {}).get("quant_method")
+    stored.check(folder, types=method in (None, "compressed-tensors"))
+    proven = verify(folder)
+    if unproven := [path.name for path in weights(folder) if proven and path.name not in proven]:
+        raise ValueError(
+            f"{place(folder / unproven[0])} is not in {MANIFEST}, which lists other weights; a manifest must list what "
+            f"is read; copy the folder again, or, if you changed it, delete {MANIFEST} there."
+        )
     return config
 
 
 def weights(folder: Path | str) -> list[Path]:
-    """The safetensors files that a checkpoint consists of, in order of name; pickles and missing shards are refused."""
-    folder = Path(folder)
-    if (folder / _INDEX).is_file():
-        shards = _json(folder / _INDEX).get("weight_map")
-        if not isinstance(shards, dict) or not shards:
-            raise ValueError(f"{place(folder / _INDEX)} names no shards; it needs a weight_map; copy the folder again.")
-        found = [folder / name for name in sorted(set(shards.values()))]
-        missing = [path.name for path in found if not path.is_file()]
-        if missing:
-            raise FileNotFoundError(
-                f"{place(folder)} lacks {', '.join(missing)} of {len(found)} shards that its index names; "
-                "all must be there; copy the missing ones."
-            )
-        return found
-    if (folder / _SINGLE).is_file():
-        return [folder / _SINGLE]
-    pickles = sorted(path.name for path in folder.iterdir() if path.suffix in _PICKLES)
-    if pickles:
-        raise ValueError(
-            f"{place(folder)} holds its weights as pickle ({', '.join(pickles)}), which can run any code when opened; "
-            "only safetensors are loaded; convert it where you trust it, or choose a copy with model.safetensors."
-        )
-    raise FileNotFoundError(
-        f"{place(folder)} has no weights; it needs {_SINGLE}, or {_INDEX} and its shards; "
-        "copy them there, or choose another folder."
-    )
+    """The safetensors files that a checkpoint consists of, in order of name; see `stored.listed`."""
+    return stored.listed(folder)
 
 
 def verify(folder: Path | str) -> dict[str, str]:
@@ -144,39 +125,3 @@ def _refuse_other_kinds(folder, config):
         f"{place(folder)} is {found}; only decoder-only language models are compressed here; "
         "choose one whose config.json names an architecture that ends in ForCausalLM."
     )
-
-
-def _check_size(path):
-    """A safetensors file is 8 bytes of header length, the JSON header, and the tensors up to the last offset."""
-    size = path.stat().st_size
-    with open(path, "rb") as file:
-        length = int.from_bytes(file.read(8), "little")
-        try:
-            if not 2 <= length <= size - 8:
-                raise ValueError
-            header = json.loads(file.read(length))
-            end = max((entry["data_offsets"][1] for key, entry in header.items() if key != "__metadata__"), default=0)
-        except (ValueError, KeyError, TypeError, AttributeError, IndexError):
-            raise ValueError(
-                f"{place(path)} has no readable safetensors header ({size} bytes in all); "
-                "it is damaged or cut short; copy it again."
-            ) from None
-    if size != 8 + length + end:
-        raise ValueError(
-            f"{place(path)} has {size} bytes where its header asks for {8 + length + end}; "
-            "it was cut short or changed; copy it again."
-        )
-
-
-def _json(path):
-    try:
-        found = json.loads(path.read_bytes())
-    except FileNotFoundError:
-        raise FileNotFoundError(
-            f"{place(path)} is missing; a model folder needs config.json; copy it there, or choose another folder."
-        ) from None
-    except ValueError as error:
-        raise ValueError(f"{place(path)} is not JSON ({error}); copy it again.") from None
-    if not isinstance(found, dict):
-        raise ValueError(f"{place(path)} is not a JSON object; copy it again.")
-    return found

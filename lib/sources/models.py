@@ -6,36 +6,41 @@ import re
 from pathlib import Path
 
 from lib import files
-from lib.sources import checks, note, packaged, place
+from lib.sources import adapters, checks, note, packaged, place, reading
 
 _HUB = re.compile(r"[\w][\w.-]*/[\w][\w.-]*")
 _FETCHED = ["*.json", "*.safetensors", "*.jinja", "*.txt", "*.model"]
 _NOT_FETCHED = ["*/*", "consolidated*"]  # second copies of the weights in other layouts
-_DECODERS = ("gpt_neox", "gpt_neox_japanese")  # decoders, though their is_decoder is False like that of an encoder
 _TYPES = ("float32", "bfloat16", "float16")
 
 
-def load(name: str = packaged.NAME, *, dtype=None, device=None):
+def load(name: str = packaged.NAME, *, dtype=None, device=None, adapter: str | None = None):
     """Load a decoder-only language model; returns (`PreTrainedModel` in eval mode, tokenizer).
 
     `name` is a packaged name, the name of a folder in `checkpoints/`, any other folder, or a Hub id "owner/name".
     `dtype` is "float32", "bfloat16", "float16" or a torch dtype; None keeps the checkpoint's own.
     `device` None takes a GPU where there is one. The tokenizer is also found as `model.tokenizer`.
     Attention is computed as transformers chooses: `sdpa`, or `eager` for families that `sdpa` would get wrong.
+    `adapter` says what to do with an `adapter_config.json` in the folder: "ignore" takes the model that lies there as
+    it is, "merge" applies the adapter (to that model, or to the one that the adapter names, where it lies alone), None
+    refuses it.
 
     Raises `FileNotFoundError` for what does not exist and `ValueError` for what is damaged, unsafe or of another kind.
     """
     from lib.metrics import count
+    from lib.models import blocks
 
     dtype, device, name = _dtype(dtype), _device(device), str(name)
     with quiet():
         folder, origin = find(name)
-        model, tokenizer = _read(folder, checks.checkpoint(folder), dtype)
+        model, tokenizer = _read(folder, dtype, adapter)
     checks.finite(model, name)
+    blocks.state_tying_(model)
     model = model.to(device).eval()
     model.tokenizer = tokenizer
     shown = name if origin == "packaged" or origin.startswith("Hub") else folder.name
-    sha256 = fingerprint(folder)
+    shown += {None: "", "ignore": " without its adapter", "merge": " with its adapter merged"}[adapter]
+    sha256 = _of_merged(folder) if adapter == "merge" else fingerprint(folder)
     note(kind="model", name=shown, origin=origin, sha256=sha256)
     millions = count.parameters(model) / 1e6
     kind = str(model.dtype).removeprefix("torch.")
@@ -102,81 +107,23 @@ def quiet():
             logging.enable_progress_bar()
 
 
-def _read(folder, config, dtype):
-    quantized = (config.get("quantization_config") or {}).get("quant_method")
-    if quantized == "compressed-tensors":
-        from lib.export import compressed_tensors
-
-        model, tokenizer = compressed_tensors.load(folder)
-        if dtype is not None:
-            _cast(model, dtype)
-        return model, tokenizer
-    if quantized:
-        raise ValueError(
-            f"{place(folder)} is quantized already ({quantized}); plain and compressed-tensors checkpoints are loaded; "
-            "choose the original model."
-        )
-    from transformers import AutoModelForCausalLM
-
-    safe = {"trust_remote_code": False, "local_files_only": True}
-    tokenizer = _tokenizer(folder, safe)
-    try:
-        model, report = AutoModelForCausalLM.from_pretrained(
-            folder,
-            dtype=dtype or "auto",
-            use_safetensors=True,
-            output_loading_info=True,
-            ignore_mismatched_sizes=True,  # reported below, by name
-            **safe,
-        )
-    except (ValueError, KeyError) as error:
-        raise ValueError(
-            f"{place(folder)} is no decoder-only model that the installed transformers knows "
-            f"(model_type {config.get('model_type')!r}): {str(error).splitlines()[0]} Choose another model."
-        ) from error
-    _refuse_incomplete(folder, model, report)
-    return model, tokenizer
-
-
-def _cast(model, dtype):
-    """Cast the parameters alone: `model.to` would also round the rotary frequencies, and the scales of the codes."""
-    for parameter in model.parameters():
-        parameter.data = parameter.data.to(dtype)
-    model.config.dtype = dtype
-
-
-def _refuse_incomplete(folder, model, report):
-    """Refuse what transformers would fill with random numbers, and encoders that it dresses up as decoders."""
-    lacking = sorted({*report["missing_keys"], *(key for key, *_ in report["mismatched_keys"])})
-    if lacking:
-        raise ValueError(
-            f"{place(folder)} lacks {len(lacking)} weights of the shape that its config.json asks for, the first is "
-            f"{lacking[0]}; all must be there; copy the folder again."
-        )
-    if getattr(model.config, "is_decoder", None) is False and model.config.model_type not in _DECODERS:
-        raise ValueError(
-            f"{place(folder)} is an encoder ({model.config.model_type}); only decoder-only language models are "
-            "compressed here; choose one whose config.json names an architecture that ends in ForCausalLM."
-        )
-    if report["unexpected_keys"]:
-        unused = sorted(report["unexpected_keys"])
-        print(f"model {folder.name}: {len(unused)} tensors of the checkpoint are unused, the first is {unused[0]}")
-
-
-def _tokenizer(folder, safe):
-    from transformers import AutoTokenizer
-
-    try:
-        found = AutoTokenizer.from_pretrained(folder, **safe)
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        found, reason = None, str(error).splitlines()[0] if str(error) else type(error).__name__
+def _read(folder: Path, dtype, adapter: str | None):
+    """(model, tokenizer) of a folder, checked; with its adapter merged where that is asked for."""
+    adapters.check(folder, adapter)
+    if adapter == "merge" and adapters.alone(folder):
+        whole, _ = find(str(adapters.base(folder)))
+        model, tokenizer = reading.read(whole, checks.checkpoint(whole), dtype)
+        tokenizer = reading.tokenizer(folder) if (folder / "tokenizer.json").is_file() else tokenizer
     else:
-        reason = "its vocabulary is empty"
-    if not found:  # without tokenizer files transformers can build one that knows no words
-        raise ValueError(
-            f"{place(folder)} has no usable tokenizer ({reason}); tokenizer.json must be beside the weights; copy it."
-        )
-    return found
+        model, tokenizer = reading.read(folder, checks.checkpoint(folder, adapter=adapter), dtype, adapter=adapter)
+    return (adapters.merge(model, folder) if adapter == "merge" else model), tokenizer
+
+
+def _of_merged(folder: Path) -> str:
+    """The fingerprint of a model and the adapter that was merged into it."""
+    whole = find(str(adapters.base(folder)))[0] if adapters.alone(folder) else folder
+    hashes = [fingerprint(whole), *(checks.sha256(folder / name) for name in (adapters.CONFIG, adapters.WEIGHTS))]
+    return hashlib.sha256("\n".join(hashes).encode()).hexdigest()
 
 
 def _fetch(name):

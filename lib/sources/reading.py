@@ -1,0 +1,113 @@
+"""From a checked folder to a model: transformers reads what was checked and nothing else."""
+
+import contextlib
+import tempfile
+from pathlib import Path
+
+from lib.sources import checks, place, stored
+
+_DECODERS = ("gpt_neox", "gpt_neox_japanese")  # decoders, though their is_decoder is False like that of an encoder
+_SAFE = {"trust_remote_code": False, "local_files_only": True}
+
+
+def read(folder: Path, config: dict, dtype=None, *, adapter: str | None = None):
+    """(model, tokenizer) of the checkpoint in `folder`, with `config`, its config.json, as `checks.checkpoint` gave it.
+
+    dtype: a torch dtype, None for the checkpoint's own. adapter: as for `models.load`; it is not applied here.
+    Raises ValueError for what transformers doesn't know, would fill with random numbers, or is no decoder.
+    """
+    quantized = (config.get("quantization_config") or {}).get("quant_method")
+    if quantized == "compressed-tensors" and adapter != "merge":
+        from lib.export import compressed_tensors
+
+        model, words = compressed_tensors.load(folder, adapter=adapter)
+        if dtype is not None:
+            _cast(model, dtype)
+        return model, words
+    if quantized:
+        raise ValueError(
+            f"{place(folder)} is quantized already ({quantized}); plain and compressed-tensors checkpoints are loaded, "
+            "and adapters are merged into plain ones; choose the original model."
+        )
+    from lib.models import blocks
+
+    words = tokenizer(folder)
+    with _view(folder) as view:
+        model, report = _from_transformers(folder, view, config, dtype)
+    model.name_or_path = model.config._name_or_path = str(folder)
+    _refuse_incomplete(folder, model, report)
+    if model.config.tie_word_embeddings and not blocks.tied(model):
+        print(f"model {folder.name}: config.json says tied, but the weights hold a head of their own, which is used")
+    return model, words
+
+
+def _from_transformers(folder, view, config, dtype):
+    from transformers import AutoModelForCausalLM
+
+    try:
+        return AutoModelForCausalLM.from_pretrained(
+            view,
+            dtype=dtype or "auto",
+            use_safetensors=True,
+            output_loading_info=True,
+            ignore_mismatched_sizes=True,  # reported by name
+            **_SAFE,
+        )
+    except (ValueError, KeyError) as error:
+        raise ValueError(
+            f"{place(folder)} is no decoder-only model that the installed transformers knows "
+            f"(model_type {config.get('model_type')!r}): {str(error).splitlines()[0]} Choose another model."
+        ) from error
+
+
+@contextlib.contextmanager
+def _view(folder):
+    """A folder of links to what was checked and nothing else: transformers finds no other weights, and no adapter."""
+    with tempfile.TemporaryDirectory(prefix="thimble-") as temporary:
+        names = ["config.json", "generation_config.json", stored.INDEX]
+        for path in [*(folder / name for name in names), *checks.weights(folder)]:
+            if path.is_file():
+                (Path(temporary) / path.name).symlink_to(path.resolve())
+        yield Path(temporary)
+
+
+def _cast(model, dtype):
+    """Cast the parameters alone: `model.to` would also round the rotary frequencies, and the scales of the codes."""
+    for parameter in model.parameters():
+        parameter.data = parameter.data.to(dtype)
+    model.config.dtype = dtype
+
+
+def _refuse_incomplete(folder, model, report):
+    """Refuse what transformers would fill with random numbers, and encoders that it dresses up as decoders."""
+    lacking = sorted({*report["missing_keys"], *(key for key, *_ in report["mismatched_keys"])})
+    if lacking:
+        raise ValueError(
+            f"{place(folder)} lacks {len(lacking)} weights of the shape that its config.json asks for, the first is "
+            f"{lacking[0]}; all must be there; copy the folder again."
+        )
+    if getattr(model.config, "is_decoder", None) is False and model.config.model_type not in _DECODERS:
+        raise ValueError(
+            f"{place(folder)} is an encoder ({model.config.model_type}); only decoder-only language models are "
+            "compressed here; choose one whose config.json names an architecture that ends in ForCausalLM."
+        )
+    if report["unexpected_keys"]:
+        unused = sorted(report["unexpected_keys"])
+        print(f"model {folder.name}: {len(unused)} tensors of the checkpoint are unused, the first is {unused[0]}")
+
+
+def tokenizer(folder: Path):
+    """The tokenizer in `folder`; ValueError where there is none, or one that knows no words."""
+    from transformers import AutoTokenizer
+
+    try:
+        found = AutoTokenizer.from_pretrained(folder, **_SAFE)
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        found, reason = None, str(error).splitlines()[0] if str(error) else type(error).__name__
+    else:
+        reason = "its vocabulary is empty"
+    if not found:  # without tokenizer files transformers can build one that knows no words
+        raise ValueError(
+            f"{place(folder)} has no usable tokenizer ({reason}); tokenizer.json must be beside the weights; copy it."
+        )
+    return found
