@@ -6,7 +6,7 @@ from torch import nn
 
 from lib import files, quantizers
 from lib.pruners import depth, importance
-from lib.quantizers.grid import BITS
+from lib.quantized.grid import BITS
 
 METHODS = ("none", "depth", *quantizers.METHODS)
 ENGINES = ("transformers", "packed")
@@ -127,20 +127,20 @@ def lookup_gains(running, tokenizer, *, count: int = 2, new_tokens: int = 32, se
     Raises RuntimeError should an answer change in the packed engine, whose logits don't depend on drafts.
     """
     from lib.decoding import guard, lookup, sessions
-    from lib.metrics import decoding
+    from lib.metrics import decoding_speed
     from lib.sources import prompts
 
     session = running if hasattr(running, "rewind") else sessions.ModelSession(running)
     drafter, found = lookup.Lookup(max_ngram=3, draft_length=8), {}
     costs = guard.step_costs(session, drafter, lengths=(0, 1, 4, 8))
-    arms = {"plain": decoding.Arm(session), "lookup": decoding.Arm(session, drafter, guard.Guard(costs))}
+    arms = {"plain": decoding_speed.Arm(session), "lookup": decoding_speed.Arm(session, drafter, guard.Guard(costs))}
     for kind in prompts.KINDS:
         given = prompts.tokens(prompts.load(kind, count, characters=1200, seed=seed), tokenizer)
-        said = decoding.measure(arms, given, new_tokens=new_tokens, eos=tokenizer.eos_token_id, seed=seed)
-        if session is running and decoding.identical(said["lookup"], said["plain"]).value < 1:
+        said = decoding_speed.measure(arms, given, new_tokens=new_tokens, eos=tokenizer.eos_token_id, seed=seed)
+        if session is running and decoding_speed.identical(said["lookup"], said["plain"]).value < 1:
             raise RuntimeError(f"lookup changed an answer to a {kind} prompt; the packed engine must not; report this.")
-        found[kind, "tokens_per_step"] = decoding.tokens_per_step(said["lookup"])
-        found[kind, "speed_up"] = decoding.speed_up(said["lookup"], said["plain"])
+        found[kind, "tokens_per_step"] = decoding_speed.tokens_per_step(said["lookup"])
+        found[kind, "speed_up"] = decoding_speed.speed_up(said["lookup"], said["plain"])
     return found
 
 

@@ -8,6 +8,10 @@ import shutil
 import uuid
 from pathlib import Path
 
+import torch
+
+from lib import files
+
 ROOT = Path(__file__).resolve().parent.parent
 
 
@@ -142,3 +146,27 @@ def choices(given: str, allowed) -> str:
     near = difflib.get_close_matches(str(given), allowed, n=1)
     hint = f"; did you mean {near[0]!r}?" if near else "."
     return f"choose one of {', '.join(allowed)}{hint}"
+
+
+def data_hash(tokens: torch.Tensor) -> str:
+    """Hexadecimal SHA-256 of token ids: their shape, and their values as little-endian int64."""
+    values = tokens.detach().cpu().contiguous().numpy().astype("<i8")
+    return hashlib.sha256(f"{list(tokens.shape)}".encode() + values.tobytes()).hexdigest()
+
+
+def place(path: Path | str) -> str:
+    """`path` as records and notebooks show it: relative to the repository or to `$THIMBLE_DATA` where it lies there.
+
+    Elsewhere the user's own folder is shortened to `~`.
+    """
+    path = Path(os.path.abspath(path))
+    for base, shown in ((files.home(), ""), (files.ROOT, ""), (data(), "$THIMBLE_DATA/"), (Path.home(), "~/")):
+        if base is not None and path.is_relative_to(os.path.abspath(base)):
+            return shown + path.relative_to(os.path.abspath(base)).as_posix()
+    return str(path)
+
+
+def data() -> Path | None:
+    """The folder of local texts that the environment variable `THIMBLE_DATA` names, None where it is unset."""
+    named = os.environ.get("THIMBLE_DATA")
+    return Path(named).expanduser() if named else None

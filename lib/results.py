@@ -10,13 +10,12 @@ import hashlib
 import json
 import os
 import re
-import sys
 import uuid
 from collections.abc import Mapping
 from datetime import UTC, datetime
 from pathlib import Path
 
-from lib import files, machine
+from lib import files, machine, sources
 from lib.metrics.score import Score
 from lib.records import COLUMNS, arms, read, started_here, table
 
@@ -52,7 +51,7 @@ class Run:
         if self.document["status"] != "running":
             raise ValueError(f"run {self.id} is {self.document['status']}; a running one records; start a new run.")
         _refuse_reserved(labels, "label")
-        inputs = _inputs()
+        inputs = sources.used()
         row = dict(metric=metric, value=score.value, stderr=score.stderr, n=score.n, unit=score.unit)
         row |= dict(higher_is_better=score.higher_is_better, baseline=score.baseline)
         row |= dict(labels={name: _plain(name, value) for name, value in labels.items()})
@@ -65,7 +64,7 @@ class Run:
     def finish(self, status: str = "finished") -> None:
         """Close the record; a second call changes nothing."""
         if self.document["status"] == "running":
-            self.document |= {"status": status, "inputs": _inputs(), "finished": _now()}
+            self.document |= {"status": status, "inputs": sources.used(), "finished": _now()}
             self._save()
 
     def __enter__(self):
@@ -100,7 +99,7 @@ def start(notebook: str, parameters: dict | None = None, seed: int = 0) -> Run:
     document |= machine.commit() | dict(
         machine=machine.describe(), threads=machine.threads(), versions=machine.versions()
     )
-    return Run(document | dict(inputs=_inputs(), rows=[]))
+    return Run(document | dict(inputs=sources.used(), rows=[]))
 
 
 def close(run: str, status: str) -> Path | None:
@@ -112,12 +111,6 @@ def close(run: str, status: str) -> Path | None:
     if document["status"] == "running":
         files.write_text(path, json.dumps(document | {"status": status, "finished": _now()}, indent=1))
     return path
-
-
-def _inputs() -> list[dict]:
-    """What this process has loaded through `lib.sources`: nothing, if that was never imported."""
-    used = getattr(sys.modules.get("lib.sources"), "used", None)
-    return [dict(item) for item in used()] if used else []
 
 
 def _data_hash(inputs: list[dict]) -> str | None:

@@ -1,7 +1,7 @@
 """lm-evaluation-harness's own tasks on local data: the reference that ours are compared with.
 
 The installed task files are read as they are; only where their rows come from is replaced. Rows are turned from our
-files' layout into the Hub's here, independently of `lib.sources.rows`.
+files' layout into the Hub's here, independently of `lib.sources.record_adapters`.
 """
 
 import functools

@@ -3,9 +3,9 @@
 import torch
 
 from lib.models.blocks import blocks, linears
-from lib.quantizers import grid
-from lib.quantizers.grid import Quantized
-from lib.quantizers.linear import QuantLinear
+from lib.quantized import grid
+from lib.quantized.grid import Quantized
+from lib.quantized.linear import QuantLinear
 
 
 def matrix(weight, bits, group_size, symmetric=False):

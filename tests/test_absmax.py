@@ -6,10 +6,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from lib.export import compressed_tensors
+from lib.quantized.linear import QuantLinear
 from lib.quantizers import absmax as module
 from lib.quantizers import calibrate
 from lib.quantizers.absmax import absmax
-from lib.quantizers.linear import QuantLinear
 from tests import tiny
 
 

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from lib import tasks
-from lib.evaluation.engine import Local
+from lib.evaluation.local import Local
 from lib.sources import models
 from lib.tasks.task import Likelihood
 from tests import lm_eval_local as reference

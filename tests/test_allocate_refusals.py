@@ -6,8 +6,8 @@ import pytest
 import torch
 
 from lib.metrics import divergence
-from lib.models import blocks
-from lib.quantizers import allocate, calibrate, embedding, inputs, sensitivity
+from lib.models import blocks, capture
+from lib.quantizers import allocate, calibrate, embedding, sensitivity
 from tests import tiny
 
 WIDTHS = (2, 3, 4, 8)
@@ -22,7 +22,7 @@ def measured():
 @pytest.fixture
 def idle(monkeypatch):
     """Nothing may run: what is refused, is refused before the work."""
-    monkeypatch.setattr(inputs, "capture", lambda *_, **__: pytest.fail("the work had begun"))
+    monkeypatch.setattr(capture, "capture", lambda *_, **__: pytest.fail("the work had begun"))
     monkeypatch.setattr(divergence, "remember", lambda *_, **__: pytest.fail("the work had begun"))
     monkeypatch.setattr(embedding, "final_moment", lambda *_, **__: pytest.fail("the work had begun"))
 

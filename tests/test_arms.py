@@ -5,7 +5,7 @@ import torch
 from transformers import AutoModelForCausalLM
 
 from lib import peers, quantizers
-from lib.peers import arms, run, thimble
+from lib.peers import arms, environments, thimble
 from lib.quantizers import gptq
 from tests import tiny
 
@@ -18,9 +18,9 @@ def checkpoint(tmp_path_factory):
 def test_every_arm_has_a_peer_and_settings_that_it_knows():
     for peer, settings in arms.ARMS.values():
         module = peers.by_name(peer)
-        assert run._options(module, settings).keys() == module.OPTIONS.keys()
+        assert environments._options(module, settings).keys() == module.OPTIONS.keys()
         if hasattr(module, "check"):
-            module.check(bits=4, options=run._options(module, settings))
+            module.check(bits=4, options=environments._options(module, settings))
 
 
 def test_arms_that_are_not_installed_are_left_out_with_a_line_and_unknown_ones_refused(monkeypatch, capsys):
@@ -44,7 +44,7 @@ def test_our_own_arm_makes_what_the_quantizer_makes_in_this_process(checkpoint, 
 
 def test_the_recipe_takes_a_size_and_nothing_else_does(checkpoint, tmp_path):
     options = {"bits": 4, "group_size": 32, "folder": tmp_path / "small", "megabytes": 0.1, "minutes": 1.0}
-    result = run.quantize("thimble", checkpoint, tiny.tokens(3, 24), **options)
+    result = environments.quantize("thimble", checkpoint, tiny.tokens(3, 24), **options)
     assert result.packed_bytes <= 0.1e6 and result.facts["embedding"]
     with pytest.raises(ValueError, match="only the recipe takes a size"):
         thimble.check(bits=4, options=thimble.OPTIONS | {"method": "gptq", "megabytes": 1.0})
@@ -53,7 +53,7 @@ def test_the_recipe_takes_a_size_and_nothing_else_does(checkpoint, tmp_path):
 def test_without_minutes_nothing_is_learned_and_no_clock_decides(checkpoint, tmp_path):
     tokens = tiny.tokens(3, 24)
     options = {"bits": 3, "group_size": 32, "folder": tmp_path / "unlearned", "minutes": 0}
-    result = run.quantize("thimble", checkpoint, tokens, **options)
+    result = environments.quantize("thimble", checkpoint, tokens, **options)
     model = AutoModelForCausalLM.from_pretrained(checkpoint, dtype="auto")
     done = quantizers.best_(model, tokens, bits=3, group_size=32, steps=0)
     found = AutoModelForCausalLM.from_pretrained(result.folder, dtype="auto")

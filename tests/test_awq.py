@@ -7,11 +7,11 @@ import pytest
 import torch
 from torch import nn
 
-from lib.models import folds
+from lib.models import capture, folds
 from lib.models.blocks import blocks
 from lib.models.folds import Fold, fold_
-from lib.quantizers import awq, calibrate, clip, inputs
-from lib.quantizers.linear import QuantLinear
+from lib.quantized.linear import QuantLinear
+from lib.quantizers import awq, calibrate, clip
 from tests import tiny
 
 FAMILIES = [tiny.llama, tiny.qwen2, tiny.qwen3, tiny.mistral, tiny.phi, tiny.gemma2]
@@ -32,7 +32,7 @@ GEMMA2 = LLAMA | {("mlp.gate_proj", "mlp.up_proj"): "pre_feedforward_layernorm"}
 
 def found(model, block=0):
     ids = tiny.tokens(1, 8)
-    return folds.find(model, blocks(model)[block], inputs.capture(model, ids).calls[block], 8)
+    return folds.find(model, blocks(model)[block], capture.capture(model, ids).calls[block], 8)
 
 
 def uneven(family, seed=0, **overrides):

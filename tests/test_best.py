@@ -9,8 +9,8 @@ import torch
 from lib import quantizers
 from lib.export import compressed_tensors
 from lib.metrics import count, divergence
-from lib.quantizers import best, calibrate, gptq, pace, refined, scales, sensitivity
-from lib.quantizers.linear import QuantLinear
+from lib.quantized.linear import QuantLinear
+from lib.quantizers import best, calibrate, gptq, refined, scales, sensitivity, time_budget
 from tests import tiny
 
 
@@ -23,7 +23,7 @@ def same(first, second):
 @pytest.fixture
 def quick(monkeypatch):
     """A tiny model's steps are too quick to time; two epochs are enough."""
-    monkeypatch.setattr(pace, "EPOCHS", 2)
+    monkeypatch.setattr(time_budget, "EPOCHS", 2)
     monkeypatch.setattr(scales, "LEARNING_RATE", 0.08)
 
 
@@ -56,19 +56,19 @@ def test_little_time_means_fewer_windows_and_no_learning(monkeypatch):
 
     monkeypatch.setattr(refined, "quantize_", quantize_)
     monkeypatch.setattr(scales, "seconds_per_step", lambda *_: 1e9)
-    monkeypatch.setattr(pace, "predict", lambda *_, **__: parts)
+    monkeypatch.setattr(time_budget, "predict", lambda *_, **__: parts)
     model, tokens = tiny.llama(), tiny.tokens(40, 16)
     # 16 windows of 5 passes, 4 blocks of 2 seconds: 88 seconds beside the reserve
     assert best.quantize_(model, tokens, bits=3, minutes=90 / 60 / 0.9, group_size=32) == {}
-    assert seen == [(pace.FEWEST, [0] * 4)]
+    assert seen == [(time_budget.FEWEST, [0] * 4)]
     best.quantize_(model, tokens, bits=3, minutes=100, group_size=32)
-    assert seen[1] == (40, [pace.EPOCHS * 40 // best.BATCH] * 4)
+    assert seen[1] == (40, [time_budget.EPOCHS * 40 // best.BATCH] * 4)
 
 
 def test_with_steps_two_runs_give_the_same_bytes_however_fast_the_machine_is(monkeypatch):
     original, tokens = tiny.llama(), tiny.tokens(5, 24)
     first = quantizers.best_(copy.deepcopy(original), tokens, bits=2, steps=4, group_size=32)
-    monkeypatch.setattr(pace, "FIRST", 1e-12)  # a clock by which nothing could be afforded
+    monkeypatch.setattr(time_budget, "FIRST", 1e-12)  # a clock by which nothing could be afforded
     again = quantizers.best_(copy.deepcopy(original), tokens, bits=2, steps=4, minutes=1e-6, group_size=32)
     assert same(first, again)
     alone = gptq.quantize_(copy.deepcopy(original), tokens, bits=2, group_size=32)
@@ -121,7 +121,7 @@ def test_a_budget_holds_where_embedding_and_head_are_two_matrices(tmp_path):
 def test_what_is_refused_leaves_no_trace_in_the_folder(monkeypatch, tmp_path, options, said, steps):
     model, tokens = tiny.llama(num_hidden_layers=1), tiny.tokens(2, 16)
     with monkeypatch.context() as patch, pytest.raises(ValueError, match=said):
-        patch.setattr(pace, "predict", lambda *_, **__: pytest.fail("the work had begun"))
+        patch.setattr(time_budget, "predict", lambda *_, **__: pytest.fail("the work had begun"))
         patch.setattr(sensitivity, "measure", lambda *_, **__: pytest.fail("the work had begun"))
         patch.setattr(divergence, "remember", lambda *_, **__: pytest.fail("the work had begun"))
         quantizers.best_(model, tokens, **options, steps=steps, group_size=32, state=tmp_path)

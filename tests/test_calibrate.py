@@ -7,9 +7,10 @@ import pytest
 import torch
 from torch import nn
 
+from lib.models import capture
 from lib.models.blocks import blocks, linears
-from lib.quantizers import METHODS, by_name, calibrate, embedding, gptq, inputs, rtn
-from lib.quantizers.linear import QuantLinear
+from lib.quantized.linear import QuantLinear
+from lib.quantizers import METHODS, by_name, calibrate, embedding, gptq, rtn
 from lib.sources import texts
 from tests import tiny
 
@@ -34,13 +35,13 @@ def same(first, second):
 @torch.no_grad()
 def test_captured_calls_run_the_blocks_as_the_model_does(family):
     model, ids = family(), tokens()
-    captured = inputs.capture(model, ids)
+    captured = capture.capture(model, ids)
     hidden, seen = captured.hidden, []
     for block in blocks(model):
         block.register_forward_hook(lambda _, __, output: seen.append(output))
     model(input_ids=ids)
     for index, (block, call) in enumerate(zip(blocks(model), captured.calls)):
-        hidden = inputs.run_block(block, hidden, call)
+        hidden = capture.run_block(block, hidden, call)
         assert torch.allclose(hidden, seen[index], atol=1e-5)
 
 
@@ -76,7 +77,7 @@ def test_second_moment_equals_float64(dtype, columns):
     given = torch.randn(2, 50, columns, generator=torch.Generator().manual_seed(0)).to(dtype)
     rows = given.reshape(-1, columns).double()
     before = torch.backends.mkldnn.matmul.fp32_precision
-    found, expected = inputs.second_moment(given), 2 * rows.T @ rows / 100
+    found, expected = capture.second_moment(given), 2 * rows.T @ rows / 100
     assert found.dtype == torch.float32 and torch.equal(found, found.T)
     assert (found - expected).abs().max() < 2e-5 * expected.abs().max()
     assert torch.backends.mkldnn.matmul.fp32_precision == before

@@ -5,9 +5,10 @@ import importlib
 import pytest
 import torch
 
-from lib.quantizers import METHODS, by_name, calibrate, gptq, inputs, rtn
-from lib.quantizers.linear import QuantLinear
-from lib.quantizers.state import State, fingerprint
+from lib.jobs import State, fingerprint
+from lib.models import capture
+from lib.quantized.linear import QuantLinear
+from lib.quantizers import METHODS, by_name, calibrate, gptq, rtn
 from tests import tiny
 from tests.test_calibrate import GRID, same, tokens
 
@@ -37,8 +38,8 @@ def test_blocks_from_a_state_compute_where_their_model_is(tmp_path, monkeypatch)
     monkeypatch.setattr(
         QuantLinear, "forward", lambda self, x: seen.add((self.codes.device.type, x.device.type)) or forward(self, x)
     )
-    captured = inputs.capture(tiny.llama(), ids)
-    monkeypatch.setattr(inputs, "capture", lambda *_: captured)  # masks can't be made on "meta"
+    captured = capture.capture(tiny.llama(), ids)
+    monkeypatch.setattr(capture, "capture", lambda *_: captured)  # masks can't be made on "meta"
     for state in (State(folder, job="any"), None):
         # a device without memory: what a visit or a file makes on the processor shall not stay there
         done = calibrate.walk(tiny.llama().to("meta"), ids, visit, state=state)

@@ -3,7 +3,8 @@
 import torch
 import transformers
 
-from lib.quantizers import calibrate, gptq, inputs
+from lib.models import capture
+from lib.quantizers import calibrate, gptq
 from tests import tiny
 
 
@@ -19,7 +20,7 @@ def test_a_family_whose_blocks_return_tuples_is_captured_and_quantized():
     )
     with torch.no_grad():
         model(input_ids=tokens)
-    captured = inputs.capture(model, tokens)
+    captured = capture.capture(model, tokens)
     assert torch.equal(captured.hidden, seen[0]) and len(captured.calls) == 2
     done = gptq.quantize_(model, tokens, bits=4, group_size=32)
     assert done.keys() == calibrate.layers(model).keys()

@@ -7,8 +7,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from lib.quantized.linear import QuantLinear
 from lib.quantizers import calibrate, clip
-from lib.quantizers.linear import QuantLinear
 from lib.quantizers.rtn import rtn
 from tests import tiny
 

@@ -5,8 +5,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from lib.quantized.grid import BITS
 from lib.quantizers import calibrate, codebook
-from lib.quantizers.grid import BITS
 from tests import tiny
 
 # arXiv 2305.14314, appendix E

@@ -6,7 +6,7 @@ import pytest
 
 from lib.evaluation import comparison, run
 from lib.evaluation.endpoint import Endpoint
-from lib.evaluation.engine import Local
+from lib.evaluation.local import Local
 from lib.metrics import guards
 from lib.tasks.task import Generation, Likelihood, Sample, Task
 from tests import questions, tiny

@@ -3,8 +3,8 @@
 import pytest
 
 from lib.decoding.stops import Stops
-from lib.evaluation import generation, rows
-from lib.evaluation.engine import Local
+from lib.evaluation import generation, kv_batch
+from lib.evaluation.local import Local
 from lib.tasks.task import Generation
 from tests import questions, tiny
 
@@ -20,7 +20,7 @@ def test_equal_to_transformers_one_by_one(family, most, budget):
 
 
 def test_buffers_grow_behind_short_and_long_rows(monkeypatch):
-    monkeypatch.setattr(rows, "SPARE", 3)
+    monkeypatch.setattr(kv_batch, "SPARE", 3)
     model, some = tiny.llama(), questions.generations(12, until=(), most=30)
     assert Local(model, rows=4).generate(some) == [questions.greedy(model, request) for request in some]
 

@@ -3,7 +3,8 @@
 import pytest
 import torch
 
-from lib.quantizers import calibrate, corrected, gptaq, gptq, inputs
+from lib.models import capture
+from lib.quantizers import calibrate, corrected, gptaq, gptq
 from tests import tiny
 
 GRID = {"bits": 3, "group_size": 32}
@@ -20,7 +21,7 @@ def problem(tokens, columns=64, rows=16, drift=0.3, noise=0.15, seed=0):
 
 
 def moments(given, clean):
-    return inputs.second_moment(given), inputs.cross_moment(clean, given)
+    return capture.second_moment(given), capture.cross_moment(clean, given)
 
 
 def loss(weight, other, given, clean):
@@ -86,7 +87,7 @@ def test_noise_is_not_corrected_nor_is_nothing():
     assert (target - weight).abs().max() < 0.05 * weight.abs().max()
     for few in (given, given[:1]):
         target, hessian = corrected.aim(weight, few, few)
-        assert torch.equal(target, weight) and torch.allclose(hessian, inputs.second_moment(few), rtol=1e-4, atol=1e-4)
+        assert torch.equal(target, weight) and torch.allclose(hessian, capture.second_moment(few), rtol=1e-4, atol=1e-4)
     assert torch.equal(corrected.aim(weight, given[:1], noisy[:1])[0], weight)  # one token can't be held out
 
 

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 
-from lib.runtime import cpu, modules, pack, reference
+from lib.runtime import cpu, modules, pack, torch_kernels
 from tests.test_pack import random
 
 TOOLS = {tool: shutil.which(tool, path=cpu.search_path()) for tool in (cpu._compiler(), "ninja")}
@@ -74,7 +74,7 @@ def test_plain_torch_computes_the_same():
         matrix = random(33, 192, bits, 96)
         packed, x = pack.pack(matrix), torch.randn(5, 192, generator=torch.Generator().manual_seed(bits))
         wanted = formula(matrix, x, packed.block)
-        torch.testing.assert_close(reference.product(packed, x).double(), wanted, rtol=1e-5, atol=1e-3)
+        torch.testing.assert_close(torch_kernels.product(packed, x).double(), wanted, rtol=1e-5, atol=1e-3)
 
 
 def test_the_librarys_product_takes_dequantized_tiles():

@@ -7,8 +7,8 @@ from lib.decoding.generate import Generation, Step
 from lib.decoding.lookup import Lookup
 from lib.decoding.sessions import ModelSession
 from lib.decoding.speculative import Speculative
-from lib.metrics import decoding
-from lib.metrics.decoding import Arm
+from lib.metrics import decoding_speed
+from lib.metrics.decoding_speed import Arm
 from tests import tiny
 
 
@@ -21,18 +21,18 @@ def answer(*steps, tokens=None):
 def test_counts_and_ratios_by_hand():
     plain = [answer(*[(0, 0, 1.0)] * 4), answer(*[(0, 0, 2.0)] * 6)]
     drafted = [answer((3, 2, 1.5), (2, 0, 1.5)), answer((0, 0, 1.0), (4, 4, 2.0))]
-    steps = decoding.tokens_per_step(drafted)
+    steps = decoding_speed.tokens_per_step(drafted)
     assert steps.value == 10 / 4 and steps.n == 2 and steps.baseline == 1
-    assert decoding.seconds_per_token(drafted).value == pytest.approx(6 / 10)
-    assert decoding.speed_up(drafted, plain).value == pytest.approx((16 / 10) / (6 / 10))
-    assert decoding.acceptance(drafted) == [1, 0, 1, 0, 1] and decoding.acceptance(plain) == []
-    shares = decoding.accepted_shares(drafted)
+    assert decoding_speed.seconds_per_token(drafted).value == pytest.approx(6 / 10)
+    assert decoding_speed.speed_up(drafted, plain).value == pytest.approx((16 / 10) / (6 / 10))
+    assert decoding_speed.acceptance(drafted) == [1, 0, 1, 0, 1] and decoding_speed.acceptance(plain) == []
+    shares = decoding_speed.accepted_shares(drafted)
     assert [score.value for score in shares] == pytest.approx([1 / 3, 0, 1 / 3, 0, 1 / 3]) and shares[0].n == 3
     assert shares[0].stderr == pytest.approx((2 / 27) ** 0.5)
-    assert decoding.identical(drafted, plain).value == 1
-    assert decoding.identical([answer((0, 0, 1.0), tokens=[9])], plain[:1]).value == 0
+    assert decoding_speed.identical(drafted, plain).value == 1
+    assert decoding_speed.identical([answer((0, 0, 1.0), tokens=[9])], plain[:1]).value == 0
     with pytest.raises(ValueError, match="same prompts"):
-        decoding.speed_up(drafted, plain[:1])
+        decoding_speed.speed_up(drafted, plain[:1])
 
 
 @pytest.mark.parametrize("sampling", [None, {"temperature": 1.0, "top_k": 5}], ids=str)
@@ -45,15 +45,15 @@ def test_arms_answer_the_same_prompts_with_one_cap(sampling):
         "speculative": Arm(ModelSession(model), Speculative(ModelSession(small), draft_length=2)),
     }
     prompts = [tiny.tokens(1, 4 + i, seed=i)[0] for i in range(3)]
-    found = decoding.measure(arms, prompts, new_tokens=10, sampling=sampling, seed=7)
+    found = decoding_speed.measure(arms, prompts, new_tokens=10, sampling=sampling, seed=7)
     assert all([len(answer.token_ids) for answer in answers] == [10] * 3 for answers in found.values())
-    assert decoding.identical(found["again"], found["plain"]).value == 1
+    assert decoding_speed.identical(found["again"], found["plain"]).value == 1
     if sampling is None:
-        assert decoding.identical(found["lookup"], found["plain"]).value == 1
-        assert decoding.identical(found["speculative"], found["plain"]).value == 1
-    assert decoding.tokens_per_step(found["plain"]).value == 1
+        assert decoding_speed.identical(found["lookup"], found["plain"]).value == 1
+        assert decoding_speed.identical(found["speculative"], found["plain"]).value == 1
+    assert decoding_speed.tokens_per_step(found["plain"]).value == 1
     with pytest.raises(ValueError, match="0 prompts"):
-        decoding.measure(arms, [])
+        decoding_speed.measure(arms, [])
 
 
 def test_prompts_are_templated_and_refusals_name_the_choices(monkeypatch, tmp_path):

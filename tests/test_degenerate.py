@@ -11,9 +11,9 @@ import torch
 
 from lib import quantizers
 from lib.models.blocks import blocks, embeddings
-from lib.quantizers import allocate, calibrate, embedding, rtn, scales, shifts
-from lib.quantizers.grid import Quantized
-from lib.quantizers.linear import QuantLinear
+from lib.quantized.grid import Quantized
+from lib.quantized.linear import QuantLinear
+from lib.quantizers import allocate, calibrate, embedding, learned_zero_points, rtn, scales
 from tests import tiny
 
 USUAL = {"bits": 3, "group_size": 32}
@@ -32,7 +32,7 @@ def tuned(model, ids, tune_):
 # what combines methods, and embedding and head: it takes a model and token ids
 COMBINED = {
     "tune_": lambda model, ids: tuned(model, ids, scales.tune_),
-    "shifts": lambda model, ids: tuned(model, ids, shifts.tune_),
+    "shifts": lambda model, ids: tuned(model, ids, learned_zero_points.tune_),
     "embedding": lambda model, ids: embedding.quantize_(model, ids, **USUAL),
     "embedding without calibration": lambda model, ids: embedding.quantize_(model, **USUAL),
     "allocate": lambda model, ids: allocate.quantize_(model, ids, **SIZE),

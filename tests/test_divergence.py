@@ -6,7 +6,8 @@ import pytest
 import torch
 from torch import nn
 
-from lib.metrics import divergence, logits, perplexity, reference
+from lib.metrics import divergence, perplexity
+from lib.models import logits, reference
 from tests import tiny
 
 

@@ -7,7 +7,7 @@ from lib import runtime
 from lib.decoding import ends
 from lib.decoding.sampling import Sampling
 from lib.evaluation import generation, run
-from lib.evaluation.engine import Local
+from lib.evaluation.local import Local
 from lib.evaluation.packed import Packed
 from lib.tasks.task import Generation
 from tests import questions, tiny

@@ -7,7 +7,7 @@ import pandas as pd
 import pytest
 import torch
 
-from lib.metrics import drift
+from lib.analysis import drift
 from lib.quantizers import calibrate, gptaq, gptq
 from lib.report import drift as figures
 from lib.report import style

@@ -10,10 +10,10 @@ from hypothesis import strategies as st
 from torch import nn
 
 from lib.models import blocks
+from lib.quantized.grid import Quantized
+from lib.quantized.linear import QuantLinear
+from lib.quantized.quant_embedding import QuantEmbedding
 from lib.quantizers import embedding, gptq, rtn
-from lib.quantizers.grid import Quantized
-from lib.quantizers.linear import QuantLinear
-from lib.quantizers.table import QuantEmbedding
 from tests import tiny
 
 GRID = {"bits": 4, "group_size": 32}

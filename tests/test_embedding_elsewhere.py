@@ -6,14 +6,16 @@ import importlib.util
 import pytest
 import torch
 
+from lib import checkpoints
 from lib.decoding import chat
 from lib.export import compressed_tensors, plain
-from lib.metrics import count, divergence, logits, perplexity, speed
-from lib.metrics.reference import Reference
-from lib.models import blocks
+from lib.metrics import count, divergence, perplexity, speed
+from lib.models import blocks, logits
+from lib.models.reference import Reference
 from lib.pruners import depth
+from lib.quantized import replace
+from lib.quantized.quant_embedding import QuantEmbedding
 from lib.quantizers import calibrate, embedding, gptq, rtn
-from lib.quantizers.table import QuantEmbedding
 from lib.sources import models, texts
 from tests import tiny
 
@@ -69,7 +71,7 @@ def test_a_quantized_model_can_be_the_reference():
     head.forget()
     assert divergence.quality(other, reference, ids)["kl_divergence"].value > 0.01
     assert Reference.path(model, ids) != Reference.path(other, ids)
-    assert models.fingerprint(model) != models.fingerprint(other)
+    assert checkpoints.fingerprint(model) != checkpoints.fingerprint(other)
 
 
 def test_measuring_asks_the_codes_where_they_are():
@@ -120,6 +122,6 @@ def test_on_the_real_model_calibration_is_worth_more_than_two_thirds_of_the_dive
     for name, hessian in (("plain", None), ("calibrated", moment)):
         made = embedding.rounded(model, hessian, bits=3, candidates=1)["head"]
         other = copy.deepcopy(model)
-        embedding.place_(other, made, made)
+        replace.place_(other, made, made)
         scores[name] = divergence.quality(other, reference, ids)["kl_divergence"].value
     assert scores["calibrated"] < scores["plain"] / 3

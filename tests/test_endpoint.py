@@ -10,7 +10,7 @@ import torch
 
 from lib.evaluation import endpoint, run
 from lib.evaluation.endpoint import Endpoint, EndpointError
-from lib.evaluation.engine import Local
+from lib.evaluation.local import Local
 from lib.tasks.task import Generation, Likelihood
 from tests import questions, tiny
 

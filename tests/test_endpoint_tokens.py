@@ -6,7 +6,7 @@ from itertools import accumulate
 import pytest
 
 from lib.evaluation.endpoint import Endpoint, EndpointError
-from lib.evaluation.engine import Local
+from lib.evaluation.local import Local
 from lib.tasks.task import Likelihood
 from tests import tiny
 from tests.test_endpoint import Served, server

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from lib.evaluation import estimate, run, scores
-from lib.evaluation.engine import Local
+from lib.evaluation.local import Local
 from lib.tasks.task import Outcome, Sample, Task
 from tests import questions, tiny
 
@@ -145,10 +145,10 @@ def test_refusals(local):
 
 def test_the_harness_beside():
     pytest.importorskip("lm_eval")
-    from lib.evaluation import versus
+    from lib.evaluation import lm_eval_check
 
     model = tiny.llama()
-    found = versus.compare(model, questions.task(questions.likelihoods(5)))
+    found = lm_eval_check.compare(model, questions.task(questions.likelihoods(5)))
     assert found.difference < 1e-4 and found.other_predictions == 0 and found.ratio > 0
-    texts = versus.compare(model, questions.task(questions.generations(5)), limit=4)
+    texts = lm_eval_check.compare(model, questions.task(questions.generations(5)), limit=4)
     assert texts.other_texts == 0 and texts.samples == 4 and "0 texts differ" in str(texts)

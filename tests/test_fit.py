@@ -8,6 +8,7 @@ from dataclasses import replace
 
 import pytest
 
+from lib import timing
 from lib.export import size
 from lib.metrics import count, speed, throughput
 from lib.models.blocks import blocks
@@ -24,7 +25,7 @@ def clocked(monkeypatch):
     """A tiny model whose passes take `FIXED` seconds and `EACH` for every block that runs."""
     now = [0.0]
     monkeypatch.setattr(gc, "collect", lambda: 0)  # before each run, of all that the tests have loaded
-    monkeypatch.setattr(speed, "clock", lambda: now[0])
+    monkeypatch.setattr(timing, "clock", lambda: now[0])
     model = tiny.llama(num_hidden_layers=6)
 
     def tick(seconds):
@@ -42,7 +43,7 @@ QUICK = {"prompt": 8, "new_tokens": 3, "rounds": 1}
 @pytest.mark.parametrize("phase, tokens", [("decode", 1), ("prefill", 8)])
 def test_a_speed_is_reached_with_the_fewest_blocks_and_predicted_right(clocked, phase, tokens):
     wanted = tokens / (FIXED + 4 * EACH)
-    found = depth.fit_(clocked, tiny.tokens(), tokens_per_second=0.999 * wanted, phase=phase, **QUICK)
+    found = fit.fit_(clocked, tiny.tokens(), tokens_per_second=0.999 * wanted, phase=phase, **QUICK)
     assert len(found.removed) == 2 and len(blocks(clocked)) == 4
     assert found.predicted["tokens_per_second"] == pytest.approx(wanted)
     assert found.measured["tokens_per_second"].value == pytest.approx(wanted)
@@ -54,7 +55,7 @@ def slower(monkeypatch):
     """slower(factor): once the depths have been measured, everything takes so many times as long."""
 
     def set_up(factor):
-        now, pace, through = speed.clock, [1.0], probe.seconds
+        now, pace, through = timing.clock, [1.0], probe.seconds
 
         def probed(*args, **options):
             found = through(*args, **options)
@@ -62,7 +63,7 @@ def slower(monkeypatch):
             return found
 
         monkeypatch.setattr(probe, "seconds", probed)
-        monkeypatch.setattr(speed, "clock", lambda: pace[0] * now())
+        monkeypatch.setattr(timing, "clock", lambda: pace[0] * now())
 
     return set_up
 
@@ -71,7 +72,7 @@ def test_a_machine_that_slows_down_between_is_no_error_of_the_prediction(clocked
     slower(3.0)
     wanted = 1 / (FIXED + 4 * EACH)
     with pytest.warns(UserWarning, match=r"tokens_per_second=14.27 was asked: 4.762 predicted, 4.762 measured with 2"):
-        found = depth.fit_(clocked, tiny.tokens(), tokens_per_second=0.999 * wanted, **QUICK)
+        found = fit.fit_(clocked, tiny.tokens(), tokens_per_second=0.999 * wanted, **QUICK)
     assert found.measured["tokens_per_second"].value == pytest.approx(wanted / 3)
     assert len(found.removed) == 2 and found.errors["tokens_per_second"] < 1e-6 and not found.met
 
@@ -80,7 +81,7 @@ def test_a_machine_that_slows_down_between_is_no_error_of_the_prediction(clocked
 def test_more_blocks_go_where_the_machine_has_become_slower(clocked, slower, recwarn, way, score):
     slower(1.1)
     wanted = 0.999 / (FIXED + 4 * EACH)  # now three blocks may be left: 1 / (1.1 · 0.06) is 15.2, 1 / (1.1 · 0.07) 13.0
-    found = depth.fit_(clocked, tiny.tokens(), tokens_per_second=wanted, way=way, score=score, **QUICK)
+    found = fit.fit_(clocked, tiny.tokens(), tokens_per_second=wanted, way=way, score=score, **QUICK)
     assert len(found.removed) == 3 and len(blocks(clocked)) == 3 and found.met
     assert found.predicted["tokens_per_second"] == pytest.approx(1 / (1.1 * (FIXED + 3 * EACH)))
     assert found.measured["tokens_per_second"].value == pytest.approx(found.predicted["tokens_per_second"])
@@ -88,7 +89,7 @@ def test_more_blocks_go_where_the_machine_has_become_slower(clocked, slower, rec
 
 
 def test_a_burst_of_other_work_costs_no_blocks(clocked, monkeypatch):
-    calls, now, measure = [], speed.clock, speed.measure
+    calls, now, measure = [], timing.clock, speed.measure
 
     def counted(arms, **options):
         calls.append(list(arms))
@@ -102,9 +103,9 @@ def test_a_burst_of_other_work_costs_no_blocks(clocked, monkeypatch):
         offset[1] = now()
         return offset[0]
 
-    monkeypatch.setattr(speed, "clock", clock)
+    monkeypatch.setattr(timing, "clock", clock)
     wanted = 0.999 / (FIXED + 4 * EACH)
-    found = depth.fit_(clocked, tiny.tokens(), tokens_per_second=wanted, **QUICK)
+    found = fit.fit_(clocked, tiny.tokens(), tokens_per_second=wanted, **QUICK)
     assert [len(arms) for arms in calls] == [3, 2, 2] and len(found.removed) == 2 and found.met
 
 
@@ -120,7 +121,7 @@ def test_a_miss_within_the_error_of_the_timing_costs_no_blocks(clocked, monkeypa
 
     monkeypatch.setattr(speed, "measure", noisy)
     wanted = 0.999 / (FIXED + 4 * EACH)
-    found = depth.fit_(clocked, tiny.tokens(), tokens_per_second=wanted, **QUICK)
+    found = fit.fit_(clocked, tiny.tokens(), tokens_per_second=wanted, **QUICK)
     assert len(found.removed) == 2 and found.met
     assert found.predicted["tokens_per_second"] == pytest.approx(0.9 / (FIXED + 4 * EACH))
 
@@ -132,7 +133,7 @@ def test_what_is_measured_decides_whether_the_demand_is_met(clocked, monkeypatch
     wanted = 1 / (FIXED + 2 * EACH)
     monkeypatch.setattr(depth.importance, "score", lambda *_, **__: [0, 1, 2, 3, 4, 5])
     with pytest.warns(UserWarning, match="was asked"):
-        found = depth.fit_(clocked, tiny.tokens(), tokens_per_second=wanted, **QUICK)
+        found = fit.fit_(clocked, tiny.tokens(), tokens_per_second=wanted, **QUICK)
     assert found.predicted["tokens_per_second"] >= wanted > found.measured["tokens_per_second"].value
     assert not found.met
 
@@ -140,7 +141,7 @@ def test_what_is_measured_decides_whether_the_demand_is_met(clocked, monkeypatch
 def test_the_same_blocks_as_without_a_fit(clocked):
     expected = depth.choose(copy.deepcopy(clocked), tiny.tokens(), way="greedy", blocks=3)
     options = {"way": "greedy", "protect": [], "tokens_per_second": 0.999 / (FIXED + 3 * EACH)}
-    assert depth.fit_(clocked, tiny.tokens(), **options, **QUICK).removed == expected
+    assert fit.fit_(clocked, tiny.tokens(), **options, **QUICK).removed == expected
 
 
 def test_a_size_is_predicted_to_the_byte_and_saved(clocked, tmp_path):
@@ -179,7 +180,7 @@ def test_memory_is_predicted_from_two_depths(clocked, monkeypatch):
 )
 def test_budgets_that_cannot_be_met_leave_the_model_whole(clocked, options, problem):
     with pytest.raises(ValueError, match=problem):
-        depth.fit_(clocked, tiny.tokens(), **options, **QUICK)
+        fit.fit_(clocked, tiny.tokens(), **options, **QUICK)
     assert len(blocks(clocked)) == 6
 
 
@@ -198,7 +199,7 @@ def test_names_and_folders_are_checked_before_anything_is_timed(clocked, monkeyp
     (tmp_path / "file").write_text("no folder")
     monkeypatch.setattr(probe, "seconds", lambda *_, **__: pytest.fail("timed"))
     with pytest.raises((ValueError, PermissionError), match=problem):
-        depth.fit_(clocked, tiny.tokens(), tokens_per_second=30, **options, **QUICK)
+        fit.fit_(clocked, tiny.tokens(), tokens_per_second=30, **options, **QUICK)
     assert len(blocks(clocked)) == 6
 
 
@@ -206,18 +207,18 @@ def test_what_cannot_be_saved_is_refused_before_anything_is_timed(clocked, monke
     monkeypatch.setattr(probe, "seconds", lambda *_, **__: pytest.fail("timed"))
     tokenizer, clocked.tokenizer = clocked.tokenizer, None
     with pytest.raises(ValueError, match="LlamaForCausalLM has no tokenizer"):
-        depth.fit_(clocked, tiny.tokens(), tokens_per_second=30, folder=tmp_path / "fit", **QUICK)
+        fit.fit_(clocked, tiny.tokens(), tokens_per_second=30, folder=tmp_path / "fit", **QUICK)
     clocked.tokenizer = tokenizer
     rtn.quantize_(clocked, tiny.tokens(), bits=8, group_size=32)
     with pytest.raises(ValueError, match="quantized layers"):
-        depth.fit_(clocked, tiny.tokens(), tokens_per_second=30, folder=tmp_path / "fit", **QUICK)
+        fit.fit_(clocked, tiny.tokens(), tokens_per_second=30, folder=tmp_path / "fit", **QUICK)
 
 
 def test_a_disk_too_small_for_the_result_leaves_the_model_whole(clocked, monkeypatch, tmp_path):
     usage = namedtuple("usage", "total used free")
     monkeypatch.setattr(shutil, "disk_usage", lambda path: usage(1 << 40, 0, 1 << 20))
     with pytest.raises(OSError, match="its disk has 1 MB free"):
-        depth.fit_(
+        fit.fit_(
             clocked,
             tiny.tokens(),
             parameters=count.parameters(clocked) - 1,
@@ -231,7 +232,7 @@ def test_a_disk_too_small_for_the_result_leaves_the_model_whole(clocked, monkeyp
 def test_a_size_that_cannot_be_met_is_refused_before_anything_is_timed(clocked, monkeypatch):
     monkeypatch.setattr(probe, "seconds", lambda *_, **__: pytest.fail("timed"))
     with pytest.raises(ValueError, match="megabytes=1e-06 of a model"):
-        depth.fit_(clocked, tiny.tokens(), tokens_per_second=1.0, megabytes=1e-6, **QUICK)
+        fit.fit_(clocked, tiny.tokens(), tokens_per_second=1.0, megabytes=1e-6, **QUICK)
 
 
 def test_one_block_cannot_be_probed():

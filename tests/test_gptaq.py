@@ -5,9 +5,10 @@ import importlib.util
 import pytest
 import torch
 
+from lib.models import capture
 from lib.models.blocks import blocks
-from lib.quantizers import calibrate, corrected, gptaq, gptq, inputs, rtn
-from lib.quantizers.linear import QuantLinear
+from lib.quantized.linear import QuantLinear
+from lib.quantizers import calibrate, corrected, gptaq, gptq, rtn
 from tests import tiny
 
 GRID = {"bits": 3, "group_size": 32}
@@ -22,7 +23,7 @@ def problem(rows=6, columns=64, samples=300, drift=0.3, seed=0):
     turn = torch.eye(columns) + drift * torch.randn(columns, columns, generator=generator) / columns**0.5
     given = original @ turn + 0.5 * drift * torch.randn(samples, columns, generator=generator)
     weight = torch.randn(rows, columns, generator=generator)
-    return weight, 2 * given.T @ given / samples, inputs.cross_moment(original, given), given, original
+    return weight, 2 * given.T @ given / samples, capture.cross_moment(original, given), given, original
 
 
 def reference(weight, hessian, cross, quantized, order, alpha, damp=0.01):
@@ -77,7 +78,7 @@ def test_with_dead_columns_too_the_codes_do_not_depend_on_the_scale_of_the_input
 
     def found(factor):
         some, true = factor * given, factor * original
-        return gptaq.gptaq(weight, inputs.second_moment(some), inputs.cross_moment(true, some), **GRID)
+        return gptaq.gptaq(weight, capture.second_moment(some), capture.cross_moment(true, some), **GRID)
 
     assert all(torch.equal(a, b) for a, b in zip(found(1)[:3], found(scale)[:3]))
 
@@ -86,7 +87,7 @@ def test_with_dead_columns_too_the_codes_do_not_depend_on_the_scale_of_the_input
 def test_without_drift_the_bytes_are_those_of_gptq(symmetric):
     weight, hessian, cross, given, _ = problem(columns=192)
     expected = gptq.gptq(weight, hessian, **GRID, symmetric=symmetric)
-    for nothing in ({"cross": inputs.cross_moment(given, given)}, {"cross": cross, "alpha": 0}):
+    for nothing in ({"cross": capture.cross_moment(given, given)}, {"cross": cross, "alpha": 0}):
         found = gptaq.gptaq(weight, hessian, **nothing, **GRID, symmetric=symmetric)
         assert torch.equal(found.codes, expected.codes) and torch.equal(found.scale, expected.scale)
 
@@ -108,9 +109,9 @@ def test_cross_moment_equals_float64(dtype, tolerance):
     given = torch.randn(2, 50, 40, generator=generator).to(dtype)
     original = (given.float() * (1 + 0.2 * torch.randn(2, 50, 40, generator=generator))).to(dtype)
     rows, drift = given.reshape(-1, 40).double(), (original.double() - given.double()).reshape(-1, 40)
-    found, expected = inputs.cross_moment(original, given), 2 * drift.T @ rows / 100
+    found, expected = capture.cross_moment(original, given), 2 * drift.T @ rows / 100
     assert found.dtype == torch.float32 and (found - expected).abs().max() < tolerance * expected.abs().max()
-    assert (inputs.cross_moment(given, given) == 0).all()
+    assert (capture.cross_moment(given, given) == 0).all()
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -119,7 +120,7 @@ def test_moments_handed_out_are_those_of_the_original_and_of_the_finished_model(
     model, original, ids, handed = family(), family(), tiny.tokens(3, 24), {}
 
     def visit(names, weight, given, clean):
-        moments = inputs.second_moment(given), inputs.cross_moment(clean, given)
+        moments = capture.second_moment(given), capture.cross_moment(clean, given)
         handed.update(dict.fromkeys(names, moments))
         return gptaq.gptaq(weight, *moments, **GRID)
 

@@ -3,10 +3,10 @@
 import pytest
 import torch
 
+from lib.models.capture import second_moment
+from lib.quantized.grid import dequantize
 from lib.quantizers import gptq as module
 from lib.quantizers.gptq import gptq, inverse_factor, revived
-from lib.quantizers.grid import dequantize
-from lib.quantizers.inputs import second_moment
 from lib.quantizers.rtn import rtn
 
 

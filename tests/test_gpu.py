@@ -17,7 +17,7 @@ pytestmark = pytest.mark.skipif(importlib.util.find_spec("triton") is None, reas
 COMPARE = """
 import torch
 from lib.quantizers import grid
-from lib.quantizers.grid import Quantized
+from lib.quantized.grid import Quantized
 from lib.runtime import gpu, pack
 
 generator = torch.Generator().manual_seed(0)
@@ -88,6 +88,7 @@ print("equal")
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
 def test_products_on_a_gpu_and_their_time():
+    from lib.metrics import gpu_speed
     from lib.runtime import gpu, pack
     from tests.test_pack import random
 
@@ -97,7 +98,7 @@ def test_products_on_a_gpu_and_their_time():
         wanted = x.double() @ made.dense().double().to("cuda").T
         assert (gpu.product(gpu.load(pack.pack(made)), x) - wanted).norm() < 1e-4 * wanted.norm()
     shape = (65536, 4096)
-    for (_, bits), taken in gpu.measure([shape], (2, 8, 16), rounds=3).items():
+    for (_, bits), taken in gpu_speed.measure([shape], (2, 8, 16), rounds=3).items():
         # no device's memory gives 20 TB/s: a clock that does not wait for the products would say so
         assert taken.unit == "s" and taken.value > shape[0] * shape[1] * bits / 8 / 2e13
 

@@ -5,8 +5,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from lib.quantized.grid import BITS, check, choose, dequantize, quantize
 from lib.quantizers import codebook
-from lib.quantizers.grid import BITS, check, choose, dequantize, quantize
 
 
 def random(rows, columns, seed=0):

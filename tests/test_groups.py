@@ -11,8 +11,9 @@ from safetensors.torch import load_file, save_file
 from lib.export import compressed_tensors, groups
 from lib.metrics import count
 from lib.models import blocks
+from lib.quantized import replace
+from lib.quantized.linear import QuantLinear
 from lib.quantizers import calibrate, embedding
-from lib.quantizers.linear import QuantLinear
 from tests import tiny
 from tests.packed import matrix, quantize_
 
@@ -82,7 +83,7 @@ def test_an_embedding_or_a_head_alone_comes_back(tmp_path):
     for part in ("embedding", "head"):
         model = quantize_(tiny.llama(tie_word_embeddings=False))
         made = embedding.rounded(model, None, bits=8, group_size=64)
-        embedding.place_(model, **{"embedding": None, "head": None, part: made[part]})
+        replace.place_(model, **{"embedding": None, "head": None, part: made[part]})
         compressed_tensors.save(model, tiny.tokenizer(), tmp_path / part)
         again, _ = compressed_tensors.load(tmp_path / part)
         assert same(model, again) and torch.equal(logits(model), logits(again))
@@ -121,7 +122,7 @@ def test_codebooks_come_back_and_plain_transformers_refuses_them(tmp_path):
 def test_an_embedding_may_have_a_codebook(tmp_path):
     model = coded_(tiny.llama(), lambda name: NF2)
     found = embedding.rounded(model, None, bits=2, group_size=32, symmetric=True)["head"]._replace(codebook=NF2)
-    embedding.place_(model, found, found)
+    replace.place_(model, found, found)
     compressed_tensors.save(model, tiny.tokenizer(), tmp_path / "it")
     again, _ = compressed_tensors.load(tmp_path / "it")
     assert same(model, again) and torch.equal(logits(model), logits(again)) and blocks.tied(again)

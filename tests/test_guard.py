@@ -3,12 +3,12 @@
 import pytest
 import torch
 
+from lib import timing
 from lib.decoding import guard
 from lib.decoding.generate import generate
 from lib.decoding.guard import Guard
 from lib.decoding.speculative import Speculative
 from lib.decoding.verify import NOTHING, Drafter
-from lib.metrics import speed
 from tests import tabular
 
 
@@ -28,7 +28,7 @@ class Timed(tabular.TabularSession):
 def timed(monkeypatch):
     def make(each, **options):
         session = Timed(each, **options)
-        monkeypatch.setattr(speed, "clock", lambda: session.now)
+        monkeypatch.setattr(timing, "clock", lambda: session.now)
         return session
 
     return make
@@ -138,7 +138,7 @@ def test_what_a_drafting_model_has_to_read_is_on_the_account(timed, monkeypatch)
     session = timed(0.05)
     drafting = Timed(0.05, seed=1)  # another table: it is nearly always wrong
     drafting.base = 0.3
-    monkeypatch.setattr(speed, "clock", lambda: session.now + drafting.now)
+    monkeypatch.setattr(timing, "clock", lambda: session.now + drafting.now)
     drafter = Speculative(drafting, draft_length=2)
     reading = guard.reading_cost(drafter, context=40)
     assert reading == pytest.approx(0.3 * (1 + 39 * 0.05) / 40)

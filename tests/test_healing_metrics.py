@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from lib.metrics import divergence, recovery
 from lib.metrics.divergence import Comparison
 from lib.pruners import depth
-from lib.sources import overlap, texts
+from lib.sources import contamination, texts
 from lib.sources.texts import Text
 from tests import tiny
 
@@ -91,7 +91,7 @@ def text(*documents, split="train"):
 def test_paragraphs_that_the_test_text_holds_are_left_out(capsys):
     held = text("Before. " + SENTENCE.upper().replace(" ", "  ") + " After.", split="test")
     mine = text(f"One.\n\n{SENTENCE}\n\nTwo.", "Three.", SENTENCE)
-    found = overlap.without(mine, held)
+    found = contamination.without(mine, held)
     assert found.documents == ["One.\n\nTwo.", "Three."]
     assert found.sha256 != mine.sha256 and "2 of 5 paragraphs share 13 words with mine/test" in found.origin
     assert "2 of 5 paragraphs" in capsys.readouterr().out
@@ -103,22 +103,22 @@ def test_what_is_left_shares_no_run_of_words(mine, theirs, words):
     one, other = (" ".join("abcd"[index] for index in each) for each in (mine, theirs))
     runs = {one[start : start + 2 * words - 1] for start in range(0, len(one) - 2 * words + 2, 2)}
     shared = any(len(run) == 2 * words - 1 and run in other for run in runs)
-    found = overlap.without(text(one, "kept as it is"), text(other, split="test"), words=words)
+    found = contamination.without(text(one, "kept as it is"), text(other, split="test"), words=words)
     assert found.documents == [*([] if shared or not one else [one]), "kept as it is"]
 
 
 def test_nothing_left_is_refused():
     with pytest.raises(ValueError, match=r"every paragraph of mine/train shares 13 words .*another text or split"):
-        overlap.without(text(SENTENCE), text(SENTENCE, split="test"))
+        contamination.without(text(SENTENCE), text(SENTENCE, split="test"))
     with pytest.raises(ValueError, match=r"words=0; 1 or more"):
-        overlap.without(text("a"), text("b"), words=0)
+        contamination.without(text("a"), text("b"), words=0)
 
 
 def test_packaged_healing_text_is_apart_from_the_test_text():
     test, train = texts.load("packaged", "test"), texts.load("packaged", "train")
-    found = overlap.without(train, test)
+    found = contamination.without(train, test)
     assert 0.99 < len(found.text) / len(train.text) < 1
-    known = {passage for document in test.documents for passage in overlap._passages(document, 13)}
+    known = {passage for document in test.documents for passage in contamination._passages(document, 13)}
     # a run of words across the place where a paragraph was taken out is none of the test text's either
     paragraphs = [part for document in found.documents for part in document.split("\n\n")]
-    assert all(known.isdisjoint(overlap._passages(part, 13)) for part in paragraphs)
+    assert all(known.isdisjoint(contamination._passages(part, 13)) for part in paragraphs)

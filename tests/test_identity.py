@@ -5,8 +5,9 @@ import copy
 import pytest
 import torch
 
+from lib import checkpoints
 from lib.evaluation import run
-from lib.evaluation.engine import Local
+from lib.evaluation.local import Local
 from lib.quantizers import absmax, int8
 from lib.sources import models
 from tests import questions, tiny
@@ -58,7 +59,7 @@ OTHERS = {
 def test_models_of_the_same_weights_that_answer_otherwise_are_asked_anew(what, tmp_path):
     task = questions.task(questions.likelihoods(3))
     one, other = (make() for make in OTHERS[what])
-    assert models.fingerprint(one) == models.fingerprint(other)  # all that was looked at once
+    assert checkpoints.fingerprint(one) == checkpoints.fingerprint(other)  # all that was looked at once
     first, second = (run.evaluate(model, task, cache=tmp_path) for model in (one, other))
     assert first.asked == second.asked == 3
     values = [[answer.logprob for row in each.rows for answer in row.answers] for each in (first, second)]

@@ -10,10 +10,10 @@ import transformers
 from torch import nn
 
 from lib.metrics import divergence
+from lib.models import capture
 from lib.pruners import importance
 from lib.pruners.drop import drop_blocks_
 from lib.pruners.importance import angular_distance, passes
-from lib.quantizers import inputs
 from tests import tiny
 
 FAMILIES = ["llama", "qwen2", "qwen3", "mistral", "phi", "gemma2"]
@@ -128,7 +128,7 @@ def test_the_blocks_before_the_missing_one_are_not_run_again():
     model, runs, tokens = tiny.llama(), [], tiny.tokens()
     for index, block in enumerate(model.model.layers):
         block.mlp.register_forward_pre_hook(lambda *_, index=index: runs.append(index))
-    inputs.capture(model, tokens)
+    capture.capture(model, tokens)
     tried = list(runs)  # what finding out how the blocks are called takes, whatever the score
     runs.clear()
     score("leave_one_out", model, tokens)

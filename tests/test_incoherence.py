@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from lib.metrics import incoherence
+from lib.analysis import incoherence
 from lib.quantizers.hadamard import rotation
 from lib.quantizers.rtn import rtn
 

@@ -12,10 +12,11 @@ from safetensors.torch import load_file, save_file
 from lib import files
 from lib.export import compressed_tensors
 from lib.models import blocks
+from lib.quantized import replace
+from lib.quantized.linear import QuantLinear
 from lib.quantizers import calibrate, int8, rtn
 from lib.quantizers.absmax import absmax
 from lib.quantizers.int8 import Int8Linear
-from lib.quantizers.linear import QuantLinear
 from tests import tiny
 
 READ = """
@@ -85,7 +86,7 @@ def test_what_is_saved_loads_in_a_fresh_process(tmp_path):
     command = [sys.executable, "-c", READ, folder, tmp_path / "tokens", tmp_path / "logits"]
     subprocess.run(command, check=True, cwd=files.ROOT)
     found, plain = load_file(tmp_path / "logits"), copy.deepcopy(model)
-    calibrate.replace_(plain, {name: layer.quantized for name, layer in calibrate.layers(plain).items()})
+    replace.replace_(plain, {name: layer.quantized for name, layer in calibrate.layers(plain).items()})
     for name, layer in calibrate.layers(plain).items():
         plain.set_submodule(name, QuantLinear(layer.quantized, layer.bias))
     with torch.no_grad():

@@ -5,7 +5,7 @@ import copy
 import pytest
 import torch
 
-from lib.metrics import layer_error
+from lib.analysis import layer_error
 from lib.quantizers import calibrate, gptq, rtn
 from tests import tiny
 

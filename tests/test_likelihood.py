@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from lib.evaluation import likelihood
-from lib.evaluation.engine import Local
+from lib.evaluation.local import Local
 from lib.quantizers import rtn
 from lib.tasks.task import Likelihood
 from tests import questions, tiny

@@ -3,7 +3,7 @@
 import torch
 from torch import nn
 
-from lib.quantizers.linear import QuantLinear
+from lib.quantized.linear import QuantLinear
 from lib.quantizers.rtn import rtn
 
 

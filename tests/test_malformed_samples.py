@@ -135,7 +135,7 @@ def test_a_byte_that_is_not_utf_8_is_named_with_file_and_line(folder):
 
 def test_a_template_that_a_row_does_not_fill_names_the_line(folder, monkeypatch):
     # a data set of one's own, whose description says nothing about its fields
-    from lib.sources.data_set import Benchmark
+    from lib.sources.benchmark_schema import Benchmark
 
     own = Benchmark("CC0", "none", {"test": ("mine/test.jsonl",)})
     monkeypatch.setitem(BENCHMARKS, "mine", own)

@@ -9,8 +9,8 @@ import transformers
 from huggingface_hub.errors import LocalEntryNotFoundError
 from safetensors.torch import load_file, save_file
 
-from lib import files, sources
-from lib.sources import checks, models
+from lib import checkpoints, files, sources
+from lib.sources import models
 from tests import tiny
 
 
@@ -74,11 +74,11 @@ def test_loading_twice_is_noted_once(folder):
 def test_places_hide_the_machine(home, tmp_path_factory, monkeypatch):
     data = tmp_path_factory.mktemp("data")
     monkeypatch.setenv("THIMBLE_DATA", str(data))
-    assert sources.place(home / "checkpoints" / "x") == "checkpoints/x"
-    assert sources.place(files.ROOT / "lib") == "lib"
-    assert sources.place(data / "a" / "b.txt") == "$THIMBLE_DATA/a/b.txt"
-    assert sources.place(Path.home() / "models") == "~/models"
-    assert sources.place("/elsewhere/x") == "/elsewhere/x"
+    assert files.place(home / "checkpoints" / "x") == "checkpoints/x"
+    assert files.place(files.ROOT / "lib") == "lib"
+    assert files.place(data / "a" / "b.txt") == "$THIMBLE_DATA/a/b.txt"
+    assert files.place(Path.home() / "models") == "~/models"
+    assert files.place("/elsewhere/x") == "/elsewhere/x"
 
 
 @pytest.mark.parametrize("dtype", ["bfloat16", torch.float16, "torch.float32"])
@@ -125,7 +125,7 @@ def test_unknown_name_suggests_the_nearest(folder):
 
 
 def test_damage_is_found_before_loading(folder):
-    checks.write_manifest(folder)
+    checkpoints.write_manifest(folder)
     content = bytearray((folder / "model.safetensors").read_bytes())
     content[-1] ^= 1
     (folder / "model.safetensors").write_bytes(content)
@@ -202,7 +202,7 @@ def test_settings_of_transformers_are_left_as_found():
     from transformers.utils import logging
 
     before = logging.get_verbosity(), logging.is_progress_bar_enabled()
-    with pytest.raises(KeyError), models.quiet():
+    with pytest.raises(KeyError), checkpoints.quiet():
         assert not logging.is_progress_bar_enabled()
         raise KeyError
     assert (logging.get_verbosity(), logging.is_progress_bar_enabled()) == before
@@ -236,11 +236,15 @@ def test_hub_without_network(monkeypatch):
 
 def test_fingerprints(folder, home):
     model = tiny.llama()
-    assert models.fingerprint(folder) == files.sha256(folder / "model.safetensors")
-    assert models.fingerprint(model) == models.fingerprint(tiny.llama()) != models.fingerprint(tiny.llama(seed=1))
-    before = models.fingerprint(model)
+    assert checkpoints.fingerprint(folder) == files.sha256(folder / "model.safetensors")
+    assert (
+        checkpoints.fingerprint(model)
+        == checkpoints.fingerprint(tiny.llama())
+        != checkpoints.fingerprint(tiny.llama(seed=1))
+    )
+    before = checkpoints.fingerprint(model)
     with torch.no_grad():
         model.model.layers[0].mlp.up_proj.weight[0, 0] += 1
-    assert models.fingerprint(model) != before
+    assert checkpoints.fingerprint(model) != before
     tiny.llama().save_pretrained(home / "shards", max_shard_size="200KB")
-    assert models.fingerprint(str(home / "shards")) not in (before, models.fingerprint(folder))
+    assert checkpoints.fingerprint(str(home / "shards")) not in (before, checkpoints.fingerprint(folder))

@@ -3,8 +3,9 @@
 import pytest
 import torch
 
+from lib.models import capture
 from lib.models.blocks import blocks
-from lib.quantizers import inputs, rounding
+from lib.quantizers import rounding
 from lib.quantizers.rounding import distance
 from tests import tiny
 from tests.test_rounding import random
@@ -40,10 +41,10 @@ def test_the_rest_of_the_outputs_comes_nearer_when_a_planted_outlier_is_left_out
     model = tiny.llama(seed=seed, num_hidden_layers=1)
     block = blocks(model)[0]
     block.mlp.down_proj.weight.data[OUTLIER] *= SIZE  # its errors are ten thousand times as large when squared
-    captured = inputs.capture(model, tiny.tokens(COUNT, 32, seed=seed))
+    captured = capture.capture(model, tiny.tokens(COUNT, 32, seed=seed))
     hidden, call = captured.hidden, captured.calls[0]
     with torch.no_grad():
-        targets = inputs.run_block(block, hidden, call)
+        targets = capture.run_block(block, hidden, call)
     starts = rounding.nearest(block, hidden[:4], call, bits=2, group_size=32, symmetric=False, candidates=8)
 
     def learned(filtered):

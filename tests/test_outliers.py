@@ -7,7 +7,7 @@ import pandas as pd
 import pytest
 import torch
 
-from lib.metrics import outliers
+from lib.analysis import outliers
 from lib.quantizers import calibrate
 from lib.quantizers.absmax import absmax
 from lib.quantizers.int8 import Int8Linear

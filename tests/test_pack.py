@@ -9,8 +9,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from lib.quantizers.grid import Quantized
-from lib.runtime import memory, pack
+from lib.quantized.grid import Quantized
+from lib.runtime import aligned, pack
 
 
 def random(rows, columns, bits, group_size, symmetric=False, seed=0):
@@ -97,14 +97,14 @@ def test_what_the_layout_cannot_hold_is_refused():
 
 
 def test_memory_is_zero_aligned_and_side_by_side():
-    parts = [memory.zeros(count) for count in (100, 64, 1, 5000)]
+    parts = [aligned.zeros(count) for count in (100, 64, 1, 5000)]
     addresses = [part.ctypes.data for part in parts]
     assert all(address % 64 == 0 for address in addresses) and not any(part.any() for part in parts)
     parts[0][:] = 255
     assert not any(part.any() for part in parts[1:])
     gaps = [after - before - len(part) for before, after, part in zip(addresses, addresses[1:], parts)]
     assert sum(0 <= gap < 64 for gap in gaps) >= 2  # but where a new chunk begins
-    assert len(memory.zeros(memory.CHUNK + 5)) == memory.CHUNK + 5
+    assert len(aligned.zeros(aligned.CHUNK + 5)) == aligned.CHUNK + 5
 
 
 def test_a_kernel_without_huge_pages_gives_memory_too(monkeypatch):
@@ -114,15 +114,15 @@ def test_a_kernel_without_huge_pages_gives_memory_too(monkeypatch):
             raise OSError(errno.EINVAL, "Invalid argument")
 
     asked = []
-    monkeypatch.setattr(memory, "_chunk", {"bytes": np.empty(0, np.uint8), "used": 0})
-    monkeypatch.setattr(memory.mmap, "mmap", Refusing)
-    found = memory.zeros(1000)
+    monkeypatch.setattr(aligned, "_chunk", {"bytes": np.empty(0, np.uint8), "used": 0})
+    monkeypatch.setattr(aligned.mmap, "mmap", Refusing)
+    found = aligned.zeros(1000)
     assert len(found) == 1000 and not found.any() and len(asked) == hasattr(mmap, "MADV_HUGEPAGE")
 
 
 def test_memory_lives_as_long_as_what_lies_in_it():
-    kept = memory.zeros(1000)
+    kept = aligned.zeros(1000)
     kept[:] = 7
     for _ in range(3):
-        memory.zeros(memory.CHUNK)[:] = 1  # new chunks; the old one is in use
+        aligned.zeros(aligned.CHUNK)[:] = 1  # new chunks; the old one is in use
     assert (kept == 7).all()

@@ -10,7 +10,7 @@ from lib.decoding.speculative import Speculative, check_vocabularies
 from lib.quantizers import rtn
 from lib.runtime.engine import Session, weights_of
 from lib.runtime.modules import pack_
-from lib.runtime.reference import Reference
+from lib.runtime.torch_kernels import Reference
 from tests import tiny
 
 

@@ -5,7 +5,7 @@ import torch
 
 from lib import runtime
 from lib.evaluation import estimate, generation, run
-from lib.evaluation.engine import Local
+from lib.evaluation.local import Local
 from lib.evaluation.packed import Packed, is_packed
 from lib.export import compressed_tensors
 from tests import packed, questions, tiny

@@ -4,8 +4,9 @@ import pandas as pd
 import torch
 
 from lib import runtime
+from lib.metrics import step_profile
 from lib.report import packed as figures
-from lib.runtime import engine, profile, reference
+from lib.runtime import engine, torch_kernels
 from tests import packed, tiny
 
 
@@ -37,11 +38,13 @@ def test_rates_are_bytes_over_seconds_under_the_memorys_line():
 
 
 def test_bars_add_up_to_a_token():
-    parts = {"queries": 1e-3, "down": 1e-3, "head": 2e-3, "attention": 5e-4, profile.REST: 5e-4}
+    parts = {"queries": 1e-3, "down": 1e-3, "head": 2e-3, "attention": 5e-4, step_profile.REST: 5e-4}
     rows = [{"arm": "packed", "phase": phase, "value": value} for phase, value in parts.items()]
-    rows += [{"arm": "original", "phase": phase, "value": 0.02} for phase in ("products", "attention", profile.REST)]
+    rows += [
+        {"arm": "original", "phase": phase, "value": 0.02} for phase in ("products", "attention", step_profile.REST)
+    ]
     shown = texts(figures.where_time_goes(table("phase_seconds", rows)))
-    assert {"5 ms", "60 ms", "head", "products", profile.REST} <= set(shown)
+    assert {"5 ms", "60 ms", "head", "products", step_profile.REST} <= set(shown)
 
 
 def test_gaps_are_shown_without_records():
@@ -51,13 +54,13 @@ def test_gaps_are_shown_without_records():
 
 def test_the_parts_of_a_token_add_up_in_both_runtimes():
     model, tokens = tiny.llama(), tiny.tokens(1, 8)
-    found = profile.of_model(model, tokens, 4)
-    assert set(found) == {"products", "attention", profile.REST} and all(value > 0 for value in found.values())
+    found = step_profile.of_model(model, tokens, 4)
+    assert set(found) == {"products", "attention", step_profile.REST} and all(value > 0 for value in found.values())
     packed.quantize_(model, lambda name: (4, 32, False), dtype=torch.float32)
     session = runtime.Session(runtime.pack_(model))
-    found = profile.of_session(session, tokens[0], 4)
+    found = step_profile.of_session(session, tokens[0], 4)
     if engine.cpu.library() is not None:
         assert found["head"] > 0 and "waiting" not in found
     assert session.length == 11
-    plain = runtime.Session(model, backend=reference.Reference(session.weights))
-    assert list(profile.of_session(plain, tokens[0], 2)) == [profile.REST]
+    plain = runtime.Session(model, backend=torch_kernels.Reference(session.weights))
+    assert list(step_profile.of_session(plain, tokens[0], 2)) == [step_profile.REST]

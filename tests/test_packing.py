@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from lib.export import packing
-from lib.quantizers import grid
+from lib.quantized import grid
 from tests.packed import matrix
 
 

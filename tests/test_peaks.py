@@ -5,7 +5,8 @@ import json
 import pytest
 import torch
 
-from lib.metrics import peaks, speed
+from lib import timing
+from lib.metrics import peaks
 
 
 @pytest.fixture(autouse=True)
@@ -27,7 +28,7 @@ def ticks(monkeypatch):
         state["reads"] += 1
         return state["now"]
 
-    monkeypatch.setattr(speed, "clock", clock)
+    monkeypatch.setattr(timing, "clock", clock)
     return state
 
 

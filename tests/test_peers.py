@@ -11,8 +11,8 @@ import torch
 from transformers import AutoModelForCausalLM
 
 from lib import peers
-from lib.peers import llama_cpp, run, script
-from lib.quantizers import grid
+from lib.peers import environments, llama_cpp, script
+from lib.quantized import grid
 from tests import tiny
 
 # rounds to nearest and leaves scale and zero point at each layer, as auto-round does
@@ -70,7 +70,7 @@ def checkpoint(tmp_path_factory):
 
 def ask(checkpoint, tmp_path, **changes):
     settings = {"bits": 4, "group_size": 32, "folder": tmp_path / "result", **changes}
-    return run.quantize(
+    return environments.quantize(
         settings.pop("name", "auto-round"), checkpoint, settings.pop("tokens", tiny.tokens()), **settings
     )
 

@@ -6,7 +6,8 @@ import pytest
 import torch
 import transformers
 
-from lib.metrics import logits, perplexity
+from lib.metrics import perplexity
+from lib.models import logits
 from lib.sources import texts
 from tests import tiny
 

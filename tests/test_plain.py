@@ -7,9 +7,8 @@ import time
 import pytest
 import torch
 
-from lib import files
+from lib import checkpoints, files
 from lib.export import plain
-from lib.sources import checks
 from tests import tiny
 from tests.packed import quantize_
 
@@ -32,9 +31,9 @@ def test_plain_transformers_loads_it(tmp_path, tied):
 
 def test_the_manifest_lists_every_file(tmp_path):
     folder = plain.save(tiny.llama(), tiny.tokenizer(), tmp_path / "it")
-    manifest = json.loads((folder / checks.MANIFEST).read_text())
+    manifest = json.loads((folder / checkpoints.MANIFEST).read_text())
     assert manifest["kind"] == "plain"
-    assert {*manifest["files"], checks.MANIFEST} == {path.name for path in folder.iterdir()}
+    assert {*manifest["files"], checkpoints.MANIFEST} == {path.name for path in folder.iterdir()}
     assert manifest["files"]["model.safetensors"] == files.sha256(folder / "model.safetensors")
 
 

@@ -5,8 +5,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from lib.evaluation import engine, prefixes
-from lib.metrics import logits
+from lib.evaluation import local, prefixes
+from lib.models import logits
 from tests import tiny
 
 sequences = st.lists(st.lists(st.integers(0, 2), min_size=1, max_size=9).map(tuple), min_size=1, max_size=12)
@@ -107,7 +107,7 @@ def test_a_part_of_the_passes_gives_the_bits_of_the_whole():
 
 def test_a_model_that_ignores_its_mask_is_found_out():
     model = tiny.llama()
-    assert engine.Local(model).shares
+    assert local.Local(model).shares
     inner, whole = model.model.forward, {}
     model.model.forward = lambda *args, **options: inner(*args, **{**options, "attention_mask": whole.get("mask")})
-    assert not engine.Local(model).shares
+    assert not local.Local(model).shares

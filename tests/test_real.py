@@ -13,8 +13,8 @@ import torch
 from lib import files
 from lib.export import compressed_tensors
 from lib.metrics import divergence, perplexity
+from lib.quantized.grid import dequantize
 from lib.quantizers import gptq, rtn
-from lib.quantizers.grid import dequantize
 from lib.sources import models, texts
 
 pytestmark = pytest.mark.skipif(

@@ -2,8 +2,6 @@
 
 import json
 import os
-import sys
-import types
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
@@ -159,7 +157,7 @@ def test_parallel_writers_lose_nothing():
 
 def test_data_hash_covers_texts_and_not_models(monkeypatch):
     used = [dict(kind="model", name="m", split=None, origin="packaged", sha256="1")]
-    monkeypatch.setitem(sys.modules, "lib.sources", types.SimpleNamespace(used=lambda: used))
+    monkeypatch.setattr(results.sources, "used", lambda: used)
     run = results.start("a")
     run.record("m", measured())
     used.append(dict(kind="text", name="t", split="test", origin="packaged", sha256="2"))

@@ -5,10 +5,11 @@ import importlib.util
 import pytest
 import torch
 
+from lib.models import capture
 from lib.models.blocks import blocks, linears
-from lib.quantizers import calibrate, gptq, inputs, rounding
-from lib.quantizers.offsets import Rounded
+from lib.quantizers import calibrate, gptq, rounding
 from lib.quantizers.rtn import rtn
+from lib.quantizers.signround_layer import Rounded
 from tests import tiny
 
 GRID = {"bits": 3, "group_size": 32}
@@ -64,8 +65,8 @@ def same(first, second):
 def test_the_block_hands_down_the_gradient_of_the_loss():
     """One step of the whole block in float64: the signs that autograd finds are the way that V, α and β go."""
     model = tiny.llama().double()
-    captured, block = inputs.capture(model, tiny.tokens(2, 16)), blocks(model)[0]
-    targets = inputs.run_block(block, captured.hidden, captured.calls[0]).detach()
+    captured, block = capture.capture(model, tiny.tokens(2, 16)), blocks(model)[0]
+    targets = capture.run_block(block, captured.hidden, captured.calls[0]).detach()
     starts = {name: rtn(layer.weight, **GRID) for name, layer in linears(block).items()}
     layers = {name: Rounded(linears(block)[name].weight, start) for name, start in starts.items()}
     leaves = {
@@ -99,12 +100,12 @@ def test_nothing_that_a_layer_may_hold_gives_nan():
 
 def block_loss(model, done, ids):
     """Squared error at the outputs of the last block, against the original's."""
-    captured = inputs.capture(model, ids)
+    captured = capture.capture(model, ids)
     found = []
     for each in (model, done):
         hidden = captured.hidden
         for block, call in zip(blocks(each), captured.calls):
-            hidden = inputs.run_block(block, hidden, call)
+            hidden = capture.run_block(block, hidden, call)
         found.append(hidden)
     return (found[0] - found[1]).square().mean().item()
 
@@ -128,12 +129,12 @@ def test_learning_beats_what_it_starts_from_on_its_own_text():
 
 def test_learning_that_makes_a_block_worse_keeps_the_start():
     model = tiny.llama()
-    captured, block = inputs.capture(model, tiny.tokens(2, 16)), blocks(model)[0]
+    captured, block = capture.capture(model, tiny.tokens(2, 16)), blocks(model)[0]
     starts = {
         name: gptq.gptq(layer.weight, torch.eye(layer.in_features), **GRID) for name, layer in linears(block).items()
     }
     with torch.no_grad():
-        targets = inputs.run_block(block, captured.hidden, captured.calls[0])
+        targets = capture.run_block(block, captured.hidden, captured.calls[0])
     wild = LEARNING | {"steps": 1, "rate": 1.0, "range_rate": 1.0}
     layers, losses = rounding.reconstruct(block, captured.hidden, targets, captured.calls[0], starts, **wild)
     assert same({name: layer.quantized() for name, layer in layers.items()}, starts) and len(losses) == 1
@@ -142,7 +143,7 @@ def test_learning_that_makes_a_block_worse_keeps_the_start():
 def test_the_block_and_its_gradients_are_left_alone():
     model = tiny.qwen2()
     before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
-    captured, block = inputs.capture(model, tiny.tokens(2, 16)), blocks(model)[0]
+    captured, block = capture.capture(model, tiny.tokens(2, 16)), blocks(model)[0]
     starts = {name: rtn(layer.weight, **GRID) for name, layer in linears(block).items()}
     rounding.reconstruct(block, captured.hidden, captured.hidden, captured.calls[0], starts, **LEARNING)
     assert all(torch.equal(before[name], tensor) for name, tensor in model.state_dict().items())
@@ -218,7 +219,7 @@ def test_initial_codes_of_another_kind_are_refused():
 
 def test_outputs_that_are_not_finite_are_an_error():
     model = tiny.llama()
-    captured, block = inputs.capture(model, tiny.tokens(2, 16)), blocks(model)[0]
+    captured, block = capture.capture(model, tiny.tokens(2, 16)), blocks(model)[0]
     starts = {name: rtn(layer.weight, **GRID) for name, layer in linears(block).items()}
     with pytest.raises(ValueError, match="differ by nan from the original's at step 1 of 6"):
         rounding.reconstruct(block, captured.hidden, captured.hidden * torch.nan, captured.calls[0], starts, **LEARNING)
@@ -238,9 +239,9 @@ def test_a_block_of_the_real_model_answers_better_on_text_that_it_has_not_learne
 
     model, _ = models.load()
     windows = texts.tokens(texts.load("packaged", split="valid").windows(4, 256), model)
-    captured, block = inputs.capture(model, windows), blocks(model)[0]
+    captured, block = capture.capture(model, windows), blocks(model)[0]
     hidden, call = captured.hidden, captured.calls[0]
-    targets, grid = inputs.run_block(block, hidden, call), {"bits": 3, "group_size": 64}
+    targets, grid = capture.run_block(block, hidden, call), {"bits": 3, "group_size": 64}
     starts = {name: rtn(layer.weight, **grid) for name, layer in linears(block).items()}
     learning = LEARNING | {"steps": 12, "batch": 1, "rate": 0.5 / 12, "range_rate": 0.1 / 12}
     learned, _ = rounding.reconstruct(block, hidden[:3], targets[:3], call, starts, **learning)

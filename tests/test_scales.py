@@ -6,11 +6,12 @@ import types
 import pytest
 import torch
 
+from lib.jobs import Steps
 from lib.metrics import divergence
+from lib.quantized.grid import HUGE, TINY
+from lib.quantized.linear import QuantLinear
 from lib.quantizers import activations, calibrate, codebook, gptq, rtn, scales
-from lib.quantizers.grid import HUGE, TINY
-from lib.quantizers.linear import QuantLinear
-from lib.quantizers.steps import Steps
+from lib.trainers import schedule
 from tests import tiny
 
 GRID = {"bits": 2, "group_size": 16}
@@ -107,7 +108,7 @@ def test_a_step_that_does_not_fit_into_memory_is_refused_before_the_work(monkeyp
 
 
 def test_loss_and_gradient_in_chunks_equal_those_of_the_whole(monkeypatch):
-    from lib.metrics import logits
+    from lib.models import logits
 
     original, model, tokens = pair()
     monkeypatch.setattr(logits, "CHUNK_BYTES", 5 * 4 * 256)  # five positions at a time
@@ -139,7 +140,7 @@ def test_tuning_brings_the_model_nearer_and_leaves_codes_and_model_whole(method,
 
 
 def test_the_loss_of_the_first_step_is_the_divergence_of_the_untuned_model(tmp_path, monkeypatch):
-    monkeypatch.setattr("lib.quantizers.steps.EVERY", 0)
+    monkeypatch.setattr("lib.jobs.EVERY", 0)
     original, model, tokens = pair()
     before = kl(model, original, tokens)
     seen = []
@@ -149,17 +150,17 @@ def test_the_loss_of_the_first_step_is_the_divergence_of_the_untuned_model(tmp_p
 
 
 def test_every_window_is_seen_once_before_any_is_seen_again():
-    drawn = [index for step in range(9) for index in scales.windows(step, 2, 6, seed=3)]
+    drawn = [index for step in range(9) for index in schedule.windows(step, 2, 6, seed=3)]
     assert sorted(drawn[:6]) == sorted(drawn[6:12]) == sorted(drawn[12:]) == list(range(6))
     # an epoch of one seed is none of another's, nor of its own
-    orders = {tuple(scales.windows(epoch, 16, 16, seed)) for seed in (0, 1, 2) for epoch in (0, 1, 2)}
+    orders = {tuple(schedule.windows(epoch, 16, 16, seed)) for seed in (0, 1, 2) for epoch in (0, 1, 2)}
     assert len(orders) == 9
 
 
 def test_learning_rate_rises_and_falls():
-    rates = [scales.schedule(step, 100) for step in range(100)]
+    rates = [schedule.schedule(step, 100) for step in range(100)]
     assert rates[0] == pytest.approx(0.2) and max(rates) > 0.98 and rates[-1] < 0.001
-    assert rates[5:] == sorted(rates[5:], reverse=True) and scales.schedule(0, 1) == 1
+    assert rates[5:] == sorted(rates[5:], reverse=True) and schedule.schedule(0, 1) == 1
 
 
 def interrupted(monkeypatch, steps):

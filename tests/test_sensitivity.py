@@ -7,7 +7,8 @@ import torch
 
 from lib.metrics import divergence
 from lib.models import blocks
-from lib.quantizers import calibrate, grid, rtn, sensitivity
+from lib.quantized import grid
+from lib.quantizers import calibrate, rtn, sensitivity
 from tests import tiny
 
 WIDTHS = (2, 3, 4, 8)

@@ -14,8 +14,8 @@ from lib.decoding.lookup import Lookup
 from lib.decoding.sampling import Sampling
 from lib.decoding.sessions import ModelSession
 from lib.decoding.speculative import Speculative
-from lib.evaluation import run, versus
-from lib.evaluation.engine import Local
+from lib.evaluation import lm_eval_check, run
+from lib.evaluation.local import Local
 from lib.evaluation.packed import Packed
 from lib.tasks.task import Generation
 from tests import questions, tabular, tiny
@@ -221,7 +221,7 @@ def test_chat_obeys_the_settings():
 def test_the_harness_writes_the_same_under_a_penalty():
     pytest.importorskip("lm_eval")
     model = made("repetition_penalty", 1.1, no_repeat_ngram_size=3)
-    found = versus.compare(model, questions.task(questions.generations(5)))
+    found = lm_eval_check.compare(model, questions.task(questions.generations(5)))
     assert found.other_texts == 0
     assert Local(model).generate(questions.generations(5)) != Local(made()).generate(questions.generations(5))
 

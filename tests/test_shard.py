@@ -11,14 +11,14 @@ from hypothesis import strategies as st
 
 from lib import files
 from lib.evaluation import cache, run, shard
-from lib.evaluation.engine import Local
+from lib.evaluation.local import Local
 from lib.tasks.task import Generation
 from tests import questions, tiny
 
 SCRIPT = """
 import sys
 from lib.evaluation import run
-from lib.evaluation.engine import Local
+from lib.evaluation.local import Local
 from tests import questions, tiny
 requests = getattr(questions, sys.argv[2])(9)
 found = run.evaluate(Local(tiny.llama(), budget=60), questions.task(requests), cache=sys.argv[1] or True)

@@ -10,6 +10,7 @@ from safetensors.torch import save_file
 from lib import quantizers
 from lib.export import compressed_tensors, packing, plain, size
 from lib.metrics import count
+from lib.quantized import replace
 from lib.quantizers import calibrate, embedding
 from tests import tiny
 from tests.packed import matrix
@@ -43,7 +44,7 @@ def planned(model, grids):
 
 def apply_(model, grids):
     weights = {name: model.get_submodule(name).weight.detach() for name in grids}
-    calibrate.replace_(model, {name: matrix(weights[name], *grid) for name, grid in grids.items()})
+    replace.replace_(model, {name: matrix(weights[name], *grid) for name, grid in grids.items()})
 
 
 def shipped(model, folder):
@@ -109,7 +110,7 @@ def test_codebooks_count_once_where_they_are_shared(tmp_path):
     books = {name: levels**3 if name == own else levels for name in grids}
     expected = size.predict(model, {name: grid._replace(codebook=books[name]) for name, grid in grids.items()})
     weights = {name: matrix(model.get_submodule(name).weight.detach(), 3, 32, True) for name in grids}
-    calibrate.replace_(model, {name: each._replace(codebook=books[name]) for name, each in weights.items()})
+    replace.replace_(model, {name: each._replace(codebook=books[name]) for name, each in weights.items()})
     assert shipped(model, tmp_path / "it") == expected
     table = count.ledger(tmp_path / "it")
     assert table.loc[table.kind == "codebook", "name"].tolist() == ["codebooks.0", f"{own}.weight_codebook"]

@@ -6,7 +6,7 @@ import pytest
 import torch
 from peft import LoraConfig, PeftModel, PromptTuningConfig, get_peft_model
 
-from lib import runtime, sources
+from lib import checkpoints, runtime, sources
 from lib.export import compressed_tensors, plain
 from lib.pruners import depth
 from lib.quantizers import embedding, gptq, rtn
@@ -70,7 +70,7 @@ def test_an_adapter_beside_a_model_is_merged_when_asked_for(folders):
     assert torch.equal(logits(model), logits(twice.merge_and_unload()))
     noted = sources.used()[-1]
     assert noted["name"] == "merged with its adapter merged"
-    assert noted["sha256"] != models.fingerprint(folders / "merged")
+    assert noted["sha256"] != checkpoints.fingerprint(folders / "merged")
     plain.save(model, tokenizer, folders / "out")
     assert not (folders / "out/adapter_config.json").exists()
     assert torch.equal(logits(models.load(str(folders / "out"))[0]), logits(model))

@@ -7,9 +7,9 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from lib import runtime
+from lib import checkpoints, runtime
 from lib.export import plain
-from lib.sources import checks, models
+from lib.sources import models
 from tests import tiny
 
 
@@ -38,7 +38,11 @@ def index(folder, **changed):
 
 def refused(folder, match, error=ValueError):
     """Every reader refuses `folder` with the same words."""
-    for read in (lambda: models.load(str(folder)), lambda: runtime.load(folder), lambda: checks.checkpoint(folder)):
+    for read in (
+        lambda: models.load(str(folder)),
+        lambda: runtime.load(folder),
+        lambda: checkpoints.checkpoint(folder),
+    ):
         with pytest.raises(error, match=match):
             read()
 
@@ -53,19 +57,19 @@ def test_shards_beside_a_single_file_are_refused_by_every_reader(sharded, tmp_pa
     shutil.copy(tmp_path / "other/model.safetensors", sharded)
     refused(sharded, r"holds model.safetensors and, by its index, \d+ shards.*move model.safetensors elsewhere")
     with pytest.raises(ValueError, match="readers differ in which"):
-        models.fingerprint(sharded)
+        checkpoints.fingerprint(sharded)
     (sharded / "model.safetensors.index.json").rename(sharded / "index.json.old")
     assert torch.equal(logits(models.load(str(sharded))[0]), logits(tiny.llama(seed=5)))
-    assert models.fingerprint(sharded) == models.fingerprint(tmp_path / "other")
+    assert checkpoints.fingerprint(sharded) == checkpoints.fingerprint(tmp_path / "other")
 
 
 def test_an_index_of_a_single_file_is_that_file(tmp_path):
     folder = tiny.save(tmp_path / "m")
-    before, keys = models.fingerprint(folder), list(load_file(folder / "model.safetensors"))
+    before, keys = checkpoints.fingerprint(folder), list(load_file(folder / "model.safetensors"))
     weight_map = dict.fromkeys(keys, "model.safetensors")
     (folder / "model.safetensors.index.json").write_text(json.dumps({"metadata": {}, "weight_map": weight_map}))
     assert torch.equal(logits(models.load(str(folder))[0]), logits(tiny.llama()))
-    assert models.fingerprint(folder) == before
+    assert checkpoints.fingerprint(folder) == before
 
 
 @pytest.mark.parametrize(
@@ -77,7 +81,7 @@ def test_an_index_names_safetensors_files_beside_it(sharded, name):
 
 
 def test_a_tensor_in_two_shards(sharded):
-    first, second = checks.weights(sharded)[:2]
+    first, second = checkpoints.weights(sharded)[:2]
     tensors = load_file(first)
     key = next(iter(tensors))
     save_file({**load_file(second), key: tensors[key] + 1}, second, {"format": "pt"})
@@ -86,7 +90,7 @@ def test_a_tensor_in_two_shards(sharded):
 
 def test_an_index_that_says_another_shard(sharded):
     (key, name), *_ = index(sharded).items()
-    other = next(path.name for path in checks.weights(sharded) if path.name != name)
+    other = next(path.name for path in checkpoints.weights(sharded) if path.name != name)
     index(sharded, **{key.replace(".", "__"): other})
     refused(sharded, f"has {key} in {other}, which stands in {name}")
 
@@ -98,21 +102,21 @@ def test_a_tensor_that_the_index_does_not_name(sharded):
 
 
 def test_shards_that_the_index_does_not_name_are_not_read(sharded):
-    before = models.fingerprint(sharded)
+    before = checkpoints.fingerprint(sharded)
     save_file({"model.norm.weight": torch.zeros(64)}, sharded / "model-00099-of-00099.safetensors", {"format": "pt"})
     assert torch.equal(logits(models.load(str(sharded))[0]), logits(tiny.llama()))
-    assert models.fingerprint(sharded) == before
+    assert checkpoints.fingerprint(sharded) == before
 
 
 def test_other_files_beside_the_model_are_not_read(tmp_path):
     folder = tiny.save(tmp_path / "m")
-    before = models.fingerprint(folder)
+    before = checkpoints.fingerprint(folder)
     tiny.save(tmp_path / "other", tiny.llama(seed=5))
     for name in ("model.fp16.safetensors", "consolidated.safetensors", "adapter_model.safetensors"):
         shutil.copy(tmp_path / "other/model.safetensors", folder / name)
     torch.save(tiny.llama(seed=6).state_dict(), folder / "pytorch_model.bin")
     assert torch.equal(logits(models.load(str(folder))[0]), logits(tiny.llama()))
-    assert models.fingerprint(folder) == before
+    assert checkpoints.fingerprint(folder) == before
 
 
 @pytest.mark.parametrize("name", ["model.fp16.safetensors", "consolidated.safetensors"])

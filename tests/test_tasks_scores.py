@@ -11,8 +11,8 @@ from hypothesis import strategies as st
 from lib import tasks
 from lib.sources import benchmarks
 from lib.sources import tasks as source
+from lib.sources.packaged_tasks import programs
 from lib.tasks import humaneval, long_context, overview, summaries, toxicchat, trace, truthfulqa, xstest
-from lib.tasks.packaged import programs
 from lib.tasks.task import Generation, Outcome, Sample
 
 LABELLED = st.lists(st.tuples(st.booleans(), st.integers(0, 6)), min_size=2, max_size=30)

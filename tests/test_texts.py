@@ -10,7 +10,8 @@ import pandas as pd
 import pytest
 
 from lib import sources
-from lib.sources import data, hub, readers, texts, topics
+from lib.files import data
+from lib.sources import builtin_text, hub, readers, texts
 
 REAL = Path(os.environ.get("THIMBLE_DATA", "/nonexistent"))
 real = pytest.mark.skipif(not (REAL / "wikitext2").is_dir(), reason="THIMBLE_DATA names no folder with wikitext2")
@@ -51,7 +52,7 @@ def test_packaged_splits_share_no_long_paragraph():
 
 def test_families_join_through_others():
     first, second, third = ("word " * 20 + name for name in "xyz")
-    found = topics.families({"a": first, "b": f"{first}\n\n{second}", "c": second, "d": third, "e": "short"})
+    found = builtin_text.families({"a": first, "b": f"{first}\n\n{second}", "c": second, "d": third, "e": "short"})
     assert sorted(found) == [["a", "b", "c"], ["d"], ["e"]]
 
 
@@ -59,7 +60,7 @@ def test_topics_that_are_no_text_are_skipped(monkeypatch):
     import pydoc_data.topics
 
     monkeypatch.setattr(pydoc_data.topics, "topics", {"a": "x" * 90, "b": "  \n", "c": None})
-    assert topics.documents("train")[0] == ["x" * 90]
+    assert builtin_text.documents("train")[0] == ["x" * 90]
 
 
 def test_origin_is_printed_and_noted(capsys):

@@ -5,7 +5,8 @@ import gc
 import pytest
 import torch
 
-from lib.metrics import memory, speed, throughput
+from lib import timing
+from lib.metrics import memory, throughput
 from lib.pruners.drop import drop_blocks_, without
 from tests import tiny
 
@@ -19,7 +20,7 @@ def uncollected(monkeypatch):
 def clock(monkeypatch):
     """A clock that only forward passes move: by 10 ms for each block of the model that runs."""
     now = [0.0]
-    monkeypatch.setattr(speed, "clock", lambda: now[0])
+    monkeypatch.setattr(timing, "clock", lambda: now[0])
 
     def tick(model, seconds=0.01):
         for block in model.model.layers:

@@ -8,7 +8,7 @@ from lib import runtime, tokenization
 from lib.decoding import chat
 from lib.decoding.generate import generate
 from lib.decoding.stops import Stops, Watch
-from lib.evaluation.engine import Local
+from lib.evaluation.local import Local
 from lib.evaluation.packed import Packed
 from lib.runtime import generation
 from lib.runtime.checkpoint import Tokenizer

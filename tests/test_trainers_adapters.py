@@ -5,8 +5,8 @@ import torch
 
 from lib.metrics import divergence
 from lib.models import blocks
-from lib.pruners import depth
-from lib.trainers import adapters, heal, iterate, loop, next_token
+from lib.pruners import depth, heal, iterate
+from lib.trainers import adapters, loop, next_token
 from tests import tiny
 
 OPTIONS = {"steps": 3, "learning_rate": 1e-2, "batch": 2}

@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 import torch
 
-from lib.quantizers.scales import schedule, windows
 from lib.trainers import checkpoints, loop, next_token
 from lib.trainers.optimizer import BETAS, AdamW
+from lib.trainers.schedule import schedule, windows
 from tests import tiny
 
 LENGTH = 24

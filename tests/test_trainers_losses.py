@@ -49,7 +49,7 @@ def same(found, wanted):
 
 @pytest.mark.parametrize("tied", [True, False])
 def test_next_token_loss_and_all_its_gradients(tied, monkeypatch):
-    monkeypatch.setattr("lib.metrics.logits.CHUNK_BYTES", 4 * 256 * 7)  # several chunks, the last one shorter
+    monkeypatch.setattr("lib.models.logits.CHUNK_BYTES", 4 * 256 * 7)  # several chunks, the last one shorter
     _, model = pair(tie_word_embeddings=tied)
     data = batch()
     found = next_token.loss(model, data)

@@ -9,7 +9,8 @@ import pytest
 import torch
 
 from lib import files
-from lib.trainers import arguments, heal
+from lib.pruners import heal
+from lib.trainers import arguments
 from tests import tiny
 
 SETTINGS = {"steps": 3, "learning_rate": 1e-3, "batch": 4, "seed": 0}

@@ -7,11 +7,12 @@ import torch
 import transformers
 from transformers import AutoModelForCausalLM
 
-from lib import runtime
+from lib import checkpoints, runtime
 from lib.export import compressed_tensors, plain, size
 from lib.metrics import count
 from lib.models import blocks
 from lib.pruners import depth
+from lib.quantized import replace
 from lib.quantizers import embedding, gptq, rtn
 from lib.sources import models
 from tests import tiny
@@ -85,7 +86,7 @@ def test_half_of_the_ends_quantized_or_both_at_other_bits(tmp_path, said, parts)
     model = tiny.llama(tie_word_embeddings=said)
     made = {"embedding": rtn.rtn(blocks.embeddings(model).weight, bits=3, group_size=32)}
     made["head"] = rtn.rtn(blocks.head(model).weight, bits=5, group_size=32)
-    embedding.place_(
+    replace.place_(
         model, made["embedding"] if "embedding" in parts else None, made["head"] if "head" in parts else None
     )
     rtn.quantize_(model, bits=5, group_size=32)
@@ -178,7 +179,7 @@ def test_tensors_that_transformers_renames_come_back(tmp_path, tied, quantized_e
     check_everywhere(tmp_path / "it", logits(model), tied=tied)
     again, _ = compressed_tensors.load(tmp_path / "it")
     compressed_tensors.save(again, model.tokenizer, tmp_path / "twice")
-    assert models.fingerprint(tmp_path / "twice") == models.fingerprint(tmp_path / "it")
+    assert checkpoints.fingerprint(tmp_path / "twice") == checkpoints.fingerprint(tmp_path / "it")
 
 
 def test_experts_that_transformers_joins_come_back(tmp_path):

@@ -6,6 +6,7 @@ import random
 import pytest
 import torch
 
+from lib import files
 from lib.sources import texts
 from tests import tiny
 
@@ -132,5 +133,5 @@ def test_neither_text_nor_tokens(model):
 def test_data_hash_sees_values_and_shape_alone():
     ids = tiny.tokens(4, 8)
     expected = hashlib.sha256(b"[4, 8]" + b"".join(int(i).to_bytes(8, "little") for i in ids.flatten())).hexdigest()
-    assert texts.data_hash(ids) == expected == texts.data_hash(ids.int()) == texts.data_hash(ids.t().contiguous().t())
-    assert texts.data_hash(ids.view(8, 4)) != expected
+    assert files.data_hash(ids) == expected == files.data_hash(ids.int()) == files.data_hash(ids.t().contiguous().t())
+    assert files.data_hash(ids.view(8, 4)) != expected

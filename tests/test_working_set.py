@@ -8,8 +8,8 @@ import torch
 
 from lib import quantizers
 from lib.metrics import divergence
-from lib.models import blocks
-from lib.quantizers import activations, allocate, calibrate, embedding, inputs, scales, sensitivity, shifts
+from lib.models import blocks, capture
+from lib.quantizers import activations, allocate, calibrate, embedding, learned_zero_points, scales, sensitivity
 from tests import tiny
 
 SIZES = {"hidden_size": 192, "intermediate_size": 768}
@@ -59,7 +59,7 @@ def prepared(method, blocks):
         original = divergence.remember(model, tokens)
         # a row's scale: what a scale needs beside it, four numbers, shall not be what is measured
         quantizers.by_name("rtn")(model, bits=3, group_size=-1)
-        tune_ = scales.tune_ if method in SCALES else shifts.tune_
+        tune_ = scales.tune_ if method in SCALES else learned_zero_points.tune_
         return lambda: tune_(model, tokens, original, steps=2)
     if method in COMBINED:
         return lambda: COMBINED[method](model, tiny.tokens(8, 64))
@@ -117,7 +117,7 @@ def test_what_does_not_fit_is_refused_before_the_work(method, monkeypatch):
         "sensitivity": lambda: sensitivity.measure(model, tokens),
     }.get(method, lambda: quantizers.by_name(method)(model, tokens, **options(method)))
     weight = model.model.layers[0].mlp.up_proj.weight
-    monkeypatch.setattr(inputs, "capture", lambda *_, **__: pytest.fail("the work had begun"))
+    monkeypatch.setattr(capture, "capture", lambda *_, **__: pytest.fail("the work had begun"))
     monkeypatch.setattr(divergence, "remember", lambda *_, **__: pytest.fail("the work had begun"))
     free = type("Free", (), {"available": int((1.9 if two else 0.9) * one)})
     monkeypatch.setattr(calibrate.psutil, "virtual_memory", lambda: free)
@@ -142,7 +142,7 @@ LINEAR = {
     "best": lambda model, tokens: quantizers.best_(model, tokens, bits=3, steps=2, group_size=32),
     "allocate": allotted,
     "scales": lambda model, tokens: tuned(scales, model, tokens),
-    "shifts": lambda model, tokens: tuned(shifts, model, tokens),
+    "shifts": lambda model, tokens: tuned(learned_zero_points, model, tokens),
     "embedding": lambda model, tokens: embedding.quantize_(model, tokens, bits=4, group_size=32),
 }
 

@@ -6,10 +6,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from lib.export import compressed_tensors
+from lib.quantized.linear import QuantLinear
 from lib.quantizers import calibrate
 from lib.quantizers import zero_point as module
 from lib.quantizers.absmax import absmax
-from lib.quantizers.linear import QuantLinear
 from lib.quantizers.rtn import rtn
 from lib.quantizers.zero_point import zero_point
 from tests import tiny

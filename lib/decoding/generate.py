@@ -12,13 +12,13 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from lib import timing
 from lib.decoding import settings
 from lib.decoding.guard import Guard
 from lib.decoding.sampling import Sampling
 from lib.decoding.sessions import Session, check_tokens, read, room
 from lib.decoding.stops import Stops, Watch
 from lib.decoding.verify import NOTHING, Draft, Drafter, verify
-from lib.metrics import speed
 
 
 class Step(NamedTuple):
@@ -88,7 +88,7 @@ def generate(
     sampling = (sampling or Sampling()).answering(own, prompt.tolist(), new_tokens)
     text = torch.cat([prompt.cpu().long(), torch.zeros(new_tokens, dtype=torch.long)])
     session.rewind(0)
-    with speed.stopwatch() as reading:
+    with timing.stopwatch() as reading:
         read(session, text[: known - 1])
         if drafter is not None:
             drafter.begin(text[: known - 1])
@@ -110,8 +110,8 @@ def generate(
 
 def _step(session, text: Tensor, known: int, drafter, guard, sampling: Sampling) -> tuple[list[int], Step]:
     """Draft and verify behind the `known` tokens of `text`, timed; the tokens found, and the step."""
-    with speed.stopwatch() as watch:
-        with speed.stopwatch() as drafting:
+    with timing.stopwatch() as watch:
+        with timing.stopwatch() as drafting:
             draft = _propose(drafter, guard, text[:known], len(text) - known - 1)
         found = _pass(session, text, known, draft, sampling)
     step = Step(len(draft.token_ids), len(found) - 1, len(found), watch.seconds)

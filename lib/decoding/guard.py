@@ -13,10 +13,10 @@ from collections import deque
 
 import torch
 
+from lib import timing
 from lib.decoding.sessions import Session, read
 from lib.decoding.speculative import expected_tokens
 from lib.decoding.verify import Drafter
-from lib.metrics import speed
 
 PATIENCE = 8  # of the drafts that do not seem to pay, one in so many is made, to notice when they do
 MOST_PATIENCE = 256  # patience doubles with each draft that is rejected whole, up to this
@@ -141,7 +141,7 @@ def step_costs(
     taken = {length: [] for length in lengths}
     for _ in range(rounds + 1):
         for length in lengths:
-            with speed.stopwatch() as watch:
+            with timing.stopwatch() as watch:
                 if drafter is not None and length:
                     drafter.draft(text[: context + 1], length)
                 session.extend(text[: length + 1])
@@ -156,7 +156,7 @@ def reading_cost(drafter: Drafter, *, context: int = 128, rounds: int = 3) -> fl
     taken = []
     for place in range(rounds + 1):
         text = torch.full((context,), 1 + place % 2)  # nothing is shared with the text before
-        with speed.stopwatch() as watch:
+        with timing.stopwatch() as watch:
             drafter.begin(text)
         taken.append(watch.seconds / context)
     return statistics.median(taken[1:])

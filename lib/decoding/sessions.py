@@ -14,7 +14,7 @@ from typing import Protocol
 import torch
 from torch import Tensor, nn
 
-from lib.metrics.logits import device
+from lib.models.logits import device
 
 
 class Session(Protocol):

@@ -19,9 +19,8 @@ from lib.decoding.sessions import ModelSession
 from lib.decoding.settings import PLAIN, Settings
 from lib.decoding.stops import Stops, Watch
 from lib.evaluation import prefixes
-from lib.evaluation.rows import Rows
-from lib.metrics import logits
-from lib.models import blocks
+from lib.evaluation.kv_batch import Rows
+from lib.models import blocks, logits
 from lib.tasks.task import Generation
 
 ROWS = {"cpu": 16, "cuda": 64}  # rows of a step: the weights are read once for all of them

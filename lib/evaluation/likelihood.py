@@ -14,8 +14,7 @@ from torch import Tensor, nn
 
 from lib import tokenization
 from lib.evaluation import prefixes
-from lib.metrics import logits
-from lib.models import blocks
+from lib.models import blocks, logits
 from lib.tasks.task import Likelihood, Outcome
 
 

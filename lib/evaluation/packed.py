@@ -12,11 +12,11 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
+from lib import timing
 from lib.decoding import ends, settings
 from lib.decoding.stops import Watch
 from lib.evaluation import generation, identity, likelihood, prefixes
-from lib.evaluation.engine import Local, everything, nothing
-from lib.metrics import speed
+from lib.evaluation.local import Local, everything, nothing
 from lib.runtime.engine import Batch, Session, weights_of
 from lib.runtime.weights import LINEARS, Weights
 from lib.tasks.task import Generation, Likelihood, Outcome
@@ -117,11 +117,11 @@ class Packed(Local):
         prompt = tuple(place * 7919 % self.weights.vocabulary for place in range(min(128, self.longest - 2)))
         rows = _Rows(self.weights, self.rows)
         entered = [rows.enter(prompt[place:])[0] for place in range(self.rows)]
-        begin = speed.clock()
+        begin = timing.clock()
         Session(self.weights).extend(prompt, last=True)
-        middle = speed.clock()
+        middle = timing.clock()
         rows.step(dict.fromkeys(entered, 0))
-        return (middle - begin) / len(prompt), (speed.clock() - middle) / self.rows
+        return (middle - begin) / len(prompt), (timing.clock() - middle) / self.rows
 
     def _ends(self) -> frozenset[int]:
         return ends.of_task(self.weights.stops, self.tokenizer)

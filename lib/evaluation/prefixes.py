@@ -21,8 +21,8 @@ import torch
 from torch import Tensor, nn
 
 from lib.evaluation import masks
-from lib.metrics.logits import device
 from lib.models import blocks
+from lib.models.logits import device
 
 PASS_TOKENS = {"cpu": 256, "cuda": 2048}  # new tokens of one pass; more only adds attention that the mask hides
 OVERHEAD = 40  # a pass costs at least as much as this many tokens of a full one: all weights are read for it

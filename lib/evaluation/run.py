@@ -9,11 +9,10 @@ Interrupted anywhere, the same call goes on at the first sample without an answe
 from dataclasses import replace
 from pathlib import Path
 
-from lib import progress
+from lib import progress, timing
 from lib.evaluation import cache as answers_on_disk
 from lib.evaluation import scores, shard
-from lib.evaluation.engine import Local
-from lib.metrics import speed
+from lib.evaluation.local import Local
 from lib.tasks.task import Generation, Likelihood, Task
 
 
@@ -44,9 +43,9 @@ def evaluate(
     answered = store.load() if store else {}
     mine = shard.split(samples, index, number)
     open_places = {place for place in mine if samples[place].id not in answered}
-    begin = speed.clock()
+    begin = timing.clock()
     truncated = _ask(engine, task.name, samples, open_places, answered, store)
-    seconds = speed.clock() - begin
+    seconds = timing.clock() - begin
     if part is None and shard.launched():
         answered = shard.exchange(answered)
     elif store and number > 1:

@@ -25,8 +25,8 @@ from torch import nn
 from lib import files
 from lib.export import groups, names, packing
 from lib.models import blocks
-from lib.quantizers import calibrate, embedding
-from lib.quantizers.grid import Quantized
+from lib.quantized import replace
+from lib.quantized.grid import Quantized
 
 
 def save(model: nn.Module, tokenizer, folder: Path | str) -> Path:
@@ -56,17 +56,17 @@ def load(folder: Path | str, *, adapter: str | None = None):
     from safetensors.torch import load_file
     from transformers import AutoTokenizer
 
-    from lib.sources import checks
+    from lib import checkpoints
 
     files.recover(folder)
-    config = checks.checkpoint(folder, adapter=adapter).get("quantization_config") or {}
+    config = checkpoints.checkpoint(folder, adapter=adapter).get("quantization_config") or {}
     if config.get("format") != "pack-quantized":
         raise ValueError(
-            f"{checks.place(folder)} has format {config.get('format')!r}; only pack-quantized is read here; "
+            f"{checkpoints.place(folder)} has format {config.get('format')!r}; only pack-quantized is read here; "
             "load it with sources.models.load."
         )
     tensors = {}
-    for path in checks.weights(folder):
+    for path in checkpoints.weights(folder):
         tensors |= load_file(path)
     model = _skeleton(folder)
     tensors = names.of_model(tensors, model)
@@ -155,7 +155,7 @@ def _fill(model, found, tensors):
             raise ValueError(f"{name} is {list(matrix.codes.shape)}, not as config.json says; copy the folder again.")
     _fill_ends(model, found, tensors)
     ends = [blocks.path_of(model, part) for part in (blocks.embeddings(model), blocks.head(model))]
-    calibrate.replace_(model, {name: matrix for name, matrix in found.items() if name not in ends})
+    replace.replace_(model, {name: matrix for name, matrix in found.items() if name not in ends})
     result = model.load_state_dict(tensors, strict=False)
     blocks.state_tying_(model)
     held = {key for key in result.missing_keys if key.rpartition(".")[0] in layers(model) and not key.endswith(".bias")}
@@ -186,4 +186,4 @@ def _fill_ends(model, found, tensors):
             last = first if blocks.equal(first, last) else last
         elif first is None and last is None and not torch.equal(*plain.values()):
             blocks.untie_(model)
-    embedding.place_(model, first, last)
+    replace.place_(model, first, last)

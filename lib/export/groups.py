@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from lib.export import packing
-from lib.quantizers.grid import BITS, Quantized
+from lib.quantized.grid import BITS, Quantized
 
 SHARED = "codebooks."  # beginning of the names of stored codebooks that several matrices use
 OWN = "weight_codebook"  # the codebook of one matrix, stored beside its codes

@@ -23,7 +23,7 @@ import math
 import torch
 from torch import Tensor
 
-from lib.quantizers.grid import Quantized, check
+from lib.quantized.grid import Quantized, check
 
 NAMES = ("weight_packed", "weight_scale", "weight_zero_point", "weight_shape", "weight_codebook")
 ROWS = 8192  # rows that are packed or unpacked at once: it takes a dozen bytes a code

@@ -45,9 +45,9 @@ def check(model: nn.Module, tokenizer) -> None:
 
 def write(model: nn.Module, tokenizer, folder: Path | str, **origin) -> Path:
     """Check `folder`, let transformers write `model` and `tokenizer`, and add a manifest that also holds `origin`."""
+    from lib import checkpoints
+    from lib.checkpoints import quiet
     from lib.models import blocks
-    from lib.sources import checks
-    from lib.sources.models import quiet
 
     folder = Path(folder)
     blocks.refuse_adapters(model)
@@ -58,7 +58,7 @@ def write(model: nn.Module, tokenizer, folder: Path | str, **origin) -> Path:
         blocks.state_tying_(model)
         model.save_pretrained(temporary, max_shard_size=SHARD)
         tokenizer.save_pretrained(temporary)
-        checks.write_manifest(temporary, **origin)
+        checkpoints.write_manifest(temporary, **origin)
     return folder
 
 

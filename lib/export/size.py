@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from lib.export import compressed_tensors, packing, plain
 from lib.models import blocks
-from lib.quantizers.grid import Quantized
+from lib.quantized.grid import Quantized
 
 # as safetensors lays them out: by type in this order, then by name
 _TYPES = {

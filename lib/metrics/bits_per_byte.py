@@ -14,10 +14,9 @@ import torch
 from torch import nn
 
 from lib import progress
-from lib.metrics import logits
 from lib.metrics.perplexity import surprise
 from lib.metrics.score import Score, bootstrap
-from lib.models import blocks
+from lib.models import blocks, logits
 
 
 def measure(

@@ -40,10 +40,7 @@ def measure(model: nn.Module, folder: Path | str) -> dict[str, Score]:
 
 def parameters(model: nn.Module) -> int:
     """Logical weights: tied weights or codes count once, a code as a weight; scales and zero points are no weights."""
-    plain = sum(parameter.numel() for parameter in model.parameters())  # leaves out repetitions by itself
-    # the codes of a tied head are the same tensor as its embedding's
-    codes = {id(module.codes): module.codes.numel() for module in model.modules() if blocks.is_quantized(module)}
-    return plain + sum(codes.values())
+    return blocks.weight_count(model)
 
 
 def bytes_per_token(model: nn.Module, context: int = 0) -> int:

@@ -10,10 +10,10 @@ import numpy as np
 import torch
 from torch import nn
 
-from lib.metrics import logits, perplexity
-from lib.metrics.reference import Reference
+from lib.metrics import perplexity
 from lib.metrics.score import Score, bootstrap
-from lib.models import blocks
+from lib.models import blocks, logits
+from lib.models.reference import Reference
 
 
 def measure(model: nn.Module, reference, text, **options) -> dict[str, Score]:

@@ -137,7 +137,7 @@ def refuse_contaminated(samples: dict[str, str], texts: Iterable[str], *, name: 
         sample, passage = next(iter(found.found.items()))
         raise ValueError(
             f"{len(found.found)} of {found.checked} test samples occur in {name}, first {sample!r} ({passage!r}); "
-            "texts without test samples are allowed; take these documents out (lib.sources.overlap.without)."
+            "texts without test samples are allowed; take these documents out (lib.sources.contamination.without)."
         )
 
 

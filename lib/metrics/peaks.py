@@ -10,8 +10,7 @@ from dataclasses import asdict, dataclass
 
 import torch
 
-from lib import files, machine
-from lib.metrics import speed
+from lib import files, machine, timing
 
 READ_BYTES = {"cpu": 256 << 20, "cuda": 4 << 30}  # far more than the last-level cache holds
 SIDES = {"cpu": (512, 1024, 2048), "cuda": (4096, 8192)}  # of the square matrices multiplied
@@ -91,7 +90,7 @@ def _best(function, *args) -> float:
         function(*args)
         taken = []
         for _ in range(ROUNDS):
-            with speed.stopwatch() as watch:
+            with timing.stopwatch() as watch:
                 function(*args)
             taken.append(watch.seconds)
     return min(taken)

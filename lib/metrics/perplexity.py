@@ -9,9 +9,8 @@ import numpy as np
 import torch
 from torch import nn
 
-from lib.metrics import logits
 from lib.metrics.score import Score, bootstrap
-from lib.models import blocks
+from lib.models import blocks, logits
 
 
 def measure(

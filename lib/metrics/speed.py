@@ -9,18 +9,16 @@ read only when the device has finished.
 
 import contextlib
 import gc
-import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 
 import numpy as np
 import torch
 
-from lib.metrics.logits import device, evaluating
 from lib.metrics.score import Score, bootstrap
 from lib.models import blocks
+from lib.models.logits import device, evaluating
+from lib.timing import now, stopwatch
 
-clock = time.perf_counter  # monotonic; tests put a clock of their own here
 STABLE, WARMUPS = 0.1, 4  # two warm-up runs within 10 % of each other end the warm-up, as does the fourth
 _METRICS = {"ttft": ("s", False), "tpot": ("s", False), "prefill": ("tokens/s", True), "decode": ("tokens/s", True)}
 
@@ -78,12 +76,12 @@ def run(model, tokens: torch.Tensor, new_tokens: int) -> tuple[float, float]:
     """
     with contextlib.nullcontext() if _is_session(model) else evaluating(model), _undisturbed():
         step, tokens = _stepper(model, tokens)
-        start = _now()
+        start = now()
         chosen = step(tokens)
-        first = _now()
+        first = now()
         for _ in range(new_tokens - 1):
             chosen = step(chosen)
-        end = _now()
+        end = now()
     return first - start, (end - first) / (new_tokens - 1)
 
 
@@ -116,26 +114,9 @@ def seconds(function: Callable, *args, rounds: int = 5, warmups: int = 1, **kwar
     return _median(taken, "s", False)
 
 
-@dataclass
-class Watch:
-    """`seconds` is set when the block of `stopwatch` ends."""
-
-    seconds: float | None = None
-
-    @property
-    def score(self) -> Score:
-        """The seconds as a Score of one sample, whose error is unknown."""
-        return Score(self.seconds, None, 1, "s", False)
-
-
-@contextlib.contextmanager
-def stopwatch() -> Iterator[Watch]:
-    """`with speed.stopwatch() as watch: ...`, then `watch.seconds`; also set when the block raises."""
-    watch, start = Watch(), _now()
-    try:
-        yield watch
-    finally:
-        watch.seconds = _now() - start
+def once(watch) -> Score:
+    """The seconds of one `timing.stopwatch` as a Score of one sample, whose error is unknown."""
+    return Score(watch.seconds, None, 1, "s", False)
 
 
 def mfu(prefill: Score, flops_per_token: float, peak: float | None) -> Score | None:
@@ -191,13 +172,6 @@ def _undisturbed() -> Iterator[None]:
     finally:
         if enabled:
             gc.enable()
-
-
-def _now() -> float:
-    """The clock, read when all devices have finished."""
-    if torch.cuda.is_initialized():
-        torch.cuda.synchronize()
-    return clock()
 
 
 def _prompts(arms: dict, shape: tuple[int, int], seed: int) -> torch.Tensor:

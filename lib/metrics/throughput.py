@@ -11,9 +11,9 @@ import torch
 from torch import nn
 
 from lib.metrics import memory, speed
-from lib.metrics.logits import device, evaluating
 from lib.metrics.score import Score, bootstrap, exact
 from lib.models import blocks
+from lib.models.logits import device, evaluating
 
 LENGTH = 2000  # tokens of an input
 

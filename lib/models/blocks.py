@@ -125,12 +125,20 @@ def linears(module: nn.Module) -> dict[str, nn.Module]:
 
 def is_linear(module: nn.Module) -> bool:
     """Whether `module` is an `nn.Linear` or its quantized stand-in."""
-    return isinstance(module, nn.Linear) or _is(module, "QuantLinear")
+    return isinstance(module, nn.Linear) or getattr(module, "stands_for", None) is nn.Linear
 
 
 def is_quantized(module: nn.Module) -> bool:
     """Whether `module` holds integer codes instead of a weight parameter: a `QuantLinear` or a `QuantEmbedding`."""
-    return _is(module, "Coded")
+    return getattr(module, "stands_for", None) is not None
+
+
+def weight_count(model: nn.Module) -> int:
+    """Logical weights: tied weights or codes count once, a code as a weight; scales and zero points are no weights."""
+    plain = sum(parameter.numel() for parameter in model.parameters())  # leaves out repetitions by itself
+    # the codes of a tied head are the same tensor as its embedding's
+    codes = {id(module.codes): module.codes.numel() for module in model.modules() if is_quantized(module)}
+    return plain + sum(codes.values())
 
 
 def refuse_adapters(model: nn.Module) -> None:
@@ -144,11 +152,6 @@ def refuse_adapters(model: nn.Module) -> None:
             "first); an ordinary model is compressed, pruned and saved; merge it first (model.merge_and_unload() of "
             "peft), or load its folder with sources.models.load(..., adapter='merge')."
         )
-
-
-def _is(module: nn.Module, name: str) -> bool:
-    loaded = sys.modules.get("lib.quantizers.linear")  # not imported yet: no such module can exist
-    return loaded is not None and isinstance(module, getattr(loaded, name, ()))
 
 
 def equal(first: tuple, second: tuple) -> bool:

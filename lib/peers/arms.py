@@ -5,7 +5,7 @@ there with a quarter of its iterations: with those it was the best peer in the t
 """
 
 from lib import files, peers
-from lib.peers import run
+from lib.peers import environments
 
 ARMS = {
     "rtn": ("thimble", {"method": "rtn"}),
@@ -30,7 +30,7 @@ def named(text: str) -> list[str]:
         if name not in ARMS:
             raise ValueError(f"arm {name!r} is unknown; {files.choices(name, ARMS)}")
         try:
-            run.interpreter(peers.by_name(ARMS[name][0]))
+            environments.interpreter(peers.by_name(ARMS[name][0]))
         except FileNotFoundError as missing:
             print(f"left out: {name}. {missing}")
         else:
@@ -38,9 +38,9 @@ def named(text: str) -> list[str]:
     return found
 
 
-def quantize(name: str, model_folder, tokens, *, minutes: float, **options) -> run.Result:
+def quantize(name: str, model_folder, tokens, *, minutes: float, **options) -> environments.Result:
     """`run.quantize` for the arm `name`; minutes: what our recipe may take."""
     peer, settings = ARMS[name]
     if settings.get("method") == "best":
         settings = settings | {"minutes": minutes}
-    return run.quantize(peer, model_folder, tokens, **settings, **options)
+    return environments.quantize(peer, model_folder, tokens, **settings, **options)

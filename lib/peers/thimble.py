@@ -33,7 +33,7 @@ def quantize(job: script.Job) -> tuple[dict, dict]:
     """Weights by name (float32), the embedding where it is quantized too, and facts."""
     from lib import quantizers
     from lib.export import compressed_tensors
-    from lib.quantizers.table import QuantEmbedding
+    from lib.quantized.quant_embedding import QuantEmbedding
 
     model, tokenizer = job.load()
     with job.measured():

@@ -12,7 +12,7 @@ from lib.pruners.budget import Budget
 from lib.pruners.drop import check, drop_blocks_, without
 from lib.pruners.importance import passes
 
-__all__ = ["WAYS", "checked", "choose", "drop_blocks_", "fit_", "lowest", "prune_", "without"]
+__all__ = ["WAYS", "checked", "choose", "drop_blocks_", "lowest", "prune_", "without"]
 
 # choose(model, tokens, met, *, score, free, state) -> list of blocks to remove
 WAYS = {name: f"lib.pruners.{name}" for name in ("one_shot", "contiguous", "greedy")}
@@ -72,13 +72,6 @@ def lowest(scores: Sequence[float], count: int) -> list[int]:
         raise ValueError(f"{count!r} of {len(scores)} blocks to remove; choose 0 to {len(scores) - 1}: one must stay.")
     ordered = one_shot.order(scores, range(len(scores)))
     return sorted(one_shot.prefix(ordered, lambda removed: len(removed) == count))
-
-
-def fit_(model: nn.Module, calibration, **options):
-    """Prune `model` in place to a budget and say what was predicted and measured: see `lib.pruners.fit.fit_`."""
-    from lib.pruners import fit
-
-    return fit.fit_(model, calibration, **options)
 
 
 def _free(model: nn.Module, kept: list[int]) -> list[int]:

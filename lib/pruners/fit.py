@@ -167,7 +167,7 @@ def _warn(found: Fit, kind: str, budget: Budget) -> None:
     warnings.warn(
         f"{kind}={found.wanted[kind]:.4g} was asked: {found.predicted[kind]:.4g} predicted{measured} with "
         f"{len(found.removed)} of {budget.count} blocks removed.{reach} Ask for a little more, or use a quiet machine.",
-        stacklevel=4,  # whoever called depth.fit_
+        stacklevel=3,  # whoever called fit_
     )
 
 

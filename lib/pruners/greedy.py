@@ -56,7 +56,7 @@ class _Steps:
     """Finished steps in `folder`, one JSON file each (None keeps nothing)."""
 
     def __init__(self, folder: Path | str | None, model: nn.Module, tokens: Tensor, **job):
-        from lib.quantizers.state import State, circumstances, fingerprint
+        from lib.jobs import State, circumstances, fingerprint
 
         job |= circumstances("pruners") | fingerprint(model, tokens) if folder else {}
         self.folder = folder and State(folder, method="greedy", **job).folder

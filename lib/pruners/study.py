@@ -68,7 +68,7 @@ def both_orders_(
 
 
 def _folder(model: nn.Module, tokens: Tensor, choice: str):
-    from lib.quantizers.state import circumstances, fingerprint
+    from lib.jobs import circumstances, fingerprint
 
     job = [*(fingerprint(model, tokens) | circumstances("pruners")).values(), choice]
     return files.cache() / "pruning" / hashlib.sha256(" ".join(job).encode()).hexdigest()[:16]

@@ -11,9 +11,9 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
+from lib.jobs import State, fingerprint
+from lib.quantized.grid import HUGE, TINY, Quantized, check, quantize
 from lib.quantizers import calibrate, layerwise
-from lib.quantizers.grid import HUGE, TINY, Quantized, check, quantize
-from lib.quantizers.state import State, fingerprint
 
 WHOLE = 0  # the group size that stands for one grid for the whole matrix
 

@@ -13,9 +13,9 @@ import torch
 from torch import nn
 
 from lib.export import packing, size
-from lib.models import blocks
-from lib.quantizers import calibrate, embedding, inputs, refined, sensitivity
-from lib.quantizers.grid import BITS, Quantized
+from lib.models import blocks, capture
+from lib.quantized.grid import BITS, Quantized
+from lib.quantizers import calibrate, embedding, refined, sensitivity
 from lib.quantizers.sensitivity import Losses
 
 UNITS = 20_000  # steps of the budget that the dynamic programming tells apart, at most
@@ -79,7 +79,7 @@ def apply_(
     embedding.check_parts(model, **ends)
     tokens = texts.tokens(calibration, model)
     refined.check(model, tokens, plan, group_size=group_size, steps=steps, **learning)
-    clean = inputs.capture(model, tokens).hidden  # the original's answers begin with its own embedding
+    clean = capture.capture(model, tokens).hidden  # the original's answers begin with its own embedding
     parts = [None, None] if state is None else [Path(state) / part for part in ("embedding", "blocks")]
     done = embedding.quantize_(model, tokens, **ends, state=parts[0], device=device)
     learning |= {"steps": steps, "clean": clean, "state": parts[1], "device": device}

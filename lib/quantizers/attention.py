@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention
 from torch.overrides import TorchFunctionMode
 
-from lib.quantizers.inputs import bfloat16_products
+from lib.models.capture import bfloat16_products
 
 PANEL = 128  # queries at once: they see the keys up to the last of them, and the rest is never computed
 

@@ -18,12 +18,12 @@ import torch
 from torch import Tensor, nn
 
 from lib import files
-from lib.models import folds
+from lib.jobs import State, fingerprint
+from lib.models import capture, folds
 from lib.models.blocks import blocks, path_of_blocks
 from lib.models.folds import Fold, fold_
-from lib.quantizers import calibrate, clip, inputs
-from lib.quantizers.grid import Quantized, choose, dequantize, quantize
-from lib.quantizers.state import State, fingerprint
+from lib.quantized.grid import Quantized, choose, dequantize, quantize
+from lib.quantizers import calibrate, clip
 
 STEPS = 20  # α from 0 to 1 (section 3.2 of the paper)
 ROWS = 256  # rows whose errors choose α, evenly spaced: it is one number for hundreds of columns
@@ -100,7 +100,7 @@ def scale_(
 def _folds(model: nn.Module, tokens: Tensor) -> list[Fold]:
     """The folds of all blocks, with full names."""
     tokens = tokens[:1, : folds.LENGTH]
-    calls, path = inputs.capture(model, tokens).calls, path_of_blocks(model)
+    calls, path = capture.capture(model, tokens).calls, path_of_blocks(model)
     found = []
     for index, (block, call) in enumerate(zip(blocks(model), calls)):
         found += [fold.inside(f"{path}.{index}") for fold in folds.find(model, block, call, tokens.shape[1])]

@@ -14,10 +14,11 @@ from pathlib import Path
 
 from torch import nn
 
-from lib.metrics import divergence, speed
+from lib import timing
+from lib.metrics import divergence
+from lib.quantized.grid import Quantized
 from lib.quantizers import allocate, calibrate, refined, scales, sensitivity
-from lib.quantizers.grid import Quantized
-from lib.quantizers.pace import Fixed, Pace, Plan
+from lib.quantizers.time_budget import Fixed, Pace, Plan
 
 BATCH = 2  # windows in a step of rounding
 
@@ -50,7 +51,7 @@ def quantize_(
     """
     from lib.sources import texts
 
-    begun = speed.clock()
+    begun = timing.clock()
     _check(model, bits, megabytes, minutes, steps, group_size)
     tokens = texts.tokens(calibration, model)
     job = {"bits": bits, "megabytes": megabytes, "group_size": group_size, "seed": seed, "steps": steps}

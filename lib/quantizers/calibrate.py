@@ -14,11 +14,11 @@ import torch
 from torch import Tensor, nn
 
 from lib import progress
+from lib.jobs import State
+from lib.models import capture
 from lib.models.blocks import blocks, linears, path_of_blocks, refuse_adapters
-from lib.quantizers import inputs
-from lib.quantizers.grid import Quantized, check, check_candidates, check_finite
-from lib.quantizers.linear import QuantLinear
-from lib.quantizers.state import State
+from lib.quantized.grid import Quantized, check, check_candidates, check_finite
+from lib.quantized.replace import replace_
 
 Visit = Callable[[list[str], Tensor, Tensor], Quantized | None]
 VisitPair = Callable[[list[str], Tensor, Tensor, Tensor], Quantized | None]
@@ -48,7 +48,7 @@ def walk(
 
     def step(prefix: str, block: nn.Module, hidden: Tensor, call: tuple) -> tuple[Tensor, dict[str, Quantized]]:
         def look(names: list[str], weight: Tensor, seen: Tensor) -> Quantized | None:
-            return visit([f"{prefix}.{name}" for name in names], weight, inputs.second_moment(seen))
+            return visit([f"{prefix}.{name}" for name in names], weight, capture.second_moment(seen))
 
         return visit_layers(block, hidden, call, prefix, look)
 
@@ -80,7 +80,7 @@ def walk_pairs(
         # the first block's inputs are the same in the compressed and in the original model
         start = stream.pop().to(hidden.device) if stream else hidden
         original.clear()
-        outputs, seen = inputs.record(block, linears(block), start, call)
+        outputs, seen = capture.record(block, linears(block), start, call)
         stream.append(outputs)
         original.update(seen)
 
@@ -118,24 +118,24 @@ def walk_blocks(
     def step(prefix: str, block: nn.Module, hidden: Tensor, call: tuple) -> tuple[Tensor, dict[str, Quantized]]:
         kept = visit(prefix, block, hidden, original[0], call)
         replace_(block, kept)
-        return inputs.run_block(block, hidden, call), kept
+        return capture.run_block(block, hidden, call), kept
 
     def before(block: nn.Module, hidden: Tensor, call: tuple) -> None:
         # without `clean`, the first block's inputs are the same in the compressed and in the original model
         start = original[0].to(hidden.device) if original else hidden
-        original[:] = [inputs.run_block(block, start, call)]
+        original[:] = [capture.run_block(block, start, call)]
 
     return _each_block(model, tokens, step, state=state, device=device, before=before)
 
 
 def _each_block(model, tokens, step, *, first=None, state, device, before=None) -> dict[str, Quantized]:
     """Compress each block by `step(prefix, block, hidden, call) -> (outputs, layers)`, or read it from `state`."""
-    captured, path = inputs.capture(model, tokens), path_of_blocks(model)
+    captured, path = capture.capture(model, tokens), path_of_blocks(model)
     hidden, done = captured.hidden, {}
     for index, block in enumerate(progress.bar(blocks(model)[:first], desc="blocks", unit="block")):
         home = next(block.parameters()).device
         block.to(device or home)
-        hidden, call = hidden.to(device or home), inputs.moved(captured.calls[index], device or home)
+        hidden, call = hidden.to(device or home), capture.moved(captured.calls[index], device or home)
         if before:
             before(block, hidden, call)
         kept = state.load(index) if state else None
@@ -147,7 +147,7 @@ def _each_block(model, tokens, step, *, first=None, state, device, before=None) 
         else:
             replace_(block, kept)
             block.to(device or home)  # a file is read to the processor
-            hidden = inputs.run_block(block, hidden, call)
+            hidden = capture.run_block(block, hidden, call)
         for name in kept:
             block.get_submodule(name).forget()
         block.to(home)
@@ -164,7 +164,7 @@ def visit_layers(block, hidden, call, prefix, look) -> tuple[Tensor, dict[str, Q
     look(names, weight, seen) -> Quantized | None, with names relative to the block and the inputs that they share.
     """
     layers, found = linears(block), {}
-    sharing = inputs.sharing(block, layers, hidden[:1], call)
+    sharing = capture.sharing(block, layers, hidden[:1], call)
     if missing := layers.keys() - sharing:
         raise ValueError(f"{prefix} never ran {', '.join(sorted(missing))}; {ROUTED}")
 
@@ -182,8 +182,8 @@ def visit_layers(block, hidden, call, prefix, look) -> tuple[Tensor, dict[str, Q
 
         return compress
 
-    with inputs.hooks(layers, hook):
-        hidden = inputs.run_block(block, hidden, call)
+    with capture.hooks(layers, hook):
+        hidden = capture.run_block(block, hidden, call)
     return hidden, {name: found[name] for name in layers if name in found}
 
 
@@ -204,14 +204,6 @@ def mark(model: nn.Module) -> None:
     from lib.export import compressed_tensors
 
     compressed_tensors.mark(model)
-
-
-def replace_(block: nn.Module, kept: dict[str, Quantized]) -> None:
-    """Put a `QuantLinear` in the place of each linear layer of `block` (or of the model) that `kept` names."""
-    for name, quantized in kept.items():
-        layer = block.get_submodule(name)
-        if not isinstance(layer, QuantLinear):
-            block.set_submodule(name, QuantLinear(quantized, layer.bias))
 
 
 def layers(model: nn.Module) -> dict[str, nn.Module]:

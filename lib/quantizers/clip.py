@@ -12,9 +12,9 @@ than the others, its weight decides alone.
 import torch
 from torch import Tensor, nn
 
+from lib.jobs import State, fingerprint
+from lib.quantized.grid import HUGE, TINY, Quantized, check, quantize
 from lib.quantizers import calibrate
-from lib.quantizers.grid import HUGE, TINY, Quantized, check, quantize
-from lib.quantizers.state import State, fingerprint
 
 RATIOS = [*(part / 16 for part in range(16, 0, -1)), 1 / 32]  # ends tried, as shares of minimum and maximum
 AT_ONCE = 1 << 17  # weights of one step of the search, small enough for the caches

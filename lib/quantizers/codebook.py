@@ -8,9 +8,9 @@ levels at the quantiles of that distribution are each met by about as many weigh
 import torch
 from torch import Tensor, nn
 
+from lib.jobs import State, fingerprint
+from lib.quantized.grid import AT_ONCE, HUGE, SHRINK, TINY, Quantized, check, check_candidates
 from lib.quantizers import calibrate, layerwise
-from lib.quantizers.grid import AT_ONCE, HUGE, SHRINK, TINY, Quantized, check, check_candidates
-from lib.quantizers.state import State, fingerprint
 
 FEW = 16  # up to so many levels, comparing with each boundary is faster than a binary search
 

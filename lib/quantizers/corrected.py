@@ -14,11 +14,11 @@ layer: the regression of one half of the tokens is held against the other half (
 import torch
 from torch import Tensor, nn
 
+from lib.jobs import State, fingerprint
+from lib.models.capture import cross_moment, second_moment
+from lib.quantized.grid import Quantized
 from lib.quantizers import calibrate
 from lib.quantizers.gptq import gptq, inverse_factor, revived
-from lib.quantizers.grid import Quantized
-from lib.quantizers.inputs import cross_moment, second_moment
-from lib.quantizers.state import State, fingerprint
 
 ROWS = 256  # rows of a layer that the share is measured on: one number needs no more
 

@@ -11,13 +11,13 @@ column weighs alike. Where both are one matrix (tied), it is rounded once, under
 import torch
 from torch import Tensor, nn
 
+from lib.jobs import State, fingerprint
 from lib.models import blocks
+from lib.quantized.grid import Quantized, check, check_candidates, check_finite
+from lib.quantized.quant_embedding import factor_of
+from lib.quantized.replace import place_
 from lib.quantizers.gptq import gptq
-from lib.quantizers.grid import Quantized, check, check_candidates, check_finite
-from lib.quantizers.linear import QuantLinear
 from lib.quantizers.rtn import rtn
-from lib.quantizers.state import PARTS, State, fingerprint
-from lib.quantizers.table import QuantEmbedding, factor_of
 
 ROWS = 8192  # rows that are rounded at once: they don't depend on one another
 RIDGE = 0.1  # share of the mean diagonal of H: the least divergence at 2 and 3 bits among 0, 0.1, 0.3 and 1
@@ -108,45 +108,23 @@ def _by_rows(weight: Tensor, hessian: Tensor | None, device, settings) -> Quanti
 
 def seconds(model: nn.Module, *, group_size: int = 64) -> float:
     """Seconds that `rounded` takes with a Hessian, tried on the first `ROWS` rows of the head."""
-    from lib.metrics import speed
+    from lib import timing
 
     weight = blocks.head(model).weight
-    with speed.stopwatch() as watch:
+    with timing.stopwatch() as watch:
         _by_rows(weight[:ROWS], torch.eye(weight.shape[1]), None, {"bits": 4, "group_size": group_size})
     return watch.seconds * max(1, len(weight) / ROWS) * (1 if blocks.tied(model) else 2)
 
 
 def final_moment(model: nn.Module, tokens: Tensor) -> Tensor:
     """2/n Σ x xᵀ of the hidden states that the head reads on `tokens` [count, length], float32 [hidden, hidden]."""
-    from lib.metrics import logits
-    from lib.quantizers import inputs
+    from lib.models import capture, logits
 
     total = 0
     with logits.evaluating(model):
         for _, some in logits.batches(tokens, model, "auto", "head"):
-            total = total + inputs.second_moment(logits.hidden_states(model, some)) * (len(some) / len(tokens))
+            total = total + capture.second_moment(logits.hidden_states(model, some)) * (len(some) / len(tokens))
     return total
-
-
-def place_(model: nn.Module, embedding: Quantized | None, head: Quantized | None) -> tuple[str, str]:
-    """Put stand-ins in the place of embedding and head, whose names are returned; None leaves one as it is.
-
-    The same object given twice ties them; in every other case the model isn't tied any more.
-    """
-    table, layer = blocks.embeddings(model), blocks.head(model)
-    names = blocks.path_of(model, table), blocks.path_of(model, layer)
-    table = table if embedding is None else QuantEmbedding.of(table, embedding)
-    layer = layer if head is None else QuantLinear(head, layer.bias)
-    if head is not None and head is embedding:
-        table.share_(layer)
-        # what transformers ties again when it is asked to, in the place of the two weights
-        parts = [part for part in PARTS if getattr(head, part) is not None]
-        model._tied_weights_keys = {f"{names[1]}.{part}": f"{names[0]}.{part}" for part in parts}
-    for name, module in zip(names, (table, layer)):
-        model.set_submodule(name, module)
-    if head is not None or embedding is not None:
-        blocks.state_tying_(model)
-    return names
 
 
 def check_parts(model: nn.Module, *, bits: int, group_size: int, head_bits: int | None = None) -> None:

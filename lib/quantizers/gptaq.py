@@ -10,11 +10,11 @@ Symbols are the paper's: ΔX = X̃ - X, H = 2 X Xᵀ, and U is GPTQ's factor, U�
 import torch
 from torch import Tensor, nn
 
+from lib.jobs import State, fingerprint
+from lib.models.capture import cross_moment, second_moment
+from lib.quantized.grid import Quantized, check, choose
 from lib.quantizers import calibrate
 from lib.quantizers.gptq import BLOCK, inverse_factor, revived
-from lib.quantizers.grid import Quantized, check, choose
-from lib.quantizers.inputs import cross_moment, second_moment
-from lib.quantizers.state import State, fingerprint
 
 
 def quantize_(

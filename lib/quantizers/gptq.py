@@ -10,9 +10,9 @@ import itertools
 import torch
 from torch import Tensor, nn
 
+from lib.jobs import State, fingerprint
+from lib.quantized.grid import Quantized, check, choose
 from lib.quantizers import calibrate
-from lib.quantizers.grid import Quantized, check, choose
-from lib.quantizers.state import State, fingerprint
 
 DAMP = (0.01, 0.03, 0.1, 0.3, 1.0)  # the ladder: shares of the mean diagonal, until the factorization succeeds
 BLOCK = 128  # columns whose errors are applied to the rest at once (section 3.3, step 2)

@@ -13,9 +13,9 @@ every group. Our zero points are integers: the real-valued optimum is rounded at
 import torch
 from torch import Tensor, nn
 
+from lib.jobs import State, fingerprint
+from lib.quantized.grid import AT_ONCE, HUGE, TINY, Quantized, check, quantize
 from lib.quantizers import calibrate, layerwise
-from lib.quantizers.grid import AT_ONCE, HUGE, TINY, Quantized, check, quantize
-from lib.quantizers.state import State, fingerprint
 
 NORM = 0.7  # p
 BETA, KAPPA = 10.0, 1.01  # β of the first step, and the factor by which it grows with each

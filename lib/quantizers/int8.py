@@ -15,9 +15,9 @@ import functools
 import torch
 from torch import Tensor, nn
 
+from lib.quantized.grid import TINY, Quantized
+from lib.quantized.linear import QuantLinear
 from lib.quantizers import absmax, calibrate
-from lib.quantizers.grid import TINY, Quantized
-from lib.quantizers.linear import QuantLinear
 
 TOP = 127  # the largest code
 FEWEST, MULTIPLE = 17, 8  # rows, and columns, that `torch._int_mm` asks for on accelerators

@@ -5,10 +5,11 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
+from lib.jobs import State
 from lib.models.blocks import blocks, linears, path_of_blocks
+from lib.quantized import replace
+from lib.quantized.grid import Quantized
 from lib.quantizers import calibrate
-from lib.quantizers.grid import Quantized
-from lib.quantizers.state import State
 
 
 @torch.no_grad()
@@ -26,12 +27,12 @@ def replace_(
         kept = state.load(index) if state else None
         if kept is not None:
             home = next(block.parameters()).device
-            calibrate.replace_(block, kept)
+            replace.replace_(block, kept)
             block.to(home)
         else:
             for name in list(linears(block)):  # names alone: a layer that is listed would stay in memory
                 quantized = method(block.get_submodule(name).weight)
-                calibrate.replace_(block, {name: quantized})
+                replace.replace_(block, {name: quantized})
         found = {name: layer.quantized for name, layer in linears(block).items()}
         if state and kept is None:
             state.save(index, found)

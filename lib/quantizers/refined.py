@@ -19,12 +19,13 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
-from lib.metrics import speed
-from lib.metrics.reference import digest
+from lib import timing
+from lib.jobs import State, fingerprint
+from lib.models import capture
 from lib.models.blocks import linears
-from lib.quantizers import calibrate, gptq, inputs, rounding
-from lib.quantizers.grid import Quantized
-from lib.quantizers.state import State, fingerprint
+from lib.models.reference import digest
+from lib.quantized.grid import Quantized
+from lib.quantizers import calibrate, gptq, rounding
 
 Bits = int | dict[str, int]  # of all layers alike, or by layer name
 
@@ -107,7 +108,7 @@ def first(
 
     def look(names: list[str], weight: Tensor, seen: Tensor) -> Quantized:
         bits = plan[f"{prefix}.{names[0]}"]
-        return gptq.gptq(weight, inputs.second_moment(seen), bits=bits, group_size=group_size)
+        return gptq.gptq(weight, capture.second_moment(seen), bits=bits, group_size=group_size)
 
     try:
         return calibrate.visit_layers(block, hidden, call, prefix, look)[1]
@@ -122,21 +123,21 @@ def seconds(model: nn.Module, tokens: Tensor, *, group_size: int, batch: int = 2
     Tried on the first block of `model`, which stays as it is: what GPTQ takes and what it takes to judge the learned
     codes do not depend on the number of windows.
     """
-    captured = inputs.capture(model, tokens[: max(batch, rounding.SEEN)])
+    captured = capture.capture(model, tokens[: max(batch, rounding.SEEN)])
     block, prefix = calibrate.blocks(model)[0], f"{calibrate.path_of_blocks(model)}.0"
     hidden, call = captured.hidden, captured.calls[0]
     with torch.no_grad():
-        targets = inputs.run_block(block, hidden, call)
+        targets = capture.run_block(block, hidden, call)
     options = {"rate": None, "range_rate": None, "filtered": 0.001, "seed": 0}
     learning = rounding.settle(len(hidden), steps=1, batch=batch, **options)
     plan = widths(model, 4)
-    with speed.stopwatch() as codes:
+    with timing.stopwatch() as codes:
         starts = first(block, hidden, call, prefix, plan, group_size)
     layers = {name: rounding.Rounded(block.get_submodule(name).weight, start) for name, start in starts.items()}
     rounding.learn_(layers, block, hidden, targets, call, **learning)  # the first step also loads what later ones reuse
-    with speed.stopwatch() as step:
+    with timing.stopwatch() as step:
         rounding.learn_(layers, block, hidden, targets, call, **learning)
-    with speed.stopwatch() as whole:
+    with timing.stopwatch() as whole:
         rounding.reconstruct(block, hidden, targets, call, starts, **learning)
     return codes.seconds + max(0.0, whole.seconds - step.seconds), step.seconds
 

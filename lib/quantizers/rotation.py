@@ -17,11 +17,11 @@ import psutil
 import torch
 from torch import Tensor, nn
 
+from lib.jobs import State, fingerprint
 from lib.models import blocks
+from lib.quantized.grid import Quantized
 from lib.quantizers import calibrate, gptq
-from lib.quantizers.grid import Quantized
 from lib.quantizers.hadamard import rotation
-from lib.quantizers.state import State, fingerprint
 
 FLIPPED = "a Hadamard rotation of it flips signs and mixes nothing"  # no power of two but 1 divides it
 REMEDY = "choose rotate_(values=False), which turns the residual stream alone"

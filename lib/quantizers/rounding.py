@@ -18,11 +18,12 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
+from lib.jobs import State, fingerprint
+from lib.models import capture
 from lib.models.blocks import linears
-from lib.quantizers import attention, calibrate, inputs
-from lib.quantizers.grid import Quantized, choose, quantize
-from lib.quantizers.offsets import Rounded
-from lib.quantizers.state import State, fingerprint
+from lib.quantized.grid import Quantized, choose, quantize
+from lib.quantizers import attention, calibrate
+from lib.quantizers.signround_layer import Rounded
 
 SEEN = 4  # windows that weigh the columns in the search for ranges, and that tell whether learning paid
 TRAVEL = 0.5  # rate of V in the first step times the steps: half of it, a quarter of a code, is the farthest V gets
@@ -87,7 +88,7 @@ def _visitor(initial: dict[str, Quantized] | None, grid: dict, learning: dict) -
 def nearest(block: nn.Module, hidden: Tensor, call: tuple, **grid) -> dict[str, Quantized]:
     """Each layer of `block` rounded to nearest, on ranges searched for the inputs that `hidden` gives it."""
     parts, starts = linears(block), {}
-    _, seen = inputs.record(block, parts, hidden, call)
+    _, seen = capture.record(block, parts, hidden, call)
     if missing := sorted(parts.keys() - seen.keys()):
         raise ValueError(f"the block never ran {', '.join(missing)}; {calibrate.ROUTED}")
     for name, layer in parts.items():
@@ -151,7 +152,7 @@ def learn_(
 def run(block: nn.Module, layers: dict[str, Rounded], hidden: Tensor, call: tuple) -> Tensor:
     """Outputs of `block` with the rounded weights of `layers` in the place of its own."""
     weights = {f"{name}.weight": layer.dense for name, layer in layers.items()}
-    return inputs.run_block(lambda *args, **options: functional_call(block, weights, args, options), hidden, call)
+    return capture.run_block(lambda *args, **options: functional_call(block, weights, args, options), hidden, call)
 
 
 @torch.no_grad()

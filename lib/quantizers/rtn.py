@@ -6,9 +6,9 @@ The baseline that every other method has to beat. Source: Nagel et al., arXiv 21
 import torch
 from torch import nn
 
+from lib.jobs import State, fingerprint
+from lib.quantized.grid import Quantized, check, choose, quantize
 from lib.quantizers import calibrate, layerwise
-from lib.quantizers.grid import Quantized, check, choose, quantize
-from lib.quantizers.state import State, fingerprint
 
 
 @torch.no_grad()

@@ -20,18 +20,19 @@ from collections.abc import Callable, Iterator
 import torch
 from torch import Tensor, nn
 
-from lib import progress
-from lib.metrics import divergence, logits, speed
-from lib.metrics.reference import Reference
+from lib import progress, timing
+from lib.jobs import Steps
+from lib.metrics import divergence
+from lib.models import logits
+from lib.models.reference import Reference
+from lib.quantized.grid import Quantized
+from lib.quantized.linear import QuantLinear
 from lib.quantizers import activations, calibrate
-from lib.quantizers.grid import Quantized
-from lib.quantizers.linear import QuantLinear
-from lib.quantizers.steps import Steps
-from lib.quantizers.tuned import Tuned
+from lib.quantizers.learnable_scale import Tuned
+from lib.trainers.schedule import schedule, windows
 
 LEARNING_RATE = 16e-3  # peak of δ's rate, times 2^bits
 BETAS = (0.9, 0.95)
-WARMUP = 0.05  # share of the steps over which the learning rate rises; then it falls as a cosine
 
 
 def tune_(
@@ -125,24 +126,9 @@ def seconds_per_step(model: nn.Module, calibration, reference: Reference, *, bat
     again = activations.must_recompute(model, batch * tokens.shape[1])
     with _tuned(model, _check(model, 1, batch, len(tokens)), again):
         for _ in range(2):
-            with speed.stopwatch() as watch:
+            with timing.stopwatch() as watch:
                 _step(model, reference, tokens, list(range(batch)))
     return watch.seconds
-
-
-def schedule(step: int, steps: int) -> float:
-    """Share of the peak learning rate at `step` of `steps`: a linear rise, then half a cosine down to almost zero."""
-    rise = (step + 1) / max(1, round(WARMUP * steps))
-    return min(1.0, rise) * (1 + math.cos(math.pi * step / steps)) / 2
-
-
-def windows(step: int, batch: int, count: int, seed: int) -> list[int]:
-    """Indices of the windows of `step`: the next `batch` of endlessly many seeded permutations of `count` windows."""
-    chosen = []
-    for place in range(step * batch, (step + 1) * batch):
-        generator = torch.Generator().manual_seed((seed << 12) + place // count)  # no seed meets another's epochs
-        chosen.append(int(torch.randperm(count, generator=generator)[place % count]))
-    return chosen
 
 
 def _step(model: nn.Module, original: Reference, tokens: Tensor, chosen: list[int]) -> float:

@@ -21,12 +21,12 @@ from collections.abc import Callable, Iterable
 import torch
 from torch import Tensor, nn
 
-from lib import files
-from lib.metrics import divergence, logits, speed
-from lib.models import blocks
-from lib.quantizers import calibrate, embedding, inputs
-from lib.quantizers.grid import BITS, Quantized, choose, quantize
-from lib.quantizers.state import State, fingerprint
+from lib import files, timing
+from lib.jobs import State, fingerprint
+from lib.metrics import divergence
+from lib.models import blocks, capture, logits
+from lib.quantized.grid import BITS, Quantized, choose, quantize
+from lib.quantizers import calibrate, embedding
 
 ROWS = 8192  # rows that are rounded at once
 PROBE = 3  # bits at which a group's divergence is measured
@@ -58,7 +58,7 @@ def measure(
     if state is not None:
         state = State(state, method="sensitivity", **fingerprint(model, tokens), **grid, windows=len(few))
     reference = divergence.remember(model, few)
-    calls, parts = inputs.capture(model, few).calls, list(blocks.blocks(model))
+    calls, parts = capture.capture(model, few).calls, list(blocks.blocks(model))
 
     def visit(prefix: str, block: nn.Module, hidden: Tensor, _: Tensor, call: tuple) -> dict:
         index = parts.index(block)
@@ -113,12 +113,12 @@ def _of_embedding(model, tokens, reference, few, widths, group_size) -> Losses:
         groups = {tuple(names.values()): (head.weight, share + embedding.RIDGE * share.mean())}
     else:
         groups = {(names["embedding"],): (table.weight, alike), (names["head"],): (head.weight, share)}
-    calls, found = list(zip(blocks.blocks(model), inputs.capture(model, few).calls)), {}
+    calls, found = list(zip(blocks.blocks(model), capture.capture(model, few).calls)), {}
     for key, (weight, weighs) in groups.items():
         found[key] = {}
         for bits in widths:
             with _changed([weight], _rounded(weight, weighs, bits, group_size)):
-                hidden = inputs.capture(model, few).hidden
+                hidden = capture.capture(model, few).hidden
                 found[key][bits] = _divergence(model, reference, _run(calls, hidden), few)
         found[key] = falling(check(key, found[key]))
     return found
@@ -158,16 +158,16 @@ def check(names: tuple[str, ...], table: dict[int, float]) -> dict[int, float]:
 def seconds(model: nn.Module, tokens: Tensor, *, widths=BITS, group_size: int = 64, windows: int = 2) -> float:
     """Seconds that `measure` takes beside its passes over the windows, tried on the first block; nothing is changed."""
     few, parts = tokens[:windows], list(blocks.blocks(model))
-    captured, reference = inputs.capture(model, few), divergence.remember(model, few)
+    captured, reference = capture.capture(model, few), divergence.remember(model, few)
     with logits.evaluating(model):
         found = _moments(parts[0], captured.hidden, captured.calls[0])
-        with speed.stopwatch() as rounding:
+        with timing.stopwatch() as rounding:
             for names, hessian in found:
                 weight = torch.cat([parts[0].get_submodule(name).weight for name in names]).float()
                 _tried(weight, hessian.diagonal(), widths, group_size)
-        with speed.stopwatch() as run:
+        with timing.stopwatch() as run:
             hidden = _run(list(zip(parts, captured.calls)), captured.hidden)
-        with speed.stopwatch() as head:
+        with timing.stopwatch() as head:
             _divergence(model, reference, hidden, few)
     # each group of layers of each block, which on average has half of the blocks behind it
     groups = len(parts) * len(found) * (run.seconds * (len(parts) + 1) / (2 * len(parts)) + head.seconds)
@@ -187,17 +187,17 @@ def _tried(weight: Tensor, share: Tensor, widths, group_size: int) -> tuple[dict
 def _moments(block: nn.Module, hidden: Tensor, call: tuple) -> list[tuple[list[str], Tensor]]:
     """For each group of layers of `block` that share inputs: their names and the second moment of those inputs."""
     layers, found = blocks.linears(block), []
-    sharing = inputs.sharing(block, layers, hidden[:1], call)
+    sharing = capture.sharing(block, layers, hidden[:1], call)
 
     def hook(name: str):
         def look(_: nn.Module, args: tuple) -> None:
             if name == sharing[name][0]:
-                found.append((sharing[name], inputs.second_moment(args[0])))
+                found.append((sharing[name], capture.second_moment(args[0])))
 
         return look
 
-    with inputs.hooks(layers, hook):
-        inputs.run_block(block, hidden, call)
+    with capture.hooks(layers, hook):
+        capture.run_block(block, hidden, call)
     return found
 
 
@@ -234,7 +234,7 @@ class _changed:
 
 def _run(parts: list, hidden: Tensor) -> Tensor:
     for block, call in parts:
-        hidden = inputs.run_block(block, hidden, call)
+        hidden = capture.run_block(block, hidden, call)
     return hidden
 
 

@@ -10,8 +10,8 @@ Source: Dettmers et al., "LLM.int8()", arXiv 2208.07339, section 2.1, zeropoint 
 import torch
 from torch import Tensor, nn
 
+from lib.quantized.grid import Quantized, check, choose, quantize
 from lib.quantizers.absmax import WHOLE, round_, whole
-from lib.quantizers.grid import Quantized, check, choose, quantize
 
 
 @torch.no_grad()

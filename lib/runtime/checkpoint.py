@@ -11,7 +11,7 @@ import numpy as np
 
 from lib.decoding import ends, settings
 from lib.runtime import pack
-from lib.runtime.memory import zeros
+from lib.runtime.aligned import zeros
 from lib.runtime.pack import Packed
 from lib.runtime.weights import LINEARS, NORMS, Weights, check_bits, refuse, shape, unsupported
 
@@ -25,16 +25,15 @@ def load(folder: Path | str, *, embedding_bits: int | None = 8) -> Weights:
     folder: a path, or the name of a folder in `checkpoints/`. embedding_bits: as for `pack_`.
     Raises FileNotFoundError or ValueError for folders that are broken, unsafe or not supported, and for other bits.
     """
-    from lib import files
-    from lib.sources import checks
+    from lib import checkpoints, files
 
     check_bits(embedding_bits)
     folder = files.checkpoints() / folder if (files.checkpoints() / str(folder)).is_dir() else Path(folder)
-    config = SimpleNamespace(**checks.checkpoint(folder))
+    config = SimpleNamespace(**checkpoints.checkpoint(folder))
     kind = (getattr(config, "architectures", None) or ["the model"])[0]
     refuse(unsupported(config), kind)
     frequencies = rotary(config, kind)
-    tensors = Tensors(checks.weights(folder))
+    tensors = Tensors(checkpoints.weights(folder))
     layers = []
     for index in range(config.num_hidden_layers):
         block = f"model.layers.{index}."

@@ -214,6 +214,6 @@ def backend_of(weights: Weights):
 
 
 def _reference(weights: Weights):
-    from lib.runtime.reference import Reference
+    from lib.runtime.torch_kernels import Reference
 
     return Reference(weights)

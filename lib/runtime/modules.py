@@ -5,8 +5,9 @@ import torch
 from torch import Tensor, nn
 
 from lib.models import blocks
-from lib.runtime import cpu, pack, reference
-from lib.runtime.memory import zeros
+from lib.quantized.grid import Quantized, choose, quantize
+from lib.runtime import cpu, pack, torch_kernels
+from lib.runtime.aligned import zeros
 from lib.runtime.pack import Packed
 from lib.runtime.weights import check_bits, unsupported
 
@@ -58,7 +59,7 @@ class PackedEmbedding(nn.Module):
     def forward(self, ids: Tensor) -> Tensor:
         """Rows [..., embedding_dim] of token `ids` [...]."""
         unique, places = ids.reshape(-1).unique(return_inverse=True)
-        found = torch.stack([reference.rows(self.packed, int(one), int(one) + 1)[0] for one in unique])
+        found = torch.stack([torch_kernels.rows(self.packed, int(one), int(one) + 1)[0] for one in unique])
         values = found[places].reshape(*ids.shape, -1).to(self.type_of_rows.dtype)
         return values if self.factor is None else values * self.factor
 
@@ -66,7 +67,7 @@ class PackedEmbedding(nn.Module):
 def product(packed: Packed, rows: Tensor, bias: np.ndarray | None = None) -> Tensor:
     """float32 [n, rows of the matrix]: by the compiled kernels, or by plain torch where there are none."""
     if cpu.library() is None:
-        return reference.product(packed, rows, bias)
+        return torch_kernels.product(packed, rows, bias)
     return torch.from_numpy(cpu.product(packed, rows.numpy(), bias))
 
 
@@ -76,7 +77,7 @@ def dequantized_product(packed: Packed, rows: Tensor, bias: Tensor | None, tile:
     rows, parts = rows.to(torch.bfloat16), []
     for first in range(0, packed.rows, tile):
         last = min(first + tile, packed.rows)
-        weight = reference.rows(packed, first, last).to(torch.bfloat16)
+        weight = torch_kernels.rows(packed, first, last).to(torch.bfloat16)
         own = None if bias is None else bias[first:last].to(torch.bfloat16)
         parts.append(nn.functional.linear(rows, weight, own))
     return torch.cat(parts, 1)
@@ -117,7 +118,7 @@ def pack_(model: nn.Module, *, embedding_bits: int | None = 8) -> nn.Module:
 
 def _pack_ends(model, table, head, bits, refused) -> None:
     """Pack embedding and head, as one matrix where they are tied."""
-    from lib.quantizers.table import factor_of
+    from lib.quantized.quant_embedding import factor_of
 
     tied, names = blocks.tied(model), [blocks.path_of(model, part) for part in (table, head)]
     try:
@@ -143,14 +144,14 @@ def _packed(layer: nn.Module, bits: int | None, name: str) -> Packed:
 
 def round_and_pack(weight: Tensor, bits: int, rows: int = 2048) -> Packed:
     """A plain matrix on a symmetric grid of `bits` (groups of 64, or of 32, or a row), `rows` rows at a time."""
-    from lib.quantizers.rtn import rtn
-
     count, columns = weight.shape
     group = next((size for size in (64, 32) if columns % size == 0), columns)
     data = zeros(pack.size(count, columns, bits=bits, group_size=group))
     tile = sum(pack.tile_bytes(columns, bits, group, True))
     for first in range(0, count, rows):
-        part = rtn(weight[first : first + rows], bits=bits, group_size=group, symmetric=True, candidates=1)
+        some = weight[first : first + rows]
+        scale, _ = choose(some, bits=bits, group_size=group, symmetric=True)
+        part = Quantized(quantize(some, scale, None, bits=bits), scale, None, bits, group)
         start, tiles = first // pack.TILE * tile, -(-len(part.codes) // pack.TILE)
         pack.pack(part, data[start : start + tiles * tile])
     return Packed(data, count, columns, bits, group)

@@ -31,7 +31,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from lib.runtime.memory import zeros
+from lib.runtime.aligned import zeros
 
 TILE, UNIT, PLAIN = 16, 32, 16
 AT_ONCE = 64  # tiles that are packed or unpacked at once: it takes a few bytes a code
@@ -162,7 +162,7 @@ def unpack(packed: Packed):
     """The `Quantized` that was packed, equal in every code, scale and zero point."""
     import torch
 
-    from lib.quantizers.grid import Quantized
+    from lib.quantized.grid import Quantized
 
     codes, scale, zero = unpack_arrays(packed)
     scale = torch.from_numpy(scale.view(np.int16)).view(torch.bfloat16)

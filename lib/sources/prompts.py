@@ -8,8 +8,9 @@ from typing import NamedTuple
 import torch
 
 from lib import files, tokenization
-from lib.sources import data, note, place
-from lib.sources.own_prompts import PROMPTS
+from lib.files import data, place
+from lib.sources import note
+from lib.sources.builtin_prompts import PROMPTS
 
 
 class Kind(NamedTuple):

@@ -5,7 +5,7 @@ import re
 from collections.abc import Iterator
 from pathlib import Path
 
-from lib.sources import place
+from lib.files import place
 
 FIELDS = ("text", "content", "document", "passage")  # where a row keeps its text: the first that it has
 ENDINGS = (".txt", ".jsonl", ".parquet")

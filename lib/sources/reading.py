@@ -4,7 +4,9 @@ import contextlib
 import tempfile
 from pathlib import Path
 
-from lib.sources import checks, place, stored
+from lib import checkpoints
+from lib.checkpoints import stored
+from lib.files import place
 
 _DECODERS = ("gpt_neox", "gpt_neox_japanese")  # decoders, though their is_decoder is False like that of an encoder
 _SAFE = {"trust_remote_code": False, "local_files_only": True}
@@ -65,7 +67,7 @@ def _view(folder):
     """A folder of links to what was checked and nothing else: transformers finds no other weights, and no adapter."""
     with tempfile.TemporaryDirectory(prefix="thimble-") as temporary:
         names = ["config.json", "generation_config.json", stored.INDEX]
-        for path in [*(folder / name for name in names), *checks.weights(folder)]:
+        for path in [*(folder / name for name in names), *checkpoints.weights(folder)]:
             if path.is_file():
                 (Path(temporary) / path.name).symlink_to(path.resolve())
         yield Path(temporary)

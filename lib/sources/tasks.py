@@ -6,9 +6,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from lib import files
-from lib.sources import data, hub, note, place, readers
+from lib.files import data, place
+from lib.sources import hub, note, packaged_tasks, readers
+from lib.sources.benchmark_schema import Benchmark, Needs
 from lib.sources.benchmarks import BENCHMARKS
-from lib.sources.data_set import Benchmark, Needs
 
 
 @dataclass(frozen=True)
@@ -48,9 +49,7 @@ def load(name: str, splits: tuple[str, ...] | str = "test") -> Rows:
 
 def names() -> set[str]:
     """All data sets: published and packaged."""
-    from lib.tasks import packaged
-
-    return {*BENCHMARKS, *packaged.DATA}
+    return {*BENCHMARKS, *packaged_tasks.DATA}
 
 
 def lines(path: Path) -> list[tuple[str, dict]]:
@@ -91,11 +90,9 @@ def malformed(where: str, name: str, error: Exception, row: dict) -> ValueError:
 
 
 def _packaged(name, splits):
-    from lib.tasks import packaged
-
-    if name not in packaged.DATA:
+    if name not in packaged_tasks.DATA:
         return None
-    rows, origin = packaged.DATA[name]()
+    rows, origin = packaged_tasks.DATA[name]()
     return "Apache-2.0", "Thimble", (splits[0], rows), origin, [f"{name} row {number}" for number in range(len(rows))]
 
 

@@ -12,7 +12,8 @@ from pathlib import Path
 import torch
 
 from lib import files
-from lib.sources import data, hub, note, place, readers, topics
+from lib.files import data, place
+from lib.sources import builtin_text, hub, note, readers
 
 LENGTH = 512  # tokens of a window where nothing else is said
 _FILES = {"c4": "c4/c4_demo_300.jsonl", "alpaca": "alpaca/alpaca_4000.jsonl"}  # beside other text in their folders
@@ -104,12 +105,6 @@ def tokens(x, model, *, count: int | None = None, length: int | None = None) -> 
     return found[:count]
 
 
-def data_hash(tokens: torch.Tensor) -> str:
-    """Hexadecimal SHA-256 of token ids: their shape, and their values as little-endian int64."""
-    values = tokens.detach().cpu().contiguous().numpy().astype("<i8")
-    return hashlib.sha256(f"{list(tokens.shape)}".encode() + values.tobytes()).hexdigest()
-
-
 def tokenizer_hash(model) -> str:
     """Hexadecimal SHA-256 of the rules of the model's tokenizer: two with the same cut every text alike."""
     tokenizer = _tokenizer(model)
@@ -120,7 +115,7 @@ def tokenizer_hash(model) -> str:
 
 def _documents(name, split):
     if name == "packaged":
-        return topics.documents(split)
+        return builtin_text.documents(split)
     path = _local(name)
     if path is not None:
         documents, origin = readers.documents(path, split)

@@ -33,10 +33,10 @@ def _follow(sample, texts):
 
 @lru_cache(maxsize=1 << 14)  # a bootstrap over prompts asks for the same verdicts in every draw
 def _checked(text, target):
-    from lib.metrics import ifeval
+    from lib.metrics import instruction_following
 
     wanted = json.loads(target)
-    return ifeval.follow(text, wanted["instructions"], wanted["arguments"])
+    return instruction_following.follow(text, wanted["instructions"], wanted["arguments"])
 
 
 def _pooled(kind):

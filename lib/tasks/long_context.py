@@ -24,12 +24,12 @@ def build_news(row: dict, examples: list[dict], chat) -> Sample:
 
 def score_news(sample: Sample, texts: list[str]) -> dict[str, float]:
     """score: the best ROUGE-L over the references, as LongBench computes it; rouge1, rouge2, rougeL by rouge-score."""
-    from lib.metrics import overlap
+    from lib.metrics import text_overlap
 
     text = texts[0].strip()
     return {
-        "score": max(overlap.rouge_l(text, answer) for answer in sample.target),
-        **overlap.rouge(text, sample.target),
+        "score": max(text_overlap.rouge_l(text, answer) for answer in sample.target),
+        **text_overlap.rouge(text, sample.target),
     }
 
 

@@ -46,17 +46,17 @@ def score_reasons(sample: Sample, texts: list[str]) -> dict[str, float]:
 
 def score_simplified(sample: Sample, texts: list[str]) -> dict[str, float]:
     """20Minuten: SARI against source and reference, 0 to 100, beside the scores of a summary."""
-    from lib.metrics import overlap
+    from lib.metrics import text_overlap
 
-    found = overlap.sari(sample.target["source"], texts[0], [sample.target["answer"]])
+    found = text_overlap.sari(sample.target["source"], texts[0], [sample.target["answer"]])
     return {"sari": found, **_agreement(texts[0], sample.target["answer"])}
 
 
 def score_code(sample: Sample, texts: list[str]) -> dict[str, float]:
     """Py150: edit similarity, 0 to 100, after marks for literals are replaced by what they stand for."""
-    from lib.metrics import overlap
+    from lib.metrics import text_overlap
 
-    return {"edit_similarity": overlap.edit_similarity(literals(texts[0]), literals(sample.target["answer"]))}
+    return {"edit_similarity": text_overlap.edit_similarity(literals(texts[0]), literals(sample.target["answer"]))}
 
 
 def literals(code: str) -> str:
@@ -95,12 +95,12 @@ def chance_reasons(samples: list[Sample]) -> dict[str, float]:
 
 
 def _agreement(text, reference):
-    from lib.metrics import overlap
+    from lib.metrics import text_overlap
 
     return {
-        "rougeL": overlap.rouge_l(text, reference),
-        "bleu_1": overlap.bleu(text, reference, 1),
-        "bleu_4": overlap.bleu(text, reference, 4),
+        "rougeL": text_overlap.rouge_l(text, reference),
+        "bleu_1": text_overlap.bleu(text, reference, 1),
+        "bleu_4": text_overlap.bleu(text, reference, 4),
     }
 
 

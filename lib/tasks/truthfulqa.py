@@ -63,11 +63,11 @@ def _sentences(answers):
 
 def score_generated(sample: Sample, texts: list[str]) -> dict[str, float]:
     """For BLEU, ROUGE-1, -2 and -L: max (of the true references), diff (to that of the false) and acc (diff > 0)."""
-    from lib.metrics import overlap
+    from lib.metrics import text_overlap
 
     best = {}
     for side in ("true", "false"):
-        found = [overlap.sentence_scores(texts[0], reference) for reference in sample.target[side]]
+        found = [text_overlap.sentence_scores(texts[0], reference) for reference in sample.target[side]]
         best[side] = {kind: max(each[key] for each in found) for kind, key in _KINDS.items()}
     scores = {}
     for kind in _KINDS:

@@ -22,7 +22,7 @@ from transformers.trainer import TRAINER_STATE_NAME
 from transformers.trainer_callback import PrinterCallback, ProgressCallback
 
 from lib import files, progress
-from lib.quantizers.scales import schedule
+from lib.trainers.schedule import schedule
 
 TENSORS = "training.safetensors"
 STATE = "state.json"

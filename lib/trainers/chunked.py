@@ -11,7 +11,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
-from lib.metrics import logits
+from lib.models import logits
 
 # from logits, float32 [rows, vocabulary], and which rows these are: the sum of their losses, and its gradient by them
 OfLogits = Callable[[Tensor, slice], tuple[Tensor, Tensor]]

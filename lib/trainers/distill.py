@@ -11,8 +11,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor, nn
 
-from lib.metrics import logits
-from lib.models import blocks
+from lib.models import blocks, logits
 from lib.trainers import chunked, prefix
 
 
@@ -36,9 +35,9 @@ class Distillation:
     @property
     def identity(self) -> dict:
         """What decides the bytes of a training with this loss."""
-        from lib.sources import models
+        from lib import checkpoints
 
-        return {"loss": "distill", "temperature": self.temperature, "teacher": models.fingerprint(self.teacher)}
+        return {"loss": "distill", "temperature": self.temperature, "teacher": checkpoints.fingerprint(self.teacher)}
 
     def check(self, model: nn.Module) -> None:
         """Raise ValueError unless teacher and model speak of the same tokens; find the blocks that both may share.

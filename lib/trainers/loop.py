@@ -15,9 +15,9 @@ import torch
 from torch import Tensor, nn
 
 from lib import files
-from lib.metrics import logits
-from lib.quantizers.scales import windows
-from lib.quantizers.state import State, circumstances
+from lib.jobs import State, circumstances
+from lib.models import logits
+from lib.trainers.schedule import windows
 
 EVERY = 120  # seconds between two checkpoints; a killed training repeats at most these
 _ROOM = 16 << 20  # bytes of a checkpoint beside the tensors
@@ -141,7 +141,7 @@ def _trainer(model, ids, loss, trained, settings: dict, folder, every, watch):
 
 def _open(folder: Path, model, ids: Tensor, loss, trained: dict, settings: dict) -> Path:
     """The folder of this very training, with room for its checkpoints; refused where it belongs to another."""
-    from lib.sources import models, texts
+    from lib import checkpoints
     from lib.trainers import adapters
 
     # a value and two moments in float32; while one checkpoint is written, the one before it is still there
@@ -150,7 +150,12 @@ def _open(folder: Path, model, ids: Tensor, loss, trained: dict, settings: dict)
     # names for what the caller knows by name; a hash for weights that were chosen by hand
     names = hashlib.sha256(" ".join(sorted(trained)).encode()).hexdigest()[:12]
     identity = getattr(loss, "identity", None) or {"loss": loss.__module__.rpartition(".")[2]}
-    job = {"model": models.fingerprint(model), "data": texts.data_hash(ids), "names": names, **adapters.chosen(model)}
+    job = {
+        "model": checkpoints.fingerprint(model),
+        "data": files.data_hash(ids),
+        "names": names,
+        **adapters.chosen(model),
+    }
     State(folder, **circumstances("trainers"), **job, **identity, **settings)
     for half in folder.glob(".checkpoint-*.tmp"):  # left by a kill
         shutil.rmtree(half)

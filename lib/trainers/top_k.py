@@ -13,9 +13,8 @@ import torch
 from torch import Tensor, nn
 
 from lib import files
-from lib.metrics import logits
-from lib.metrics.reference import digest
-from lib.models import blocks
+from lib.models import blocks, logits
+from lib.models.reference import digest
 from lib.trainers import chunked
 
 K = 64
@@ -74,12 +73,13 @@ def keep(teacher: nn.Module, windows, *, k: int = K, folder: Path | str | None =
     finished ones are not computed again. Raises ValueError for a k that is no count of tokens and for files that have
     changed, OSError (before the work) where the disk is too small.
     """
-    from lib.sources import models, texts
+    from lib import checkpoints, files
+    from lib.sources import texts
 
     tokens, vocabulary = texts.tokens(windows, teacher), blocks.head(teacher).out_features
     if not 1 <= k < vocabulary:
         raise ValueError(f"k={k} of {vocabulary} tokens; 1 to {vocabulary - 1} can be kept; {K} is usual.")
-    made_of = {"teacher": models.fingerprint(teacher), "data": texts.data_hash(tokens), "k": k}
+    made_of = {"teacher": checkpoints.fingerprint(teacher), "data": files.data_hash(tokens), "k": k}
     name = "-".join(str(part)[:16] for part in made_of.values())
     folder = Path(folder or files.cache() / "teachers") / name
     files.check_writable(folder / "part", 6 * k * tokens.numel())

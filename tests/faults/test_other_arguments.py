@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from lib import quantizers
-from lib.quantizers import calibrate, rtn, scales, sensitivity, shifts
+from lib.quantizers import calibrate, learned_zero_points, rtn, scales, sensitivity
 from tests import tiny
 
 GRID = {"bits": 3, "group_size": 32}
@@ -82,7 +82,7 @@ OTHER = {
     "ridge": lambda _: 0.5,
     "norm": lambda _: 0.5,
     "learning_rate": lambda _: 0.125,
-    "kind": lambda _: shifts.Shifted,
+    "kind": lambda _: learned_zero_points.Shifted,
     "megabytes": lambda _: 0.055,
     "minutes": lambda _: 0.03,
     "plan": lambda _: planned(4),

@@ -13,8 +13,8 @@ import pytest
 import torch
 from safetensors import safe_open
 
-from lib import quantizers
-from lib.quantizers import allocate, embedding, rtn, scales, sensitivity, shifts, steps
+from lib import jobs, quantizers
+from lib.quantizers import allocate, embedding, learned_zero_points, rtn, scales, sensitivity
 from tests import tiny
 
 BLOCKS = 12
@@ -48,7 +48,7 @@ JOBS = {
     "allocate": (allocate.quantize_, {"megabytes": 0.25, "group_size": 32, "widths": (2, 4), "windows": 1}),
     "sensitivity": (measure, {"group_size": 32, "widths": (2, 4), "windows": 1}),
     "tune_": (functools.partial(tune_, scales), GRID | {"steps": 12}),
-    "shifts": (functools.partial(tune_, shifts), GRID | {"steps": 12}),
+    "shifts": (functools.partial(tune_, learned_zero_points), GRID | {"steps": 12}),
     "embedding": (embedding.quantize_, GRID),
 }
 ONE = {"embedding"}  # a single unit of work: there is nothing between its beginning and its end
@@ -76,7 +76,7 @@ def quantize(method, folder, *, seed=0, weights=0, **changes):
 def work(method, folder, started):
     """What the killed process does."""
     torch.set_num_threads(1)
-    steps.EVERY = 0  # seconds between two saves of a training
+    jobs.EVERY = 0  # seconds between two saves of a training
     started.set()
     quantize(method, folder)
 
@@ -123,7 +123,7 @@ def killed_until_done(method, folder, total, chance, pause):
 
 @pytest.mark.parametrize("method", [*quantizers.METHODS, *JOBS])
 def test_killed_anywhere_it_ends_in_the_same_bytes(tmp_path, monkeypatch, method):
-    monkeypatch.setattr(steps, "EVERY", 0)
+    monkeypatch.setattr(jobs, "EVERY", 0)
     begun = time.monotonic()
     whole = quantize(method, tmp_path / "undisturbed")
     total = len(finished(tmp_path / "undisturbed"))
@@ -152,7 +152,7 @@ def clocked(job, folder):
 def work_by_the_clock(job, folder, started):
     """What the killed process does."""
     torch.set_num_threads(1)
-    steps.EVERY = 0
+    jobs.EVERY = 0
     started.set()
     clocked(job, folder)
 
@@ -166,7 +166,7 @@ def decisions(folder):
 @pytest.mark.parametrize("job", CLOCKED)
 def test_killed_anywhere_the_recipe_keeps_what_its_clock_decided_and_finishes(tmp_path, monkeypatch, job):
     """How many steps there are, no two clocks agree on; with the same decisions the bytes are the same."""
-    monkeypatch.setattr(steps, "EVERY", 0)
+    monkeypatch.setattr(jobs, "EVERY", 0)
     folder, chance, before, seen, ended = tmp_path / "killed", random.Random(job), {}, [], False
     processes = forking()
     while not ended:

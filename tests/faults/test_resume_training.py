@@ -9,8 +9,8 @@ import time
 import pytest
 import torch
 
-from lib.pruners import depth
-from lib.trainers import adapters, checkpoints, heal, loop, next_token
+from lib.pruners import depth, heal
+from lib.trainers import adapters, checkpoints, loop, next_token
 from tests import tiny
 
 STEPS = 14

@@ -6,9 +6,8 @@ import torch
 from torch import Tensor, nn
 
 from lib import progress
-from lib.metrics import logits
 from lib.models import blocks as parts
-from lib.quantizers import inputs
+from lib.models import capture, logits
 
 BATCH = 16  # windows that a block sees at once
 
@@ -43,7 +42,7 @@ def check_decoder(model: nn.Module) -> None:
 def through(steps: list, hidden: Tensor, bar=None) -> Tensor:
     """Hidden states [count, length, hidden size] after the blocks of `steps`, pairs of (block, how it is called)."""
     for block, call in steps:
-        hidden = torch.cat([inputs.run_block(block, some, call) for some in hidden.split(BATCH)])
+        hidden = torch.cat([capture.run_block(block, some, call) for some in hidden.split(BATCH)])
         if bar is not None:
             bar.update()
     return hidden
@@ -55,7 +54,7 @@ def each_block(model: nn.Module, tokens: Tensor, look: Callable, what: str) -> l
     One pass over the blocks and none of the head; `what` names the progress bar.
     """
     with logits.evaluating(model):
-        captured = inputs.capture(model, tokens)
+        captured = capture.capture(model, tokens)
         before, found = captured.hidden, []
         for step in progress.bar(list(zip(parts.blocks(model), captured.calls)), desc=what, unit="block"):
             after = through([step], before)
@@ -70,7 +69,7 @@ def left_out(model: nn.Module, tokens: Tensor, look: Callable, what: str) -> tup
     The blocks before the one left out are not run again, so n blocks take n(n + 1)/2 block passes.
     """
     with logits.evaluating(model):
-        captured = inputs.capture(model, tokens)
+        captured = capture.capture(model, tokens)
         steps, before, found = list(zip(parts.blocks(model), captured.calls)), captured.hidden, []
         with progress.bar(total=len(steps) * (len(steps) + 1) // 2, desc=what, unit="block") as bar:
             for index, step in enumerate(steps):

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from lib import progress
-from lib.metrics import logits
+from lib.models import logits
 from lib.models.blocks import blocks, is_quantized
 from lib.pruners.importance import passes
 

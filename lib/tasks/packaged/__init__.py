@@ -6,16 +6,8 @@ They have the forms and rules of published tasks, but their numbers are comparab
 from lib.tasks import gsm8k, humaneval, ifeval
 from lib.tasks.form import Form
 from lib.tasks.multiple_choice import choice
-from lib.tasks.packaged import arithmetic, continuation, facts, instructions, needle, programs
+from lib.tasks.packaged import needle
 
-DATA = {
-    "packaged_facts": facts.rows,
-    "packaged_continuation": continuation.rows,
-    "packaged_arithmetic": arithmetic.rows,
-    "packaged_instructions": instructions.rows,
-    "packaged_programs": programs.rows,
-    "packaged_needle": needle.rows,
-}
 _FACTS = "{stripped}\nA. {A}\nB. {B}\nC. {C}\nD. {D}\nAnswer:"
 
 TASKS: dict[str, Form] = {

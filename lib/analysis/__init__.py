@@ -1,0 +1,1 @@
+"""What quantization does inside a model: errors of layers, drift of inputs, outliers, incoherence."""

@@ -1,0 +1,169 @@
+"""Is a checkpoint folder safe and whole? Looked at before anything in it is loaded.
+
+Refused, each with what to do: folders without weights or configuration, git-LFS pointers, shards that are missing, cut
+short or changed (SHA-256 in `manifest.json`), pickles, remote code, models that are no decoder, NaN and infinity.
+"""
+
+import contextlib
+import hashlib
+import json
+from pathlib import Path
+
+from lib import files
+from lib.checkpoints import adapters, stored
+from lib.checkpoints.stored import json_object as _json
+from lib.files import place
+
+MANIFEST = "manifest.json"
+_LFS = b"version https://git-lfs.github.com/spec/"
+_DECODERS = ("ForCausalLM", "LMHeadModel")
+_verified: dict[tuple, str] = {}
+
+
+def checkpoint(folder: Path | str, *, adapter: str | None = None) -> dict:
+    """Check everything that can be checked before loading; returns the parsed config.json.
+
+    adapter: what is to be done with one that lies there, see `adapters`; None refuses it.
+    Raises `FileNotFoundError` for what is missing, `ValueError` for what is damaged or unsafe.
+    """
+    folder = Path(folder)
+    for path in sorted(folder.iterdir()):
+        _refuse_pointer(path)
+    adapters.check(folder, adapter)
+    config = _json(folder / "config.json")
+    _refuse_remote_code(folder, config)
+    _refuse_other_kinds(folder, config)
+    method = (config.get("quantization_config") or {}).get("quant_method")
+    stored.check(folder, types=method in (None, "compressed-tensors"))
+    proven = verify(folder)
+    if unproven := [path.name for path in weights(folder) if proven and path.name not in proven]:
+        raise ValueError(
+            f"{place(folder / unproven[0])} is not in {MANIFEST}, which lists other weights; a manifest must list what "
+            f"is read; copy the folder again, or, if you changed it, delete {MANIFEST} there."
+        )
+    return config
+
+
+def weights(folder: Path | str) -> list[Path]:
+    """The safetensors files that a checkpoint consists of, in order of name; see `stored.listed`."""
+    return stored.listed(folder)
+
+
+def verify(folder: Path | str) -> dict[str, str]:
+    """Compare every file that `manifest.json` lists with its SHA-256; returns name -> SHA-256, {} without manifest."""
+    folder = Path(folder)
+    if not (folder / MANIFEST).is_file():
+        return {}
+    listed = _json(folder / MANIFEST).get("files")
+    if not isinstance(listed, dict):
+        raise ValueError(f'{place(folder / MANIFEST)} has no "files" (name to SHA-256); delete it, or write it again.')
+    for name, expected in listed.items():
+        if not (folder / name).is_file():
+            raise FileNotFoundError(f"{place(folder / name)} is missing, but the manifest lists it; copy it again.")
+        found = sha256(folder / name)
+        if found != expected:
+            raise ValueError(
+                f"{place(folder / name)} is damaged: SHA-256 {found[:12]}, the manifest says {str(expected)[:12]}; "
+                "delete the folder and load or copy the model again."
+            )
+    return listed
+
+
+def sha256(path: Path | str) -> str:
+    """SHA-256 of a file; read once per process as long as its size and time of change stay."""
+    state = Path(path).stat()
+    key = (str(Path(path).absolute()), state.st_size, state.st_mtime_ns)
+    if key not in _verified:
+        _verified[key] = files.sha256(path)
+    return _verified[key]
+
+
+def write_manifest(folder: Path | str, **origin) -> Path:
+    """Write `manifest.json`: the SHA-256 of every file in `folder`, and what else `origin` says about it."""
+    folder = Path(folder)
+    hashes = {path.name: files.sha256(path) for path in sorted(folder.iterdir()) if path.name != MANIFEST}
+    return files.write_text(folder / MANIFEST, json.dumps({**origin, "files": hashes}, indent=1))
+
+
+def finite(model, name: str = "the model") -> None:
+    """Raise `ValueError` naming the first tensor of `model` that holds NaN or infinity."""
+    for key, tensor in model.state_dict().items():
+        if tensor.is_floating_point() and not tensor.isfinite().all():
+            bad = int((~tensor.isfinite()).sum())
+            raise ValueError(
+                f"{key} of {name} holds {bad} NaN or infinite values in {tensor.dtype}; all weights must be finite; "
+                "load it as float32 if the numbers are too large for this type, else get an undamaged copy."
+            )
+
+
+def _refuse_pointer(path):
+    if not path.is_file() or path.stat().st_size > 1024:
+        return
+    with open(path, "rb") as file:
+        if file.read(len(_LFS)) == _LFS:
+            raise ValueError(
+                f"{place(path)} is a git-LFS pointer, not the file itself; run `git lfs pull` in its repository."
+            )
+
+
+def _refuse_remote_code(folder, config):
+    for name in ("config.json", "tokenizer_config.json"):
+        found = config if name == "config.json" else _json(folder / name) if (folder / name).is_file() else {}
+        if "auto_map" in found:
+            raise ValueError(
+                f"{place(folder / name)} asks to run code of its own (auto_map); only architectures that transformers "
+                "itself implements are loaded; if it implements this one, delete auto_map from a copy of the folder."
+            )
+
+
+def _refuse_other_kinds(folder, config):
+    kinds = config.get("architectures") or []
+    if config.get("is_encoder_decoder"):
+        found = "an encoder-decoder"
+    elif kinds and not any(str(kind).endswith(_DECODERS) for kind in kinds):
+        found = f"a {', '.join(kinds)}"
+    else:
+        return
+    raise ValueError(
+        f"{place(folder)} is {found}; only decoder-only language models are compressed here; "
+        "choose one whose config.json names an architecture that ends in ForCausalLM."
+    )
+
+
+def fingerprint(source) -> str:
+    """Hexadecimal SHA-256 that tells models apart.
+
+    Of a checkpoint folder: the SHA-256 of its weights' file (of the list of its shards' hashes where there are
+    several). Of a model: that of its tensors as they are now, so a model changed in place has another one.
+    """
+    if isinstance(source, str | Path):
+        hashes = [f"{sha256(path)}  {path.name}\n" for path in weights(source)]
+        return hashes[0].split()[0] if len(hashes) == 1 else hashlib.sha256("".join(hashes).encode()).hexdigest()
+
+    import torch
+
+    digest = hashlib.sha256()
+    for key, tensor in source.state_dict().items():
+        digest.update(f"{key} {tensor.dtype} {list(tensor.shape)}\n".encode())
+        digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
+    return digest.hexdigest()
+
+
+@contextlib.contextmanager
+def quiet():
+    """Without the progress bars and warnings of transformers, whose settings are then put back as they were.
+
+    What its loading report would say (weights that are missing or unused) is looked at by `load` itself.
+    """
+
+    from transformers.utils import logging
+
+    verbosity, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        logging.set_verbosity(verbosity)
+        if bars:
+            logging.enable_progress_bar()

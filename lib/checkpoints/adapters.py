@@ -1,0 +1,88 @@
+"""Adapters in a folder: beside a model, or alone. What is to be done with one is the caller's word, never guessed.
+
+transformers applies whatever `adapter_config.json` it finds beside a model, also one that was merged long ago, and
+leaves its parts in the model as layers of their own: a second time the same change, and matrices that are none.
+"""
+
+import warnings
+from pathlib import Path
+
+from lib import files
+from lib.checkpoints import stored
+from lib.files import place
+from lib.checkpoints.stored import json_object
+
+CONFIG = "adapter_config.json"
+WEIGHTS = "adapter_model.safetensors"
+CHOICES = ("ignore", "merge")
+MERGE = "PeftModel.from_pretrained(base, adapter).merge_and_unload().save_pretrained(folder)"
+
+
+def check(folder: Path, adapter: str | None) -> None:
+    """Raise ValueError when `adapter`, what is to be done, is no choice, or does not go with what lies in `folder`."""
+    if adapter is not None and adapter not in CHOICES:
+        raise ValueError(f"adapter={adapter!r} is nothing to do with one; {files.choices(str(adapter), CHOICES)}")
+    if not (folder / CONFIG).is_file():
+        if adapter == "merge":
+            raise ValueError(
+                f"{place(folder)} has no {CONFIG}, so there is nothing to merge; leave out adapter='merge'."
+            )
+        return
+    if alone(folder) and adapter != "merge":
+        raise ValueError(
+            f"{place(folder)} is an adapter without its model, made for {base(folder)!r}; a whole model is needed; "
+            f"load it with adapter='merge' (sources.models.load), or merge it yourself: {MERGE}."
+        )
+    if adapter is None:
+        raise ValueError(
+            f"{place(folder)} holds a model and an adapter for {base(folder)!r} ({CONFIG}), and does not say whether "
+            "the adapter is merged into the model already; load it with adapter='ignore' for the model as it lies "
+            f"there, or 'merge' to apply the adapter to it (sources.models.load), or move {CONFIG} elsewhere."
+        )
+
+
+def alone(folder: Path) -> bool:
+    """Whether an adapter lies in `folder` without a model."""
+    return (folder / CONFIG).is_file() and not (folder / "config.json").is_file()
+
+
+def base(folder: Path) -> str | None:
+    """The model that an adapter says it was made for: a Hub id or a path, on whatever machine that was."""
+    return json_object(folder / CONFIG).get("base_model_name_or_path")
+
+
+def merge(model, folder: Path):
+    """`model` with the adapter in `folder` merged into its weights, an ordinary model again.
+
+    Raises ValueError or FileNotFoundError for adapters that can't be merged, or that don't fit the model.
+    """
+    from peft import PeftConfig, PeftModel
+
+    if not (folder / WEIGHTS).is_file():
+        raise FileNotFoundError(f"{place(folder)} has no {WEIGHTS}; adapters are read from safetensors; convert it.")
+    stored.header(folder / WEIGHTS)
+    if "auto_map" in json_object(folder / CONFIG):
+        raise ValueError(f"{place(folder / CONFIG)} asks to run code of its own (auto_map); choose another adapter.")
+    kind = PeftConfig.from_pretrained(folder)
+    if kind.is_prompt_learning:
+        raise ValueError(
+            f"{place(folder)} is an adapter of kind {kind.peft_type.value}, which adds inputs and changes no weight; "
+            "those that change weights (LoRA and its relatives) can be merged; run this one with peft."
+        )
+    with warnings.catch_warnings(record=True) as said:
+        warnings.simplefilter("always")
+        try:
+            merged = PeftModel.from_pretrained(model, folder).merge_and_unload(safe_merge=True)
+        except (RuntimeError, ValueError, AttributeError) as error:
+            raise ValueError(
+                f"the adapter in {place(folder)} can't be merged into {type(model).__name__}: "
+                f"{' '.join(str(error).split())[:200]} It was made for {base(folder)!r}; choose that model, "
+                f"or merge it yourself: {MERGE}."
+            ) from error
+    if lacking := [str(each.message) for each in said if "missing adapter keys" in str(each.message)]:
+        raise ValueError(
+            f"{place(folder / WEIGHTS)}: {lacking[0][:200]}; all its weights must be there; copy it again."
+        )
+    for name in ("peft_config", "_hf_peft_config_loaded"):  # by which saving would write an adapter
+        vars(merged).pop(name, None)
+    return merged

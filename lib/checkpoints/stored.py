@@ -1,0 +1,154 @@
+"""Which files are a checkpoint's weights: one list, that every reader computes with and every fingerprint is of.
+
+A folder may hold more than its model: an older single file beside shards, another type's variant, the layout of
+another program. Readers choose among those by rules of their own, so what could be read in two ways is refused.
+"""
+
+import json
+from pathlib import Path
+
+from lib.files import place
+
+INDEX = "model.safetensors.index.json"
+SINGLE = "model.safetensors"
+_PICKLES = {".bin", ".pt", ".pth", ".pkl", ".pickle", ".ckpt"}
+_TYPES = ("F64", "F32", "F16", "BF16", "I64", "I32", "I16", "I8", "U8", "BOOL")  # that models and packed codes have
+
+
+def listed(folder: Path | str) -> list[Path]:
+    """The safetensors files that a checkpoint consists of, in order of name.
+
+    Raises `FileNotFoundError` for missing ones, `ValueError` for pickles, for an index that is damaged or names files
+    elsewhere, and for a folder that holds both a single file and shards.
+    """
+    folder = Path(folder)
+    single = folder / SINGLE
+    if (folder / INDEX).is_file():
+        found = [folder / name for name in sorted(set(attributed(folder).values()))]
+        if single.is_file() and found != [single]:
+            raise ValueError(
+                f"{place(folder)} holds {SINGLE} and, by its index, {len(found)} shards ({found[0].name} first); one "
+                f"of the two is read, and readers differ in which; move {SINGLE} elsewhere, or {INDEX} and its shards."
+            )
+        missing = [path.name for path in found if not path.is_file()]
+        if missing:
+            raise FileNotFoundError(
+                f"{place(folder)} lacks {', '.join(missing)} of {len(found)} shards that its index names; "
+                "all must be there; copy the missing ones."
+            )
+        return found
+    if single.is_file():
+        return [single]
+    raise _none(folder)
+
+
+def attributed(folder: Path) -> dict[str, str]:
+    """The index of a sharded checkpoint: the file of each tensor, all of them beside the index."""
+    shards = json_object(folder / INDEX).get("weight_map")
+    if not isinstance(shards, dict) or not shards:
+        raise ValueError(f"{place(folder / INDEX)} names no shards; it needs a weight_map; copy the folder again.")
+    for key, name in shards.items():
+        if not isinstance(name, str) or Path(name).name != name or not name.endswith(".safetensors"):
+            raise ValueError(
+                f"{place(folder / INDEX)} has {key} in {name!r}; shards are safetensors files beside their index; "
+                "copy the folder again, or choose another."
+            )
+    return shards
+
+
+def check(folder: Path, *, types: bool = True) -> None:
+    """Raise ValueError when the weights in `folder` are cut short, stand in two files, or are of types not read.
+
+    types: whether to look at those; not in checkpoints that other programs have quantized.
+    """
+    paths, holder = listed(folder), {}
+    for path in paths:
+        for key, entry in header(path).items():
+            if key in holder:
+                raise ValueError(
+                    f"{place(folder)} holds {key} in {holder[key]} and in {path.name}; each tensor may stand in one "
+                    "file; copy the folder again."
+                )
+            holder[key] = path.name
+            if types and entry["dtype"] not in _TYPES:
+                raise ValueError(
+                    f"{key} in {place(path)} is of type {entry['dtype']}; {', '.join(_TYPES[:4])} are read, and packed "
+                    "codes; choose the original in one of those types, or convert it with the scales that belong to it."
+                )
+    if (folder / INDEX).is_file():
+        _compare(folder, attributed(folder), holder)
+
+
+def _compare(folder: Path, said: dict[str, str], holder: dict[str, str]) -> None:
+    """Refuse an index that isn't that of its shards: a reader that follows it would read another model."""
+    for key, name in holder.items():
+        if said.get(key) != name:
+            shown = f"has {key} in {said[key]}" if key in said else f"does not name {key}"
+            raise ValueError(
+                f"{place(folder / INDEX)} {shown}, which stands in {name}; an index must be that of its shards; "
+                "copy the folder again."
+            )
+
+
+def header(path: Path) -> dict[str, dict]:
+    """Type, shape and place of each tensor of a safetensors file; ValueError when it is damaged or cut short.
+
+    The file is 8 bytes of header length, the JSON header, and the tensors up to the last offset.
+    """
+    size = path.stat().st_size
+    with open(path, "rb") as file:
+        length = int.from_bytes(file.read(8), "little")
+        try:
+            if not 2 <= length <= size - 8:
+                raise ValueError
+            found = json.loads(file.read(length))
+            found.pop("__metadata__", None)
+            end = max((entry["data_offsets"][1] for entry in found.values()), default=0)
+            if not all("dtype" in entry for entry in found.values()):
+                raise ValueError
+        except (ValueError, KeyError, TypeError, AttributeError, IndexError):
+            raise ValueError(
+                f"{place(path)} has no readable safetensors header ({size} bytes in all); "
+                "it is damaged or cut short; copy it again."
+            ) from None
+    if size != 8 + length + end:
+        raise ValueError(
+            f"{place(path)} has {size} bytes where its header asks for {8 + length + end}; "
+            "it was cut short or changed; copy it again."
+        )
+    return found
+
+
+def json_object(path: Path) -> dict:
+    """The JSON object in `path`; FileNotFoundError or ValueError when there is none."""
+    try:
+        found = json.loads(path.read_bytes())
+    except FileNotFoundError:
+        raise FileNotFoundError(
+            f"{place(path)} is missing; a model folder needs {path.name}; copy it there, or choose another folder."
+        ) from None
+    except ValueError as error:
+        raise ValueError(f"{place(path)} is not JSON ({error}); copy it again.") from None
+    if not isinstance(found, dict):
+        raise ValueError(f"{place(path)} is not a JSON object; copy it again.")
+    return found
+
+
+def _none(folder: Path) -> Exception:
+    names = sorted(path.name for path in folder.iterdir())
+    pickles = [name for name in names if Path(name).suffix in _PICKLES]
+    others = [name for name in names if name.endswith(".safetensors")]
+    if others:
+        return FileNotFoundError(
+            f"{place(folder)} has no {SINGLE} and no index, but {', '.join(others[:3])}; which of them are the model "
+            f"is not guessed; rename the one that is to {SINGLE}, in a folder of its own, or choose another copy."
+        )
+    if pickles:
+        return ValueError(
+            f"{place(folder)} holds its weights as pickle ({', '.join(pickles)}), which can run any code when opened; "
+            "only safetensors are loaded; convert it where you trust it, or choose a copy with model.safetensors."
+        )
+    return FileNotFoundError(
+        f"{place(folder)} has no weights; it needs {SINGLE}, or {INDEX} and its shards; "
+        "copy them there, or choose another folder."
+    )

@@ -1,0 +1,193 @@
+"""The local engine: a model on this machine answers the requests of tasks.
+
+An engine is anything with `loglikelihoods`, `generate`, `identity` and `truncated`, and, where it can draw, `greedy`
+and `settings` (see `drawing`); `packed.Packed` and `endpoint.Endpoint` are the others.
+Both methods take all requests of a task; `wanted` says which to answer, `finished(index, answer)` is told of each
+answer as it comes.
+"""
+
+import copy
+import hashlib
+from collections.abc import Callable, Collection
+from functools import cached_property
+
+import torch
+from torch import Tensor, nn
+
+from lib import timing
+from lib.decoding import ends, settings
+from lib.evaluation import generation, identity, likelihood, prefixes
+from lib.evaluation.drawing import Drawing
+from lib.models import blocks, logits
+from lib.tasks.task import Generation, Likelihood, Outcome
+
+LENGTHS = ("n_positions", "max_position_embeddings", "n_ctx")  # where configurations keep the longest input
+TYPES = (torch.float32, torch.bfloat16, torch.float16)
+WITHOUT_LENGTH = 2048  # tokens, where a model names none
+
+
+class Local(Drawing):
+    """Answers by `model` (any decoder that transformers knows, plain, quantized or pruned) and its tokenizer.
+
+    dtype: "float32", "bfloat16", ... computes in a copy of that type; None in the model's own. Float32 answers are
+    the harness's to 1e-4. bos: whether prompts begin with the tokenizer's special tokens; None leaves it to the
+    tokenizer. budget: tokens of a pass, rows: generations at once; None chooses by the device. sampling: arguments of
+    `decoding.sampling.Sampling` by which generations are drawn, {} for greedy; request i of a task has `seed` + i.
+    plain: leave out what the checkpoint's generation settings do to logits (repetition penalties and the like), which
+    transformers and the harness apply to greedy texts too; `settings` says what was applied.
+    truncated: the places of the last call's requests that lost their left end.
+    """
+
+    def __init__(
+        self, model: nn.Module, tokenizer=None, *, dtype=None, bos=None, budget=None, rows=None, sampling=None, seed=0,
+        plain=False,
+    ):  # fmt: skip
+        self.tokenizer = tokenizer if tokenizer is not None else getattr(model, "tokenizer", None)
+        if self.tokenizer is None:
+            raise ValueError(f"{type(model).__name__} without a tokenizer; give one as `tokenizer`.")
+        self.model, self.bos, self.truncated = _typed(model, dtype), bos, []
+        self.drawn(sampling, seed, settings.of(model, plain))
+        kind = blocks.device(model).type
+        self.budget = budget or prefixes.PASS_TOKENS.get(kind, 256)
+        self.rows = rows or generation.ROWS.get(kind, 16)
+
+    @cached_property
+    def identity(self) -> str:
+        """SHA-256 of what decides the answers: weights, their type, layers, configuration, tokenizer, end tokens."""
+        from lib import checkpoints
+
+        named = sorted(ends.of_task(ends.of_model(self.model), self.tokenizer))
+        kind = f"{blocks.embeddings(self.model).weight.dtype} {self.bos} {self.longest} {self.budget} {named}"
+        parts = [
+            checkpoints.fingerprint(self.model),
+            identity.structure(self.model),
+            identity.tokenization(self.tokenizer),
+        ]
+        parts.append(kind)
+        return hashlib.sha256(" ".join(parts).encode()).hexdigest()
+
+    @cached_property
+    def longest(self) -> int:
+        """The most tokens that the model reads, found where the harness looks for it."""
+        config = blocks.config(self.model)
+        named = [getattr(config, name) for name in LENGTHS if getattr(config, name, None)]
+        own = self.tokenizer.model_max_length
+        return int(named[0] if named else own if own < 1 << 30 else WITHOUT_LENGTH)
+
+    @cached_property
+    def shares(self) -> bool:
+        """Whether this model's passes can share beginnings, tried once on a few tokens."""
+        with logits.evaluating(self.model):
+            return shares_prefixes(self.model)
+
+    def loglikelihoods(
+        self, requests: list[Likelihood], *, wanted: Collection[int] | None = None, finished: Callable | None = None
+    ) -> list[Outcome | None]:
+        """An outcome per request, None for those not `wanted`."""
+        encoded = likelihood.encode(self.tokenizer, requests, self.longest, bos=self.bos)
+        self.truncated = [place for place, each in enumerate(encoded) if each.truncated]
+        given = encoded, everything(wanted, requests), finished or nothing
+        with logits.evaluating(self.model):
+            if self.shares:
+                return likelihood.measure(self.model, *given, self.budget)
+            return likelihood.measure_plainly(self.model, *given)
+
+    def generate(
+        self, requests: list[Generation], *, wanted: Collection[int] | None = None, finished: Callable | None = None
+    ) -> list[str | None]:
+        """A text per request, up to its first stop string; None for those not `wanted`."""
+        prompts = generation.encode(self.tokenizer, requests, self.longest, bos=self.bos)
+        self.truncated = [place for place, each in enumerate(prompts) if each.truncated]
+        given = self.model, self.tokenizer, requests, prompts, everything(wanted, requests), finished or nothing
+        with logits.evaluating(self.model):
+            chooser = generation.Chooser(prompts, requests, self.sampling, self.seed, self.own)
+            if self.shares:
+                return generation.generate(*given, budget=self.budget, most=self.rows, chooser=chooser)
+            return generation.generate_plainly(*given, chooser)
+
+    def tokens(self, requests: list[Likelihood | Generation]) -> tuple[int, int]:
+        """(tokens to be read, each shared one counted once; tokens to be generated at most)."""
+        written = sum(each.max_new_tokens for each in requests if isinstance(each, Generation))
+        return prefixes.tree(self._inputs(requests)).size, written
+
+    def tokens_asked(self, requests: list[Likelihood | Generation]) -> int:
+        """Tokens that one forward pass per request would read."""
+        return sum(map(len, self._inputs(requests)))
+
+    def _inputs(self, requests: list[Likelihood | Generation]) -> list[tuple[int, ...]]:
+        asked = [each for each in requests if isinstance(each, Likelihood)]
+        written = [each for each in requests if isinstance(each, Generation)]
+        read = [each.inputs for each in likelihood.encode(self.tokenizer, asked, self.longest, bos=self.bos)]
+        return read + [each.tokens for each in generation.encode(self.tokenizer, written, self.longest, bos=self.bos)]
+
+    def pace(self) -> tuple[float, float]:
+        """(seconds per token read, seconds per token generated), from one trial of each after a warm-up."""
+        model, vocabulary = self.model, blocks.embeddings(self.model).weight.shape[0]
+        prompt = tuple(place * 7919 % vocabulary for place in range(min(self.budget, self.longest - 2)))
+        step = [prefixes.Pass(None, [prefixes.Node(prompt[:length], 0)]) for length in (self.rows, len(prompt))]
+        seconds = []
+        with logits.evaluating(model):
+            for each in (step[0], *step):
+                begin = timing.clock()
+                *_, (_, hidden) = prefixes.Runner(model)(each)
+                logits.Projection.of(model)(hidden[-1:]).argmax()
+                seconds.append(timing.clock() - begin)
+        return seconds[2] / len(prompt), seconds[1] / self.rows
+
+
+def _typed(model: nn.Module, dtype) -> nn.Module:
+    """The model itself, or a copy with parameters of another type; rotary frequencies and codes stay as they are."""
+    wanted = None if dtype is None else getattr(torch, str(dtype).removeprefix("torch."), None)
+    if dtype is not None and wanted not in TYPES:
+        names = ", ".join(str(each).removeprefix("torch.") for each in TYPES)
+        raise ValueError(f"dtype={dtype!r}; choose one of {names}, or None for the model's own.")
+    if wanted is None or all(each.dtype == wanted for each in model.parameters()):
+        return model
+    made = copy.deepcopy(model)
+    for parameter in made.parameters():  # not `made.to`: it would round the rotary frequencies too
+        parameter.data = parameter.data.to(wanted)
+    made.config.dtype = wanted
+    return made
+
+
+def everything(wanted: Collection[int] | None, requests: list) -> set[int]:
+    """The places of the requests that are wanted: all of them where nobody says."""
+    return set(range(len(requests))) if wanted is None else set(wanted)
+
+
+def nothing(index: int, answer) -> None:
+    """What is told of answers where nobody listens."""
+
+
+@torch.no_grad()
+def shares_prefixes(model: nn.Module) -> bool:
+    """Whether a kept beginning and packed endings give this model's own logits; what it can't do, it says by raising.
+
+    Tried on two sequences that share half their tokens: behind a station, and in one pass.
+    """
+    vocabulary = blocks.embeddings(model).weight.shape[0]
+    begin, ends = [7, 3, 5, 2, 6, 4, 9, 8], [[1, 9, 4, 2, 5, 3, 8, 6], [6, 2, 2, 7, 1, 5, 4, 3]]
+    sequences = [tuple(token % vocabulary for token in (*begin, *end)) for end in ends]
+    place = blocks.device(model)
+    own = [model(input_ids=torch.tensor([each], device=place), use_cache=False).logits[0, -8:] for each in sequences]
+    try:
+        return all(_agree(model, sequences, own, kept) for kept in (True, False))
+    except (TypeError, ValueError, RuntimeError, AttributeError, KeyError, IndexError):
+        return False
+
+
+def _agree(model: nn.Module, sequences: list[tuple[int, ...]], own: list[Tensor], kept: bool) -> bool:
+    root, runner, projection = prefixes.tree(sequences), prefixes.Runner(model), logits.Projection.of(model)
+    middle = next(iter(root.children.values()))
+    leaves = list(middle.children.values())
+    station = prefixes.Pass(None, [middle], keep=True)
+    last = prefixes.Pass(station, leaves) if kept else prefixes.Pass(None, [middle, *leaves])
+    *_, (_, hidden) = runner(last)
+    found, count = projection(hidden).float(), len(leaves[0].tokens)
+    close = 1e-3 if found.dtype == own[0].dtype else 0.1  # in shorter types the rounding alone differs by percents
+    for place, leaf in enumerate(leaves):
+        end = len(found) - (len(leaves) - place - 1) * count
+        reference = own[[each[middle.end] for each in sequences].index(leaf.tokens[0])][-count:].float()
+        if (found[end - count : end] - reference).norm() > close * reference.norm():
+            return False
+    return True

@@ -1,0 +1,168 @@
+"""Work that resumes: what is finished lies on disk, complete or absent, under a fingerprint of the job."""
+
+import functools
+import hashlib
+import json
+import re
+import time
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from lib import checkpoints, files
+from lib.models import blocks
+from lib.quantized.grid import PARTS, Quantized
+
+BASE = ("models", "quantized")  # packages of lib that every job computes with
+EVERY = 60  # seconds between two saves; a killed job repeats at most these
+MOMENTS = ("exp_avg", "exp_avg_sq", "step")  # what Adam keeps of each parameter
+
+
+class State:
+    """Finished blocks of a walk in `folder`, one safetensors file each, complete or absent.
+
+    job: what decides the bytes (model, calibration, parameters); `circumstances` are added where they are not given. A
+    folder of another job is refused, with what differs.
+    """
+
+    def __init__(self, folder: Path | str, **job):
+        job = circumstances() | job
+        self.folder, self.job = Path(folder), {key: str(value) for key, value in sorted(job.items())}
+        note = self.folder / "job.json"
+        if note.exists():
+            same_job(folder, json.loads(note.read_text()), self.job)
+        files.write_text(note, json.dumps(self.job, indent=1))
+
+    def save(self, index: int, kept: dict[str, Quantized]) -> None:
+        """Write block `index`."""
+
+        from safetensors.torch import save
+
+        tensors = {}
+        for name, quantized in kept.items():
+            parts = {part: getattr(quantized, part) for part in PARTS}
+            tensors |= {f"{name}:{part}": tensor.cpu() for part, tensor in parts.items() if tensor is not None}
+        grids = {name: f"{quantized.bits} {quantized.group_size}" for name, quantized in kept.items()}
+        files.write_bytes(self._path(index), save(tensors, metadata=grids))
+
+    def load(self, index: int) -> dict[str, Quantized] | None:
+        """Read block `index`, or None when it is not finished."""
+
+        from safetensors import safe_open
+
+        if not self._path(index).exists():
+            return None
+        kept = {}
+        with safe_open(self._path(index), "pt") as file:
+            names = set(file.keys())
+            for name, grid in file.metadata().items():
+                bits, size = map(int, grid.split())
+                parts = {part: file.get_tensor(f"{name}:{part}") for part in PARTS if f"{name}:{part}" in names}
+                kept[name] = Quantized(
+                    parts.pop("codes"), parts.pop("scale"), parts.pop("zero_point", None), bits, size, **parts
+                )
+        return kept
+
+    def _path(self, index: int) -> Path:
+        return self.folder / f"block-{index:04d}.safetensors"
+
+
+def same_job(folder: Path | str, before: dict[str, str], job: dict[str, str]) -> None:
+    """Raise ValueError, naming what differs, unless the `job` that `folder` holds from `before` is this one."""
+    changed = sorted(key for key in before | job if before.get(key) != job.get(key))
+    if changed:
+        given = "; ".join(f"{key}={_short(before.get(key))} there, {_short(job.get(key))} here" for key in changed)
+        remedy = "use the same arguments or a new folder"
+        if "threads" in changed and "threads" in before:
+            remedy += f", and torch.set_num_threads({before['threads']})"
+        raise ValueError(f"{folder} holds another job ({given}); {remedy}.")
+
+
+def _short(value: str | None) -> str | None:
+    """`value` with the first 12 digits of each SHA-256 in it, which tell two apart."""
+    return value and re.sub(r"\b[0-9a-f]{64}\b", lambda found: found[0][:12], value)
+
+
+def fingerprint(model: nn.Module, tokens: Tensor | None = None, device: str | None = None) -> dict[str, str]:
+    """SHA-256 of the model's weights and of the calibration tokens (where there are any), and the type of the device.
+
+    device: where the work is done, as a method is told; None is where the model is.
+    """
+    from lib import files
+
+    found = {"model": checkpoints.fingerprint(model), "device": torch.device(device or blocks.device(model)).type}
+    return found if tokens is None else found | {"calibration": files.data_hash(tokens)}
+
+
+def circumstances(package: str = "quantizers") -> dict[str, str]:
+    """What decides the bytes of a job beside its arguments: the code that computes them, torch, and its threads.
+
+    The code is that of `lib/<package>` and of what every package computes with (`lib/models`, `lib/quantized`).
+    Another number of threads adds up in another order, which the last bit of a sum shows.
+    """
+    return {"code": code(package), "torch": torch.__version__, "threads": str(torch.get_num_threads())}
+
+
+@functools.cache
+def code(package: str) -> str:
+    """The SHA-256 of the files of `package` and its `BASE`, with their names, as they are when a process first asks."""
+    digest = hashlib.sha256()
+    for folder in (files.ROOT / "lib" / name for name in (*BASE, package)):
+        for path in sorted(folder.rglob("*.py")):
+            content = path.read_bytes()
+            digest.update(f"{path.relative_to(folder).as_posix()} {len(content)}\n".encode() + content)
+    return f"lib/{package} {digest.hexdigest()}"
+
+
+class Steps:
+    """State of a training in `folder` (None keeps nothing): one safetensors file, replaced whole at each save.
+
+    losses: one a step, those of the steps before a kill included.
+    """
+
+    def __init__(self, folder: Path | None):
+        self.path = folder and folder / "training.safetensors"
+        self.losses: list[float] = []
+        self._saved = time.monotonic()
+
+    @classmethod
+    def open(cls, folder, model: nn.Module, tokens: Tensor, **job) -> "Steps":
+        """The state in `folder` of this very job; raises ValueError, naming what differs, for another one's."""
+        if folder is None:
+            return cls(None)
+        return cls(State(folder, **fingerprint(model, tokens), **job).folder)
+
+    def save(
+        self, step: int, loss: float, parameters: dict[str, Tensor], optimizer, *, every: float | None = None
+    ) -> None:
+        """Note the `loss` of the step just done, and write everything if the last time is `every` (`EVERY`) s ago."""
+
+        from safetensors.torch import save
+
+        self.losses.append(loss)
+        if self.path is None or time.monotonic() - self._saved < (EVERY if every is None else every):
+            return
+        tensors = {}
+        for name, parameter in parameters.items():
+            kept = {key: optimizer.state[parameter][key] for key in MOMENTS}
+            tensors |= {f"{name}:{key}": tensor.detach().cpu() for key, tensor in {"value": parameter, **kept}.items()}
+        note = {"step": str(step), "losses": json.dumps(self.losses)}
+        files.write_bytes(self.path, save(tensors, metadata=note))
+        self._saved = time.monotonic()
+
+    @torch.no_grad()
+    def restore(self, parameters: dict[str, Tensor], optimizer) -> int:
+        """Put what was saved into `parameters` and `optimizer`; returns the number of steps that are done."""
+
+        from safetensors import safe_open
+
+        if self.path is None or not self.path.exists():
+            return 0
+        with safe_open(self.path, "pt") as file:
+            for name, parameter in parameters.items():
+                parameter.copy_(file.get_tensor(f"{name}:value"))
+                optimizer.state[parameter] = {key: file.get_tensor(f"{name}:{key}") for key in MOMENTS}
+            note = file.metadata()
+        self.losses = json.loads(note["losses"])
+        return int(note["step"])

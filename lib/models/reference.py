@@ -1,0 +1,103 @@
+"""What is kept of an original model, so that comparing with it costs its head alone instead of a forward pass."""
+
+import hashlib
+import json
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from lib import files
+from lib.models import blocks, logits
+
+
+@dataclass(frozen=True)
+class Reference:
+    """Hidden states of an original model after its final norm, and its head.
+
+    `tokens` LongTensor [count, length]; `states` [count, length - 1, hidden] in the model's dtype, on the CPU;
+    `projection` from states to logits, with its own copy of the head; `fingerprint` of the model's weights.
+    """
+
+    tokens: torch.Tensor
+    states: torch.Tensor
+    projection: logits.Projection
+    fingerprint: str
+
+    @classmethod
+    def of(cls, original: nn.Module, tokens: torch.Tensor, states: torch.Tensor) -> "Reference":
+        """A reference with the projection (copied) and the fingerprint of `original`."""
+        return cls(tokens.cpu(), states, logits.Projection.of(original).frozen(), fingerprint(original))
+
+    def rows(self, start: int, count: int) -> logits.Rows:
+        """The original's logits on `count` windows from window `start` on."""
+        states = self.states[start : start + count].to(blocks.device(self.projection.head))
+        return logits.rows(states, self.projection)
+
+    def check(self, tokens: torch.Tensor) -> None:
+        """Raise ValueError unless `tokens` are this reference's first windows."""
+        if not torch.equal(self.tokens[: len(tokens)], tokens.cpu()):
+            raise ValueError(
+                f"the reference remembers tokens {list(self.tokens.shape)} with hash {_data_hash(self.tokens)[:12]} "
+                f"and those given are {list(tokens.shape)} with {_data_hash(tokens)[:12]}; "
+                "remember the original on this text."
+            )
+
+    def save(self, path: Path | str) -> Path:
+        """Write tokens and states as safetensors, whole or not at all; `load` takes the head from the model."""
+        from safetensors.torch import save
+
+        tensors = {"tokens": self.tokens.contiguous(), "states": self.states.contiguous()}
+        metadata = {"fingerprint": self.fingerprint, "states": digest(self.states), "tokens": digest(self.tokens)}
+        files.check_writable(path, 2 * sum(tensor.nbytes for tensor in tensors.values()))
+        return files.write_bytes(path, save(tensors, metadata={"thimble": json.dumps(metadata)}))
+
+    @classmethod
+    def load(cls, path: Path | str, original: nn.Module) -> "Reference":
+        """Read what `save` wrote; raises ValueError when it belongs to other weights or its bytes have changed."""
+        from safetensors import SafetensorError, safe_open
+
+        try:
+            with safe_open(path, framework="pt") as file:
+                metadata = json.loads((file.metadata() or {}).get("thimble", "{}"))
+                tensors = {name: file.get_tensor(name) for name in ("tokens", "states")}
+        except SafetensorError as error:
+            raise ValueError(f"{path} is no reference ({error}); delete it and remember the original again.") from error
+        for name, tensor in tensors.items():
+            if metadata.get(name) != digest(tensor):
+                raise ValueError(f"{path} has changed since it was written ({name}); delete it and remember again.")
+        made = cls.of(original, tensors["tokens"], tensors["states"])
+        if made.fingerprint != metadata["fingerprint"]:
+            raise ValueError(
+                f"{path} remembers a model with fingerprint {metadata['fingerprint'][:12]} and the model given has "
+                f"{made.fingerprint[:12]}; give the original that it was made from."
+            )
+        return made
+
+    @staticmethod
+    def path(original: nn.Module, tokens: torch.Tensor) -> Path:
+        """Where the cache folder keeps the reference of this model on these tokens."""
+        return files.cache() / "references" / f"{fingerprint(original)[:16]}-{_data_hash(tokens)[:16]}.safetensors"
+
+
+def fingerprint(model: nn.Module) -> str:
+    """SHA-256 over names, types, shapes and bytes of all parameters and buffers, and over the configuration's class."""
+    hasher = hashlib.sha256(type(model).__name__.encode())
+    for named in (model.named_parameters(), model.named_buffers()):
+        for name, tensor in named:
+            hasher.update(f"{name} {digest(tensor)}".encode())
+    return hasher.hexdigest()
+
+
+def _data_hash(tokens: torch.Tensor) -> str:
+    from lib import files
+
+    return files.data_hash(tokens)
+
+
+def digest(tensor: torch.Tensor) -> str:
+    """SHA-256 over type, shape and bytes of a tensor."""
+    hasher = hashlib.sha256(f"{tensor.dtype} {list(tensor.shape)}".encode())
+    hasher.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
+    return hasher.hexdigest()

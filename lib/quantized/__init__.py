@@ -1,0 +1,1 @@
+"""What a quantized model is made of: grids, codes, and the layers that hold them."""

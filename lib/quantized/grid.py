@@ -1,0 +1,185 @@
+"""Affine grids: a weight w is stored as an integer code q, and w ≈ scale · (q - zero_point).
+
+A grid belongs to one group: `group_size` neighbouring columns of one row (or the whole row, `group_size=-1`).
+Everything here is a pure function on tensors; `Quantized` is the one structure that packing, kernels and
+exporters read.
+
+Source: Nagel et al., "A White Paper on Neural Network Quantization", arXiv 2106.08295, equations 4 to 8.
+"""
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+BITS = range(2, 9)
+PARTS = ("codes", "scale", "zero_point", "codebook")  # the tensors of a `Quantized`
+SHRINK = 0.35  # the narrowest range that the search tries, as a share of min/max
+TINY, HUGE = torch.finfo(torch.float32).tiny, torch.finfo(torch.bfloat16).max  # of a scale
+AT_ONCE = 1 << 18  # elements of one step of the search: enough for every core, and still in their caches
+
+
+class Quantized(NamedTuple):
+    """A quantized matrix of shape [rows, columns].
+
+    codes: uint8 [rows, columns], each below 2**bits. scale: bfloat16 [rows, groups].
+    zero_point: uint8 [rows, groups], or None for a symmetric grid, whose zero is the middle code 2**(bits-1).
+    group_size: columns per group. codebook: float32 [2**bits], the levels that codes stand for before they are
+    scaled, on grids whose levels are not evenly spaced; None for the affine grids of this file.
+    """
+
+    codes: Tensor
+    scale: Tensor
+    zero_point: Tensor | None
+    bits: int
+    group_size: int
+    codebook: Tensor | None = None
+
+    def dense(self, dtype: torch.dtype = torch.float32) -> Tensor:
+        """The values that the codes stand for, [rows, columns], computed in float32 and rounded once to `dtype`."""
+        if self.codebook is None:
+            return dequantize(self.codes, self.scale, self.zero_point, bits=self.bits, dtype=dtype)
+        levels = self.codebook[self.codes.long()].reshape(*self.scale.shape, -1)
+        return levels.mul_(self.scale.float()[..., None]).reshape(self.codes.shape).to(dtype)
+
+
+def check(columns: int, *, bits: int, group_size: int, name: str = "the matrix") -> int:
+    """Return the columns per group; raise ValueError when `bits` or `group_size` do not fit `columns`."""
+    if isinstance(bits, bool) or not isinstance(bits, int) or bits not in BITS:
+        raise ValueError(
+            f"bits={bits!r} for {name}; a grid has 2 to 8 bits; choose one of {', '.join(map(str, BITS))}."
+        )
+    if group_size == -1:
+        return columns
+    if isinstance(group_size, bool) or not isinstance(group_size, int) or group_size < 1 or columns % group_size:
+        divisors = [d for d in range(16, columns + 1) if columns % d == 0]
+        allowed = ", ".join(map(str, divisors[:12])) or str(columns)
+        raise ValueError(
+            f"group_size={group_size!r} does not divide {columns} columns of {name}; "
+            f"choose one of {allowed}, or -1 for one group a row."
+        )
+    return group_size
+
+
+def check_candidates(candidates: int) -> None:
+    """Raise ValueError when `candidates` is no number of ranges to try."""
+    if isinstance(candidates, bool) or not isinstance(candidates, int) or candidates < 1:
+        raise ValueError(
+            f"candidates={candidates!r} ranges to try for each group; whole numbers from 1 (minimum and maximum) on "
+            "are allowed; 8 find what there is to find."
+        )
+
+
+def check_finite(model: nn.Module) -> None:
+    """Raise ValueError, with its name, when a parameter of `model` (a norm's too) holds NaN or infinite values."""
+    for name, parameter in model.named_parameters():
+        if parameter.numel() and not torch.stack(parameter.detach().aminmax()).isfinite().all():
+            raise ValueError(f"{name} holds NaN or infinite values; a grid needs finite ones; check the checkpoint.")
+
+
+def choose(
+    weight: Tensor,
+    *,
+    bits: int,
+    group_size: int,
+    symmetric: bool = False,
+    importance: Tensor | None = None,
+    candidates: int = 1,
+) -> tuple[Tensor, Tensor | None]:
+    """Choose scale [rows, groups] (bfloat16) and zero point (uint8, None if symmetric) for `weight` [rows, columns].
+
+    With `candidates=1` the range is each group's minimum and maximum. With more, that many ranges between the full
+    one and `SHRINK` of it are tried, the scale of each is refit to its codes by least squares, and the grid with the
+    least squared error wins, weighted by `importance` [columns] (the diagonal of the Hessian; None weighs all columns
+    alike). The range always includes zero. Refitting finds with 8 ranges what plain ranges miss with 64.
+    """
+    size = check(weight.shape[1], bits=bits, group_size=group_size)
+    check_candidates(candidates)
+    if not torch.isfinite(weight).all():
+        raise ValueError("weight holds NaN or infinite values; a grid needs finite ones; check the checkpoint.")
+    rows, columns = weight.shape
+    groups = weight.float().reshape(rows, columns // size, size)
+    share = torch.ones(columns, device=weight.device) if importance is None else importance.float()
+    share = share.reshape(1, columns // size, size)
+    step = max(1, AT_ONCE // columns)
+    parts = [_choose(part, share, bits, symmetric, candidates) for part in groups.split(step)]
+    scale, zero = (torch.cat(part) for part in zip(*parts, strict=True))
+    return scale, None if symmetric else zero.to(torch.uint8)
+
+
+def _choose(groups: Tensor, share: Tensor, bits: int, symmetric: bool, candidates: int) -> tuple[Tensor, Tensor]:
+    """Grids of `groups` [rows, groups, size]: scale (bfloat16) and zero point (float), both [rows, groups]."""
+    low, high = groups.amin(-1).clamp(max=0), groups.amax(-1).clamp(min=0)
+    scale, zero = _grid(low, high, bits, symmetric)
+    if candidates == 1:
+        return scale, zero
+    least = _error(groups, share, scale, zero, bits)
+    for ratio in torch.linspace(1, SHRINK, candidates).tolist():
+        step, other = _grid(low * ratio, high * ratio, bits, symmetric)
+        step = _refit(groups, share, step, other, bits)
+        error = _error(groups, share, step, other, bits)
+        better = error < least
+        least = torch.where(better, error, least)
+        scale, zero = torch.where(better, step, scale), torch.where(better, other, zero)
+    return scale, zero
+
+
+def _refit(groups: Tensor, share: Tensor, scale: Tensor, zero: Tensor, bits: int) -> Tensor:
+    """The scale that minimizes the weighted squared error for the codes that `scale` gives: Σ h c w / Σ h c²."""
+    codes = _codes(groups, scale, zero, bits).sub_(zero[..., None])
+    weighted = codes * share
+    refit = ((weighted * groups).sum(-1) / (weighted * codes).sum(-1)).to(torch.bfloat16)
+    return torch.where((refit.float() >= TINY) & torch.isfinite(refit), refit, scale)
+
+
+def _grid(low: Tensor, high: Tensor, bits: int, symmetric: bool) -> tuple[Tensor, Tensor]:
+    """The grid that spans [low, high]; a group without spread gets scale 1, so that nothing divides by zero."""
+    top = 2**bits - 1
+    if symmetric:
+        # the middle code stands for zero, which leaves one code more below than above
+        middle = 2 ** (bits - 1)
+        scale = torch.maximum(high / (middle - 1), -low / middle)
+    else:
+        # halves first: high - low may overflow where neither of them does
+        scale = (high / top) - (low / top)
+    scale = scale.to(torch.bfloat16)
+    scale = torch.where(scale.float() >= TINY, scale, torch.ones_like(scale)).clamp(max=HUGE)
+    if symmetric:
+        return scale, torch.full_like(low, middle)
+    return scale, (-low / scale.float()).round().clamp(0, top)
+
+
+def _codes(groups: Tensor, scale: Tensor, zero: Tensor, bits: int) -> Tensor:
+    return (groups / scale.float()[..., None]).round_().add_(zero[..., None]).clamp_(0, 2**bits - 1)
+
+
+def _error(groups: Tensor, share: Tensor, scale: Tensor, zero: Tensor, bits: int) -> Tensor:
+    values = _codes(groups, scale, zero, bits).sub_(zero[..., None]).mul_(scale.float()[..., None])
+    return values.sub_(groups).square_().mul_(share).sum(-1)
+
+
+def quantize(weight: Tensor, scale: Tensor, zero_point: Tensor | None, *, bits: int) -> Tensor:
+    """Codes (uint8, shape of `weight` [rows, columns]) nearest to `weight` on the grid."""
+    step, zero = _spread(weight.shape, scale, zero_point, bits)
+    codes = (weight.float().reshape(step.shape[0], step.shape[1], -1) / step).round().add(zero)
+    return codes.clamp(0, 2**bits - 1).to(torch.uint8).reshape(weight.shape)
+
+
+def dequantize(
+    codes: Tensor, scale: Tensor, zero_point: Tensor | None, *, bits: int, dtype: torch.dtype = torch.float32
+) -> Tensor:
+    """The values scale · (codes - zero_point), shape of `codes`, computed in float32 and rounded once to `dtype`."""
+    step, zero = _spread(codes.shape, scale, zero_point, bits)
+    values = codes.float().reshape(step.shape[0], step.shape[1], -1).sub_(zero).mul_(step)
+    return values.reshape(codes.shape).to(dtype)
+
+
+def _spread(shape: torch.Size, scale: Tensor, zero_point: Tensor | None, bits: int) -> tuple[Tensor, Tensor | int]:
+    rows, groups = scale.shape
+    if len(shape) != 2 or shape[0] != rows or shape[1] % groups:
+        raise ValueError(
+            f"scale of shape {tuple(scale.shape)} does not fit a matrix of shape {tuple(shape)}; "
+            "it needs one row a row, and groups that divide the columns; pass the scale that `choose` gave this matrix."
+        )
+    zero = 2 ** (bits - 1) if zero_point is None else zero_point.float()[..., None]
+    return scale.float()[..., None], zero

@@ -1,0 +1,91 @@
+"""QuantLinear: a linear layer that holds integer codes and computes with the weights that they stand for.
+
+`QuantizedModule` is what it shares with `table.QuantEmbedding`: the codes and the grid, as buffers.
+"""
+
+import torch
+from torch import Tensor, nn
+
+from lib.quantized.grid import Quantized
+
+
+class QuantizedModule(nn.Module):
+    """A module that holds a quantized matrix in place of a weight.
+
+    The codes (uint8), the scale (bfloat16), the zero point (uint8, None if symmetric) and the codebook (None on
+    affine grids; else W = scale · codebook[codes]) are buffers: they are saved and moved with the model.
+    """
+
+    stands_for: type[nn.Module]  # the class of the layer in whose place it is; `models.blocks` asks for it
+
+    def __init__(self, quantized: Quantized):
+        super().__init__()
+        self.bits, self.group_size = quantized.bits, quantized.group_size
+        self.register_buffer("codes", quantized.codes)
+        self.register_buffer("scale", quantized.scale)
+        self.register_buffer("zero_point", quantized.zero_point)
+        self.register_buffer("codebook", quantized.codebook)
+
+    @property
+    def quantized(self) -> Quantized:
+        """Codes and grid, as packing, kernels and exporters read them."""
+        return Quantized(self.codes, self.scale, self.zero_point, self.bits, self.group_size, self.codebook)
+
+    def _apply(self, function, recurse=True):
+        """Move with the model, but keep the grid's types: float16 would flush small scales to zero."""
+        before = {"scale": self.scale, "codebook": self.codebook}
+        super()._apply(function, recurse)
+        for name, tensor in before.items():
+            if tensor is not None and getattr(self, name).dtype != tensor.dtype:
+                setattr(self, name, tensor.to(self.scale.device))
+        return self
+
+    def extra_repr(self) -> str:
+        """The grid, as `print(model)` shows it."""
+        grid = "symmetric" if self.zero_point is None else "asymmetric"
+        return f"bits={self.bits}, group_size={self.group_size}, {grid}"
+
+
+class QuantLinear(QuantizedModule):
+    """y = x Wᵀ + bias with W = scale · (codes - zero_point), of shape [out_features, in_features].
+
+    The dequantized matrix is made at the first product and kept for the following ones, in the dtype of the input;
+    `forget()` drops it.
+    """
+
+    stands_for = nn.Linear
+
+    def __init__(self, quantized: Quantized, bias: Tensor | None = None):
+        super().__init__(quantized)
+        self.out_features, self.in_features = quantized.codes.shape
+        self.bias = None if bias is None else nn.Parameter(bias.detach().clone(), requires_grad=bias.requires_grad)
+        self._dense: Tensor | None = None
+
+    @property
+    def weight(self) -> Tensor:
+        """Dequantized matrix [out_features, in_features] in float32; computed anew at each call."""
+        return self.quantized.dense()
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        """Map `inputs` [..., in_features] to [..., out_features], in the dtype of `inputs`."""
+        if self._dense is None or self._dense.dtype != inputs.dtype:
+            with torch.no_grad():
+                self._dense = self.quantized.dense(inputs.dtype)
+        return nn.functional.linear(inputs, self._dense, self.bias)
+
+    def forget(self) -> None:
+        """Drop the kept dequantized matrix (the next product makes it again)."""
+        self._dense = None
+
+    def _apply(self, function, recurse=True):
+        super()._apply(function, recurse)
+        self.forget()
+        return self
+
+    def _load_from_state_dict(self, *args, **kwargs):
+        super()._load_from_state_dict(*args, **kwargs)
+        self.forget()
+
+    def extra_repr(self) -> str:
+        """Shape and grid, as `print(model)` shows them."""
+        return f"{self.in_features}, {self.out_features}, {super().extra_repr()}"

@@ -1,0 +1,37 @@
+"""Putting quantized layers into a model, in the place of its linear layers, embedding and head."""
+
+from torch import nn
+
+from lib.models import blocks
+from lib.quantized.grid import PARTS, Quantized
+from lib.quantized.linear import QuantLinear
+from lib.quantized.quant_embedding import QuantEmbedding
+
+
+def replace_(block: nn.Module, kept: dict[str, Quantized]) -> None:
+    """Put a `QuantLinear` in the place of each linear layer of `block` (or of the model) that `kept` names."""
+    for name, quantized in kept.items():
+        layer = block.get_submodule(name)
+        if not isinstance(layer, QuantLinear):
+            block.set_submodule(name, QuantLinear(quantized, layer.bias))
+
+
+def place_(model: nn.Module, embedding: Quantized | None, head: Quantized | None) -> tuple[str, str]:
+    """Put stand-ins in the place of embedding and head, whose names are returned; None leaves one as it is.
+
+    The same object given twice ties them; in every other case the model isn't tied any more.
+    """
+    table, layer = blocks.embeddings(model), blocks.head(model)
+    names = blocks.path_of(model, table), blocks.path_of(model, layer)
+    table = table if embedding is None else QuantEmbedding.of(table, embedding)
+    layer = layer if head is None else QuantLinear(head, layer.bias)
+    if head is not None and head is embedding:
+        table.share_(layer)
+        # what transformers ties again when it is asked to, in the place of the two weights
+        parts = [part for part in PARTS if getattr(head, part) is not None]
+        model._tied_weights_keys = {f"{names[1]}.{part}": f"{names[0]}.{part}" for part in parts}
+    for name, module in zip(names, (table, layer)):
+        model.set_submodule(name, module)
+    if head is not None or embedding is not None:
+        blocks.state_tying_(model)
+    return names

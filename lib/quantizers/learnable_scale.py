@@ -1,0 +1,74 @@
+"""A quantized layer whose scales learn: what stands in a `QuantLinear`'s place while `scales` tunes a model."""
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor, nn
+
+from lib.quantized.grid import HUGE, TINY
+from lib.quantized.linear import QuantLinear
+
+
+class Tuned(nn.Module):
+    """A `QuantLinear` whose scale is s₀ (1 + δ) with a trainable δ [rows, groups], float32."""
+
+    METHOD = "scales"  # what a state says of itself
+
+    def __init__(self, layer: QuantLinear, dtype: torch.dtype):
+        super().__init__()
+        self.layer, self.start, self.dtype = layer, layer.scale.float(), dtype
+        layer.forget()  # a dense matrix that an earlier pass left would be one more copy
+        self.delta = nn.Parameter(torch.zeros_like(self.start))
+        self.in_features, self.out_features = layer.in_features, layer.out_features
+
+    def levels(self) -> Tensor:
+        """The values for a scale of one, [rows, groups, columns of a group], made anew from the codes at each call."""
+        codes, _, zero, bits, _, codebook = self.layer.quantized
+        if codebook is not None:
+            return codebook.to(self.dtype)[codes.long()].view(*self.start.shape, -1)
+        zero = 2 ** (bits - 1) if zero is None else zero.to(self.dtype)[..., None]
+        return codes.to(self.dtype).view(*self.start.shape, -1).sub_(zero)  # up to 255: exact in bfloat16
+
+    def learned(self) -> dict[str, nn.Parameter]:
+        """What is trained, by the suffix that a state gives its name."""
+        return {"": self.delta}
+
+    def settle_(self) -> None:
+        """Put what was learned into the layer."""
+        self.layer.scale = self.rounded()
+        self.layer.forget()
+
+    def rounded(self) -> Tensor:
+        """The scale as it will be stored: bfloat16 [rows, groups], positive and finite."""
+        return (self.start * (1 + self.delta)).detach().clamp(TINY, HUGE).to(self.layer.scale.dtype)
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        """As the layer, with gradients for δ."""
+        outputs = Product.apply(inputs, self.start * (1 + self.delta), self.levels)
+        return outputs if self.layer.bias is None else outputs + self.layer.bias
+
+
+class Product(torch.autograd.Function):
+    """x Wᵀ with W = s (q - z); ∂W/∂s = q - z (equation 4 of the paper), summed over each group.
+
+    levels: makes q - z from the codes; both passes call it, so that neither q - z nor W is kept between them.
+    """
+
+    @staticmethod
+    def forward(ctx, inputs: Tensor, scale: Tensor, levels: Callable[[], Tensor]) -> Tensor:
+        ctx.save_for_backward(inputs, scale)
+        ctx.levels = levels
+        return inputs @ dense(levels(), scale).T
+
+    @staticmethod
+    def backward(ctx, gradient: Tensor):
+        (inputs, scale), levels = ctx.saved_tensors, ctx.levels()
+        of_weight = (gradient.flatten(0, -2).T @ inputs.flatten(0, -2)).view_as(levels)
+        of_scale = of_weight.mul_(levels).sum(-1, dtype=torch.float32)
+        of_inputs = gradient @ dense(levels, scale) if ctx.needs_input_grad[0] else None
+        return of_inputs, of_scale, None
+
+
+def dense(levels: Tensor, scale: Tensor) -> Tensor:
+    """W [rows, columns] in the type of `levels` [rows, groups, columns of a group], which it overwrites."""
+    return levels.mul_(scale[..., None].to(levels.dtype)).flatten(1)

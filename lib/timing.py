@@ -1,0 +1,34 @@
+"""The clock, read when the device has finished, and the stopwatch on it: the only one of the project."""
+
+import contextlib
+import sys
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+clock = time.perf_counter  # monotonic; tests put a clock of their own here
+
+
+@dataclass
+class Watch:
+    """`seconds` is set when the block of `stopwatch` ends."""
+
+    seconds: float | None = None
+
+
+@contextlib.contextmanager
+def stopwatch() -> Iterator[Watch]:
+    """`with timing.stopwatch() as watch: ...`, then `watch.seconds`; also set when the block raises."""
+    watch, start = Watch(), now()
+    try:
+        yield watch
+    finally:
+        watch.seconds = now() - start
+
+
+def now() -> float:
+    """The clock, read when all devices have finished."""
+    torch = sys.modules.get("torch")  # a process without torch has no devices to wait for
+    if torch is not None and torch.cuda.is_initialized():
+        torch.cuda.synchronize()
+    return clock()

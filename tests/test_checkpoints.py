@@ -1,0 +1,200 @@
+"""A checkpoint folder is looked at before it is loaded: what is damaged, unsafe or missing is refused by name."""
+
+import json
+import pickle
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from lib import checkpoints
+from tests import tiny
+
+
+@pytest.fixture(scope="module")
+def saved(tmp_path_factory):
+    return tiny.save(tmp_path_factory.mktemp("saved"))
+
+
+@pytest.fixture
+def folder(saved, tmp_path):
+    for path in saved.iterdir():
+        (tmp_path / path.name).write_bytes(path.read_bytes())
+    return tmp_path
+
+
+@pytest.fixture
+def sharded(tmp_path):
+    tiny.llama().save_pretrained(tmp_path, max_shard_size="200KB")
+    assert len(list(tmp_path.glob("*.safetensors"))) > 2
+    return tmp_path
+
+
+def change(path, **entries):
+    path.write_text(json.dumps(json.loads(path.read_text()) | entries))
+
+
+def flip(path, offset):
+    content = bytearray(path.read_bytes())
+    content[offset] ^= 1
+    path.write_bytes(content)
+
+
+def test_whole_folder_passes(folder):
+    assert checkpoints.checkpoint(folder)["model_type"] == "llama"
+    assert checkpoints.weights(folder) == [folder / "model.safetensors"]
+    assert checkpoints.verify(folder) == {}
+
+
+def test_whole_sharded_folder_passes(sharded):
+    checkpoints.checkpoint(sharded)
+    assert [path.name for path in checkpoints.weights(sharded)] == sorted(p.name for p in sharded.glob("*.safetensors"))
+
+
+def test_config_missing(folder):
+    (folder / "config.json").unlink()
+    with pytest.raises(FileNotFoundError, match=r"config\.json is missing.*copy it there"):
+        checkpoints.checkpoint(folder)
+
+
+@pytest.mark.parametrize("content", [b"{half", b"[]", b"\xff\xfe"])
+def test_config_not_json(folder, content):
+    (folder / "config.json").write_bytes(content)
+    with pytest.raises(ValueError, match=r"config\.json is not (a )?JSON"):
+        checkpoints.checkpoint(folder)
+
+
+def test_no_weights(folder):
+    (folder / "model.safetensors").unlink()
+    with pytest.raises(FileNotFoundError, match=r"has no weights; it needs model\.safetensors"):
+        checkpoints.checkpoint(folder)
+
+
+@pytest.mark.parametrize("name", ["pytorch_model.bin", "weights.pt", "model.pkl"])
+def test_pickle_only(folder, name):
+    class Trap:
+        def __reduce__(self):
+            return pytest.fail, ("the pickle was opened",)
+
+    (folder / "model.safetensors").unlink()
+    (folder / name).write_bytes(pickle.dumps(Trap()))
+    with pytest.raises(ValueError, match=f"as pickle \\({name}\\)"):
+        checkpoints.checkpoint(folder)
+
+
+@pytest.mark.parametrize("name", ["model.safetensors", "tokenizer.json", "config.json"])
+def test_lfs_pointer(folder, name):
+    (folder / name).write_text(f"version https://git-lfs.github.com/spec/v1\noid sha256:{'0' * 64}\nsize 269060552\n")
+    with pytest.raises(ValueError, match=f"{name} is a git-LFS pointer.*git lfs pull"):
+        checkpoints.checkpoint(folder)
+
+
+@pytest.mark.parametrize("kept", [0, 5, 100, -1])
+def test_cut_short(folder, kept):
+    path = folder / "model.safetensors"
+    path.write_bytes(path.read_bytes()[:kept])
+    with pytest.raises(ValueError, match="cut short"):
+        checkpoints.checkpoint(folder)
+
+
+def test_longer_than_its_header(folder):
+    path = folder / "model.safetensors"
+    path.write_bytes(path.read_bytes() + b"\0")
+    with pytest.raises(ValueError, match=r"where its header asks for"):
+        checkpoints.checkpoint(folder)
+
+
+@pytest.mark.parametrize("header", [b"no json at all", b"[1]", b'{"a": 1}', b'{"a": {"data_offsets": []}}'])
+def test_unreadable_header(folder, header):
+    (folder / "model.safetensors").write_bytes(len(header).to_bytes(8, "little") + header)
+    with pytest.raises(ValueError, match="no readable safetensors header"):
+        checkpoints.checkpoint(folder)
+
+
+def test_missing_shard(sharded):
+    gone = checkpoints.weights(sharded)[1]
+    gone.unlink()
+    with pytest.raises(FileNotFoundError, match=f"lacks {gone.name} of"):
+        checkpoints.checkpoint(sharded)
+
+
+def test_index_without_shards(sharded):
+    (sharded / "model.safetensors.index.json").write_text("{}")
+    with pytest.raises(ValueError, match="names no shards"):
+        checkpoints.checkpoint(sharded)
+
+
+@pytest.mark.parametrize("offset", [-1, -40000, 3000])
+def test_flipped_bit(folder, offset):
+    checkpoints.write_manifest(folder, licence="none")
+    checkpoints.checkpoint(folder)
+    flip(folder / "model.safetensors", offset)
+    with pytest.raises(ValueError, match=r"model\.safetensors (is damaged: SHA-256|has )"):
+        checkpoints.checkpoint(folder)
+
+
+def test_manifest_lists_every_file_and_its_origin(folder):
+    written = json.loads(checkpoints.write_manifest(folder, licence="Apache-2.0").read_text())
+    assert written["licence"] == "Apache-2.0"
+    assert set(written["files"]) == {path.name for path in folder.iterdir()} - {"manifest.json"}
+    assert checkpoints.verify(folder) == written["files"]
+
+
+def test_manifest_with_a_file_gone(folder):
+    checkpoints.write_manifest(folder)
+    (folder / "generation_config.json").unlink()
+    with pytest.raises(FileNotFoundError, match=r"generation_config\.json is missing, but the manifest lists it"):
+        checkpoints.checkpoint(folder)
+
+
+def test_manifest_without_files(folder):
+    (folder / "manifest.json").write_text("{}")
+    with pytest.raises(ValueError, match=r"manifest\.json has no \"files\""):
+        checkpoints.checkpoint(folder)
+
+
+def test_hash_is_read_once_while_the_file_stays(folder, monkeypatch):
+    path = folder / "model.safetensors"
+    expected = checkpoints.sha256(path)
+    monkeypatch.setattr(checkpoints.files, "sha256", lambda path: "read again")
+    assert checkpoints.sha256(path) == expected
+    path.write_bytes(path.read_bytes() + b"\0")
+    assert checkpoints.sha256(path) == "read again"
+
+
+@pytest.mark.parametrize("name", ["config.json", "tokenizer_config.json"])
+def test_remote_code(folder, name):
+    change(folder / name, auto_map={"AutoModelForCausalLM": "modeling.Custom"})
+    (folder / "modeling.py").write_text("raise SystemExit('remote code was run')")
+    with pytest.raises(ValueError, match=f"{name} asks to run code of its own"):
+        checkpoints.checkpoint(folder)
+
+
+@pytest.mark.parametrize(
+    "entries, found",
+    [
+        ({"is_encoder_decoder": True, "architectures": ["T5ForConditionalGeneration"]}, "is an encoder-decoder"),
+        ({"architectures": ["BertForMaskedLM"]}, "is a BertForMaskedLM"),
+        ({"architectures": ["LlamaForSequenceClassification"]}, "is a LlamaForSequenceClassification"),
+    ],
+)
+def test_other_kinds_of_models(folder, entries, found):
+    change(folder / "config.json", **entries)
+    with pytest.raises(ValueError, match=f"{found}; only decoder-only language models"):
+        checkpoints.checkpoint(folder)
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf")])
+def test_not_finite(value):
+    model = tiny.llama()
+    checkpoints.finite(model)
+    with torch.no_grad():
+        model.model.layers[2].mlp.up_proj.weight[3, 4:6] = value
+    with pytest.raises(ValueError, match=r"model\.layers\.2\.mlp\.up_proj\.weight of tiny holds 2 NaN or infinite"):
+        checkpoints.finite(model, "tiny")
+
+
+def test_safetensors_size_agrees_with_the_library(folder):
+    tensors = load_file(folder / "model.safetensors")
+    save_file({name: tensor.half() for name, tensor in tensors.items()}, folder / "model.safetensors")
+    checkpoints.checkpoint(folder)

@@ -1,0 +1,107 @@
+"""What a state says of its job: arguments, code, versions, threads and device; the refusal names what differs."""
+
+import json
+import shutil
+
+import pytest
+import torch
+
+from lib import files, jobs, timing
+from lib.jobs import State, Steps, fingerprint, same_job
+from lib.quantizers import gptq
+from lib.quantizers.time_budget import Plan
+from tests import tiny
+
+GRID = {"bits": 3, "group_size": 32}
+OTHER = "lib/quantizers " + "5eed" * 16  # what `code` says of files that differ
+pytestmark = pytest.mark.usefixtures("one_thread")
+
+
+@pytest.fixture(scope="module")
+def model():
+    return tiny.llama()
+
+
+OPENED = {
+    "state": lambda folder, model: State(folder, **fingerprint(model, tiny.tokens()), **GRID),
+    "steps": lambda folder, model: Steps.open(folder, model, tiny.tokens(), **GRID),
+    "plan": lambda folder, model: Plan(folder, timing.clock(), model, tiny.tokens(), **GRID).note(),
+}
+
+
+@pytest.mark.parametrize("kind", OPENED)
+@pytest.mark.parametrize("changed", ["code", "threads", "torch"])
+def test_other_circumstances_are_refused_and_the_same_are_not(tmp_path, model, monkeypatch, kind, changed):
+    digits = jobs.code("quantizers").split()[1][:12]
+    OPENED[kind](tmp_path, model)
+    OPENED[kind](tmp_path, model)
+    if changed == "code":
+        monkeypatch.setattr(jobs, "code", lambda _: OTHER)
+        named = rf"\(code=lib/quantizers {digits} there, lib/quantizers 5eed5eed5eed here\); .* or a new folder\.$"
+    elif changed == "threads":
+        torch.set_num_threads(3)
+        named = r"\(threads=1 there, 3 here\); .* or a new folder, and torch\.set_num_threads\(1\)\.$"
+    else:
+        monkeypatch.setattr(torch, "__version__", "1.0")
+        named = r"\(torch=.* there, 1\.0 here\); use the same arguments or a new folder\.$"
+    with pytest.raises(ValueError, match=named):
+        OPENED[kind](tmp_path, model)
+
+
+def test_the_device_is_the_one_that_does_the_work(tmp_path, model):
+    there, here = fingerprint(model, tiny.tokens()), fingerprint(model, tiny.tokens(), "cuda:0")
+    assert there["device"] == "cpu" and here == there | {"device": "cuda"}
+    assert fingerprint(model) == {name: there[name] for name in ("model", "device")}
+    State(tmp_path, **there)
+    with pytest.raises(ValueError, match=r"\(device=cpu there, cuda here\)"):
+        State(tmp_path, **here)
+
+
+def test_a_walk_begun_with_other_code_is_not_gone_on_with(tmp_path, monkeypatch):
+    gptq.quantize_(tiny.llama(), tiny.tokens(), **GRID, state=tmp_path)
+    before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
+    monkeypatch.setattr(jobs, "code", lambda _: OTHER)
+    with pytest.raises(ValueError, match=r"code=lib/quantizers .* there, lib/quantizers 5eed5eed5eed here"):
+        gptq.quantize_(tiny.llama(), tiny.tokens(), **GRID, state=tmp_path)
+    assert before == {path.name: path.read_bytes() for path in tmp_path.iterdir()}
+
+
+def test_a_folder_that_says_nothing_of_its_code_is_refused(tmp_path, model):
+    OPENED["state"](tmp_path, model)
+    note = tmp_path / "job.json"
+    older = {key: value for key, value in json.loads(note.read_text()).items() if key not in ("code", "threads")}
+    note.write_text(json.dumps(older))
+    with pytest.raises(ValueError, match=r"code=None there, lib/quantizers \w{12} here; threads=None there, 1 here\)"):
+        OPENED["state"](tmp_path, model)
+
+
+def test_code_tells_any_change_of_a_file_or_its_name_and_is_read_once(tmp_path, monkeypatch):
+    monkeypatch.setattr(files, "ROOT", tmp_path)
+    folder = tmp_path / "lib" / "some"
+    (folder / "part").mkdir(parents=True)
+    for name in ("a.py", "b.py", "part/c.py", "notes.txt"):
+        (folder / name).write_text("1")
+    read, found = jobs.code.__wrapped__, []
+    for change in (
+        lambda: (folder / "a.py").write_text("2"),
+        lambda: (folder / "part" / "c.py").write_text("3"),
+        lambda: (folder / "b.py").rename(folder / "d.py"),
+        lambda: shutil.copy(folder / "a.py", folder / "e.py"),
+    ):
+        found.append(read("some"))
+        change()
+    found.append(read("some"))
+    assert len(set(found)) == 5 and all(each.startswith("lib/some ") for each in found)
+    (folder / "notes.txt").write_text("2")
+    assert read("some") == found[-1]
+    kept = jobs.code("some")
+    (folder / "a.py").unlink()
+    assert jobs.code("some") == kept != read("some")
+
+
+def test_hashes_are_told_by_twelve_digits_and_other_values_whole():
+    there, here = {"model": "a1" * 32, "bits": "3", "names": "ab" * 8}, {"model": "b2" * 32, "bits": "4", "names": ""}
+    said = "bits=3 there, 4 here; model=a1a1a1a1a1a1 there, b2b2b2b2b2b2 here; names=abababababababab there,  here"
+    with pytest.raises(ValueError, match=rf"folder holds another job \({said}\); use the same arguments"):
+        same_job("folder", there, here)
+    same_job("folder", there, dict(there))
