@@ -27,10 +27,7 @@ def table(latest: bool = True):
 
     paths = sorted(files.results().glob("*.json")) if files.results().is_dir() else []
     documents = sorted(filter(None, map(read, paths)), key=lambda document: document["started"])
-    if latest:
-        done = [d for d in documents if d["status"] in ("finished", "running" if d["run"] in started_here else None)]
-        newest = {json.dumps([d["notebook"], d["parameters"], d["seed"]], sort_keys=True): d["run"] for d in done}
-        documents = [d for d in done if d["run"] in newest.values()]
+    documents = newest(documents) if latest else documents
     rows = [row for document in documents for row in _rows(document)]
     columns = list(dict.fromkeys([*COLUMNS, *(name for d in documents for name in d["parameters"])]))
     columns = list(dict.fromkeys([*columns, *(name for row in rows for name in row)]))
@@ -40,6 +37,13 @@ def table(latest: bool = True):
     frame = frame.astype(numbers | {name: "int64" for name in ("n", "seed", "threads")})
     # pandas would turn integers beside a None into floats, and bits=3 into bits=3.0: only full columns get a type
     return frame.astype({name: frame[name].infer_objects().dtype for name in frame if frame[name].notna().all()})
+
+
+def newest(documents: list[dict]) -> list[dict]:
+    """Of records, oldest first, the newest finished one of each (notebook, parameters, seed); see `table`."""
+    done = [d for d in documents if d["status"] in ("finished", "running" if d["run"] in started_here else None)]
+    kept = {json.dumps([d["notebook"], d["parameters"], d["seed"]], sort_keys=True): d["run"] for d in done}
+    return [d for d in done if d["run"] in kept.values()]
 
 
 def arms(frame, factor: str, *, metric: str, require_baseline: bool = False):

@@ -1,7 +1,8 @@
 """The results store: one JSON file per run, one table over all of them, and guards against unfair comparisons.
 
-run = results.start("50_benchmark", parameters=dict(method="gptq", bits=3), seed=0)
-run.record("perplexity", score)            # score is a metrics.score.Score
+run = results.start("50_benchmark", globals())   # all parameters of the notebook are read from its variables
+run.record("perplexity", score)                  # score is a metrics.score.Score
+run.claim("4 bits keep most of it", kept > 0.7, kept=kept)
 run.finish()
 table = results.table()                    # a row per recorded metric; parameters and labels are columns
 """
@@ -15,11 +16,11 @@ from collections.abc import Mapping
 from datetime import UTC, datetime
 from pathlib import Path
 
-from lib import files, machine, sources
+from lib import claims, files, machine, sources
 from lib.metrics.score import Score
-from lib.records import COLUMNS, arms, read, started_here, table
+from lib.records import COLUMNS, arms, newest, read, started_here, table
 
-__all__ = ["COLUMNS", "Run", "arms", "close", "start", "table"]
+__all__ = ["COLUMNS", "Run", "arms", "close", "newest", "start", "table"]
 
 RUN_ID = "THIMBLE_RUN_ID"  # set by the sweep: the same configuration overwrites its record instead of adding one
 
@@ -61,6 +62,28 @@ class Run:
         self._save()
         return score
 
+    def claim(self, sentence: str, holds, /, *, clock: bool = False, **numbers) -> bool:
+        """State `sentence`, which holds if `holds` is true, with the numbers behind it; returns whether it holds.
+
+        clock: the numbers are measured times or were chosen by one. What does not hold is printed and recorded, and
+        the notebook goes on. Raises ClaimError only under `make test`, for the committed defaults, without a clock.
+        """
+        made = claims.made(sentence, holds, numbers, clock)
+        self.document.setdefault("claims", []).append(made.row)
+        self._save()
+        if not made.holds and not clock and claims.must_hold(self.document["notebook"], self._given()):
+            raise claims.ClaimError(str(made))
+        print(made)
+        return made.holds
+
+    def table(self):
+        """The rows of this run alone, as `results.table` shows them."""
+        rows = table()
+        return rows[rows["run"].eq(self.id)]
+
+    def _given(self) -> dict:
+        return self.document["parameters"] | {"seed": self.document["seed"]}
+
     def finish(self, status: str = "finished") -> None:
         """Close the record; a second call changes nothing."""
         if self.document["status"] == "running":
@@ -77,17 +100,20 @@ class Run:
         files.write_text(self.path, json.dumps(self.document, indent=1, ensure_ascii=False))
 
 
-def start(notebook: str, parameters: dict | None = None, seed: int = 0) -> Run:
+def start(notebook: str, parameters: Mapping | None = None, seed: int = 0) -> Run:
     """Open the record of a run of `notebook` with its `parameters` (plain values; a `seed` among them is the seed).
 
-    Raises ValueError for a name that is no file name, a parameter called like a column of every record, or a value
-    that is not plain; PermissionError where the results folder can't be written, before any work is done.
+    parameters: in a notebook give `globals()`: the names in its cell tagged `parameters` are the parameters, and
+    their values are those that the variables have now, whoever set them (papermill, a user, the cell itself).
+    Raises FileNotFoundError where variables are given and the notebook is not found, ValueError for a name that is no
+    file name, a parameter called like a column of every record, or a value that is not plain; PermissionError where
+    the results folder can't be written, before any work is done.
     """
     if not re.fullmatch(r"[\w.-]+", notebook):
         raise ValueError(
             f"notebook={notebook!r}; letters, digits, '_', '-' and '.' are allowed; give its name without a path."
         )
-    parameters = dict(parameters or {})
+    parameters = _named(notebook, parameters or {})
     seed = parameters.pop("seed", seed)
     _refuse_reserved(parameters, "parameter")
     files.check_writable(files.results() / "record.json", bytes_needed=1 << 20)
@@ -100,6 +126,14 @@ def start(notebook: str, parameters: dict | None = None, seed: int = 0) -> Run:
         machine=machine.describe(), threads=machine.threads(), versions=machine.versions()
     )
     return Run(document | dict(inputs=sources.used(), rows=[]))
+
+
+def _named(notebook: str, given: Mapping) -> dict:
+    """The parameters among `given`: all of them, or those of the notebook's tagged cell where all variables came."""
+    if "__builtins__" not in given:
+        return dict(given)
+    document = json.loads(claims.notebook_file(notebook).read_text(encoding="utf-8"))
+    return {name: given[name] for name in claims.literals(document)}
 
 
 def close(run: str, status: str) -> Path | None:

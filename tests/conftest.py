@@ -4,6 +4,7 @@ import os
 import shutil
 from pathlib import Path
 
+import hypothesis
 import pytest
 
 WORKER = os.environ.get("PYTEST_XDIST_WORKER", "")  # "" where the tests run in one process
@@ -19,6 +20,9 @@ os.environ.pop("THIMBLE_RUN_ID", None)
 # the checkpoint of the packaged model stays: converting it takes 20 s
 shutil.rmtree(HOME / "data", ignore_errors=True)
 HOME.mkdir(parents=True, exist_ok=True)
+# by default hypothesis fails a test of which one example takes longer than 200 ms: the clock decides nothing here
+hypothesis.settings.register_profile("no clock", deadline=None)
+hypothesis.settings.load_profile("no clock")
 
 
 @pytest.fixture

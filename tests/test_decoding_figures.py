@@ -2,6 +2,7 @@
 
 import pandas as pd
 import pytest
+import scipy.stats
 
 from lib.report import decoding, style
 
@@ -40,7 +41,7 @@ def test_by_kind_has_a_point_per_kind_and_arm(table):
         assert all(list(bar.lines[0].get_xdata()) == values for bar in axes.containers)
     assert [text.get_text() for text in right.get_legend().get_texts()] == ["prompt lookup", "speculative"]
     ends = left.containers[0].lines[2][0].get_segments()[0]
-    assert ends[1][0] - ends[0][0] == pytest.approx(2 * 1.96 * 0.1)
+    assert ends[1][0] - ends[0][0] == pytest.approx(2 * scipy.stats.t.ppf(0.975, 7) * 0.1)
 
 
 def test_acceptance_has_a_panel_per_kind(table):

@@ -5,6 +5,7 @@ import copy
 import numpy as np
 import pandas as pd
 import pytest
+import scipy.stats
 import torch
 
 from lib.analysis import drift
@@ -93,7 +94,7 @@ def test_the_figure_draws_the_table():
     assert np.allclose(drawn[1], [[-0.01] * 5, [0.02 * b - 0.01 for b in range(5)]])
     assert [text.get_text() for text in right.get_legend().get_texts()] == ["GPTQ", "GPTAQ"]
     ends = right.containers[0].lines[2][0].get_segments()
-    assert np.allclose([np.ptp(end[:, 1]) for end in ends], 2 * 1.96 * 0.01)
+    assert np.allclose([np.ptp(end[:, 1]) for end in ends], 2 * scipy.stats.t.ppf(0.975, 1) * 0.01)
 
 
 @pytest.mark.parametrize(("mostly", "title"), [("came_in", "Most of the error comes in"), ("added", "Where the error")])

@@ -7,6 +7,7 @@ import random
 import numpy as np
 import pandas as pd
 import pytest
+import scipy.stats
 
 from lib import files
 from lib.report import axes, figures, layers, quality, rows, style
@@ -74,10 +75,11 @@ def test_intervals_are_95_percent(table):
     panel = figures.quality_by_bytes(table, "top1_agreement").axes[0]
     assert panel.get_yscale() == "linear"
     ends = [segment for bar in panel.containers for segment in bar.lines[2][0].get_segments()]
-    assert any(np.allclose(np.ptp(end[:, 1]), 2 * 1.96 * 0.004) for end in ends)
-    below, above = axes.interval(26.0, 1.0, log=True)
+    (n,) = table[table["metric"].eq("top1_agreement")]["n"].unique()
+    assert any(np.allclose(np.ptp(end[:, 1]), 2 * scipy.stats.t.ppf(0.975, n - 1) * 0.004) for end in ends)
+    below, above = axes.interval(26.0, 1.0, 3, log=True)
     assert (26 - below) * (26 + above) == pytest.approx(26**2) and below < above
-    assert axes.interval(26.0, math.nan, log=True) == axes.interval(math.inf, 1.0, log=False) == (0.0, 0.0)
+    assert axes.interval(26.0, math.nan, 3, log=True) == axes.interval(math.inf, 1.0, 3, log=False) == (0.0, 0.0)
 
 
 def test_filled_markers_are_the_front(table):

@@ -1,12 +1,22 @@
 """A run is finished while everything that decides its result has the same content, and not one change longer."""
 
 import json
+import shutil
 
 import pytest
 
 from lib import files
 from lib.batches import batch, finished
 from tests.batches import batch_file, notebook
+
+# what a family of modules looks like: a literal table, and a function that imports what it names
+TABLE = """import importlib
+WHERE = {"x": "not a module", "other": "lib.other"}
+def find(name):
+    return importlib.import_module(WHERE.get(name, f"lib.by_name.{name}"))
+"""
+EVERYTHING = ["by_name/__init__.py", "by_name/x.py", "by_name/y.py", "other.py"]
+EVERYTHING += ["used/__init__.py", "used/one.py", "used/two.py"]
 
 
 @pytest.fixture
@@ -20,6 +30,9 @@ def world(tmp_path, monkeypatch):
         "used/one.py": "def f():\n    from . import two\n",
         "used/two.py": "",
         "other.py": "",
+        "by_name/__init__.py": TABLE,
+        "by_name/x.py": "",
+        "by_name/y.py": "",
     }
     for name, text in modules.items():
         files.write_text(tmp_path / "lib" / name, text)
@@ -117,8 +130,10 @@ def test_a_report_depends_on_all_other_records(world):
         ("%matplotlib inline\n!ls\nif 1:\n    %time\nfrom lib import other", ["other.py"]),
         ("%%time\nfrom lib import other", ["other.py"]),
         ("from lib.used.two import name", ["used/__init__.py", "used/two.py"]),
-        ("files = !ls", ["other.py", "used/__init__.py", "used/one.py", "used/two.py"]),
-        ("importlib.import_module(name)", ["other.py", "used/__init__.py", "used/one.py", "used/two.py"]),
+        ("print('%s'\n    % x)\nfrom lib import other", ["other.py"]),
+        ("from lib.by_name import find", ["by_name/__init__.py", "by_name/x.py", "other.py"]),
+        ("files = !ls", EVERYTHING),
+        ("importlib.import_module(name)", EVERYTHING),
     ],
 )
 def test_closure_follows_imports(world, cell, expected):
@@ -132,3 +147,26 @@ def test_closure_follows_relative_imports_of_packages_above(world):
     files.write_text(home / "lib" / "used" / "deep" / "x.py", "from ..two import y\nfrom ... import other")
     found = [path.relative_to(home / "lib").as_posix() for path in finished.closure(["from lib.used.deep import x"])]
     assert found == ["other.py", "used/__init__.py", "used/deep/__init__.py", "used/deep/x.py", "used/two.py"]
+
+
+def test_an_edit_runs_again_what_depends_on_it_and_no_more(tmp_path, monkeypatch):
+    """This repository's own notebooks: a figure of one of them, a method of several, a module of all."""
+    for folder in ("lib", "notebooks"):
+        kinds = shutil.ignore_patterns("__pycache__", "*.so", ".ipynb_checkpoints")
+        shutil.copytree(files.ROOT / folder, tmp_path / folder, ignore=kinds)
+    monkeypatch.setenv("THIMBLE_HOME", str(tmp_path))
+    monkeypatch.setattr(files, "ROOT", tmp_path)
+    notebooks = sorted((tmp_path / "notebooks").glob("*.ipynb"))
+    runs = [batch.Run(path, {}, batch.defaults(path)) for path in notebooks]
+
+    def changed_by(edited: str) -> list[str]:
+        before = [finished.parts(run)["lib code"] for run in runs]
+        with open(tmp_path / edited, "a") as file:
+            file.write("\n# edited\n")
+        return [run.name for run, old in zip(runs, before) if finished.parts(run)["lib code"] != old]
+
+    assert changed_by("lib/report/scaling.py") == ["23_scales_and_clips"]
+    several = changed_by("lib/trainers/heal.py")
+    assert "31_healing" in several and not {"00_start_here", "20_grids", "23_scales_and_clips"} & set(several)
+    assert len(changed_by("lib/files.py")) == len(runs)
+    assert changed_by("lib/report/site.py") == []

@@ -4,6 +4,7 @@ import itertools
 
 import pandas as pd
 import pytest
+import scipy.stats
 
 from lib.report import healing, style
 from lib.trainers.loop import History
@@ -40,7 +41,8 @@ def test_the_curve_has_a_line_a_way_with_its_intervals():
     assert line.get_xdata().tolist() == list(AMOUNTS)
     assert line.get_ydata().tolist() == pytest.approx([30, 60, 90])
     ends = bars[0].get_segments()[0][:, 1]
-    assert ends.tolist() == pytest.approx([30 - 3.92, 30 + 3.92])
+    reach = 2 * scipy.stats.t.ppf(0.975, 7)  # errors of 2 %, over 8 windows
+    assert ends.tolist() == pytest.approx([30 - reach, 30 + reach])
     assert perplexity.get_xscale() == "log" and "healing tokens" in perplexity.get_xlabel()
     legend = [text.get_text() for text in figure.legends[0].get_texts()]
     assert legend == ["distillation", "next token, all weights", "next token, adapters"]

@@ -5,6 +5,7 @@ import math
 import numpy as np
 import pandas
 import pytest
+import scipy.stats
 
 from lib.metrics import score
 from lib.metrics.score import Score
@@ -31,9 +32,11 @@ def test_score_reads_with_sensible_digits(given, shown):
     assert str(given) == shown
 
 
-def test_score_interval_is_normal_95_percent():
-    low, high = measured(10, stderr=1.0).interval
-    assert (low, high) == pytest.approx((8.04, 11.96))
+def test_score_interval_is_students_95_percent():
+    for n in (2, 3, 4, 8, 64):
+        reach = scipy.stats.t.ppf(0.975, n - 1)
+        assert measured(10, stderr=1.0, n=n).interval == pytest.approx((10 - reach, 10 + reach))
+    assert measured(10, stderr=0.0, n=1).interval == (10, 10)  # a counted quantity
     assert measured(stderr=None).interval is None
 
 

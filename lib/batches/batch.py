@@ -16,7 +16,6 @@ papermill runs the defaults when a parameter is misspelled; here names and types
 tagged `parameters`.
 """
 
-import ast
 import collections
 import hashlib
 import itertools
@@ -28,6 +27,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from lib import files
+from lib.claims import literals
 
 TIMEOUT = 900.0  # seconds
 _ENTRY_KEYS = ("notebook", "parameters", "grid", "runs", "timeout", "after")
@@ -113,17 +113,13 @@ def defaults(notebook: Path) -> dict:
         raise ValueError(
             f"{notebook.name} has {len(tagged)} cells tagged `parameters`; one is needed; tag it in Jupyter."
         )
-    found = {}
     try:
-        for node in ast.parse(tagged[0]["source"]).body:
-            targets = node.targets if isinstance(node, ast.Assign) else [getattr(node, "target", None)]
-            found |= {target.id: ast.literal_eval(node.value) for target in targets}
+        return literals(document)
     except (SyntaxError, ValueError, AttributeError) as error:
         raise ValueError(
             f"the parameters cell of {notebook.name} holds more than `name = literal` ({error}); "
             "numbers, texts, booleans, None and lists are allowed; move the rest to the next cell."
         ) from None
-    return found
 
 
 def _expand(entry, folder: Path, timeout: float, before: int) -> list[Run]:

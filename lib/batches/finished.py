@@ -6,10 +6,13 @@ output in place: nothing to do.
 """
 
 import ast
+import contextlib
+import functools
 import hashlib
 import json
 import os
 import platform
+import re
 from pathlib import Path
 
 from lib import files, machine
@@ -104,7 +107,8 @@ def content(path: Path, hashes: dict) -> str:
 def closure(cells: list[str]) -> list[Path]:
     """Files of `lib` that code can reach: imported modules, theirs in turn, and data files beside them.
 
-    Imports inside functions count. Where code can't be parsed or imports by computed names, all of lib counts.
+    Imports inside functions count, and where a module imports by name, all modules that it names in its tables. Where
+    code can't be parsed, or imports by names that stand nowhere, all of lib counts.
     """
     queue, found = [], set()
     for cell in cells:
@@ -120,11 +124,16 @@ def closure(cells: list[str]) -> list[Path]:
 
 
 def _imports(source: str, package: str) -> list[str]:
+    return list(_read(source, package, files.ROOT))
+
+
+@functools.lru_cache(maxsize=2048)  # a sweep asks about the same modules once a run
+def _read(source: str, package: str, root: Path) -> tuple[str, ...]:
     """Dotted names under `lib` that `source`, a module of `package`, may import; `lib.**` for anything in lib."""
     try:
         tree = ast.parse(source)
     except SyntaxError:
-        return ["lib.**"]
+        return ("lib.**",)
     names = []
     for node in ast.walk(tree):
         if isinstance(node, ast.Import):
@@ -133,10 +142,28 @@ def _imports(source: str, package: str) -> list[str]:
             above = package.split(".")[: len(package.split(".")) - node.level + 1] if node.level else []
             base = ".".join([*above, *([node.module] if node.module else [])])
             names += [base, *(f"{base}.{alias.name}" for alias in node.names)]
-        elif isinstance(node, ast.Name | ast.Attribute):
-            called = node.id if isinstance(node, ast.Name) else node.attr
-            names += ["lib.**"] if called in ("import_module", "__import__") else []
-    return [name for name in names if name.split(".")[0] == "lib"]
+    if any(_called(node) in ("import_module", "__import__") for node in ast.walk(tree)):
+        names += _named(tree, package, root) or ["lib.**"]
+    return tuple(name for name in names if name.split(".")[0] == "lib")
+
+
+def _called(node) -> str:
+    """The name of a variable, a function or an attribute; empty for other nodes."""
+    return node.id if isinstance(node, ast.Name) else node.attr if isinstance(node, ast.Attribute) else ""
+
+
+def _named(tree: ast.Module, package: str, root: Path) -> list[str]:
+    """The modules that the tables of a module name, for one that imports by name: dotted names in full, or the names
+    of modules beside it (`f"lib.quantizers.{name}"`, `f"{__name__}.{name}"`)."""
+    tables = [node for node in ast.walk(tree) if isinstance(node, ast.Dict | ast.List | ast.Tuple | ast.Set)]
+    texts = [part for table in tables for part in ast.walk(table) if isinstance(part, ast.Constant)]
+    found = []
+    for text in dict.fromkeys(text.value for text in texts if isinstance(text.value, str)):
+        name = text if text.startswith("lib.") else f"{package}.{text}"
+        place = root.joinpath(*name.split("."))
+        if re.fullmatch(r"lib(\.\w+)+", name) and (place.is_dir() or place.with_suffix(".py").is_file()):
+            found.append(name)
+    return found
 
 
 def _resolve(name: str) -> list[Path]:
@@ -157,7 +184,10 @@ def _package(path: Path) -> str:
 
 
 def _without_magics(cell: str) -> str:
-    """The cell's Python: lines of IPython's `%` and `!` become `pass`."""
+    """The cell's Python: where it is not Python as it stands, lines of IPython's `%` and `!` become `pass`."""
+    with contextlib.suppress(SyntaxError):
+        ast.parse(cell)  # a line may begin with the `%` of an expression that began above
+        return cell
     lines = cell.splitlines()
     if lines and lines[0].startswith("%%"):
         lines[0] = "pass"

@@ -1,7 +1,8 @@
 """Two models on the same samples: the difference, whether any is seen, and how small a one could have been seen.
 
 Pairing takes out what both share (a hard question is hard for both), so a difference is far more certain than the two
-scores are. "No difference seen" is an answer; how large a difference may hide is in the interval beside it.
+scores are. "No difference seen" is an answer (the rule is that of `verdicts`); how large a difference may hide is in
+the interval beside it.
 """
 
 import math
@@ -9,9 +10,11 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from lib.metrics import intervals
+from lib.metrics import intervals, verdicts
+from lib.metrics.verdicts import LEVEL, holm
 
-LEVEL = 0.05
+__all__ = ["LEVEL", "POWER", "Comparison", "holm", "paired"]
+
 POWER = intervals.NORMAL + 0.841621  # standard errors that a difference must have to be seen in four of five tries
 _CHUNK = 1 << 21  # drawn numbers held at once
 
@@ -23,7 +26,8 @@ class Comparison:
     difference: second minus first, with its standard error and 95 % interval from low to high.
     p: probability of a difference at least as large if there were none. test: which test gave it.
     gained, lost: samples on which the second scores higher, and lower. detectable: the difference that this many
-    samples show in four of five tries, given how often these two disagree.
+    samples show in four of five tries, given how often these two disagree. pairs: how many comparisons p is corrected
+    for (`holm`).
     """
 
     first: float
@@ -38,6 +42,7 @@ class Comparison:
     lost: int
     detectable: float
     test: str
+    pairs: int = 1
 
     @property
     def seen(self) -> bool:
@@ -45,7 +50,8 @@ class Comparison:
         return self.p < LEVEL and not self.low <= 0 <= self.high
 
     def __str__(self):
-        what = f"{self.difference:+.3f} [{self.low:+.3f}, {self.high:+.3f}], p = {self.p:.2g} ({self.test}, n={self.n})"
+        test = self.test if self.pairs == 1 else f"{self.test}, Holm of {self.pairs}"
+        what = f"{self.difference:+.3f} [{self.low:+.3f}, {self.high:+.3f}], p = {self.p:.2g} ({test}, n={self.n})"
         return f"{what}: {'a difference' if self.seen else 'no difference seen'}"
 
 
@@ -53,8 +59,9 @@ def paired(first, second, groups=None, *, seed: int = 0) -> Comparison:
     """Compare the per-sample scores `second` [n] with `first` [n], in the same order.
 
     Right-or-wrong scores of independent samples: McNemar's exact test (1947, doi:10.1007/BF02295996) and the interval
-    of Bonett and Price (2012, doi:10.3102/1076998611411915). Other scores, or samples that share groups: the paired
-    bootstrap over groups, studentized. Raises ValueError for lengths that differ and fewer than two samples.
+    of Bonett and Price (2012, doi:10.3102/1076998611411915). Other scores of independent samples: Student's t (see
+    `verdicts`). Samples that share groups: the paired bootstrap over groups, studentized. Raises ValueError for
+    lengths that differ and fewer than two samples.
     """
     first, second = np.asarray(first, np.float64).ravel(), np.asarray(second, np.float64).ravel()
     if len(first) != len(second):
@@ -70,7 +77,10 @@ def paired(first, second, groups=None, *, seed: int = 0) -> Comparison:
         up, down = gained * count // n, lost * count // n
         test, p, (low, high) = "McNemar, exact", mcnemar(up, down), bonett_price(up, down, count)
     else:
-        test, p, reach = "paired bootstrap", *studentized(difference, labels, seed=seed)
+        if count == n:
+            test, p, reach = "Student's t", verdicts.student(difference), intervals.quantile(n - 1) * stderr
+        else:
+            test, p, reach = "paired bootstrap", *studentized(difference, labels, seed=seed)
         low, high = difference.mean() - reach, difference.mean() + reach
     values = map(float, (first.mean(), second.mean(), difference.mean(), stderr, low, high, p))
     return Comparison(*values, n, gained, lost, POWER * stderr, test)
@@ -81,12 +91,9 @@ def mcnemar(gained: int, lost: int) -> float:
 
     2 P(X <= min(gained, lost)) for X binomial of gained + lost with 1/2; 1 where they never disagree.
     """
-    disagreeing, fewer = gained + lost, min(gained, lost)
-    logs = [
-        math.lgamma(disagreeing + 1) - math.lgamma(k + 1) - math.lgamma(disagreeing - k + 1) - disagreeing * math.log(2)
-        for k in range(fewer + 1)
-    ]
-    return min(1.0, 2 * math.fsum(map(math.exp, logs)))
+    from statsmodels.stats.contingency_tables import mcnemar as exact  # takes a second to load
+
+    return float(exact([[0, gained], [lost, 0]], exact=True).pvalue)
 
 
 def bonett_price(gained: int, lost: int, n: int) -> tuple[float, float]:

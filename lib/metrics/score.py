@@ -54,10 +54,13 @@ class Score:
 
     @property
     def interval(self) -> tuple[float, float] | None:
-        """The normal 95 % interval (low, high), or None where the standard error is unknown."""
+        """Student's 95 % interval (low, high) over the n samples, or None where the standard error is unknown."""
         if self.stderr is None:
             return None
-        return self.value - 1.96 * self.stderr, self.value + 1.96 * self.stderr
+        from lib.metrics.intervals import quantile  # most processes that record never ask
+
+        reach = quantile(self.n - 1) * self.stderr if self.stderr else 0.0
+        return self.value - reach, self.value + reach
 
 
 def exact(value: float, unit: str, *, higher_is_better: bool | None = None, baseline: float | None = None) -> Score:

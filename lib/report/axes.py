@@ -5,24 +5,44 @@ import math
 
 import numpy as np
 
+from lib.metrics.intervals import quantile
 from lib.report import rows, style
 
-Z95 = 1.96  # half-width of a 95 % interval, in standard errors
 # decades that a log axis spans at most -> where in each decade its ticks sit
 TICKS = {0.7: [1, 1.2, 1.5, 2, 2.5, 3, 4, 5, 6, 7, 8, 9], 1.3: [1, 1.5, 2, 3, 5, 7], 2: [1, 2, 5], 4: [1, 3]}
 
 
-def interval(value: float, stderr: float, log: bool) -> tuple[float, float]:
+def reach(n) -> float:
+    """Half-width of a 95 % interval in standard errors: Student's, for a mean over `n` samples (NaN: very many)."""
+    n = math.inf if n is None or n != n else float(n)
+    return quantile(n - 1)
+
+
+def reaches(data, factor: float = 1.0) -> np.ndarray:
+    """Half-widths of the 95 % intervals of the rows of `data` (columns stderr and n), times `factor`."""
+    errors = data["stderr"].astype(float).fillna(0)
+    return np.array([factor * reach(n) * error for n, error in zip(data["n"], errors)])
+
+
+def interval(value: float, stderr: float, n, log: bool) -> tuple[float, float]:
     """Distances from `value` down and up to the ends of its 95 % interval; (0, 0) where the error is unknown.
 
-    On a log axis the interval is symmetric in the logarithm (delta method), so its lower end stays positive.
+    n: the number of samples behind the error. On a log axis the interval is symmetric in the logarithm (delta
+    method), so its lower end stays positive.
     """
     if not (math.isfinite(stderr) and math.isfinite(value)) or stderr <= 0:
         return 0.0, 0.0
+    half = reach(n) * stderr
     if not log:
-        return Z95 * stderr, Z95 * stderr
-    factor = math.exp(Z95 * stderr / value)
+        return half, half
+    factor = math.exp(min(half / value, 300.0))
     return value - value / factor, value * factor - value
+
+
+def intervals(data, log: bool, factor: float = 1.0) -> np.ndarray:
+    """[2, rows]: the `interval` of each row of `data` (columns value, stderr and n), times `factor`."""
+    parts = zip(factor * data["value"].astype(float), factor * data["stderr"].astype(float), data["n"])
+    return np.array([interval(value, error, n, log) for value, error, n in parts]).reshape(-1, 2).T
 
 
 def is_wide(values, ratio: float = 3.0) -> bool:

@@ -33,7 +33,7 @@ def _before_after(axes, part: pd.DataFrame, title: str, unit: str, factor: float
     for place, (arm, look) in enumerate(arms):
         value, error = part.at[arm, "value"] * factor, part.at[arm, "stderr"] * factor
         axes.bar(place, value, width=0.6, color=style.look(look).colour)
-        down, up = ax.interval(value, error, False)
+        down, up = ax.interval(value, error, part.at[arm, "n"], False)
         if up:
             axes.errorbar(place, value, yerr=[[down], [up]], color=style.MUTED, capsize=4)
         axes.annotate(f"{value:.3g}", (place, value + up), (0, 4), textcoords="offset points", ha="center")

@@ -85,10 +85,10 @@ def errors(table: pd.DataFrame):
 
 def _points(axes, part: pd.DataFrame, bits: list[int], method: str, shift: float) -> None:
     look, text = style.look(METHODS[method][0]), METHODS[method][1]
-    bars = np.array([ax.interval(v, e, True) for v, e in zip(part["value"], part["stderr"].astype(float))])
+    bars = ax.intervals(part, log=True)
     places = [bits.index(int(b)) + shift for b in part["bits"]]
     axes.errorbar(
-        places, part["value"].astype(float), yerr=bars.reshape(-1, 2).T, fmt=look.marker, color=look.colour,
+        places, part["value"].astype(float), yerr=bars, fmt=look.marker, color=look.colour,
         markersize=5, label=text,
     )  # fmt: skip
 
@@ -109,7 +109,7 @@ def zero_points(table: pd.DataFrame):
         for shift, (order, look) in zip((-0.19, 0.19), looks.items()):
             part = data[data["columns"].eq(order)]
             places = np.array([bits.index(int(b)) for b in part["bits"]]) + shift
-            bars = ax.Z95 * 100 * part["stderr"].astype(float)
+            bars = ax.reaches(part, 100)
             found = axes.bar(
                 places, 100 * part["value"].astype(float), 0.36, yerr=bars, capsize=3, ecolor=style.INK,
                 color=look.colour, label=order,

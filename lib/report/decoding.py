@@ -82,7 +82,7 @@ def variants(table: pd.DataFrame):
             part = found[metric].drop_duplicates("variant", keep="last").set_index("variant").reindex(names)
             values = factor * part["value"].astype(float)
             axes.barh(range(len(names)), values, height=0.6, color=style.look("gptq").colour,
-                      xerr=ax.Z95 * factor * part["stderr"].astype(float).fillna(0), ecolor=style.INK)  # fmt: skip
+                      xerr=ax.reaches(part, factor), ecolor=style.INK)  # fmt: skip
             for place, value in enumerate(values):
                 text = "not measured" if np.isnan(value) else _number(value)
                 axes.annotate(text, (0 if np.isnan(value) else value, place), (3, 7), textcoords="offset points",
@@ -119,8 +119,8 @@ def _points(axes, data: pd.DataFrame, kinds: list[str]) -> None:
     for place, arm in enumerate(arms):
         part = data[data["arm"].eq(arm)].drop_duplicates("kind", keep="last")
         look, shift = style.look(ARMS[arm][0]), 0.24 * (place - (len(arms) - 1) / 2)
-        bars = np.array([ax.interval(v, e, False) for v, e in zip(part["value"], part["stderr"].astype(float))])
+        bars = ax.intervals(part, log=False)
         axes.errorbar(
-            part["value"], [kinds.index(kind) + shift for kind in part["kind"]], xerr=bars.reshape(-1, 2).T,
+            part["value"], [kinds.index(kind) + shift for kind in part["kind"]], xerr=bars,
             fmt=look.marker, color=look.colour, capsize=3, markersize=5, label=ARMS[arm][1],
         )  # fmt: skip

@@ -1,6 +1,5 @@
 """The figure about drift: how far the layers' inputs have moved, and how much of that the layers take back."""
 
-import numpy as np
 import pandas as pd
 
 from lib.report import axes as ax
@@ -56,8 +55,8 @@ def _mostly(shown: pd.DataFrame) -> bool:
 
 def _line(axes, part: pd.DataFrame, look, text: str) -> None:
     part = part.sort_values("block")
-    bars = np.array([ax.interval(v, e, False) for v, e in zip(part["value"], part["stderr"].astype(float))])
+    bars = ax.intervals(part, log=False)
     axes.errorbar(
-        part["block"], part["value"], yerr=bars.reshape(-1, 2).T, fmt=look.marker, linestyle=look.line,
+        part["block"], part["value"], yerr=bars, fmt=look.marker, linestyle=look.line,
         color=look.colour, markersize=4, elinewidth=0.8, label=text,
     )  # fmt: skip

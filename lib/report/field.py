@@ -8,7 +8,8 @@ from lib.report import ladders, peers, rows, style
 
 LADDER, PEERS, ARTIFACTS = ladders.RECIPE, "53_peers", "54_artifacts"
 OURS = ("rtn", "gptq", "rounding", "best")  # arms of those notebooks that are ours; the others are other projects
-COLUMNS = ["notebook", "model", "text", "windows", "method", "ours", "detail", "megabytes", "value", "stderr", "time"]
+COLUMNS = ["notebook", "model", "text", "windows", "method", "ours", "detail", "megabytes", "value", "stderr", "n"]
+COLUMNS += ["time"]
 TITLE = "Quality against bytes, all methods and peers"
 
 
@@ -27,9 +28,9 @@ def by_megabytes(table: pd.DataFrame):
         for method, ours in names:
             part = data[data["method"].eq(method) & data["ours"].eq(ours)].sort_values("megabytes")
             look = style.look(method)
-            bars = np.array([ax.interval(v, e, True) for v, e in zip(part["value"], part["stderr"])])
+            bars = ax.intervals(part, log=True)
             axes.errorbar(
-                part["megabytes"], part["value"], yerr=bars.reshape(-1, 2).T, fmt=look.marker, color=look.colour,
+                part["megabytes"], part["value"], yerr=bars, fmt=look.marker, color=look.colour,
                 markerfacecolor=look.colour if ours else "white", markersize=6, elinewidth=1, linestyle="none",
                 label=look.label if ours else method,
             )  # fmt: skip
@@ -118,7 +119,9 @@ def _joined(data: pd.DataFrame, by: list[str]) -> pd.DataFrame:
 
 
 def _plain(data: pd.DataFrame) -> pd.DataFrame:
-    numbers = {name: pd.to_numeric(data[name]).astype(float) for name in ("windows", "megabytes", "value", "stderr")}
+    numbers = {
+        name: pd.to_numeric(data[name]).astype(float) for name in ("windows", "megabytes", "value", "stderr", "n")
+    }
     return data.assign(**numbers)[COLUMNS]
 
 

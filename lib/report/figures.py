@@ -43,8 +43,9 @@ def _speed(axes, data: pd.DataFrame, metric: str) -> tuple[list, list]:
     ratios = [tables.ratio(row, metric) for row in data.to_dict("records")]
     points, bars = [(x, ratio) for x, (ratio, _) in zip(data["x"], ratios)], []
     axes.axhline(1, color=style.INK, linestyle=":", linewidth=1)
-    for (x, ratio), (_, error), method in zip(points, ratios, data["method"]):
-        below, above = ax.interval(ratio, error, log=False)
+    counts = data.get(f"{metric}_n", [None] * len(data))
+    for (x, ratio), (_, error), n, method in zip(points, ratios, counts, data["method"]):
+        below, above = ax.interval(ratio, error, n, log=False)
         look = style.look(method)
         bars.append([(x, ratio - below), (x, ratio + above)])
         axes.errorbar(
@@ -77,7 +78,8 @@ def memory_by_method(table: pd.DataFrame):
         axes = figure.add_subplot()
         for place, row in enumerate(data.to_dict("records")):
             colour = style.look(row["method"]).colour
-            bars = ax.interval(row["peak_memory"] * 1e-6, row["peak_memory_stderr"] * 1e-6, log=False)
+            value, error = row["peak_memory"] * 1e-6, row["peak_memory_stderr"] * 1e-6
+            bars = ax.interval(value, error, row["peak_memory_n"], log=False)
             axes.barh(
                 place, row["peak_memory"] * 1e-6, 0.62, xerr=[[bars[0]], [bars[1]]], facecolor="white",
                 edgecolor=colour, linewidth=1.3, ecolor=colour, capsize=2.5,

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 import pandas as pd
 
 from lib.report import figures, rows, tables
-from lib.report.axes import Z95
+from lib.report.axes import reach
 
 CLOSE = 0.05  # "close to the original": a perplexity at most this share above it
 
@@ -27,14 +27,15 @@ def findings(table: pd.DataFrame) -> list[str]:
     ]
 
 
-def compare(ours: pd.Series, theirs: pd.Series, metric: str = "perplexity") -> tuple[float, float]:
-    """Difference ours - theirs and the half-width of its 95 % interval (nan where an error is unknown).
+def compare(ours: pd.Series, theirs: pd.Series, metric: str = "perplexity") -> tuple[float, float, float]:
+    """Difference ours - theirs, its standard error (nan where one is unknown), the half-width of its 95 % interval.
 
     The errors are taken as independent. Both were measured on the same windows, so the true interval is narrower:
     a difference called none here may be found by a paired test, one called real stays real.
     """
     errors = [row.get(f"{metric}_stderr", math.nan) for row in (ours, theirs)]
-    return ours[metric] - theirs[metric], Z95 * math.hypot(*errors)
+    fewest = min(row.get(f"{metric}_n", math.nan) for row in (ours, theirs))
+    return ours[metric] - theirs[metric], math.hypot(*errors), reach(fewest) * math.hypot(*errors)
 
 
 def _smallest(original: pd.Series, compressed: pd.DataFrame) -> str:
@@ -58,12 +59,12 @@ def _value(row: pd.Series, metric: str = "perplexity") -> str:
     return tables.fmt(row[metric], row.get(f"{metric}_stderr", math.nan))
 
 
-def _verdict(difference: float, half: float) -> str:
+def _verdict(difference: float, error: float, half: float) -> str:
     if math.isnan(half) or not math.isfinite(difference):
         return "the interval of the difference is unknown"
     if abs(difference) <= half:
         return "no difference beyond the 95 % interval"
-    return f"a difference of {tables.fmt(difference, half / Z95)}, outside the 95 % interval"
+    return f"a difference of {tables.fmt(difference, error)}, outside the 95 % interval"
 
 
 def _methods(data: pd.DataFrame) -> list[str]:
@@ -105,12 +106,14 @@ def _worse(data: pd.DataFrame) -> list[str]:
 
 def _speed(compressed: pd.DataFrame) -> list[str]:
     """Range of decode speeds relative to the original in the same run, and whose differ from it."""
-    ratios = {label: tables.ratio(row, "decode") for label, row in zip(compressed.index, compressed.to_dict("records"))}
+    speeds = dict(zip(compressed.index, compressed.to_dict("records")))
+    ratios = {label: tables.ratio(row, "decode") for label, row in speeds.items()}
     ratios = {label: pair for label, pair in ratios.items() if math.isfinite(pair[0])}
     if not ratios:
         return []
-    faster = [label for label, (ratio, error) in ratios.items() if ratio - 1 > Z95 * error]
-    slower = [label for label, (ratio, error) in ratios.items() if 1 - ratio > Z95 * error]
+    half = {label: reach(speeds[label].get("decode_n")) * error for label, (_, error) in ratios.items()}
+    faster = [label for label, (ratio, _) in ratios.items() if ratio - 1 > half[label]]
+    slower = [label for label, (ratio, _) in ratios.items() if 1 - ratio > half[label]]
     low, high = (pick(ratio for ratio, _ in ratios.values()) for pick in (min, max))
     return [
         f"The compressed models decode at {low:.2f} to {high:.2f} times the speed of the original in the same run. "

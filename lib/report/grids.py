@@ -96,7 +96,7 @@ def _damage(axes, damage: pd.DataFrame) -> None:
     damage = damage.sort_values("value", ascending=False)
     for place, row in enumerate(damage.to_dict("records")):
         look = style.look(TEXTBOOK[row["method"]][0])
-        bar = np.array([ax.interval(row["value"], float(row["stderr"]), True)]).T
+        bar = np.array([ax.interval(row["value"], float(row["stderr"]), row["n"], True)]).T
         axes.errorbar(row["value"], place, xerr=bar, fmt=look.marker, color=look.colour, capsize=3)
         axes.annotate(f"{row['value']:.2g}", (row["value"], place), (0, 7), textcoords="offset points", ha="center",
                       fontsize=8.5)  # fmt: skip
@@ -111,9 +111,9 @@ def _damage(axes, damage: pd.DataFrame) -> None:
 
 def _line(axes, part: pd.DataFrame, x: str, method: str, text: str) -> None:
     look = style.look(method)
-    bars = np.array([ax.interval(v, e, True) for v, e in zip(part["value"], part["stderr"].astype(float))])
+    bars = ax.intervals(part, log=True)
     axes.errorbar(
-        part[x], part["value"], yerr=bars.reshape(-1, 2).T, fmt=look.marker, linestyle=look.line, color=look.colour,
+        part[x], part["value"], yerr=bars, fmt=look.marker, linestyle=look.line, color=look.colour,
         markersize=5, label=text,
     )  # fmt: skip
 

@@ -191,7 +191,7 @@ def _ways(axes, data: pd.DataFrame) -> None:
         part, (name, method) = data[data["way"].eq(way)].sort_values("healing_tokens"), WAYS[way]
         look = style.look(method)
         axes.errorbar(
-            part["healing_tokens"].astype(float), 100 * part["value"], yerr=100 * ax.Z95 * part["stderr"].fillna(0),
+            part["healing_tokens"].astype(float), 100 * part["value"], yerr=ax.reaches(part, 100),
             color=look.colour, marker=look.marker, linestyle=look.line, capsize=3, label=name,
         )  # fmt: skip
     amounts = sorted(data["healing_tokens"].astype(float).unique())

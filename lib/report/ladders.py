@@ -1,6 +1,5 @@
 """Ladders: a metric after each rung, with what another draw of the calibration text would have changed."""
 
-import numpy as np
 import pandas as pd
 
 from lib.report import axes as ax
@@ -99,7 +98,7 @@ def draws(table: pd.DataFrame, metric: str) -> pd.DataFrame:
     run of each seed counts, if it finished. Rungs are in the order in which the run with most of them recorded them: a
     run of few, made for more seeds, changes no order.
     """
-    by, told = [*PLACE, *EFFORT], ["value", "stderr", "higher_is_better", "time"]
+    by, told = [*PLACE, *EFFORT], ["value", "stderr", "n", "higher_is_better", "time"]
     data = _each(table, metric)
     groups = data.groupby([*by, "rung"], sort=False)["value"]
     data = data.assign(spread=groups.transform("std"), seeds=groups.transform("count"), value=groups.transform("mean"))
@@ -111,7 +110,7 @@ def draws(table: pd.DataFrame, metric: str) -> pd.DataFrame:
 
 def _each(table: pd.DataFrame, metric: str) -> pd.DataFrame:
     """`metric` of every rung and seed, a row each, from the newest run of the seed that has it, if that finished."""
-    by, told = [*PLACE, *EFFORT], ["value", "stderr", "higher_is_better", "time"]
+    by, told = [*PLACE, *EFFORT], ["value", "stderr", "n", "higher_is_better", "time"]
     data = rows.complete(table)
     data = data.reindex(columns=list(dict.fromkeys([*data.columns, *by, "rung"])))
     data = data[data["metric"].eq(metric) & data["rung"].notna()].sort_values("time", kind="stable")
@@ -157,7 +156,7 @@ def _weight(part: pd.DataFrame) -> tuple:
 def _rungs(axes, part: pd.DataFrame, names: list[str], metric: str) -> None:
     log, look = ax.is_wide(part["value"]), style.look("gptq")
     places = part["rung"].map(names.index)
-    bars = np.array([ax.interval(v, e, log) for v, e in zip(part["value"], part["stderr"])]).T
+    bars = ax.intervals(part, log=log)
     axes.errorbar(part["value"], places, xerr=bars, fmt=look.marker, color=look.colour, capsize=3)
     axes.set(xlabel=_name(metric))
     axes.margins(x=0.08 if part["seeds"].max() < 2 else 0.35)

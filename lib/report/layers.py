@@ -1,6 +1,5 @@
 """Figures over depth: which blocks matter, and where in a block the error of quantization sits."""
 
-import numpy as np
 import pandas as pd
 
 from lib.report import axes as ax
@@ -42,9 +41,9 @@ def layer_error(table: pd.DataFrame):
 def _errors(axes, part: pd.DataFrame, methods: list[str]) -> None:
     for method in methods:
         line, look = part[part["method"].eq(method)].sort_values("block"), style.look(method)
-        bars = np.array([ax.interval(v, e, True) for v, e in zip(line["value"], line["stderr"].astype(float))])
+        bars = ax.intervals(line, log=True)
         axes.errorbar(
-            line["block"], line["value"], yerr=bars.reshape(-1, 2).T, fmt=look.marker, linestyle=look.line,
+            line["block"], line["value"], yerr=bars, fmt=look.marker, linestyle=look.line,
             color=look.colour, markersize=3.4, linewidth=1.2, elinewidth=0.8, label=look.label,
         )  # fmt: skip
 

@@ -131,8 +131,8 @@ def split_error(table: pd.DataFrame):
 
 
 def _line(axes, part: pd.DataFrame, look, text: str) -> None:
-    bars = np.array([ax.interval(v, e, True) for v, e in zip(part["value"], part["stderr"].astype(float))])
+    bars = ax.intervals(part, log=True)
     axes.errorbar(
-        part["block"], part["value"], yerr=bars.reshape(-1, 2).T, fmt=look.marker, linestyle=look.line,
+        part["block"], part["value"], yerr=bars, fmt=look.marker, linestyle=look.line,
         color=look.colour, markersize=4.5, elinewidth=0.9, label=text,
     )  # fmt: skip

@@ -64,7 +64,7 @@ def speed_by_shape(table: pd.DataFrame):
             look = style.look(SHADES[int(bits)])
             places = [shapes.index(shape) for shape in part["shape"]]
             rate = part["bytes"].astype(float) / part["value"].astype(float) / 1e9
-            error = rate * 1.96 * part["stderr"].astype(float).fillna(0) / part["value"].astype(float)
+            error = rate * ax.reaches(part) / part["value"].astype(float)
             axes.errorbar(
                 places, rate, yerr=error, fmt=look.marker, color=look.colour, capsize=3, label=f"{int(bits)} bits"
             )

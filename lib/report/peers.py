@@ -1,6 +1,5 @@
 """Figures about the comparison with other projects: quality and time by arm."""
 
-import numpy as np
 import pandas as pd
 
 from lib.report import axes as ax
@@ -49,9 +48,9 @@ def _divergences(panel, data: pd.DataFrame, arms: list[str]) -> None:
     for place, text in enumerate(texts):
         part = data[data["text"].eq(text)]
         heights = [arms.index(arm) + 0.18 * place for arm in part["arm"]]
-        bars = np.array([ax.interval(v, e, True) for v, e in zip(part["value"], part["stderr"].astype(float))])
+        bars = ax.intervals(part, log=True)
         panel.errorbar(
-            part["value"], heights, xerr=bars.reshape(-1, 2).T, fmt="o", markersize=5, color=style.look("gptq").colour,
+            part["value"], heights, xerr=bars, fmt="o", markersize=5, color=style.look("gptq").colour,
             markerfacecolor="white" if place else None, label=text,
         )  # fmt: skip
     panel.set_xscale("log")

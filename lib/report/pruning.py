@@ -70,9 +70,9 @@ def _importance(axes, part: pd.DataFrame) -> int:
     blocks, values = every[finite], all_values[finite]
     log = ax.is_wide(values, 20)
     look, first = style.look("gptq"), np.argsort(values, kind="stable")[:MARKED]
-    bars = [ax.interval(v, e, log) for v, e in zip(values, part["stderr"].astype(float)[finite])]
+    bars = ax.intervals(part[finite], log)
     axes.errorbar(
-        blocks, values, yerr=np.reshape(bars, (-1, 2)).T, fmt=look.marker, color=look.colour, markerfacecolor="white",
+        blocks, values, yerr=bars, fmt=look.marker, color=look.colour, markerfacecolor="white",
         capsize=2, elinewidth=1,
     )  # fmt: skip
     for rank, index in enumerate(first, start=1):
@@ -120,9 +120,9 @@ def quality_by_depth(table: pd.DataFrame):
 def _by_depth(axes, line: pd.DataFrame, place: int, label: str, way: str) -> None:
     line = line[line["value"].gt(0)]  # the original's divergence from itself has no place on a log axis
     colour, marker, dashes = _looks()[place]
-    bars = np.array([ax.interval(v, e, True) for v, e in zip(line["value"], line["stderr"].astype(float))])
+    bars = ax.intervals(line, log=True)
     axes.errorbar(
-        line["blocks"], line["value"], yerr=bars.reshape(-1, 2).T, fmt=marker, color=colour, capsize=2, label=label,
+        line["blocks"], line["value"], yerr=bars, fmt=marker, color=colour, capsize=2, label=label,
         linestyle=dashes if way == "one_shot" else "-", markerfacecolor=colour if way == "one_shot" else "white",
     )  # fmt: skip
 
@@ -168,8 +168,7 @@ def _cost(axes, part: pd.DataFrame, label: str, look: str, factor: float) -> Non
     if part.empty:
         return
     part, look = part.sort_values("blocks"), style.look(look)
-    values, errors = part["value"].astype(float) * factor, part["stderr"].astype(float) * factor
-    bars = np.array([ax.interval(v, e, False) for v, e in zip(values, errors)]).reshape(-1, 2).T
+    values, bars = part["value"].astype(float) * factor, ax.intervals(part, log=False, factor=factor)
     axes.errorbar(
         part["blocks"], values, yerr=bars, fmt=look.marker, linestyle=look.line, color=look.colour, capsize=2,
         label=label,

@@ -117,7 +117,8 @@ def _methods(axes, data: pd.DataFrame, metric: str, log: bool, front: set[int]) 
         axes.plot(part["x"], part["shown"], look.line, color=look.colour, linewidth=1, alpha=0.8, zorder=2)
         drawn.append(part[["x", "shown"]].to_numpy(float))
         for point in part.to_dict("records"):
-            below, above = (0, 0) if point["beyond"] else ax.interval(point["y"], point[f"{metric}_stderr"], log)
+            error, n = point[f"{metric}_stderr"], point[f"{metric}_n"]
+            below, above = (0, 0) if point["beyond"] else ax.interval(point["y"], error, n, log)
             bars = [[below], [above]] if above else None
             drawn.append([(point["x"], point["shown"] - below), (point["x"], point["shown"] + above)])
             axes.errorbar(

@@ -117,9 +117,9 @@ def by_megabytes(table: pd.DataFrame):
         axes = figure.add_subplot()
         for arm, part in sorted(data.groupby("method"), key=lambda pair: style.order(pair[0])):
             part, look = part.sort_values("megabytes"), style.look(arm)
-            bars = np.array([ax.interval(v, e, True) for v, e in zip(part["value"], part["stderr"])])
+            bars = ax.intervals(part, log=True)
             axes.errorbar(
-                part["megabytes"], part["value"], yerr=bars.reshape(-1, 2).T, fmt=look.marker,
+                part["megabytes"], part["value"], yerr=bars, fmt=look.marker,
                 linestyle=look.line if len(part) > 1 else "none", color=look.colour, label=look.label, markersize=5,
             )  # fmt: skip
         ax.plain_log(axes, "y")

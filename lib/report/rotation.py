@@ -74,7 +74,7 @@ def factors(table: pd.DataFrame):
         axes.axvline(1, color=style.INK, linewidth=0.9)
         for place, (name, ratio) in enumerate(parts.items()):
             logs = np.log(ratio.to_numpy())
-            wide = ax.Z95 * logs.std(ddof=1) / len(logs) ** 0.5 if len(logs) > 1 else 0
+            wide = ax.reach(len(logs)) * logs.std(ddof=1) / len(logs) ** 0.5 if len(logs) > 1 else 0
             mean, (low, high) = np.exp(logs.mean()), np.exp([logs.mean() - wide, logs.mean() + wide])
             look = style.look("depth" if name == "output_error" else "gptq")
             spread = place + 0.26 + 0.1 * np.linspace(-1, 1, len(ratio))

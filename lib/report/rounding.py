@@ -108,7 +108,7 @@ def ladder(table: pd.DataFrame):
                 if name not in part.index:
                     continue
                 value, look = part.loc[name, "value"], style.look(RUNGS.get(name, name))
-                reach = np.array(ax.interval(value, part.loc[name, "stderr"], False))[:, None]
+                reach = np.array(ax.interval(value, part.loc[name, "stderr"], part.loc[name, "n"], False))[:, None]
                 axes.errorbar(value, place, xerr=reach, fmt=look.marker, color=look.colour, capsize=3)
                 axes.annotate(f"{value:.2f}", (value, place), (0, 6), textcoords="offset points", ha="center", size=8.5)
             axes.set(xlabel="error of the block's outputs (1: nearest)", ylim=(len(names) - 0.5, -0.7))

@@ -164,7 +164,7 @@ def _recipes(axes, part: pd.DataFrame, names: list[str]) -> None:
     log = ax.is_wide(part["value"])
     for row in part.to_dict("records"):
         place, look = names.index(row["recipe"]), style.look("gptq" if "GPTQ" in row["recipe"] else "rtn")
-        bar = np.array([ax.interval(row["value"], row["stderr"], log)]).T
+        bar = np.array([ax.interval(row["value"], row["stderr"], row["n"], log)]).T
         axes.errorbar(row["value"], place, xerr=bar, fmt=look.marker, color=look.colour, capsize=3)
         axes.annotate(
             f"{row['value']:.3f}", (row["value"], place), (0, 6), textcoords="offset points", ha="center", fontsize=8.5

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pandas as pd
 
-from lib import files, machine, records, results
+from lib import claims, files, machine, records, results
 from lib.report import (
     changes,
     compare,
@@ -101,6 +101,7 @@ def build() -> Path:
         "pages": pages,
         "groups": task_pages.build(table, folder, notebooks.css()),
         "problems": _problems(table, documents, pages),
+        "missed": claims.missed(results.newest(documents)),
     }
     return files.write_text(folder / "index.html", render("template", **context))
 
