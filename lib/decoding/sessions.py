@@ -9,11 +9,14 @@ same loop:
     session.rewind(length)               forget all tokens but the first `length`
 """
 
+import itertools
+from collections.abc import Iterator
 from typing import Protocol
 
 import torch
 from torch import Tensor, nn
 
+from lib.models import blocks, rotary
 from lib.models.logits import device
 
 
@@ -28,13 +31,18 @@ class Session(Protocol):
 
 
 class ModelSession:
-    """A causal language model of transformers behind the protocol: its own forward pass and its dynamic cache."""
+    """A causal language model of transformers behind the protocol: its own forward pass and its dynamic cache.
+
+    Logits are those of a forward pass over the whole text so far: where position tables change with its length, keys
+    that were made by other tables are not kept but made anew.
+    """
 
     def __init__(self, model: nn.Module):
-        from lib.models import blocks
-
         self.model = model.eval()
         self.limit: int | None = getattr(blocks.config(model), "max_position_embeddings", None)
+        self._tables = rotary.Tables.of(model)
+        self._tokens = torch.empty(0, dtype=torch.long)
+        self.length = 0
         self._clear()
 
     @torch.no_grad()
@@ -45,11 +53,12 @@ class ModelSession:
         """
         check_tokens(tokens, self.model.get_input_embeddings().num_embeddings)
         check_room(self, len(tokens))
-        inputs, kept = tokens.to(device(self.model))[None], 1 if last else 0
-        found = self.model(input_ids=inputs, past_key_values=self._cache, use_cache=True, logits_to_keep=kept)
-        self._tokens = torch.cat([self._tokens, tokens.cpu()])
+        before, self._tokens = self.length, torch.cat([self._tokens, tokens.cpu()])
         self.length += len(tokens)
-        return found.logits[0].float()
+        with rotary.forgetting(self.model):
+            if last:
+                return self._pass(self.length, 1)
+            return torch.cat([self._pass(end, count) for end, count in self._alike(before)])
 
     def rewind(self, length: int) -> None:
         """Forget all tokens but the first `length`; raises ValueError for more than were read."""
@@ -57,15 +66,30 @@ class ModelSession:
             raise ValueError(f"rewind({length}) of a session of {self.length} tokens; choose 0 to {self.length}.")
         if length == self.length:
             return
-        if length and length >= self._floor:
-            self._cache.crop(length - self.length)
-            self.length = length
-            self._floor = length if self._slides else 0
-        else:
-            kept = self._tokens[:length]
+        self.length, self._tokens = length, self._tokens[:length]
+        if length < self._kept and length >= self._floor and length and self._tables.kind(length) == self._kind:
+            self._cache.crop(length - self._kept)
+            self._kept, self._floor = length, length if self._slides else 0
+        elif length < self._kept:
             self._clear()
-            read(self, kept)
-        self._tokens = self._tokens[:length]
+
+    def _pass(self, end: int, count: int) -> Tensor:
+        """Read what is missing of the first `end` tokens; logits after the last `count` of them."""
+        if (kind := self._tables.kind(end)) != self._kind:
+            self._clear()
+            self._kind = kind
+        inputs = self._tokens[self._kept : end].to(device(self.model))[None]
+        kept = 0 if inputs.shape[1] == count else count
+        found = self.model(input_ids=inputs, past_key_values=self._cache, use_cache=True, logits_to_keep=kept)
+        self._kept = end
+        return found.logits[0].float()
+
+    def _alike(self, before: int) -> Iterator[tuple[int, int]]:
+        """(end, tokens) of the runs of tokens from `before` on after which the same position tables serve."""
+        ends = range(before + 1, self.length + 1)
+        for _, run in itertools.groupby(ends, self._tables.kind):
+            *_, end = found = list(run)
+            yield end, len(found)
 
     def _clear(self) -> None:
         from transformers import DynamicCache
@@ -74,8 +98,8 @@ class ModelSession:
         # sliding windows would otherwise drop what a rewind needs; they still drop at each rewind what lies before it
         self._cache.activate_past_recording()
         self._slides = any(getattr(layer, "is_sliding", False) for layer in self._cache.layers)
-        self._tokens = torch.empty(0, dtype=torch.long)
-        self.length = self._floor = 0
+        self._kept = self._floor = 0  # tokens whose keys are there, and the fewest to which a rewind may cut them
+        self._kind = self._tables.kind(0)
 
 
 def read(session: Session, tokens: Tensor) -> None:

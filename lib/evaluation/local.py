@@ -18,7 +18,7 @@ from lib import timing
 from lib.decoding import ends, settings
 from lib.evaluation import generation, identity, likelihood, prefixes
 from lib.evaluation.drawing import Drawing
-from lib.models import blocks, logits
+from lib.models import blocks, logits, rotary
 from lib.tasks.task import Generation, Likelihood, Outcome
 
 LENGTHS = ("n_positions", "max_position_embeddings", "n_ctx")  # where configurations keep the longest input
@@ -88,9 +88,27 @@ class Local(Drawing):
         self.truncated = [place for place, each in enumerate(encoded) if each.truncated]
         given = encoded, everything(wanted, requests), finished or nothing
         with logits.evaluating(self.model):
-            if self.shares:
-                return likelihood.measure(self.model, *given, self.budget)
-            return likelihood.measure_plainly(self.model, *given)
+            return self._measured(*given)
+
+    def _measured(self, encoded: list, wanted: set[int], finished: Callable) -> list[Outcome | None]:
+        """Outcomes by shared passes, and by passes of their own where sharing would change them."""
+        together = self._together([len(each.inputs) for each in encoded])
+        apart = likelihood.measure_plainly(self.model, encoded, wanted.difference(together), finished)
+        if together:
+            some = [encoded[index] for index in together]
+            inside = {place for place, index in enumerate(together) if index in wanted}
+            told = lambda place, outcome: finished(together[place], outcome)  # noqa: E731
+            shared = likelihood.measure(self.model, some, inside, told, self.budget)
+            for index, outcome in zip(together, shared):
+                apart[index] = outcome
+        return apart
+
+    def _together(self, lengths: list[int]) -> list[int]:
+        """The places of the requests that passes may share: none beside a longer one with other position tables."""
+        if not self.shares:
+            return []
+        tables = rotary.Tables.of(self.model)
+        return [index for index, length in enumerate(lengths) if tables.alike(length)]
 
     def generate(
         self, requests: list[Generation], *, wanted: Collection[int] | None = None, finished: Callable | None = None
@@ -98,12 +116,18 @@ class Local(Drawing):
         """A text per request, up to its first stop string; None for those not `wanted`."""
         prompts = generation.encode(self.tokenizer, requests, self.longest, bos=self.bos)
         self.truncated = [place for place, each in enumerate(prompts) if each.truncated]
-        given = self.model, self.tokenizer, requests, prompts, everything(wanted, requests), finished or nothing
+        given, finished = (self.model, self.tokenizer, requests, prompts), finished or nothing
+        wanted = everything(wanted, requests)
         with logits.evaluating(self.model):
+            lengths = [len(each.tokens) + request.max_new_tokens for each, request in zip(prompts, requests)]
+            together = wanted.intersection(self._together(lengths))
             chooser = generation.Chooser(prompts, requests, self.sampling, self.seed, self.own)
-            if self.shares:
-                return generation.generate(*given, budget=self.budget, most=self.rows, chooser=chooser)
-            return generation.generate_plainly(*given, chooser)
+            texts = generation.generate_plainly(*given, wanted - together, finished, chooser)
+            if together:
+                options = {"budget": self.budget, "most": self.rows, "chooser": chooser}
+                shared = generation.generate(*given, together, finished, **options)
+                texts = [shared[index] if index in together else text for index, text in enumerate(texts)]
+            return texts
 
     def tokens(self, requests: list[Likelihood | Generation]) -> tuple[int, int]:
         """(tokens to be read, each shared one counted once; tokens to be generated at most)."""
@@ -130,7 +154,8 @@ class Local(Drawing):
             for each in (step[0], *step):
                 begin = timing.clock()
                 *_, (_, hidden) = prefixes.Runner(model)(each)
-                logits.Projection.of(model)(hidden[-1:]).argmax()
+                if self.shares:
+                    logits.Projection.of(model)(hidden[-1:]).argmax()
                 seconds.append(timing.clock() - begin)
         return seconds[2] / len(prompt), seconds[1] / self.rows
 

@@ -16,6 +16,8 @@ def prepare(model: nn.Module, visible: Tensor, distance: Tensor):
     config = blocks.config(model)
     window = getattr(config, "sliding_window", None)
     kinds = set(getattr(config, "layer_types", None) or [])
+    if unknown := kinds - {"full_attention", "sliding_attention"}:
+        raise ValueError(f"layers of the types {sorted(unknown)}, whose masks are not made here; run requests alone.")
     if window is None or not getattr(config, "use_sliding_window", True) or int(distance.max()) < window:
         full = _additive(model, visible)
         return {kind: full for kind in kinds} if len(kinds) > 1 else full

@@ -38,7 +38,7 @@ def measure(
         raise ValueError("no text was given; documents with at least one character are needed; give some.")
     spans = [(ids, span) for ids in tokenized for span in windows(len(ids) - 1, length, stride)]
     with logits.evaluating(model):
-        run = logits.forward(model, tokenized[0][None])
+        run = logits.forward(model)
         bar = progress.bar(spans, desc="bits per byte", unit="window")
         losses = [_loss(model, run, ids, span) for ids, span in bar]
     size = sum(len(document.encode()) for document in documents)

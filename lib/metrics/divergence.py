@@ -85,7 +85,7 @@ def compare(model: nn.Module, reference, tokens: torch.Tensor, *, batch: int | s
     divergences, agreements = [], []
     originals = [reference] if isinstance(reference, nn.Module) else []
     with logits.evaluating(model, *originals):
-        run, run_original = logits.forward(model, tokens), _runner(reference, tokens)
+        run, run_original = logits.forward(model), _runner(reference)
         for start, some in logits.batches(tokens, model, batch, "quality"):
             rows, original, targets = run(some), run_original(start, some), some[:, 1:].flatten()
             for chunk in logits.chunks(len(targets), vocabulary):
@@ -120,7 +120,7 @@ def remember(
     if path is not None and path.exists():
         return Reference.load(path, original)
     with logits.evaluating(original):
-        if not logits.projects(original, tokens):
+        if not logits.projects(original):
             raise ValueError(
                 f"{type(original).__name__} computes its logits from more than hidden states and head; "
                 "pass a copy of the original model as reference instead of remembering it."
@@ -166,17 +166,17 @@ def _score(values: torch.Tensor, unit: str, higher_is_better: bool, baseline: fl
     return Score(per_window.mean(), bootstrap(per_window, np.mean), len(per_window), unit, higher_is_better, baseline)
 
 
-def _runner(reference, tokens: torch.Tensor):
+def _runner(reference):
     """A function (start, windows) -> `Rows` of the original's logits."""
     if isinstance(reference, Reference):
         return lambda start, some: reference.rows(start, len(some))
-    run = logits.forward(reference, tokens)
+    run = logits.forward(reference)
     return lambda start, some: run(some)
 
 
 def _check(vocabulary: int, reference, tokens: torch.Tensor) -> None:
     if isinstance(reference, Reference):
-        theirs = reference.projection.head.out_features
+        theirs = reference.projection.vocabulary
         reference.check(tokens)
     elif isinstance(reference, nn.Module):
         theirs = blocks.head(reference).out_features

@@ -31,7 +31,7 @@ def nll(model: nn.Module, tokens: torch.Tensor, *, batch: int | str = "auto") ->
     """Negative log-likelihood in nats of every predicted token: float32 [count, length - 1] for [count, length]."""
     parts = []
     with logits.evaluating(model):
-        run = logits.forward(model, tokens)
+        run = logits.forward(model)
         for start, some in logits.batches(tokens, model, batch, "perplexity"):
             rows, targets = run(some), some[:, 1:].flatten()
             for chunk in logits.chunks(len(targets), blocks.head(model).out_features):

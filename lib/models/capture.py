@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from lib.models import partial, rotary
 from lib.models.blocks import blocks, decoder, device
 
 PANEL = 384  # columns of one panel of the Hessian; panels below the diagonal are mirrored, not computed
@@ -27,16 +28,14 @@ class Captured:
 @torch.no_grad()
 def capture(model: nn.Module, tokens: Tensor, *, batch: int = 16) -> Captured:
     """Run `tokens` [count, length] through the embeddings alone, recording how the model calls its blocks."""
-    calls, hidden, parts, tuples = {}, [], list(blocks(model)), []
+    calls, hidden, parts, tuples = {}, [], list(blocks(model)), partial.answers_tuple(model)
 
     def stand_in(index: int) -> Callable:
-        def forward(states: Tensor, *args, **kwargs) -> Tensor | tuple:
-            calls[index] = (args, kwargs)
+        def forward(*args, **kwargs) -> Tensor | tuple:
+            states, calls[index] = partial.taken(args, kwargs)
             if index == 0:
                 hidden.append(states)
-            if not tuples:  # some families' blocks return a tuple, which their decoder then takes apart
-                tuples.append(isinstance(type(parts[0]).forward(parts[0], states, *args, **kwargs), tuple))
-            return (states,) if tuples[0] else states
+            return (states,) if tuples else states
 
         return forward
 
@@ -44,6 +43,7 @@ def capture(model: nn.Module, tokens: Tensor, *, batch: int = 16) -> Captured:
         for index, block in enumerate(parts):
             block.forward = stand_in(index)
             stack.callback(block.__dict__.pop, "forward")
+        stack.enter_context(rotary.forgetting(model))
         home = device(model)
         for chunk in tokens.split(batch):
             decoder(model)(input_ids=chunk.to(home), use_cache=False)
@@ -55,8 +55,7 @@ def capture(model: nn.Module, tokens: Tensor, *, batch: int = 16) -> Captured:
 
 def run_block(block: nn.Module, hidden: Tensor, call: tuple[tuple, dict]) -> Tensor:
     """Hidden states [count, length, hidden size] after `block`, called as `capture` recorded it."""
-    output = block(hidden, *call[0], **call[1])
-    return output[0] if isinstance(output, tuple) else output
+    return partial.first(block(hidden, *call[0], **call[1]))
 
 
 def moved(value, device):

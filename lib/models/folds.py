@@ -13,8 +13,8 @@ import torch
 from torch import Tensor, nn
 
 from lib.models.blocks import config, linears
+from lib.models.equivalence import LOUD, floated, randomised, run
 
-LENGTH = 16  # tokens that are plenty for a trial
 LEFT = 1e-3  # a fold may leave this share of what scaling the columns alone changes; rounding leaves about 1e-6
 
 
@@ -39,6 +39,11 @@ class Fold:
         """The same fold with full names: those of a block that the model calls `prefix`."""
         source = self.source and f"{prefix}.{self.source}"
         return replace(self, layers=[f"{prefix}.{name}" for name in self.layers], source=source)
+
+    def outside(self, prefix: str) -> "Fold":
+        """The opposite of `inside`: names as they are inside the block that the model calls `prefix`."""
+        cut = len(prefix) + 1
+        return replace(self, layers=[name[cut:] for name in self.layers], source=self.source and self.source[cut:])
 
     def spread(self, scale: Tensor) -> Tensor:
         """A scale [channels] as the columns of `layers` see it, [channels · repeat]."""
@@ -87,13 +92,10 @@ def find(model: nn.Module, block: nn.Module, call: tuple[tuple, dict], length: i
 
     call: how the model calls the block on `length` tokens, as `inputs.capture` records it.
     """
-    trial, generator = copy.deepcopy(block).float(), torch.Generator().manual_seed(0)
-    for name, weight in trial.named_parameters():
-        values = torch.randn(weight.shape, generator=generator)
-        norm = weight.ndim == 1 and name.endswith("weight")
-        weight.copy_(1 + 0.1 * values if norm else values / weight.shape[-1] ** 0.5)
-    call, text = _float(call), config(model)
-    size = model.get_input_embeddings().embedding_dim
+    generator = torch.Generator().manual_seed(0)
+    trial = randomised(copy.deepcopy(block).float(), generator)
+    call, text = floated(call), config(model)
+    size = text.hidden_size
     hidden = torch.randn(1, length, size, generator=generator).to(next(trial.parameters()).device)
     groups, order = _trace(trial, hidden, call)
     return [_find(trial, hidden, call, names, order, text) for names in groups]
@@ -125,15 +127,27 @@ def _candidates(module: nn.Module, source: str, names: list[str], columns: int, 
 
 
 def _undoes(trial: nn.Module, hidden: Tensor, call, fold: Fold, scale: Tensor) -> bool:
-    """Whether `fold` takes back what scaling the columns alone does to the block's output."""
+    """Whether `fold` takes back what scaling the columns alone does to the block's output.
+
+    Of a linear layer loud outputs are tried as well: what clips them passes no scale on, though small ones get through.
+    """
+    source = trial.get_submodule(fold.source)
+    sizes = (1.0, LOUD) if isinstance(source, nn.Linear) else (1.0,)
+    return all(_undoes_at(trial, hidden, call, fold, scale, size) for size in sizes)
+
+
+def _undoes_at(trial: nn.Module, hidden: Tensor, call, fold: Fold, scale: Tensor, size: float) -> bool:
+    """As `_undoes`, with the weights of the source enlarged by `size`."""
     parts = [trial.get_submodule(name) for name in [fold.source, *fold.layers]]
     before = copy.deepcopy([part.state_dict() for part in parts])
-    expected = _run(trial, hidden, call)
+    if size != 1:
+        parts[0].weight.mul_(size)
+    expected = run(trial, hidden, call)
     for layer in parts[1:]:
         _multiply_(layer, fold.spread(scale))
-    alone = (_run(trial, hidden, call) - expected).norm()
+    alone = (run(trial, hidden, call) - expected).norm()
     _divide_(parts[0], scale, fold.offset)
-    left = (_run(trial, hidden, call) - expected).norm()
+    left = (run(trial, hidden, call) - expected).norm()
     for part, state in zip(parts, before):
         part.load_state_dict(state)
     return bool(left <= LEFT * alone)
@@ -155,7 +169,7 @@ def _trace(trial: nn.Module, hidden: Tensor, call) -> tuple[list[list[str]], lis
     plain = {*linears(trial)} | {name for name, part in trial.named_modules() if _is_norm(part)}
     for name in plain:
         handles.append(trial.get_submodule(name).register_forward_pre_hook(look(name)))
-    _run(trial, hidden, call)
+    run(trial, hidden, call)
     for handle in handles:
         handle.remove()
     return [names for _, names in seen], order
@@ -165,17 +179,3 @@ def _is_norm(module: nn.Module) -> bool:
     """Whether `module` multiplies its channels by a weight each: a norm, whatever its class is called."""
     weight = getattr(module, "weight", None)
     return isinstance(weight, nn.Parameter) and weight.ndim == 1
-
-
-def _run(block: nn.Module, hidden: Tensor, call) -> Tensor:
-    output = block(hidden, *call[0], **call[1])
-    return output[0] if isinstance(output, tuple) else output
-
-
-def _float(value):
-    """Every floating tensor inside `value` as float32."""
-    if isinstance(value, Tensor):
-        return value.float() if value.is_floating_point() else value
-    if isinstance(value, tuple | list):
-        return type(value)(_float(part) for part in value)
-    return {key: _float(part) for key, part in value.items()} if isinstance(value, dict) else value

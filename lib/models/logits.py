@@ -5,87 +5,63 @@ and the head, which costs little, chunk by chunk. Every measurement of quality r
 of them on the same tokens agree to the last bit.
 """
 
-import contextlib
-import copy
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, replace
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from lib import progress
-from lib.models import blocks
+from lib.models import blocks, partial
+from lib.models.blocks import device
+from lib.models.projection import Projection, Whole, hidden_states, projects, split
+from lib.models.running import evaluating
+
+__all__ = ["Projection", "Whole", "device", "evaluating", "hidden_states", "projects", "split"]
 
 CHUNK_BYTES = 12 << 20  # float32 logits of one chunk; comparing two models holds about seven such tensors
 
-Rows = Callable[[slice], torch.Tensor]  # rows among a batch's predicted positions -> their logits [rows, vocabulary]
+Rows = Callable[[slice], Tensor]  # rows among a batch's predicted positions -> their logits [rows, vocabulary]
 
 
-@dataclass(frozen=True)
-class Projection:
-    """From hidden states [..., hidden] to logits [..., vocabulary]: the head, then what some families add to it.
-
-    Cohere multiplies the logits, Granite divides them, Gemma 2 caps them softly: `cap * tanh(logits / cap)`.
-    """
-
-    head: nn.Module
-    multiply: float | None = None
-    divide: float | None = None
-    softcap: float | None = None
-
-    @classmethod
-    def of(cls, model: nn.Module) -> "Projection":
-        """The projection of `model`, sharing its head."""
-        config = blocks.config(model)
-        names = ("logit_scale", "logits_scaling", "final_logit_softcapping")
-        return cls(blocks.head(model), *(getattr(config, name, None) for name in names))
-
-    def __call__(self, hidden: torch.Tensor) -> torch.Tensor:
-        logits = self.head(hidden)
-        if self.multiply is not None:
-            logits = logits * self.multiply
-        if self.divide is not None:
-            logits = logits / self.divide
-        if self.softcap is not None:
-            logits = torch.tanh(logits / self.softcap) * self.softcap
-        return logits
-
-    def frozen(self) -> "Projection":
-        """A copy with its own head, which stays as it is when the model is compressed in place."""
-        return replace(self, head=copy.deepcopy(self.head).requires_grad_(False))
+def forward(model: nn.Module) -> Callable[[Tensor], Rows]:
+    """A function from windows [batch, length] to the `Rows` of their predicted positions."""
+    states, projection = split(model)
+    return lambda windows: rows(states(windows)[:, :-1], projection)
 
 
-def hidden_states(model: nn.Module, tokens: torch.Tensor) -> torch.Tensor:
-    """Hidden states after the final norm [batch, length, hidden] for token ids [batch, length]."""
-    return blocks.decoder(model)(input_ids=tokens.to(device(model)), use_cache=False).last_hidden_state
+def after_blocks(model: nn.Module) -> Callable[[Tensor], Rows]:
+    """As `forward`, from what the last block answers, [batch, length, hidden], instead of from tokens."""
+    states, projection = split(model)
+
+    def run(hidden: Tensor) -> Rows:
+        with partial.skipped(model, len(blocks.blocks(model)), hidden):
+            ids = torch.zeros(hidden.shape[:2], dtype=torch.long, device=hidden.device)
+            return rows(states(ids)[:, :-1], projection)
+
+    return run
 
 
-def projects(model: nn.Module, tokens: torch.Tensor) -> bool:
-    """Whether decoder and `Projection` add up to the model's own logits, tried on a few tokens of the first window."""
-    some = tokens[:1, :16].to(device(model))
-    own = model(input_ids=some, use_cache=False).logits
-    ours = Projection.of(model)(hidden_states(model, some))
-    return own.shape == ours.shape and torch.allclose(own, ours, rtol=1e-3, atol=1e-3, equal_nan=True)
+def head_inputs(model: nn.Module, tokens: Tensor) -> Tensor:
+    """What the head reads [batch, length, columns] of token ids [batch, length]; the head itself does not run."""
+    states, projection = split(model)
+    seen, head = [], blocks.head(model)
+
+    def look(inputs: Tensor) -> Tensor:
+        seen.append(inputs)
+        return inputs.new_zeros(1).expand(*inputs.shape[:-1], head.out_features)
+
+    with partial.instead(head, look):
+        projection(states(tokens))
+    return seen[-1]
 
 
-def forward(model: nn.Module, tokens: torch.Tensor) -> Callable[[torch.Tensor], Rows]:
-    """A function from windows [batch, length] to the `Rows` of their predicted positions.
-
-    `tokens` serve to try whether the head can be run apart; where it can't, the model runs as a whole.
-    """
-    if projects(model, tokens):
-        projection = Projection.of(model)
-        return lambda windows: rows(hidden_states(model, windows)[:, :-1], projection)
-    return lambda windows: rows(model(input_ids=windows.to(device(model)), use_cache=False).logits[:, :-1])
-
-
-def rows(states: torch.Tensor, projection: Callable = lambda logits: logits) -> Rows:
+def rows(states: Tensor, projection: Callable = lambda logits: logits) -> Rows:
     """`Rows` over `states` [batch, positions, hidden] (or over logits, without a projection)."""
     flat = states.flatten(0, 1)
     return lambda some: projection(flat[some])
 
 
-def log_probabilities(rows_of: Rows, some: slice, where: str) -> torch.Tensor:
+def log_probabilities(rows_of: Rows, some: slice, where: str) -> Tensor:
     """Float32 log-probabilities [rows, vocabulary]; refuses logits that are not finite, naming `where`."""
     result = rows_of(some).float().log_softmax(-1)
     if result.isnan().any():
@@ -96,7 +72,7 @@ def log_probabilities(rows_of: Rows, some: slice, where: str) -> torch.Tensor:
     return result
 
 
-def batches(tokens: torch.Tensor, model: nn.Module, batch: int | str, what: str) -> Iterator[tuple[int, torch.Tensor]]:
+def batches(tokens: Tensor, model: nn.Module, batch: int | str, what: str) -> Iterator[tuple[int, Tensor]]:
     """(index of the first window, windows [<= batch, length]), with a progress bar over windows.
 
     `batch="auto"` is one window on a CPU, 16384 tokens on an accelerator.
@@ -117,23 +93,3 @@ def chunks(count: int, vocabulary: int) -> Iterator[slice]:
     size = max(1, CHUNK_BYTES // (4 * vocabulary))
     for start in range(0, count, size):
         yield slice(start, min(start + size, count))
-
-
-@contextlib.contextmanager
-def evaluating(*models: nn.Module) -> Iterator[None]:
-    """Eval mode without gradients inside the block; every module's own mode is put back after it."""
-    training = [module for model in models for module in model.modules() if module.training]
-    for model in models:
-        model.eval()
-    try:
-        # not inference_mode: what a layer keeps from a pass (a dequantized matrix) must serve later training too
-        with torch.no_grad():
-            yield
-    finally:
-        for module in training:
-            module.training = True
-
-
-def device(model: nn.Module) -> torch.device:
-    """Where the model takes its tokens."""
-    return blocks.device(model)

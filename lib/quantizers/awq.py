@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from lib import files
 from lib.jobs import State, fingerprint
-from lib.models import capture, folds
+from lib.models import capture, equivalence, folds
 from lib.models.blocks import blocks, path_of_blocks
 from lib.models.folds import Fold, fold_
 from lib.quantized.grid import Quantized, choose, dequantize, quantize
@@ -91,6 +91,7 @@ def scale_(
 
     calibrate.walk(model, tokens, visit, device=device)
     answers = [_decide(fold, parts[fold.layers[0]]) for fold in found]
+    _check_function(model, tokens, found, answers)
     for fold, answer in zip(found, answers):
         if fold.source is not None:
             fold_(model, fold, answer.scale)
@@ -99,7 +100,7 @@ def scale_(
 
 def _folds(model: nn.Module, tokens: Tensor) -> list[Fold]:
     """The folds of all blocks, with full names."""
-    tokens = tokens[:1, : folds.LENGTH]
+    tokens = tokens[:1, : equivalence.LENGTH]
     calls, path = capture.capture(model, tokens).calls, path_of_blocks(model)
     found = []
     for index, (block, call) in enumerate(zip(blocks(model), calls)):
@@ -110,6 +111,24 @@ def _folds(model: nn.Module, tokens: Tensor) -> list[Fold]:
             "or linear layers before the linear layers; use clip or gptq, which scale nothing."
         )
     return found
+
+
+def _check_function(model: nn.Module, tokens: Tensor, found: list[Fold], answers: list[Scaled]) -> None:
+    """Raise ValueError where a block would not compute what it did, with these scales folded into its weights."""
+    path, names = path_of_blocks(model), {block: index for index, block in enumerate(blocks(model))}
+
+    def change_(block: nn.Module, trial: nn.Module) -> None:
+        prefix = f"{path}.{names[block]}"
+        for fold, answer in zip(found, answers):
+            if fold.source is not None and fold.source.startswith(f"{prefix}."):
+                fold_(trial, fold.outside(prefix), answer.scale)
+
+    captured = capture.capture(model, tokens[:1, : equivalence.LENGTH])
+    if different := equivalence.first_difference(model, captured, change_):
+        raise ValueError(
+            f"{path}.{different[0]} of {type(model).__name__} computes something else once its columns are scaled "
+            f"(off by {different[1]:.2g} of what it adds); nothing was changed; use clip or gptq, which scale nothing."
+        )
 
 
 def search(weight: Tensor, hessian: Tensor, fold: Fold, *, bits: int, group_size: int) -> tuple[Tensor, Tensor]:

@@ -123,7 +123,7 @@ def final_moment(model: nn.Module, tokens: Tensor) -> Tensor:
     total = 0
     with logits.evaluating(model):
         for _, some in logits.batches(tokens, model, "auto", "head"):
-            total = total + capture.second_moment(logits.hidden_states(model, some)) * (len(some) / len(tokens))
+            total = total + capture.second_moment(logits.head_inputs(model, some)) * (len(some) / len(tokens))
     return total
 
 

@@ -11,22 +11,22 @@ and R2 are `residual` and `values` here. Nothing is learned, and nothing is left
 """
 
 import contextlib
-from typing import NamedTuple
+import copy
 
 import psutil
 import torch
 from torch import Tensor, nn
 
 from lib.jobs import State, fingerprint
-from lib.models import blocks
+from lib.models import blocks, capture, equivalence, logits, partial
 from lib.quantized.grid import Quantized
 from lib.quantizers import calibrate, gptq
 from lib.quantizers.hadamard import rotation
+from lib.quantizers.turning import AT_ONCE, Turn, factors, neutral_, subtracts_mean, times, turn_
 
 FLIPPED = "a Hadamard rotation of it flips signs and mixes nothing"  # no power of two but 1 divides it
 REMEDY = "choose rotate_(values=False), which turns the residual stream alone"
 INPUTS, OUTPUT = {"q_proj", "k_proj", "v_proj"}, {"o_proj", "dense", "out_proj"}
-AT_ONCE = 1 << 22  # weights of one step of a product where rows do not mix, in float64: 32 MiB
 
 
 def quantize_(
@@ -63,18 +63,6 @@ def quantize_(
     return calibrate.walk(rotate_(model, seed=seed), tokens, visit, state=state, device=device)
 
 
-class Turn(NamedTuple):
-    """What happens to a linear layer y = W (g ⊙ n + β) + b, where n ⊙ g + β is the answer of `norm`.
-
-    W becomes Oᵀ W diag(g) I and b becomes Oᵀ (b + W β): `inner` I turns what comes in, `outer` O what goes out.
-    Matrices smaller than the layer stand for block-diagonal ones, a block for each head.
-    """
-
-    norm: nn.Module | None = None
-    inner: Tensor | None = None
-    outer: Tensor | None = None
-
-
 @torch.no_grad()
 def rotate_(model: nn.Module, *, seed: int = 0, residual: bool = True, values: bool = True) -> nn.Module:
     """Rotate `model` in place and return it: the same function, still an ordinary model to save and to load.
@@ -85,14 +73,14 @@ def rotate_(model: nn.Module, *, seed: int = 0, residual: bool = True, values: b
     Raises ValueError, before anything is changed, for a model with parts that can't be turned.
     """
     _check(model, residual)
-    layers, table = blocks.linears(blocks.blocks(model)).values(), blocks.embeddings(model)
+    layers, table = list(blocks.linears(blocks.blocks(model)).values()), blocks.embeddings(model)
     readers = _readers(model) if residual else {}
     pairs = [_value_and_output(model, index) for index in range(len(blocks.blocks(model)))] if values else []
     norms, generator = list(dict.fromkeys(readers.values())), torch.Generator().manual_seed(seed)
-    whole = rotation(table.embedding_dim, generator, keep_mean=any(map(subtracts_mean, norms)))
+    mean = any(subtracts_mean(norm, table.embedding_dim) for norm in norms)
+    whole = rotation(table.embedding_dim, generator, keep_mean=mean)
     turns = {layer: Turn() for layer in layers}
     if residual:
-        blocks.untie_(model)
         for layer in (*layers, blocks.head(model)):
             turns[layer] = Turn(readers[layer], inner=whole) if layer in readers else Turn(outer=whole)
         turns[table] = Turn(inner=whole)
@@ -100,51 +88,59 @@ def rotate_(model: nn.Module, *, seed: int = 0, residual: bool = True, values: b
         heads = rotation(size, generator)
         turns[value] = turns[value]._replace(outer=heads)
         turns[output] = turns[output]._replace(inner=heads)
+    _try(model, turns, norms, whole if residual else None)
+    if residual:
+        blocks.untie_(model)
     for layer, turn in turns.items():
-        _turn_(layer, turn)
+        turn_(layer, turn)
     for norm in norms:
-        norm.weight.fill_(1 - added(norm))
-        if getattr(norm, "bias", None) is not None:
-            norm.bias.zero_()
+        neutral_(norm)
     return model
 
 
-def added(norm: nn.Module) -> int:
-    """What `norm` adds to its weight before it multiplies: 1 in Gemma's norms, 0 in others."""
-    return int(_answer(norm, torch.linspace(1, 2, norm.weight.numel()), weight=0.0) > 0.1)
+def _try(model: nn.Module, turns: dict[nn.Module, Turn], norms: list[nn.Module], stream: Tensor | None) -> None:
+    """Raise ValueError where `model` would compute something else with these turns, each part of it tried on a copy."""
+
+    def change_(block: nn.Module, trial: nn.Module) -> None:
+        copied = dict(zip(block.modules(), trial.modules()))
+        for layer in copied.keys() & turns.keys():
+            turn_(copied[layer], turns[layer]._replace(norm=copied.get(turns[layer].norm)))
+        for norm in copied.keys() & set(norms):
+            neutral_(copied[norm])
+
+    vocabulary = blocks.embeddings(model).num_embeddings
+    tokens = torch.arange(3, 3 + equivalence.LENGTH)[None] % vocabulary
+    captured, loud = capture.capture(model, tokens), {layer for layer, turn in turns.items() if turn.outer is not None}
+    if stream is not None:
+        _try_ends(model, tokens, captured.hidden, stream)
+    different = equivalence.first_difference(model, captured, change_, stream=stream, loud=loud)
+    if different is not None:
+        what = f"a block {different[0]} that computes something else once it is turned (off by {different[1]:.2g})"
+        remedy = "choose rotate_(values=False), or rotate_(residual=False), which turn one of the two alone"
+        raise _refused(model, what, remedy)
 
 
-def subtracts_mean(norm: nn.Module) -> bool:
-    """Whether `norm` subtracts the mean first, as LayerNorm does and RMSNorm does not."""
-    return _answer(norm, torch.ones(norm.weight.numel()), weight=1.0) < 0.1
-
-
-def _answer(norm: nn.Module, inputs: Tensor, *, weight: float) -> float:
-    """The largest entry of what `norm` answers to `inputs`, were all its weights this number and its bias zero."""
-    parts = {name: torch.zeros_like(part) for name, part in norm.named_parameters()}
-    parts["weight"] = torch.full_like(norm.weight, weight)
-    return torch.func.functional_call(norm, parts, (inputs[None].to(norm.weight),)).abs().max().item()
-
-
-def _turn_(layer: nn.Linear | nn.Embedding, turn: Turn) -> None:
-    """Apply `turn` to `layer` in place, a few rows at a time where rows do not mix."""
-    (norm, inner, outer), offset = turn, getattr(turn.norm, "bias", None)
-    step = len(layer.weight) if outer is not None else max(1, AT_ONCE // layer.weight.shape[1])
-    for start in range(0, len(layer.weight), step):
-        rows = slice(start, start + step)
-        weight, bias = layer.weight[rows].double(), getattr(layer, "bias", None)
-        if bias is not None:
-            shifted = bias[rows].double() + (0 if offset is None else weight @ offset.double())
-            bias[rows] = (shifted if outer is None else _times(shifted, outer)).to(bias.dtype)
-        weight = weight if norm is None else weight * (norm.weight.double() + added(norm))
-        weight = weight if inner is None else _times(weight, inner)
-        weight = weight if outer is None else _times(weight.T, outer).T
-        layer.weight[rows] = weight.to(layer.weight.dtype)
-
-
-def _times(rows: Tensor, matrix: Tensor) -> Tensor:
-    """`rows` [..., n · size] times the block-diagonal matrix of n copies of `matrix` [size, size]."""
-    return (rows.reshape(*rows.shape[:-1], -1, len(matrix)) @ matrix.to(rows.device)).reshape(rows.shape)
+def _try_ends(model: nn.Module, tokens: Tensor, hidden: Tensor, stream: Tensor) -> None:
+    """Raise ValueError where a turn goes not through from the embedding to the blocks, or from them to the head."""
+    turn = lambda values: times(values.double(), stream)  # noqa: E731
+    hook = blocks.embeddings(model).register_forward_hook(lambda _, __, output: turn(output).to(output.dtype))
+    try:
+        found = capture.capture(model, tokens).hidden
+    finally:
+        hook.remove()
+    close = 16 * torch.finfo(hidden.dtype).eps
+    if (found - turn(hidden)).norm() > close * hidden.norm():
+        raise _refused(model, "something between embedding and blocks that does not turn with them")
+    norm = blocks.final_norm(model)
+    with logits.evaluating(model), partial.skipped(model, len(blocks.blocks(model)), hidden):
+        expected = logits.hidden_states(model, tokens).double()
+    trial = copy.deepcopy(norm).float()
+    neutral_(trial)
+    found = times(trial(turn(hidden).float()).double(), stream.T)
+    factor, bias = factors(norm), getattr(norm, "bias", None)
+    found = (found if factor is None else found * factor) + (0 if bias is None else bias.double())
+    if (found - expected).norm() > close * expected.norm():
+        raise _refused(model, "something between its last norm and the head that does not turn with them")
 
 
 def _readers(model: nn.Module) -> dict[nn.Linear, nn.Module]:

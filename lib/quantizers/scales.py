@@ -135,8 +135,8 @@ def _step(model: nn.Module, original: Reference, tokens: Tensor, chosen: list[in
     """Forward and backward pass over the `chosen` windows; gradients add up in the δ; returns the mean KL in nats."""
     total, rows = 0.0, len(chosen) * (tokens.shape[1] - 1)
     with torch.enable_grad():
-        projection = logits.Projection.of(model)
-        hidden = logits.hidden_states(model, tokens[chosen])[:, :-1]
+        run, projection = logits.split(model)
+        hidden = run(tokens[chosen])[:, :-1]
         gradients = []
         for index, states in zip(chosen, hidden.detach()):
             loss, gradient = _loss(states, projection, original.rows(index, 1), rows)
@@ -146,13 +146,13 @@ def _step(model: nn.Module, original: Reference, tokens: Tensor, chosen: list[in
     return total
 
 
-def _loss(states: Tensor, projection: logits.Projection, original: logits.Rows, rows: int) -> tuple[float, Tensor]:
+def _loss(states: Tensor, projection: Callable, original: logits.Rows, rows: int) -> tuple[float, Tensor]:
     """KL(original || model) summed over one window and divided by `rows`, and its gradient by `states`.
 
     A chunk of positions at a time: the logits of a whole window, and all that autograd would keep of them, are large.
     """
     states, total = states.requires_grad_(), 0.0
-    for chunk in logits.chunks(len(states), projection.head.out_features):
+    for chunk in logits.chunks(len(states), projection.vocabulary):
         with torch.no_grad():
             p = original(chunk).float().log_softmax(-1)
         q = projection(states[chunk]).float().log_softmax(-1)

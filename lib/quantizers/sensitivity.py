@@ -240,10 +240,10 @@ def _run(parts: list, hidden: Tensor) -> Tensor:
 
 def _divergence(model: nn.Module, reference, hidden: Tensor, tokens: Tensor) -> float:
     """Mean KL from `reference` of the predictions that follow from `hidden`, the outputs of the last block."""
-    states, projection, total = blocks.final_norm(model)(hidden[:, :-1]), logits.Projection.of(model), 0.0
-    for index, some in enumerate(states):
-        original = reference.rows(index, 1)
-        for chunk in logits.chunks(len(some), projection.head.out_features):
-            p, q = original(chunk).float().log_softmax(-1), projection(some[chunk]).float().log_softmax(-1)
+    run, total = logits.after_blocks(model), 0.0
+    for index in range(len(hidden)):
+        original, found = reference.rows(index, 1), run(hidden[index : index + 1])
+        for chunk in logits.chunks(hidden.shape[1] - 1, blocks.head(model).out_features):
+            p, q = original(chunk).float().log_softmax(-1), found(chunk).float().log_softmax(-1)
             total += (p.exp() * (p - q)).sum().item()
     return total / tokens[:, 1:].numel()

@@ -25,11 +25,11 @@ def mean(model: nn.Module, tokens: Tensor, of_logits: OfLogits) -> Tensor:
     """
     if torch.distributed.is_available() and torch.distributed.is_initialized():
         found = model(input_ids=tokens, use_cache=False).logits[:, :-1].flatten(0, 1)
-        return _Chunked.apply(found, nn.Identity(), found.shape[1], of_logits)
-    projection = logits.Projection.of(model)
-    states = logits.hidden_states(model, tokens)[:, :-1].flatten(0, 1)
-    trained = [weight for weight in projection.head.parameters() if weight.requires_grad]
-    return _Chunked.apply(states, projection, projection.head.out_features, of_logits, *trained)
+        return _Chunked.apply(found, logits.Whole(found.shape[1]), found.shape[1], of_logits)
+    run, projection = logits.split(model)
+    states = run(tokens)[:, :-1].flatten(0, 1)
+    trained = [weight for weight in projection.parameters() if weight.requires_grad]
+    return _Chunked.apply(states, projection, projection.vocabulary, of_logits, *trained)
 
 
 class _Chunked(torch.autograd.Function):

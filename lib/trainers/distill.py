@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor, nn
 
-from lib.models import blocks, logits
+from lib.models import blocks, logits, partial
 from lib.trainers import chunked, prefix
 
 
@@ -50,9 +50,8 @@ class Distillation:
     def __call__(self, model: nn.Module, batch: dict) -> Tensor:
         """1/n Σ_t KL(p(· | x_<t) || q(· | x_<t)) in nats; its gradient by the model's logits is T (q - p)."""
         T, count = self.temperature, self._shared.get(model, 0)
-        with logits.evaluating(self.teacher), prefix.recorded(self.teacher, count) as common:
-            states = logits.hidden_states(self.teacher, batch["input_ids"])[:, :-1]
-            teacher = logits.rows(states, logits.Projection.of(self.teacher))
+        with logits.evaluating(self.teacher), partial.recorded(self.teacher, count) as common:
+            teacher = logits.forward(self.teacher)(batch["input_ids"])
 
         def of_logits(found: Tensor, rows: slice) -> tuple[Tensor, Tensor]:
             with torch.no_grad():
@@ -66,7 +65,7 @@ class Distillation:
             loss = z_p.sub_(z_q).mul_(p).sum() - apart.sum()
             return loss * T**2, q.sub_(p) if T == 1 else q.sub_(p).mul_(T)
 
-        with prefix.skipped(model, count, common[0]):
+        with partial.skipped(model, count, common[0]):
             return chunked.mean(model, batch["input_ids"], of_logits)
 
 

@@ -4,20 +4,23 @@ Pruning leaves the blocks before the first one removed as they were. Where they 
 (`adapters.full_(model, first=...)`), both models compute the same hidden states there, to the last bit.
 """
 
-import contextlib
-from collections.abc import Iterator
-
 import torch
 from torch import Tensor, nn
 
-from lib.models import blocks
+from lib.models import blocks, partial
+from lib.models.running import evaluating
+
+_COUNTED = ("num_hidden_layers", "layer_types", "dtype", "architectures", "tie_word_embeddings")
 
 
 def shared(teacher: nn.Module, student: nn.Module) -> int:
-    """How many leading blocks, and the embedding before them, have equal weights that the student does not train.
+    """How many leading blocks, and the embedding before them, compute the same and are not trained in the student.
 
-    At most one less than the student has blocks, since something must be left to run.
+    They have equal weights, stand in models whose configurations differ in nothing else, and are tried on a few
+    tokens. At most one less than the student has blocks, since something must be left to run.
     """
+    if type(teacher) is not type(student) or _settings(teacher) != _settings(student):
+        return 0
     pairs = [(blocks.embeddings(teacher), blocks.embeddings(student))]
     pairs += zip(blocks.blocks(teacher), blocks.blocks(student))
     equal = 0
@@ -25,39 +28,41 @@ def shared(teacher: nn.Module, student: nn.Module) -> int:
         if not _equal(one, other):
             break
         equal += 1
-    return min(max(0, equal - 1), len(blocks.blocks(student)) - 1)
+    equal = min(max(0, equal - 1), len(blocks.blocks(student)) - 1)
+    while equal and not torch.equal(_reaching(teacher, equal), _reaching(student, equal)):
+        equal -= 1
+    return equal
 
 
-@contextlib.contextmanager
-def recorded(teacher: nn.Module, count: int) -> Iterator[list[Tensor]]:
-    """A list that receives what block `count` of the teacher is given whenever the teacher runs inside the block."""
-    found: list[Tensor] = []
-    block = blocks.blocks(teacher)[count]
-    forward = block.forward
-
-    def listening(states: Tensor, *args, **kwargs):
-        found[:] = [states]
-        return forward(states, *args, **kwargs)
-
-    block.forward = listening
-    try:
-        yield found
-    finally:
-        del block.forward  # the instance's own, which hides that of its class
+def _settings(model: nn.Module) -> dict:
+    """What the configuration says of a block, whichever it is: lists with an entry for each block are left out."""
+    found = blocks.config(model).to_dict()
+    count = found["num_hidden_layers"]
+    return {
+        name: value
+        for name, value in found.items()
+        if name not in _COUNTED and not (isinstance(value, list | tuple) and len(value) == count)
+    }
 
 
-@contextlib.contextmanager
-def skipped(student: nn.Module, count: int, states: Tensor) -> Iterator[None]:
-    """Inside the block the student's first `count` blocks do not run; block `count` is given `states`."""
-    with contextlib.ExitStack() as stack:
-        for block in list(blocks.blocks(student))[:count] if count else []:
-            block.forward = lambda *args, **kwargs: states
-            stack.callback(block.__dict__.pop, "forward")
-        yield
+def _reaching(model: nn.Module, place: int) -> Tensor:
+    """What block `place` of `model` is given of a few tokens."""
+    tokens = torch.arange(3, 19, device=blocks.device(model))[None] % blocks.embeddings(model).num_embeddings
+    with evaluating(model), partial.recorded(model, place) as found:
+        blocks.decoder(model)(input_ids=tokens, use_cache=False)
+    return found[0]
 
 
 def _equal(one: nn.Module, other: nn.Module) -> bool:
-    theirs, ours = dict(one.named_parameters()), dict(other.named_parameters())
-    return theirs.keys() == ours.keys() and all(
-        not ours[name].requires_grad and torch.equal(theirs[name], ours[name]) for name in ours
+    """Whether two parts are of one kind and have equal weights, which `other` does not train."""
+    kinds = [{(name, type(part)) for name, part in each.named_modules()} for each in (one, other)]
+    theirs, ours = ({**dict(each.named_parameters()), **dict(each.named_buffers())} for each in (one, other))
+    return (
+        kinds[0] == kinds[1]
+        and theirs.keys() == ours.keys()
+        and all(not ours[name].requires_grad and _same(theirs[name], ours[name]) for name in ours)
     )
+
+
+def _same(one: Tensor, other: Tensor) -> bool:
+    return one.dtype == other.dtype and torch.equal(one, other.to(one.device))

@@ -98,7 +98,7 @@ def keep(teacher: nn.Module, windows, *, k: int = K, folder: Path | str | None =
 def _answers(teacher: nn.Module, tokens: Tensor, k: int) -> tuple[Tensor, Tensor]:
     """ids int32 and log-probabilities float16 [windows, length - 1, k]."""
     ids, logp = [], []
-    run = logits.forward(teacher, tokens)
+    run = logits.forward(teacher)
     for start, some in logits.batches(tokens, teacher, "auto", "teacher"):
         rows, count = run(some), some[:, 1:].numel()
         for chunk in logits.chunks(count, blocks.head(teacher).out_features):

@@ -83,8 +83,8 @@ def predictions(model: nn.Module, hidden: Tensor) -> Iterator[tuple[int, slice, 
 
     The last position of a window predicts nothing that is known. Raises ValueError for logits that are not finite.
     """
-    norm, project, size = parts.final_norm(model), logits.Projection.of(model), parts.head(model).out_features
+    run, size = logits.after_blocks(model), parts.head(model).out_features
     for window, states in enumerate(hidden):
-        rows = logits.rows(norm(states[None, :-1]), project)
+        rows = run(states[None])
         for some in logits.chunks(len(states) - 1, size):
             yield window, some, logits.log_probabilities(rows, some, f"{type(model).__name__} with a block left out")

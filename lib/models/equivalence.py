@@ -1,0 +1,93 @@
+"""Whether a change of weights leaves what a model computes: tried on copies of its blocks, before the change is made.
+
+What lies between two layers is not always known (a clipped value, a gate, a norm of a head), so no list of families
+decides. Each block is copied, changed and run beside the original: with the weights and the activations at hand, and
+with random weights, in which the layers whose outputs change are loud, so that what acts on large values alone acts.
+Only one copy of a block is held at a time.
+"""
+
+import copy
+from collections.abc import Callable, Collection
+
+import torch
+from torch import Tensor, nn
+
+from lib.models import blocks, partial
+from lib.models.running import evaluating
+
+LENGTH = 16  # tokens that are plenty for a trial
+LEFT = 1e-3  # share of what a block adds to its inputs by which its answer may differ; rounding leaves about 1e-6
+ROUNDING = 1e-5  # and share of the answer itself
+LOUD = 2.0**12
+
+
+@torch.no_grad()
+def first_difference(
+    model: nn.Module,
+    captured,
+    change_: Callable[[nn.Module, nn.Module], None],
+    *,
+    stream: Tensor | None = None,
+    loud: Collection[nn.Module] = (),
+) -> tuple[int, float] | None:
+    """The first block that answers otherwise once changed, and by which share of what it adds; None where all agree.
+
+    captured: what `inputs.capture` gives of a few tokens. change_(block, trial): changes `trial`, a float32 copy of
+    `block`, in place. stream: an orthogonal matrix [hidden, hidden] by which the changed blocks' inputs and answers
+    are turned. loud: layers of `model` whose outputs the change turns or scales; random weights are tried for these.
+    """
+    hidden = captured.hidden.float()
+    with evaluating(model):
+        for index, (block, call) in enumerate(zip(blocks.blocks(model), captured.calls)):
+            call = floated(call)
+            made = copy.deepcopy(block).float()
+            after, left = _tried(made, block, hidden, call, change_, stream)
+            if left is None and loud:
+                made = randomised(copy.deepcopy(block).float())
+                for layer, copied in zip(block.modules(), made.modules()):
+                    if layer in loud:
+                        copied.weight.mul_(LOUD)
+                _, left = _tried(made, block, torch.randn_like(hidden), call, change_, stream)
+            if left is not None:
+                return index, left
+            hidden = after
+    return None
+
+
+def _tried(made, block, hidden: Tensor, call, change_, stream) -> tuple[Tensor, float | None]:
+    """What `made`, a copy of `block`, answers, and how far its answer is off once changed (None: by rounding alone)."""
+    expected = run(made, hidden, call)
+    change_(block, made)
+    found = run(made, _turned(hidden, stream), call)
+    off, adds = (found - _turned(expected, stream)).norm(), (expected - hidden).norm()
+    agrees = off <= LEFT * adds + ROUNDING * expected.norm()
+    return expected, None if agrees else float(off / adds)
+
+
+def _turned(values: Tensor, stream: Tensor | None) -> Tensor:
+    return values if stream is None else (values.double() @ stream.to(values.device)).float()
+
+
+@torch.no_grad()
+def randomised(block: nn.Module, generator: torch.Generator | None = None) -> nn.Module:
+    """`block` with random weights: matrices that keep the size of their inputs, norms near one."""
+    generator = generator or torch.Generator().manual_seed(0)
+    for name, weight in block.named_parameters():
+        values = torch.randn(weight.shape, generator=generator).to(weight.device)
+        norm = weight.ndim == 1 and name.endswith("weight")
+        weight.copy_(1 + 0.1 * values if norm else values / weight.shape[-1] ** 0.5)
+    return block
+
+
+def run(block: nn.Module, hidden: Tensor, call: tuple[tuple, dict]) -> Tensor:
+    """Hidden states after `block`, called as `inputs.capture` recorded it."""
+    return partial.first(block(hidden, *call[0], **call[1]))
+
+
+def floated(value):
+    """Every floating tensor inside `value`, a block's arguments, as float32."""
+    if isinstance(value, Tensor):
+        return value.float() if value.is_floating_point() else value
+    if isinstance(value, tuple | list):
+        return type(value)(floated(part) for part in value)
+    return {key: floated(part) for key, part in value.items()} if isinstance(value, dict) else value

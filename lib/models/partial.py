@@ -1,0 +1,81 @@
+"""Runs of a part of a model: its first blocks are skipped, or what reaches a block is listened to."""
+
+import contextlib
+from collections.abc import Callable, Iterator
+
+import torch
+from torch import Tensor, nn
+
+from lib.models import blocks
+from lib.models.running import evaluating
+
+_TUPLES: dict[type, bool] = {}  # class of a block -> whether it answers a tuple, which the decoder then takes apart
+
+
+def first(output: Tensor | tuple) -> Tensor:
+    """The hidden states in what a block answers."""
+    return output[0] if isinstance(output, tuple) else output
+
+
+def taken(args: tuple, kwargs: dict) -> tuple[Tensor, tuple[tuple, dict]]:
+    """The hidden states with which a block is called, by place or by name, and its other arguments."""
+    if args:
+        return args[0], (args[1:], kwargs)
+    return kwargs["hidden_states"], ((), {name: value for name, value in kwargs.items() if name != "hidden_states"})
+
+
+def answers_tuple(model: nn.Module) -> bool:
+    """Whether the blocks of `model` answer tuples; from one token, once for each class of blocks."""
+    block = blocks.blocks(model)[0]
+    if type(block) not in _TUPLES:
+
+        def look(*args, **kwargs):
+            answer = type(block).forward(block, *args, **kwargs)
+            _TUPLES[type(block)] = isinstance(answer, tuple)
+            return answer
+
+        # in eval mode: dropout would draw from a generator that a training draws from
+        with evaluating(model), instead(block, look):
+            blocks.decoder(model)(input_ids=torch.zeros(1, 1, dtype=torch.long, device=blocks.device(model)))
+    return _TUPLES[type(block)]
+
+
+@contextlib.contextmanager
+def instead(module: nn.Module, forward: Callable) -> Iterator[None]:
+    """Inside the block `module` runs `forward` in the place of its own."""
+    before = module.__dict__.get("forward")
+    module.forward = forward
+    try:
+        yield
+    finally:
+        del module.forward  # the instance's own, which hides that of its class
+        if before is not None:
+            module.forward = before
+
+
+@contextlib.contextmanager
+def recorded(model: nn.Module, place: int) -> Iterator[list[Tensor]]:
+    """A list that receives what block `place` of `model` is given whenever the model runs inside the block."""
+    found: list[Tensor] = []
+    block = blocks.blocks(model)[place]
+    forward = block.forward
+
+    def listening(*args, **kwargs):
+        found[:] = [taken(args, kwargs)[0]]
+        return forward(*args, **kwargs)
+
+    with instead(block, listening):
+        yield found
+
+
+@contextlib.contextmanager
+def skipped(model: nn.Module, count: int, states: Tensor) -> Iterator[None]:
+    """Inside the block the first `count` blocks of `model` do not run; they answer `states` in the place of theirs."""
+    if not count:
+        yield
+        return
+    answer = (states,) if answers_tuple(model) else states
+    with contextlib.ExitStack() as stack:
+        for block in list(blocks.blocks(model))[:count]:
+            stack.enter_context(instead(block, lambda *args, **kwargs: answer))
+        yield

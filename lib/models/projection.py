@@ -1,0 +1,172 @@
+"""From hidden states to logits: the model's own way, apart from its decoder, where that can be.
+
+Losses, scores and measurements run the decoder once and the head chunk by chunk, since logits are large. What stands
+between the two differs by family, so it is not rebuilt: the model's own code runs on given hidden states, and is used
+only where it then gives the model's own logits.
+"""
+
+import contextlib
+import copy
+import weakref
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from lib.models import blocks, partial
+from lib.models.running import evaluating
+
+
+class Projection:
+    """From hidden states [..., hidden] to logits [..., vocabulary], by the model's own code.
+
+    What families do beside their head (factors, soft caps, a transform before it) is not written down again: the
+    model's forward pass runs with the given hidden states in the place of its decoder's answer.
+    head: the linear layer that the model names as its head.
+    """
+
+    def __init__(self, model: nn.Module):
+        self.head, self._answer = blocks.head(model), _Answer()
+        parts = {name: self._answer if part is blocks.decoder(model) else part for name, part in model._modules.items()}
+        self._shell = _shell(model, parts)
+
+    @classmethod
+    def of(cls, model: nn.Module) -> "Projection":
+        """The projection of `model`, sharing its weights; ValueError where it does not give the model's own logits.
+
+        Tried on a few tokens the first time, and again when class, parts or configuration of the model have changed.
+        """
+        if not projects(model):
+            raise ValueError(
+                f"{type(model).__name__} computes its logits from more than the hidden states that its decoder "
+                "answers; run the model as a whole."
+            )
+        return cls(model)
+
+    @property
+    def vocabulary(self) -> int:
+        """How many logits a position has."""
+        return self.head.out_features
+
+    def __call__(self, hidden: Tensor) -> Tensor:
+        states = hidden if hidden.ndim == 3 else hidden.reshape(1, -1, hidden.shape[-1])
+        ids = torch.zeros(states.shape[:2], dtype=torch.long, device=states.device)
+        self._answer.states = states
+        try:
+            found = type(self._shell).forward(self._shell, input_ids=ids, use_cache=False).logits
+        finally:
+            self._answer.states = None
+        return found.reshape(*hidden.shape[:-1], found.shape[-1])
+
+    def parameters(self) -> list[nn.Parameter]:
+        """The weights between hidden states and logits: the head's, and those of what some families have before it."""
+        return list(self._shell.parameters())
+
+    def frozen(self) -> "Projection":
+        """A copy with weights of its own, which stays as it is when the model is compressed in place."""
+        made = copy.copy(self)
+        parts = copy.deepcopy({"head": self.head, **self._shell._modules}, {id(self._answer): self._answer})
+        made.head, made._answer = parts.pop("head"), _Answer()
+        parts = {name: made._answer if part is self._answer else part for name, part in parts.items()}
+        made._shell = _shell(self._shell, parts)
+        for weight in made.parameters():
+            weight.requires_grad_(False)
+        return made
+
+
+class _Answer(nn.Module):
+    """Stands in the place of a decoder and answers `states`."""
+
+    states: Tensor | None = None
+
+    @property
+    def decoder(self) -> "_Answer":
+        """Some families (OPT) ask the decoder inside their decoder."""
+        return self
+
+    def forward(self, *args, **kwargs):
+        from transformers.modeling_outputs import BaseModelOutputWithPast
+
+        return BaseModelOutputWithPast(last_hidden_state=self.states)
+
+
+def _shell(model: nn.Module, parts: dict[str, nn.Module]) -> nn.Module:
+    """A second model of these `parts`, with the class and the configuration of `model`."""
+    made = copy.copy(model)
+    made._modules = parts
+    for name in ("forward", "tokenizer"):  # what was set on the model itself may hold, or run, the whole of it
+        made.__dict__.pop(name, None)
+    return made
+
+
+@dataclass(frozen=True)
+class Whole:
+    """Stands in the place of a `Projection` for a model that runs as a whole: its logits are states already."""
+
+    vocabulary: int
+
+    def __call__(self, found: Tensor) -> Tensor:
+        return found
+
+    def parameters(self) -> list[nn.Parameter]:
+        """None: all weights are before the states."""
+        return []
+
+
+def split(model: nn.Module) -> tuple[Callable[[Tensor], Tensor], Projection | Whole]:
+    """`model` in two: from token ids [batch, length] to states, and from states to logits.
+
+    The states are hidden states, which are small, where the head can be run apart, and else logits.
+    """
+    if projects(model):
+        return lambda tokens: hidden_states(model, tokens), Projection.of(model)
+    whole = Whole(blocks.head(model).out_features)
+    return lambda tokens: model(input_ids=tokens.to(blocks.device(model)), use_cache=False).logits, whole
+
+
+def _skipped(model: nn.Module, tokens: Tensor):
+    """A context in which the blocks answer numbers of a size that shows soft caps, whatever they are given."""
+    generator, size = torch.Generator().manual_seed(0), (*tokens.shape, blocks.config(model).hidden_size)
+    states = 4 * torch.randn(size, generator=generator).to(tokens.device, model.dtype)
+    return partial.skipped(model, len(blocks.blocks(model)), states)
+
+
+def hidden_states(model: nn.Module, tokens: Tensor) -> Tensor:
+    """Hidden states after the final norm [batch, length, hidden] for token ids [batch, length]."""
+    return blocks.decoder(model)(input_ids=tokens.to(blocks.device(model)), use_cache=False).last_hidden_state
+
+
+_TRIED: weakref.WeakKeyDictionary = weakref.WeakKeyDictionary()  # model -> (what it was like, whether it projects)
+
+
+def projects(model: nn.Module, tokens: Tensor | None = None) -> bool:
+    """Whether decoder and `Projection` add up to the model's own logits, tried on a few of `tokens`.
+
+    Without tokens the answer is remembered until class, parts or configuration of the model change.
+    """
+    if tokens is not None or "forward" in model.__dict__:
+        return _tried(model, tokens)
+    parts = weakref.ref(blocks.head(model)), weakref.ref(blocks.decoder(model))
+    like = type(model), *parts, model.config.to_dict()
+    if _TRIED.get(model, (None,))[0] != like:
+        _TRIED[model] = like, _tried(model, None)
+    return _TRIED[model][1]
+
+
+def _tried(model: nn.Module, tokens: Tensor | None) -> bool:
+    instead = tokens is None  # no block has to run: what they would answer is given
+    tokens = torch.arange(3, 19)[None] if instead else tokens
+    some = tokens[:1, :16].to(blocks.device(model)) % blocks.embeddings(model).num_embeddings
+    with evaluating(model), _skipped(model, some) if instead else contextlib.nullcontext():
+        own = model(input_ids=some, use_cache=False).logits
+        try:
+            ours = Projection(model)(hidden_states(model, some))
+        except (TypeError, AttributeError, RuntimeError, ValueError, IndexError):  # it asks more of its decoder
+            return False
+    if own.shape != ours.shape:
+        return False
+    # the same operations on the same numbers: no more than their order can differ
+    close, finite = 16 * torch.finfo(own.dtype).eps, own[own.isfinite()].abs()
+    size = finite.max().item() if len(finite) else 0.0
+    return torch.allclose(own, ours, rtol=close, atol=close * size, equal_nan=True)

@@ -1,0 +1,29 @@
+"""How a model is run to be measured: in eval mode, without gradients, as if nothing had been run before."""
+
+import contextlib
+from collections.abc import Iterator
+
+import torch
+from torch import nn
+
+from lib.models import rotary
+
+
+@contextlib.contextmanager
+def evaluating(*models: nn.Module) -> Iterator[None]:
+    """Eval mode without gradients inside the block; every module's own mode is put back after it.
+
+    Position tables that grow with the text are those of each call's own length (`rotary.forgetting`).
+    """
+    training = [module for model in models for module in model.modules() if module.training]
+    try:
+        with contextlib.ExitStack() as stack:
+            for model in models:
+                model.eval()
+                stack.enter_context(rotary.forgetting(model))
+            # not inference_mode: what a layer keeps from a pass (a dequantized matrix) must serve later training too
+            stack.enter_context(torch.no_grad())
+            yield
+    finally:
+        for module in training:
+            module.training = True
