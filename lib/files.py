@@ -8,10 +8,6 @@ import shutil
 import uuid
 from pathlib import Path
 
-import torch
-
-from lib import files
-
 ROOT = Path(__file__).resolve().parent.parent
 
 
@@ -148,8 +144,8 @@ def choices(given: str, allowed) -> str:
     return f"choose one of {', '.join(allowed)}{hint}"
 
 
-def data_hash(tokens: torch.Tensor) -> str:
-    """Hexadecimal SHA-256 of token ids: their shape, and their values as little-endian int64."""
+def data_hash(tokens) -> str:
+    """Hexadecimal SHA-256 of token ids (a tensor): their shape, and their values as little-endian int64."""
     values = tokens.detach().cpu().contiguous().numpy().astype("<i8")
     return hashlib.sha256(f"{list(tokens.shape)}".encode() + values.tobytes()).hexdigest()
 
@@ -160,7 +156,7 @@ def place(path: Path | str) -> str:
     Elsewhere the user's own folder is shortened to `~`.
     """
     path = Path(os.path.abspath(path))
-    for base, shown in ((files.home(), ""), (files.ROOT, ""), (data(), "$THIMBLE_DATA/"), (Path.home(), "~/")):
+    for base, shown in ((home(), ""), (ROOT, ""), (data(), "$THIMBLE_DATA/"), (Path.home(), "~/")):
         if base is not None and path.is_relative_to(os.path.abspath(base)):
             return shown + path.relative_to(os.path.abspath(base)).as_posix()
     return str(path)

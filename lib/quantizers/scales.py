@@ -4,7 +4,7 @@ Source: Chen et al., "EfficientQAT: Efficient Quantization-Aware Training for La
 section 3.3 (the second phase, E2E-QP). Two things differ from the paper: the loss is KL(original || quantized) over
 the whole vocabulary instead of the next token's cross-entropy, because a hundred windows of targets say less than
 the original's own distributions on them; and a scale moves in proportion to its size, s = s₀ (1 + δ), so that one
-learning rate suits all layers. Zero points are integers and stay; `shifts` is the variant that moves them too.
+learning rate suits all layers. Zero points are integers and stay; in `learned_zero_points` they move too.
 
 Of all methods here this one's working set is more than a block's: the backward pass needs the activations of all blocks
 (those of one step's windows), and each scale has its δ, its gradient and Adam's two moments, four float32 numbers a

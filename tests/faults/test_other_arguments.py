@@ -52,10 +52,10 @@ BEGUN = {f"{name}.quantize_": GRID for name in quantizers.METHODS} | {
     "best.quantize_ to a size": SIZED | QUICK,
     "best.quantize_ by the clock": GRID | {"minutes": 0.02},
     "scales.tune_": QUICK,
-    "shifts.tune_": QUICK,
+    "learned_zero_points.tune_": QUICK,
     "sensitivity.measure": {"widths": (2, 4), "group_size": 32, "windows": 2},
 }
-TUNED = ("scales.tune_", "shifts.tune_")
+TUNED = ("scales.tune_", "learned_zero_points.tune_")
 # what starts from a quantized model, and what has an embedding and a head to tell apart
 MODELS = dict.fromkeys(TUNED, rounded) | {"embedding.quantize_": apart}
 # another legal value of every argument
@@ -121,13 +121,15 @@ def resuming():
             own = inspect.isfunction(each) and each.__module__ == f"lib.quantizers.{module.name}"
             if own and name[0] != "_" and {"calibration", "state"} <= inspect.signature(each).parameters.keys():
                 found.append(f"{module.name}.{name}")
-    return [*found, "shifts.tune_"]  # it hands its options to `scales.tune_`
+    return [*found, "learned_zero_points.tune_"]  # it hands its options to `scales.tune_`
 
 
 def arguments(method):
-    known = inspect.signature(scales.tune_ if method == "shifts.tune_" else function(method)).parameters.values()
+    known = inspect.signature(
+        scales.tune_ if method == "learned_zero_points.tune_" else function(method)
+    ).parameters.values()
     names = [each.name for each in known if each.kind is not inspect.Parameter.VAR_KEYWORD]
-    return [name for name in names if name not in FREE and (method, name) != ("shifts.tune_", "kind")]
+    return [name for name in names if name not in FREE and (method, name) != ("learned_zero_points.tune_", "kind")]
 
 
 JOBS = [name for name in BEGUN if name.split(" ")[0] in resuming()]
