@@ -133,8 +133,8 @@ def test_folders_that_cannot_run_packed_are_refused(tmp_path):
     with pytest.raises(ValueError, match="model type 'gemma2'"):
         runtime.load(tmp_path / "gemma")
     with pytest.raises(ValueError, match=r"no model\.embed_tokens\.weight"):
-        checkpoint.Tensors([]).matrix("model.embed_tokens")
-    rope = {"rope_type": "linear", "factor": 2.0, "rope_theta": 10000.0}
+        checkpoint.Tensors([]).matrix("model.embed_tokens", (256, 64))
+    rope = {"rope_type": "yarn", "factor": 2.0, "rope_theta": 10000.0}
     tiny.save(tmp_path / "scaled", tiny.llama(rope_parameters=rope))
     with pytest.raises(ValueError, match=r"scaled rotary embedding .*pack_"):
         runtime.load(tmp_path / "scaled")

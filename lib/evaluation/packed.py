@@ -9,6 +9,7 @@ import hashlib
 from collections.abc import Callable, Collection
 from functools import cached_property
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -18,7 +19,8 @@ from lib.decoding.stops import Watch
 from lib.evaluation import generation, identity, likelihood, prefixes
 from lib.evaluation.local import Local, everything, nothing
 from lib.runtime.engine import Batch, Session, weights_of
-from lib.runtime.weights import LINEARS, Weights
+from lib.runtime.families import LINEARS
+from lib.runtime.weights import Weights
 from lib.tasks.task import Generation, Likelihood, Outcome
 
 ROWS = 8  # generations at once
@@ -47,11 +49,13 @@ class Packed(Local):
         for matrix in w.matrices():
             digest.update(matrix.data)
             digest.update(repr(matrix[1:]).encode())
-        for layer in (*w.layers, {"norm": w.norm, "frequencies": w.frequencies, "head": (None, w.head_bias)}):
+        ends = {"norm": w.norm, "head": (None, w.head_bias)}
+        ends |= {f"rotation {i}": part.frequencies * np.float32(part.scale) for i, part in enumerate(w.rotations)}
+        for layer in (*w.layers, ends):
             for name, part in sorted(layer.items()):
                 values = part[1] if isinstance(part, tuple) else part
                 digest.update(name.encode() + (b"" if values is None else values.tobytes()))
-        shape = w.hidden, w.heads, w.key_heads, w.size, w.eps, w.rotary_scale, w.limit, sorted(w.stops), self.bos
+        shape = w.architecture, sorted(w.stops), self.bos
         digest.update(repr((shape, tuple(LINEARS), identity.tokenization(self.tokenizer))).encode())
         return digest.hexdigest()
 

@@ -13,10 +13,9 @@ import torch
 from torch import Tensor, nn
 
 from lib.export import packing
-from lib.quantized.grid import BITS, Quantized
+from lib.export.schemes import OWN, SHARED, scheme
+from lib.quantized.grid import Quantized
 
-SHARED = "codebooks."  # beginning of the names of stored codebooks that several matrices use
-OWN = "weight_codebook"  # the codebook of one matrix, stored beside its codes
 _KINDS = {"Linear": nn.Linear, "Embedding": nn.Embedding}
 _BLOCK = re.compile(r"(.*?\.)(\d+)\.(.*)")
 
@@ -104,7 +103,7 @@ def unpack(tensors: dict[str, Tensor], config: dict, model: nn.Module) -> dict[s
                 "export it again."
             )
         own = {key: tensors.pop(f"{name}.{key}") for key in packing.NAMES if f"{name}.{key}" in tensors}
-        bits, size, symmetric, where = _scheme(schemes[matches[0]], name)
+        bits, size, symmetric, where = scheme(schemes[matches[0]], name)
         codebook = (
             None if where is None else _codebook(own.pop(OWN, None) if where == OWN else shared.get(where), bits, name)
         )
@@ -141,20 +140,6 @@ def _weights(bits, size, symmetric, codebook):
     # a type that readers of the convention don't know, so that they refuse what they would read as integers
     grid |= {} if codebook is None else {"type": "codebook", "codebook": codebook}
     return grid | ({"strategy": "channel"} if size == -1 else {"strategy": "group", "group_size": size})
-
-
-def _scheme(group: dict, name: str) -> tuple[int, int, bool, str | None]:
-    """Bits, group size, symmetry and place of the codebook; refuses grids that `QuantLinear` doesn't have."""
-    weights = group.get("weights") or {}
-    bits, strategy, kind = weights.get("num_bits"), weights.get("strategy"), weights.get("type", "int")
-    known = kind in ("int", "codebook") and not weights.get("dynamic") and bits in BITS
-    if not known or strategy not in ("group", "channel") or group.get("input_activations"):
-        raise ValueError(
-            f"{name} has {bits} bits of type {kind!r} and strategy {strategy!r}; integer weights (or a codebook) of "
-            "2 to 8 bits by group or channel are read, with activations as they are; choose another checkpoint."
-        )
-    size = weights["group_size"] if strategy == "group" else -1
-    return bits, size, weights.get("symmetric", True), weights.get("codebook", OWN) if kind == "codebook" else None
 
 
 def _codebook(found: Tensor | None, bits: int, name: str) -> Tensor:

@@ -20,7 +20,8 @@ import numpy as np
 
 from lib import machine
 from lib.runtime import cpu
-from lib.runtime.weights import LINEARS, NORMS, Weights, from_model
+from lib.runtime.families import LINEARS, NORMS
+from lib.runtime.weights import Weights, check, from_model
 
 ROWS = 264  # positions that one call takes at most: bounds the memory for activations; a multiple of 24
 FIRST = 512  # positions that the cache has room for at first, unless more are asked for; it grows by doubling
@@ -37,9 +38,10 @@ class Cache:
         self.capacity = -(-capacity // 16) * 16
         shape = (len(weights.layers), slots, weights.key_heads, self.capacity * weights.size)
         self.keys, self.values = np.zeros(shape, np.uint16), np.zeros(shape, np.uint16)
-        angles = np.arange(self.capacity, dtype=np.float32)[:, None] * weights.frequencies
+        rotation = weights.rotations[0]
+        angles = np.arange(self.capacity, dtype=np.float32)[:, None] * rotation.frequencies
         self.cosine, self.sine = (
-            np.ascontiguousarray(table(angles) * np.float32(weights.rotary_scale)) for table in (np.cos, np.sin)
+            np.ascontiguousarray(table(angles) * np.float32(rotation.scale)) for table in (np.cos, np.sin)
         )
         addresses = [part.ctypes.data for part in (self.keys, self.values, self.cosine, self.sine)]
         self.native = cpu.Cache(*addresses, self.capacity, slots, 0)
@@ -82,9 +84,11 @@ class Native:
                 setattr(structure, name, self._keep(cpu.Matrix.of(*layer[name])))
             for name in NORMS:
                 setattr(structure, name, layer[name].ctypes.data if name in layer else None)
+        check(weights)  # it may have been changed since it was made
+        a = weights.architecture
         settings = cpu.Settings(
-            weights.hidden, weights.heads, weights.key_heads, weights.size, weights.intermediate, len(layers),
-            weights.vocabulary, threads or machine.threads(), weights.eps, 0,
+            a.hidden, a.heads, a.key_heads, a.size, a.intermediate, a.blocks, a.vocabulary,
+            threads or machine.threads(), a.eps, 0,
         )  # fmt: skip
         ends = [
             self._keep(cpu.Matrix.of(weights.embedding)),

@@ -4,12 +4,13 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from lib import checkpoints
 from lib.models import blocks
 from lib.quantized.grid import Quantized, choose, quantize
 from lib.runtime import cpu, pack, torch_kernels
 from lib.runtime.aligned import zeros
 from lib.runtime.pack import Packed
-from lib.runtime.weights import check_bits, unsupported
+from lib.runtime.weights import architecture_of, check_bits
 
 # Rows of inputs from which weights are dequantized for the library's product, where the CPU has no AVX-512 VNNI: there
 # the kernels read the weights anew every 4 rows. With VNNI they do so every 24, faster than bfloat16 (see engine.py).
@@ -91,11 +92,12 @@ def pack_(model: nn.Module, *, embedding_bits: int | None = 8) -> nn.Module:
     gets `embedding_bits` (groups of 64, symmetric, to nearest), or bfloat16 with None. The model keeps working through
     its own `generate`; `runtime.generate` and `Session` run it in one call a step. It can't be saved any more.
     Layers that the layout can't hold stay as they are, and one line says which.
-    Raises ValueError, before the work, for models that aren't on the CPU, or where nothing can be packed.
+    Raises ValueError, before the work, for models that aren't on the CPU, and for NaN and infinity in their weights.
     """
     if blocks.device(model).type != "cpu":
         raise ValueError(f"the model is on {blocks.device(model)}; packed kernels run on the CPU; move it there first.")
     check_bits(embedding_bits)
+    checkpoints.finite(model)
     refused, table, head = {}, blocks.embeddings(model), blocks.head(model)
     for name, layer in blocks.linears(model).items():
         if layer is head:
@@ -110,9 +112,10 @@ def pack_(model: nn.Module, *, embedding_bits: int | None = 8) -> nn.Module:
     model.save_pretrained = _no_saving
     for name, reason in list(refused.items())[:1]:
         print(f"runtime: {len(refused)} layers stay unpacked, {name} first: {reason}")
-    part = unsupported(blocks.config(model))
-    if part:
-        print(f"runtime: {type(model).__name__} has {part}: its packed layers run inside its own generate")
+    try:
+        architecture_of(model)
+    except ValueError as error:
+        print(f"runtime: {error} Its packed layers run there.")
     return model
 
 

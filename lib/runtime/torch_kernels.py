@@ -65,28 +65,28 @@ class Reference:
 
     def step(self, cache, tokens, slots, positions, which, logits) -> None:
         """See `engine.Native.step`."""
-        w = self.weights
+        w, eps = self.weights, self.weights.architecture.eps
         x = torch.cat([rows(w.embedding, token, token + 1) for token in tokens.tolist()])
         cosine, sine = (torch.from_numpy(table)[positions.tolist()][:, None] for table in (cache.cosine, cache.sine))
         for index, layer in enumerate(w.layers):
-            h = norm(x, layer["first_norm"], w.eps)
+            h = norm(x, layer["first_norm"], eps)
             q, k, v = (product(layer[name][0], h, layer[name][1]) for name in ("query", "key", "value"))
             q, k, v = (part.reshape(len(x), -1, w.size) for part in (q, k, v))
             if "query_norm" in layer:
-                q, k = norm(q, layer["query_norm"], w.eps), norm(k, layer["key_norm"], w.eps)
+                q, k = norm(q, layer["query_norm"], eps), norm(k, layer["key_norm"], eps)
             q, k = rotate(q, cosine, sine) / w.size**0.5, rotate(k, cosine, sine)
             cache.put(index, slots, positions, k, v)
             x = x + product(layer["output"][0], self.mix(index, cache, q, slots, positions), layer["output"][1])
-            h = norm(x, layer["second_norm"], w.eps)
+            h = norm(x, layer["second_norm"], eps)
             gate, up = (product(layer[name][0], h, layer[name][1]) for name in ("gate", "up"))
             x = x + product(layer["down"][0], functional.silu(gate) * up, layer["down"][1])
         if len(which):
-            found = product(w.head, norm(x[which.tolist()], w.norm, w.eps), w.head_bias)
+            found = product(w.head, norm(x[which.tolist()], w.norm, eps), w.head_bias)
             logits[: len(which)] = found.numpy()
 
     def mix(self, index, cache, q, slots, positions) -> Tensor:
         """softmax(q Kᵀ) V for queries [n, heads, size], each over the positions that it sees: [n, heads · size]."""
-        shared, found = self.weights.heads // self.weights.key_heads, []
+        shared, found = self.weights.architecture.heads // self.weights.key_heads, []
         for row, (slot, position) in enumerate(zip(slots.tolist(), positions.tolist())):
             keys, values = cache.get(index, slot, position + 1)  # [key heads, positions, size]
             keys, values = (part.repeat_interleave(shared, 0) for part in (keys, values))

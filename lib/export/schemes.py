@@ -1,0 +1,49 @@
+"""Which grid a checkpoint's config.json gives to a matrix; read without torch, for a process that only generates.
+
+A target is the name of a module, "re:" and a regular expression that names begin with, or a class of modules, "Linear"
+or "Embedding"; of several that match, a name comes before an expression and an expression before a class.
+"""
+
+import re
+from typing import NamedTuple
+
+BITS = range(2, 9)
+SHARED = "codebooks."  # beginning of the names of stored codebooks that several matrices use
+OWN = "weight_codebook"  # the codebook of one matrix, stored beside its codes
+
+
+class Scheme(NamedTuple):
+    """A grid: bits, group size (-1: one group a row), symmetry, and the place of its codebook (None: evenly spaced)."""
+
+    bits: int
+    group_size: int
+    symmetric: bool
+    codebook: str | None
+
+
+def find(config: dict, name: str, kind: str) -> Scheme | None:
+    """The grid of the module `name` of class `kind`, of a `quantization_config`; None where it is no target.
+
+    Raises ValueError for grids that quantized layers can't hold.
+    """
+    groups = {target: group for group in (config.get("config_groups") or {}).values() for target in group["targets"]}
+    exact = [target for target in groups if target == name]
+    expressions = [t for t in sorted(groups) if t.startswith("re:") and re.match(t.removeprefix("re:"), name)]
+    matches = exact + expressions + [target for target in groups if target == kind]
+    return scheme(groups[matches[0]], name) if matches else None
+
+
+def scheme(group: dict, name: str) -> Scheme:
+    """The grid of a config group; refuses those that `QuantLinear` doesn't have."""
+    weights = group.get("weights") or {}
+    bits, strategy, kind = weights.get("num_bits"), weights.get("strategy"), weights.get("type", "int")
+    known = kind in ("int", "codebook") and not weights.get("dynamic") and bits in BITS
+    if not known or strategy not in ("group", "channel") or group.get("input_activations"):
+        raise ValueError(
+            f"{name} has {bits} bits of type {kind!r} and strategy {strategy!r}; integer weights (or a codebook) of "
+            "2 to 8 bits by group or channel are read, with activations as they are; choose another checkpoint."
+        )
+    size = weights["group_size"] if strategy == "group" else -1
+    return Scheme(
+        bits, size, weights.get("symmetric", True), weights.get("codebook", OWN) if kind == "codebook" else None
+    )

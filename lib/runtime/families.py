@@ -1,0 +1,104 @@
+"""The families that the engine computes: what their configurations say, with the defaults of transformers' classes.
+
+`read` of architecture.py goes by this table. Each key of a configuration is one that changes the forward pass
+(`Family.defaults`, `ROTARY`), one that changes nothing (`HARMLESS`), or one that is allowed at a single value
+(`ONLY`); a model with any other key is refused.
+"""
+
+from dataclasses import dataclass
+
+LINEARS = {
+    "query": "self_attn.q_proj",
+    "key": "self_attn.k_proj",
+    "value": "self_attn.v_proj",
+    "output": "self_attn.o_proj",
+    "gate": "mlp.gate_proj",
+    "up": "mlp.up_proj",
+    "down": "mlp.down_proj",
+}
+NORMS = {
+    "first_norm": "input_layernorm",
+    "second_norm": "post_attention_layernorm",
+    "query_norm": "self_attn.q_norm",
+    "key_norm": "self_attn.k_norm",
+}
+ATTENTION = frozenset({"query", "key", "value", "output"})
+ACTIVATIONS = {"silu": "silu", "swish": "silu"}  # names of activations -> what the kernels call them
+
+ROTARY = ("rope_parameters", "rope_scaling", "rope_theta", "partial_rotary_factor")
+
+
+@dataclass(frozen=True)
+class Family:
+    """A family as transformers has it.
+
+    model: class of its models. defaults: keys that change the forward pass, with what its configuration class takes
+    where they are absent; "head_dim" None stands for hidden size / heads. norms: those that each block has. biases:
+    linear layers that always have a bias (others have one where `attention_bias` or `mlp_bias` says so). unlisted: keys
+    that its models read though the class does not list them, so that null is no value. divides: whether the hidden
+    size must be a multiple of the heads.
+    """
+
+    model: str
+    defaults: dict
+    norms: tuple[str, ...] = ("first_norm", "second_norm")
+    biases: frozenset = frozenset()
+    unlisted: tuple[str, ...] = ()
+    divides: bool = False
+
+
+_SIZES = {
+    "hidden_size": 4096,
+    "intermediate_size": 22016,
+    "num_hidden_layers": 32,
+    "num_attention_heads": 32,
+    "num_key_value_heads": 32,
+    "head_dim": None,
+    "hidden_act": "silu",
+    "max_position_embeddings": 32768,
+    "rms_norm_eps": 1e-6,
+    "tie_word_embeddings": False,
+}
+_WINDOWS = {"use_sliding_window": False, "sliding_window": 4096, "max_window_layers": 28, "layer_types": None}
+_LLAMA = {"vocab_size": 32000, "intermediate_size": 11008, "max_position_embeddings": 2048, "num_key_value_heads": None}
+_MISTRAL = {"vocab_size": 32000, "intermediate_size": 14336, "max_position_embeddings": 131072}
+_QWEN = _SIZES | _WINDOWS | {"vocab_size": 151936}
+_NORMED = ("first_norm", "second_norm", "query_norm", "key_norm")
+
+FAMILIES = {
+    "llama": Family(
+        "LlamaForCausalLM", _SIZES | _LLAMA | {"attention_bias": False, "mlp_bias": False}, divides=True
+    ),
+    "mistral": Family("MistralForCausalLM", _SIZES | _MISTRAL | {"num_key_value_heads": 8, "sliding_window": 4096}),
+    "qwen2": Family("Qwen2ForCausalLM", _QWEN, biases=frozenset({"query", "key", "value"}), unlisted=("head_dim",)),
+    "qwen3": Family("Qwen3ForCausalLM", _QWEN | {"head_dim": 128, "attention_bias": False}, norms=_NORMED),
+}  # fmt: skip
+
+ONLY = {"is_causal": (True,), "is_decoder": (True,), "is_encoder_decoder": (False,), "chunk_size_feed_forward": (0,),
+        "add_cross_attention": (False,), "pruned_heads": ({}, None), "per_layer_config": (None,),
+        "output_attentions": (False, None), "return_dict": (True,)}  # fmt: skip
+# who wrote the file, and with what
+_ORIGIN = (
+    "_name_or_path name_or_path _commit_hash model_type architectures transformers_version dtype torch_dtype "
+    "quantization_config transformers.js_config is_llama_config unsloth_fixed unsloth_version "
+)
+_TRAINING = "initializer_range attention_dropout resid_pdrop embd_pdrop pretraining_tp use_bfloat16 "
+# how transformers runs a model, what it returns, and other tasks than the next token
+_RUNNING = (
+    "use_cache cache_implementation attn_implementation _attn_implementation _attn_implementation_autoset "
+    "_experts_implementation experts_implementation output_hidden_states torchscript tie_last_hidden_states "
+    "id2label label2id num_labels problem_type finetuning_task task_specific_params tokenizer_class prefix "
+    "tf_legacy_loss "
+)
+_TOKENS = "bos_token_id eos_token_id pad_token_id sep_token_id decoder_start_token_id unk_token_id "
+_UNREAD = "rope_interleaved use_mrope _sliding_window_pattern cross_attention_hidden_size tie_encoder_decoder "
+# settings of `generate`, which transformers takes out of a configuration
+_GENERATION = (
+    "bad_words_ids begin_suppress_tokens diversity_penalty do_sample early_stopping encoder_no_repeat_ngram_size "
+    "encoder_repetition_penalty epsilon_cutoff eta_cutoff exponential_decay_length_penalty forced_bos_token_id "
+    "forced_eos_token_id length_penalty max_length min_length no_repeat_ngram_size num_beam_groups num_beams "
+    "num_return_sequences output_scores remove_invalid_values repetition_penalty return_dict_in_generate "
+    "suppress_tokens temperature top_k top_p typical_p assistant_confidence_threshold assistant_lookbehind "
+    "num_assistant_tokens num_assistant_tokens_schedule target_lookbehind"
+)
+HARMLESS = frozenset((_ORIGIN + _TRAINING + _RUNNING + _TOKENS + _UNREAD + _GENERATION).split())
