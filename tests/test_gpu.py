@@ -16,7 +16,7 @@ pytestmark = pytest.mark.skipif(importlib.util.find_spec("triton") is None, reas
 
 COMPARE = """
 import torch
-from lib.quantizers import grid
+from lib.quantized import grid
 from lib.quantized.grid import Quantized
 from lib.runtime import gpu, pack
 

@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from lib.metrics import divergence
+from lib.models import capture
 from lib.quantizers import calibrate, gptq, refined, rounding
 from tests import tiny
 
@@ -38,7 +39,7 @@ def test_it_is_nearer_to_the_original_than_gptq_and_than_rounding_from_the_neare
 
 def test_finding_the_first_codes_leaves_the_block_as_it_was(original):
     model, tokens = copy.deepcopy(original), tiny.tokens(2, 16)
-    captured = refined.inputs.capture(model, tokens)
+    captured = capture.capture(model, tokens)
     block, plan = calibrate.blocks(model)[0], refined.widths(model, 4)
     before = {name: weight.clone() for name, weight in block.state_dict().items()}
     starts = refined.first(block, captured.hidden, captured.calls[0], "model.layers.0", plan, 32)

@@ -17,7 +17,7 @@ SETTINGS = {"steps": 3, "learning_rate": 1e-3, "batch": 4, "seed": 0}
 SCRIPT = """
 import sys
 from safetensors.torch import save_model
-from lib.trainers import heal
+from lib.pruners import heal
 from tests import tiny
 from tests.test_trainers_processes import SETTINGS
 target, folder = sys.argv[1:]
