@@ -16,7 +16,7 @@ from collections.abc import Mapping
 from datetime import UTC, datetime
 from pathlib import Path
 
-from lib import claims, files, machine, sources
+from lib import claims, files, machine, sources, tokenization
 from lib.metrics.score import Score
 from lib.records import COLUMNS, arms, newest, read, started_here, table
 
@@ -167,7 +167,7 @@ def _plain(name, value):
     if hasattr(value, "item") and getattr(value, "ndim", 0) == 0:
         value = value.item()
     try:
-        return json.loads(json.dumps(value))
+        return json.loads(tokenization.mend(json.dumps(value, ensure_ascii=False)))
     except TypeError:
         raise ValueError(
             f"{name}={value!r} is a {type(value).__name__}; numbers, texts, booleans, None and lists are allowed; "

@@ -42,6 +42,11 @@ def check(text: str, what: str = "the text") -> str:
     return text
 
 
+def mend(text: str) -> str:
+    """The text with U+FFFD for each half of a character; two halves that belong together become their character."""
+    return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
+
+
 def first_texts(tokenizer) -> set[str]:
     """What a text that has its first token may begin with: the text of BOS (else EOS), and of what is put before it."""
     named = getattr(tokenizer, "bos_token", None) or getattr(tokenizer, "eos_token", None)

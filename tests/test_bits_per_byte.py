@@ -76,3 +76,30 @@ def test_windows_that_cannot_be_read_are_refused(model, options):
 def test_no_text_is_refused(model):
     with pytest.raises(ValueError, match="no text was given"):
         bits_per_byte.measure(model, [""])
+
+
+@pytest.mark.parametrize("puts", [False, True])
+def test_the_harness_itself_counts_a_first_token_that_the_tokenizer_puts_there(puts):
+    from tokenizers.processors import TemplateProcessing
+
+    huggingface = pytest.importorskip("lm_eval.models.huggingface")
+    from lm_eval.api.instance import Instance
+
+    model = tiny.llama()
+    if puts:
+        first = model.tokenizer.bos_token
+        model.tokenizer.backend_tokenizer.post_processor = TemplateProcessing(
+            single=f"{first} $A", special_tokens=[(first, 0)]
+        )
+    there = huggingface.HFLM(pretrained=model, tokenizer=model.tokenizer, batch_size=1, max_length=64)
+    (total,) = there.loglikelihood_rolling([Instance("r", {}, (DOCUMENTS[0],), 0)], disable_tqdm=True)
+    size = len(DOCUMENTS[0].encode())
+    ours = bits_per_byte.measure(model, [DOCUMENTS[0]], length=64)
+    ids, theirs = [0, *model.tokenizer(DOCUMENTS[0]).input_ids], 0.0  # with a second first token, where it puts one
+    for start, begin, end in bits_per_byte.windows(len(ids) - 1, 64, 64):
+        theirs += nats(model, ids[start:end])[begin - end :].sum().item()
+    assert -total == pytest.approx(theirs, rel=1e-5)
+    if puts:
+        assert ours.value != pytest.approx(theirs / math.log(2) / size, rel=1e-3)
+    else:
+        assert ours.value == pytest.approx(theirs / math.log(2) / size, rel=1e-5)

@@ -123,3 +123,10 @@ def test_cut_prompts_are_counted_by_sample():
     found = run.evaluate(model, task, cache=False)
     assert found.truncated == 2
     assert next(mark for mark in guards.marks(found) if "left end" in mark).startswith("2 samples lost the left end")
+
+
+def test_half_a_character_in_a_request_is_refused_before_anything_runs(tmp_path):
+    task = questions.task([Generation("fine", (), 3), Generation("cut \ud83d", (), 3)])
+    with pytest.raises(ValueError, match=r"sample 's1' of tiny holds half a character, '\\ud83d', at place 4"):
+        run.evaluate(tiny.llama(), task, cache=tmp_path)
+    assert not list(tmp_path.iterdir())

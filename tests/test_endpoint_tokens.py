@@ -5,11 +5,13 @@ from itertools import accumulate
 
 import pytest
 
+from lib.evaluation import run
 from lib.evaluation.endpoint import Endpoint, EndpointError
 from lib.evaluation.local import Local
-from lib.tasks.task import Likelihood
-from tests import tiny
+from lib.tasks.task import Generation, Likelihood
+from tests import questions, tiny
 from tests.test_endpoint import Served, server
+from tests.test_tokenization import letters, templated, tokenizer
 
 ASKED = [
     Likelihood("Question: alpha beta?\nAnswer:", " gamma delta"),
@@ -125,3 +127,57 @@ def test_tokens_that_do_not_join_to_the_continuation_are_refused(asked, knows):
 def test_a_continuation_whose_first_token_has_no_log_probability_is_refused():
     with server(Served()) as (url, _), pytest.raises(EndpointError, match="do not join to 'alpha'"):
         Endpoint(url, "tiny").loglikelihoods([Likelihood("", "alpha")])
+
+
+class Beginning:
+    """A server of a model whose tokenizer puts "<s>" before a text, in the ways in which servers do and report it."""
+
+    def __init__(self, kind):
+        self.kind, self.read = kind, []
+
+    def __call__(self, path, body):
+        adds = self.kind != "adds nothing"
+        if "add_special_tokens" in body:
+            if self.kind == "refuses the word":
+                return 400, {"error": "unknown field"}, {}
+            adds = adds and (body["add_special_tokens"] or self.kind == "ignores the word")
+        ids = tokenizer()(body["prompt"], add_special_tokens=adds).input_ids
+        self.read.append(ids)
+        used = {} if self.kind == "counts nothing" else {"usage": {"prompt_tokens": len(ids)}}
+        return 200, {"choices": [{"text": "cut \ud83d and whole \ud83d\ude00"}], **used}, {}
+
+
+KINDS = ("hears the word", "ignores the word", "refuses the word", "adds nothing", "counts nothing")
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_templated_prompts_have_their_first_token_once_on_every_server(kind):
+    text, served = templated(tokenizer()), Beginning(kind)
+    asked = [Generation(text, (), 3), Generation("hi", (), 3), Generation(text, (), 3)]
+    with server(served) as (url, _):
+        Endpoint(url, "m", at_once=1).generate(asked)
+    begun, bare = [0, 2, *letters("hi"), 3], [0, *letters("hi")]
+    assert served.read[-3:] == [begun, bare if kind != "adds nothing" else bare[1:], begun]
+    assert len(served.read) <= 6  # it is asked how it counts once
+
+
+def test_a_first_token_that_is_given_and_prompts_without_one():
+    served = Beginning("hears the word")
+    with server(served) as (url, bodies):
+        Endpoint(url, "m").generate([Generation("plain", (), 3)])
+        assert len(bodies) == 1 and "add_special_tokens" not in bodies[0][1]
+        Endpoint(url, "m", first="</s>").generate([Generation("</s>hi", (), 3)])
+    assert served.read[-1] == [1, *letters("hi")]
+    assert Endpoint(url, "m", first="</s>").identity != Endpoint(url, "m").identity
+
+
+def test_half_an_emoji_from_a_server_is_replaced_and_the_evaluation_ends(tmp_path):
+    task = questions.task([Generation(f"say {place}", (), 3) for place in range(3)])
+    with server(Beginning("hears the word")) as (url, bodies):
+        found = run.evaluate(Endpoint(url, "m"), task, cache=tmp_path)
+        assert [row.answers for row in found.rows] == [["cut \ufffd and whole \U0001f600"]] * 3
+        assert found.replaced == 3 and found.asked == 3
+        again = run.evaluate(Endpoint(url, "m"), task, cache=tmp_path)
+        assert again.asked == 0 and again.replaced == 3 and len(bodies) == 3
+        with pytest.raises(ValueError, match="a prompt holds half a character"):
+            Endpoint(url, "m").generate([Generation("\ud83d", (), 3)])

@@ -134,8 +134,8 @@ def test_detection_is_seeded_and_leaves_the_librarys_seed_alone():
     assert language.detect("12345") is None
 
 
-UNSEEDED = {"gpt4_20231107": {1122}, "llama32_1b_instruct": {24, 1122, 1389, 3456}}
-DRAWN = {1129}  # asks for "!"; the program behind the scores drew a letter at random where a character is none
+UNSEEDED = {"gpt4_20231107": set(), "llama32_1b_instruct": {24, 1389, 3456}}
+DRAWN = {1122, 1129}  # ask for "#" and "!"; the program behind the scores drew a letter where a character is none
 
 
 @pytest.mark.skipif(not (os.environ.get("THIMBLE_DATA") and FOLDER.exists()), reason="set THIMBLE_DATA (ifeval)")
@@ -150,6 +150,14 @@ def test_every_prompt_agrees_with_the_published_program(model):
         prompt = prompts[key]
         found = instruction_following.follow(responses[key], prompt["instruction_id_list"], prompt["kwargs"])
         assert [list(found.strict), list(found.loose)] == [scores[key]["strict"], scores[key]["loose"]], key
+
+
+@pytest.mark.skipif(not (os.environ.get("THIMBLE_DATA") and FOLDER.exists()), reason="set THIMBLE_DATA (ifeval)")
+def test_the_prompts_with_a_drawn_letter_are_those_that_ask_for_no_letter():
+    asked = {
+        (row["key"], each["letter"]) for row in _rows("input_data") for each in row["kwargs"] if each.get("letter")
+    }
+    assert {key for key, letter in asked if not ("a" <= letter.lower() <= "z" and len(letter) == 1)} == DRAWN
 
 
 def _rows(name):

@@ -229,3 +229,47 @@ def test_real_texts_have_a_training_split(monkeypatch, name):
         pytest.skip(f"THIMBLE_DATA has no {name}")
     documents, origin = readers.documents(texts._local(name), "train")
     assert sum(map(len, documents)) > 100_000 and origin.startswith(f"$THIMBLE_DATA/{name}/")
+
+
+HALF = '{"text": "whole"}\n\n{"text": "cut \\ud83d"}\n'
+
+
+def test_half_an_emoji_in_a_file_is_refused_with_its_line(tmp_path, monkeypatch):
+    monkeypatch.setenv("THIMBLE_DATA", str(tmp_path))
+    (tmp_path / "train.jsonl").write_text(HALF)
+    with pytest.raises(ValueError, match=r"train\.jsonl line 3 holds half a character, '\\ud83d', at place"):
+        texts.load("train.jsonl", "train")
+    (tmp_path / "train.jsonl").write_text('{"text": "whole \\ud83d\\ude00, a \\u0000 and \\ufffd"}\n')
+    assert texts.load("train.jsonl", "train").text == "whole \U0001f600, a \0 and \ufffd"
+    with pytest.raises(ValueError, match=r"document 1 of 'mine' holds half a character, '\\udc00', at place 2"):
+        texts.Text("mine", "test", ["fine", "ab\udc00"])
+
+
+def test_half_an_emoji_in_a_tasks_data_is_refused_with_its_line(tmp_path, monkeypatch):
+    from lib.sources import prompts, tasks
+
+    monkeypatch.setenv("THIMBLE_DATA", str(tmp_path))
+    (tmp_path / "gsm8k").mkdir()
+    path = tmp_path / tasks.BENCHMARKS["gsm8k"].files["test"][0]
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text('{"question": "a", "answer": "#### 1"}\n{"question": "\\ud83d", "answer": "#### 1"}\n')
+    with pytest.raises(ValueError, match=r"line 2 holds half a character"):
+        tasks.load("gsm8k", "test")
+    path = tmp_path / prompts.KINDS["chat"].file
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text('{"instruction": "say \\ud83d", "input": ""}\n')
+    with pytest.raises(ValueError, match=r"line 1 holds half a character"):
+        prompts.load("chat", 1, source="data")
+
+
+def test_bytes_in_parquet_that_are_not_utf8_are_named(tmp_path, monkeypatch):
+    import pyarrow
+    from pyarrow import parquet
+
+    monkeypatch.setenv("THIMBLE_DATA", str(tmp_path))
+    array = pyarrow.Array.from_buffers(
+        pyarrow.string(), 1, [None, pyarrow.py_buffer(b"\0\0\0\0\2\0\0\0"), pyarrow.py_buffer(b"a\xff")]
+    )
+    parquet.write_table(pyarrow.table({"text": array}), tmp_path / "train.parquet")
+    with pytest.raises(ValueError, match=r"train\.parquet keeps bytes that are not UTF-8 in its column 'text'"):
+        texts.load("train.parquet", "train")

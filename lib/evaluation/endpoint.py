@@ -12,21 +12,17 @@ has been kept, and the same call goes on from there.
 import hashlib
 import json
 import time
-from bisect import bisect_left
 from collections.abc import Callable, Collection
 from concurrent.futures import FIRST_COMPLETED, ThreadPoolExecutor, wait
-from itertools import accumulate
 
+from lib import tokenization
 from lib.decoding.stops import Stops
 from lib.evaluation.drawing import Drawing
+from lib.evaluation.served_tokens import EndpointError, FirstToken, Refused, ending
 from lib.tasks.task import Generation, Likelihood, Outcome
 
 AGAIN = (408, 409, 425, 429)  # statuses that may pass, besides 500 and above
 sleep = time.sleep  # tests put a clock of their own here
-
-
-class EndpointError(RuntimeError):
-    """A server that does not answer, or not what was asked; what came before is in the cache."""
 
 
 class Endpoint(Drawing):
@@ -34,8 +30,10 @@ class Endpoint(Drawing):
 
     chat: ask by chat completions; the server applies its template. key: sent as a bearer token. at_once: requests
     under way at a time; tries: of each; seconds: that an answer may take. revision: what tells apart two models that
-    the server calls by the same name; part of the identity. sampling: arguments of `decoding.sampling.Sampling` that
-    are sent by these names (OpenAI's are temperature and top_p), {} for temperature 0; request i has `seed` + i.
+    the server calls by the same name; part of the identity. first: the text of the model's first token, where it is
+    none of `served_tokens.FIRST`: a prompt that begins with it gets no second one. sampling: arguments of
+    `decoding.sampling.Sampling` that are sent by these names (OpenAI's are temperature and top_p), {} for temperature
+    0; request i has `seed` + i.
     """
 
     truncated = ()  # a server refuses what is too long for it
@@ -51,6 +49,7 @@ class Endpoint(Drawing):
         tries=5,
         seconds=120.0,
         revision="",
+        first: str | None = None,
         sampling: dict | None = None,
         seed=0,
     ):
@@ -63,6 +62,7 @@ class Endpoint(Drawing):
         self.at_once, self.tries, self.seconds = at_once, tries, seconds
         self.headers = {"Authorization": f"Bearer {key}"} if key else {}
         self._reader: Callable | None = None
+        self._given, self._first = first, FirstToken(self._tokens, first)
         self.drawn(sampling, seed)
 
     @property
@@ -72,8 +72,9 @@ class Endpoint(Drawing):
 
     @property
     def identity(self) -> str:
-        """SHA-256 of address, model, revision and interface: all that is known of what answers."""
-        return hashlib.sha256(json.dumps([self.url, self.model, self.revision, self.chat]).encode()).hexdigest()
+        """SHA-256 of address, model, revision, interface and first token: all that is known of what answers."""
+        known = [self.url, self.model, self.revision, self.chat, self._given]
+        return hashlib.sha256(json.dumps(known).encode()).hexdigest()
 
     def loglikelihoods(
         self, requests: list[Likelihood], *, wanted: Collection[int] | None = None, finished: Callable | None = None
@@ -88,6 +89,7 @@ class Endpoint(Drawing):
                 "and a task whose prompts a chat template has formed."
             )
         order = list(range(len(requests))) if wanted is None else sorted(wanted)
+        self._prepare([requests[place].context + requests[place].continuation for place in order])
         if order and self._reader is None:
             self._reader = self._find_reader(requests[order[0]])
         return self._all(self._reader, requests, order, finished)
@@ -97,7 +99,20 @@ class Endpoint(Drawing):
     ) -> list[str | None]:
         """A text per request, up to its first stop string; None for those not `wanted`."""
         order = list(range(len(requests))) if wanted is None else sorted(wanted)
+        self._prepare([requests[place].prompt for place in order])
         return self._all(self._text, list(enumerate(requests)), order, finished)
+
+    def _prepare(self, prompts: list[str]) -> None:
+        """Refuse what no server can read, and learn how this one treats a first token that is written out."""
+        for prompt in prompts:
+            tokenization.check(prompt, "a prompt")
+            if not self.chat:
+                self._first.learn(prompt)
+
+    def _tokens(self, body: dict) -> int | None:
+        """How many tokens the server counts in a prompt; None where it does not say."""
+        used = self._post("completions", body | {"max_tokens": 1, "temperature": 0}, ("usage",))
+        return used.get("prompt_tokens") if isinstance(used, dict) else None
 
     def _text(self, asked: tuple[int, Generation]) -> str:
         place, request = asked
@@ -110,8 +125,8 @@ class Endpoint(Drawing):
             body["messages"] = [{"role": "user", "content": request.prompt}]
             text = self._post("chat/completions", body, ("choices", 0, "message", "content"))
         else:
-            text = self._post("completions", body | {"prompt": request.prompt}, ("choices", 0, "text"))
-        return Stops([each for each in request.until if each], self).cut(text or "")
+            text = self._post("completions", body | self._first.body(request.prompt), ("choices", 0, "text"))
+        return Stops([each for each in request.until if each], self).cut(tokenization.mend(text or ""))
 
     def _find_reader(self, request: Likelihood) -> Callable:
         """The first way in which this server gives the log-probabilities of a prompt."""
@@ -120,7 +135,7 @@ class Endpoint(Drawing):
             try:
                 reader(request)
                 return reader
-            except _Refused as error:
+            except Refused as error:
                 reasons.append(str(error))
         raise EndpointError(
             f"{self.url} gives no log-probabilities of prompts ({'; '.join(reasons)}); a completions interface with "
@@ -130,29 +145,29 @@ class Endpoint(Drawing):
     def _echo(self, request: Likelihood) -> Outcome:
         """Completions with `echo`: tokens, their text offsets, log-probabilities and the most probable ones."""
         whole = request.context + request.continuation
-        body = {"prompt": whole, "max_tokens": 1, "temperature": 0, "logprobs": 1, "echo": True}
+        body = self._first.body(whole) | {"max_tokens": 1, "temperature": 0, "logprobs": 1, "echo": True}
         given = self._post("completions", body, ("choices", 0, "logprobs"))
         try:
             offsets, values, tops = (given[name] for name in ("text_offset", "token_logprobs", "top_logprobs"))
             tokens = given["tokens"]
         except (TypeError, KeyError):
-            raise _Refused("echo: no log-probabilities in its answer") from None
+            raise Refused("echo: no log-probabilities in its answer") from None
         if len(tokens) < 2:
-            raise _Refused("echo: the prompt is not in its answer")
-        places = _ending(whole[len(request.context.rstrip()) :], tokens[:-1], values, offsets)  # the last is generated
+            raise Refused("echo: the prompt is not in its answer")
+        places = ending(whole[len(request.context.rstrip()) :], tokens[:-1], values, offsets)  # the last is generated
         greedy = all(values[n] >= max((tops[n] or {tokens[n]: values[n]}).values()) for n in places)
         return Outcome(float(sum(values[n] for n in places)), greedy, len(places))
 
     def _prompt_logprobs(self, request: Likelihood) -> Outcome:
         """vLLM: per token of the prompt, token id -> logprob, rank and decoded text; the given token comes first."""
         whole = request.context + request.continuation
-        body = {"prompt": whole, "max_tokens": 1, "temperature": 0, "prompt_logprobs": 1}
+        body = self._first.body(whole) | {"max_tokens": 1, "temperature": 0, "prompt_logprobs": 1}
         given = self._post("completions", body, ("choices", 0, "prompt_logprobs"))
         if not isinstance(given, list) or len(given) < 2:
-            raise _Refused("prompt_logprobs: not in its answer")
+            raise Refused("prompt_logprobs: not in its answer")
         tokens = [next(iter(entry.values())) if entry else {} for entry in given]
         texts, values = ([token.get(name) for token in tokens] for name in ("decoded_token", "logprob"))
-        places = _ending(whole[len(request.context.rstrip()) :], texts, values)
+        places = ending(whole[len(request.context.rstrip()) :], texts, values)
         greedy = all(tokens[n].get("rank") == 1 for n in places)
         return Outcome(float(sum(values[n] for n in places)), greedy, len(places))
 
@@ -196,39 +211,11 @@ class Endpoint(Drawing):
                     return _part(answer.json(), where)
                 reason = f"status {answer.status_code}: {answer.text[:200]}"
                 if answer.status_code < 500 and answer.status_code not in AGAIN:
-                    raise _Refused(f"{self.url}/{path} refused ({reason})")
+                    raise Refused(f"{self.url}/{path} refused ({reason})")
                 pause = max(pause, _asked_pause(answer))
             except (httpx.TransportError, ValueError, KeyError, IndexError, TypeError) as error:
                 reason = f"{type(error).__name__}: {error}"
         raise EndpointError(f"{self.url}/{path} did not answer in {self.tries} tries ({reason})")
-
-
-class _Refused(EndpointError):
-    """The server understood, and will not do it."""
-
-
-def _ending(text: str, tokens: list[str], values: list[float | None], offsets: list[int] | None = None) -> list[int]:
-    """The places of the last of a prompt's `tokens`, those that make up `text` and have a log-probability in `values`.
-
-    offsets: where each token begins, and the last one ends, by the server's count. Only distances from that end tell:
-    vLLM counts the first token's text ("<s>") too. Where they are no more than lengths of tokens, or all the same
-    (SGLang), white space is left out: a token decoded alone may have lost it (Llama-2's).
-    Raises _Refused where the tokens do not join to `text`, as when a character's parts are shown as "\ufffd".
-    """
-    tokens, size = [token or "" for token in tokens], len(text)
-    bare, wanted = ["".join(token.split()) for token in tokens], "".join(text.split())
-    lengths = [0, *accumulate(map(len, tokens))]
-    if offsets is None or len(set(offsets)) == 1 or [offset - offsets[0] for offset in offsets] == lengths:
-        offsets, size = [0, *accumulate(map(len, bare))], len(wanted)
-    first = bisect_left(offsets, offsets[-1] - size)
-    places = [n for n in range(first, len(tokens)) if values[n] is not None]
-    joined = "".join(bare[n] for n in places)
-    if not places or joined != wanted:
-        raise _Refused(
-            f"the texts of the last tokens with a log-probability, {joined!r}, do not join to {wanted!r}; another "
-            "server, which shows whole characters, or a local model is needed"
-        )
-    return places
 
 
 def _part(answer: dict, where: tuple):

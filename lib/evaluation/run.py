@@ -9,7 +9,7 @@ Interrupted anywhere, the same call goes on at the first sample without an answe
 from dataclasses import replace
 from pathlib import Path
 
-from lib import progress, timing
+from lib import progress, timing, tokenization
 from lib.evaluation import cache as answers_on_disk
 from lib.evaluation import scores, shard
 from lib.evaluation.local import Local
@@ -25,6 +25,7 @@ def evaluate(
     in; "float32" gives the harness's numbers. cache: keep answers in data/cache/evaluation, in another folder, or
     (False) nowhere. limit: the first samples only. part: (index, number), see `shard`; the result is None while other
     parts lack. Where THIMBLE_PART names it instead, the call waits for them; an evaluation without a cache is whole.
+    Half a character in an answer becomes U+FFFD, which `Evaluation.replaced` counts.
     Raises ValueError for a limit below 1, for a malformed sample, for a greedy engine that is asked the same several
     times, and for prompts that would go through two chat templates, before anything runs.
     """
@@ -126,7 +127,16 @@ def _chosen(task: Task, limit: int | None):
             fault = "has no requests" if sample.id not in seen else "has the id of another sample"
             raise ValueError(f"sample {sample.id!r} of {task.name} {fault}; mend its line of data.")
         seen.add(sample.id)
+        for text in (sample.id, *(text for request in sample.requests for text in _texts(request))):
+            tokenization.check(text, f"sample {sample.id!r} of {task.name}")
     return samples
+
+
+def _texts(request: Likelihood | Generation) -> tuple[str, ...]:
+    """What a request says in words."""
+    if isinstance(request, Likelihood):
+        return request.context, request.continuation
+    return request.prompt, *request.until
 
 
 def _ask(engine, name: str, samples: list, open_places: set[int], answered: dict, store) -> int:
@@ -148,7 +158,8 @@ def _ask(engine, name: str, samples: list, open_places: set[int], answered: dict
 
                 def finished(number, answer, at=at):
                     place, which = at[number]
-                    partial[place][which] = answer
+                    # half a character, as a server may send it, can't be kept in a file
+                    partial[place][which] = tokenization.mend(answer) if isinstance(answer, str) else answer
                     if all(each is not None for each in partial[place]):
                         answered[samples[place].id] = partial[place]
                         if store:

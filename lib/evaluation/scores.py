@@ -50,6 +50,11 @@ class Evaluation(dict):
         """Generations without text."""
         return sum(isinstance(answer, str) and not answer.strip() for row in self.rows for answer in row.answers)
 
+    @property
+    def replaced(self) -> int:
+        """Generations with U+FFFD, which stands for bytes or halves of characters that are no text."""
+        return sum(isinstance(answer, str) and "\ufffd" in answer for row in self.rows for answer in row.answers)
+
     def table(self):
         """The rows as a DataFrame: id, group, answers, and a column per metric."""
         import pandas as pd

@@ -3,8 +3,13 @@
 bits = -sum_i log2 p(x_i | x_<i) / bytes, over the tokens x_i of whole documents and their UTF-8 bytes (Gao et al. 2020,
 The Pile, arXiv 2101.00027, section 3.1). A document begins with the model's first token, so that all its own tokens are
 predicted. Windows hold `length` tokens; each scores `stride` new ones, and what comes before them is context. With
-stride = length the windows do not overlap and the numbers are those of lm-evaluation-harness's rolling
-log-likelihood; a smaller stride gives every token more context, at length / stride times the cost.
+stride = length the windows do not overlap; a smaller stride gives every token more context, at length / stride times
+the cost.
+
+lm-evaluation-harness 0.4.13's rolling log-likelihood scores the same windows. Where a tokenizer puts no token before a
+text, its numbers are these. Where one does (Llama's and Gemma's), the harness lets that token count as the document's
+first: it predicts it from another of its kind, adds that surprise, and every window after the first lies one token
+earlier. The token is no part of the document's bytes, so here it is read and never scored.
 """
 
 import math

@@ -2,6 +2,9 @@
 
 Strict: the response as it is. Loose: one of eight variants follows (without the first line, the last, both, and each
 of these without asterisks), for answers that are right inside a polite frame or Markdown.
+
+Two of its 541 prompts ask how often a character stands that is no letter ("#" in key 1122, "!" in 1129). The published
+program, and lm-evaluation-harness's, draw a letter at random in its place; here the character itself is counted.
 """
 
 import difflib

@@ -1,7 +1,6 @@
 """Prompts by kind of task, from data sets under `$THIMBLE_DATA` or written for this project, and their tokens."""
 
 import hashlib
-import json
 import random
 from typing import NamedTuple
 
@@ -9,7 +8,7 @@ import torch
 
 from lib import files, tokenization
 from lib.files import data, place
-from lib.sources import note
+from lib.sources import note, readers
 from lib.sources.builtin_prompts import PROMPTS
 
 
@@ -86,4 +85,4 @@ def _rows(name: str) -> tuple[list[dict], str]:
         where = "THIMBLE_DATA is not set" if folder is None else f"not in THIMBLE_DATA={folder}"
         raise FileNotFoundError(f"{name}: {where}; set it to a folder with this file, or use source='packaged'.")
     path = folder / name
-    return [json.loads(line) for line in path.read_text(encoding="utf-8").split("\n") if line.strip()], place(path)
+    return [row for _, row in readers.objects(readers.decode(path), path)], place(path)

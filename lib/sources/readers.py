@@ -5,6 +5,7 @@ import re
 from collections.abc import Iterator
 from pathlib import Path
 
+from lib import tokenization
 from lib.files import place
 
 FIELDS = ("text", "content", "document", "passage")  # where a row keeps its text: the first that it has
@@ -112,7 +113,10 @@ def _split_of(path):
 
 
 def objects(text: str, path: Path) -> Iterator[tuple[str, dict]]:
-    """("FILE line N", object) of each line of JSONL that is not blank; `ValueError` names one that is no object."""
+    """("FILE line N", object) of each line of JSONL that is not blank.
+
+    `ValueError` names a line that is no object, and one with half a character: an escape such as "\\ud83d" alone.
+    """
     for number, line in enumerate(text.split("\n"), 1):
         if not line.strip():
             continue
@@ -123,6 +127,8 @@ def objects(text: str, path: Path) -> Iterator[tuple[str, dict]]:
             raise ValueError(f"{where} is not JSON ({error}); each line is one JSON object; mend or drop it.") from None
         if not isinstance(row, dict):
             raise ValueError(f"{where} is a {type(row).__name__}; each line is one JSON object; mend or drop it.")
+        if "\\u" in line:  # only an escape can write half a character: the file itself is UTF-8
+            tokenization.check(json.dumps(row, ensure_ascii=False), where)
         yield where, row
 
 
@@ -147,6 +153,11 @@ def _parquet(path):
         rows = parquet.read_table(path, columns=[field]).column(field).to_pylist()
     except pyarrow.ArrowException as error:
         raise ValueError(f"{place(path)} is no readable parquet file ({error}); copy it again.") from error
+    except UnicodeDecodeError as error:
+        raise ValueError(
+            f"{place(path)} keeps bytes that are not UTF-8 in its column {field!r} ({error.reason}); texts must be "
+            "UTF-8; convert it."
+        ) from None
     if not all(row is None or isinstance(row, str) for row in rows):
         raise ValueError(f"{place(path)} keeps no text in its column {field!r}; it must hold strings; convert it.")
     return [row for row in rows if row is not None], field

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import torch
 
-from lib import files
+from lib import files, tokenization
 from lib.files import data, place
 from lib.sources import builtin_text, hub, note, readers
 
@@ -33,7 +33,9 @@ class Text:
     origin: str = "given"
 
     def __post_init__(self):
-        """Without a hash, compute it."""
+        """Without a hash, compute it; raises ValueError for half a character (a lone surrogate)."""
+        for number, document in enumerate(self.documents) if not self.sha256 else ():
+            tokenization.check(document, f"document {number} of {self.name!r}")
         object.__setattr__(self, "sha256", self.sha256 or hashlib.sha256(self.text.encode()).hexdigest())
 
     @property
