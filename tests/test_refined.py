@@ -61,7 +61,7 @@ def test_layers_may_have_bits_of_their_own(original):
 
 def test_bits_are_all_checked_before_the_work(original, tmp_path, monkeypatch):
     names, model, tokens = list(calibrate.layers(original)), copy.deepcopy(original), tiny.tokens(2, 16)
-    monkeypatch.setattr(refined.inputs, "capture", lambda *_, **__: pytest.fail("the work had begun"))
+    monkeypatch.setattr(capture, "capture", lambda *_, **__: pytest.fail("the work had begun"))
     plan = dict.fromkeys(names, 3)
     for bits, said in (
         (plan | {names[-1]: 9}, f"bits=9 for {names[-1]}"),
