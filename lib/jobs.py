@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from lib import checkpoints, files
-from lib.models import blocks
+from lib.models import blocks, structure
 from lib.quantized.grid import PARTS, Quantized
 
 BASE = ("models", "quantized")  # packages of lib that every job computes with
@@ -91,7 +91,8 @@ def fingerprint(model: nn.Module, tokens: Tensor | None = None, device: str | No
     """
     from lib import files
 
-    found = {"model": checkpoints.fingerprint(model), "device": torch.device(device or blocks.device(model)).type}
+    found = {"model": checkpoints.fingerprint(model), "layers": structure.fingerprint(model)}
+    found["device"] = torch.device(device or blocks.device(model)).type
     return found if tokens is None else found | {"calibration": files.data_hash(tokens)}
 
 

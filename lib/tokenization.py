@@ -4,7 +4,14 @@ A chat template often writes the first token ("<s>", "<|begin_of_text|>") as tex
 So a text that begins with it gets no special tokens: the rule of lm-evaluation-harness 0.4.13, which looks for the
 tokenizer's BOS or EOS; here also for what the tokenizer really puts there, which may be neither ("[gMASK]<sop>").
 Needs no torch.
+
+A tokenizer can be changed at any time (tokens added, a normalizer replaced, special tokens split like other text), so
+nothing is remembered per object: what is kept of its work is kept under `identity`, a hash of its rules.
 """
+
+import hashlib
+
+PROBE = "Éva said:\n  12 don'ts <s></s>"  # shows moved spaces, normalisation, digits, special tokens in text
 
 
 def ids(tokenizer, texts: list[str], bos: bool | None = None) -> list[list[int]]:
@@ -59,6 +66,32 @@ def first_ids(tokenizer) -> list[int]:
     bare, whole = (_encode(tokenizer, ["a"], special)[0] for special in (False, True))
     places = range(len(whole) - len(bare) + 1)
     return list(next((whole[:place] for place in places if whole[place : place + len(bare)] == bare), []))
+
+
+def identity(tokenizer) -> str:
+    """Hexadecimal SHA-256 of the rules of a tokenizer: two with the same turn every text into the same ids.
+
+    Names, paths, padding and truncation are no part of it: a tokenizer that was saved and loaded has the hash it had.
+    """
+    core = getattr(tokenizer, "backend_tokenizer", None)
+    ends = getattr(tokenizer, "bos_token_id", None), getattr(tokenizer, "eos_token_id", None)
+    if core is not None:
+        rules = core.to_str()
+        rules = rules[rules.index('"added_tokens"') :]  # before it stand truncation and padding, which each call sets
+        settings = bool(tokenizer.split_special_tokens)  # given to the backend by each call
+    else:
+        rules = repr(sorted(tokenizer.get_vocab().items()))
+        added = sorted(
+            (token, repr(content)) for token, content in getattr(tokenizer, "added_tokens_decoder", {}).items()
+        )
+        settings = type(tokenizer).__name__, added, list(tokenizer(PROBE)["input_ids"])
+    return hashlib.sha256(f"{rules}\n{settings}\n{ends}".encode()).hexdigest()
+
+
+def is_written_down(tokenizer) -> bool:
+    """Whether `identity` covers all rules of a tokenizer: one of transformers over `tokenizers`, no other code."""
+    kind = type(tokenizer)
+    return getattr(tokenizer, "backend_tokenizer", None) is not None and kind.__module__.startswith("transformers.")
 
 
 def _encode(tokenizer, texts: list[str], special: bool) -> list[list[int]]:

@@ -148,6 +148,15 @@ def test_changed_or_cut_files_are_refused(tmp_path):
         reference.Reference.load(path, original)
 
 
+def test_fingerprint_sees_what_no_weight_holds():
+    """A kept reference of the same weights under another configuration is another reference."""
+    one, other = tiny.llama(), tiny.llama(rms_norm_eps=0.3)
+    assert reference.fingerprint(one) != reference.fingerprint(other)
+    moved = tiny.llama()
+    moved.config._name_or_path = "/elsewhere"
+    assert reference.fingerprint(one) == reference.fingerprint(moved)
+
+
 def test_fingerprint_sees_weights_and_names():
     one, other = tiny.llama(), tiny.llama()
     assert reference.fingerprint(one) == reference.fingerprint(other)

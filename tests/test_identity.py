@@ -66,6 +66,19 @@ def test_models_of_the_same_weights_that_answer_otherwise_are_asked_anew(what, t
     assert values[0] != values[1]
 
 
+def test_an_engine_knows_its_model_as_it_is_now(tmp_path):
+    """One engine object whose model is quantized, and whose tokenizer changes, between two evaluations."""
+    task, model = questions.task(questions.likelihoods(3)), tiny.llama()
+    engine = Local(model)
+    first = run.evaluate(engine, task, cache=tmp_path)
+    absmax.quantize_(model, bits=3, group_size=16)
+    second = run.evaluate(engine, task, cache=tmp_path)
+    assert second.asked == 3 and [row.answers for row in second.rows] != [row.answers for row in first.rows]
+    assert run.evaluate(Local(model), task, cache=tmp_path).asked == 0
+    model.tokenizer.split_special_tokens = True
+    assert run.evaluate(engine, task, cache=tmp_path).asked == 3
+
+
 def test_another_end_token_is_asked_anew(tmp_path):
     task = questions.task(questions.generations(4, until=()))
     first = run.evaluate(tiny.llama(), task, cache=tmp_path)

@@ -51,7 +51,9 @@ def test_other_circumstances_are_refused_and_the_same_are_not(tmp_path, model, m
 def test_the_device_is_the_one_that_does_the_work(tmp_path, model):
     there, here = fingerprint(model, tiny.tokens()), fingerprint(model, tiny.tokens(), "cuda:0")
     assert there["device"] == "cpu" and here == there | {"device": "cuda"}
-    assert fingerprint(model) == {name: there[name] for name in ("model", "device")}
+    assert fingerprint(model) == {name: there[name] for name in ("model", "layers", "device")}
+    other = tiny.llama(rms_norm_eps=0.3)  # of the same weights, and another model
+    assert {name for name in there if fingerprint(other, tiny.tokens())[name] != there[name]} == {"layers"}
     State(tmp_path, **there)
     with pytest.raises(ValueError, match=r"\(device=cpu there, cuda here\)"):
         State(tmp_path, **here)

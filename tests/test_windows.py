@@ -73,6 +73,79 @@ def test_text_is_tokenised_once_for_equal_tokenizers(model, monkeypatch):
     assert torch.equal(texts.tokens(source, other, length=4), first)
 
 
+def added(tokenizer):
+    tokenizer.add_tokens(["alpha"])
+
+
+def split(tokenizer):
+    tokenizer.split_special_tokens = True
+
+
+def normalized(tokenizer):
+    from tokenizers import normalizers
+
+    tokenizer.backend_tokenizer.normalizer = normalizers.Lowercase()
+
+
+def parted(tokenizer):
+    from tokenizers import pre_tokenizers
+
+    tokenizer.backend_tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
+        [pre_tokenizers.Whitespace(), pre_tokenizers.ByteLevel(add_prefix_space=False)]
+    )
+
+
+def another_vocabulary(tokenizer):
+    from tokenizers import models
+
+    vocabulary = tokenizer.get_vocab()
+    tokenizer.backend_tokenizer.model = models.BPE(vocab={**vocabulary, "al": 256}, merges=[("a", "l")])
+
+
+@pytest.mark.parametrize("change", [added, split, normalized, parted, another_vocabulary])
+def test_tokens_are_those_of_the_tokenizer_as_it_is_now(change):
+    """After each change of a tokenizer that has cut this text before, what it says itself."""
+    model, source = tiny.llama(vocab_size=300), text("alpha <pad> BETA, alpha and so on")
+    model.tokenizer.add_special_tokens({"pad_token": "<pad>"})
+    before, rules = texts.tokens(source, model, length=8), texts.tokenizer_hash(model)
+    change(model.tokenizer)
+    own = model.tokenizer(source.text, add_special_tokens=False)["input_ids"]
+    now = texts.tokens(source, model, length=8)
+    assert now.flatten().tolist() == own[: now.numel()] != before.flatten().tolist()[: now.numel()]
+    assert texts.tokenizer_hash(model) != rules
+
+
+def test_padding_and_truncation_of_a_call_are_no_rules(model):
+    rules = texts.tokenizer_hash(model)
+    model.tokenizer(["a", "bcd"], padding=True, truncation=True, max_length=2)
+    assert texts.tokenizer_hash(model) == rules
+
+
+def test_documents_that_change_are_tokenised_anew(model):
+    source = text("abcdefgh")
+    texts.tokens(source, model, length=8)
+    source.documents[0] = "ABCDEFGH"
+    assert texts.tokens(source, model, length=8).tolist() == [list(b"ABCDEFGH")]
+
+
+def test_a_tokenizer_with_code_of_its_own_is_asked_each_time():
+    """Nothing tells what such code does, so nothing that it said is kept."""
+    model = tiny.llama()
+
+    class Shifting(type(model.tokenizer)):
+        shift = 0
+
+        def __call__(self, *args, **options):
+            found = super().__call__(*args, **options)
+            found["input_ids"] = [(each + self.shift) % 256 for each in found["input_ids"]]
+            return found
+
+    model.tokenizer.__class__ = Shifting
+    first = texts.tokens(text(), model, length=8)
+    model.tokenizer.shift = 1
+    assert torch.equal(texts.tokens(text(), model, length=8), first + 1)
+
+
 def test_tokenizer_of_the_models_folder(tmp_path):
     from transformers import AutoModelForCausalLM
 

@@ -70,9 +70,10 @@ def verify(folder: Path | str) -> dict[str, str]:
 
 
 def sha256(path: Path | str) -> str:
-    """SHA-256 of a file; read once per process as long as its size and time of change stay."""
+    """SHA-256 of a file; read once per process as long as it is the same file, unchanged since."""
     state = Path(path).stat()
-    key = (str(Path(path).absolute()), state.st_size, state.st_mtime_ns)
+    # beside the time of writing, which copying tools set back: the file itself, and when anything of it last changed
+    key = (str(Path(path).absolute()), state.st_size, state.st_mtime_ns, state.st_ino, state.st_ctime_ns)
     if key not in _verified:
         _verified[key] = files.sha256(path)
     return _verified[key]

@@ -14,11 +14,11 @@ from functools import cached_property
 import torch
 from torch import Tensor, nn
 
-from lib import timing
+from lib import timing, tokenization
 from lib.decoding import ends, settings
-from lib.evaluation import generation, identity, likelihood, prefixes
+from lib.evaluation import generation, likelihood, prefixes
 from lib.evaluation.drawing import Drawing
-from lib.models import blocks, logits, rotary
+from lib.models import blocks, logits, rotary, structure
 from lib.tasks.task import Generation, Likelihood, Outcome
 
 LENGTHS = ("n_positions", "max_position_embeddings", "n_ctx")  # where configurations keep the longest input
@@ -51,22 +51,19 @@ class Local(Drawing):
         self.budget = budget or prefixes.PASS_TOKENS.get(kind, 256)
         self.rows = rows or generation.ROWS.get(kind, 16)
 
-    @cached_property
+    @property
     def identity(self) -> str:
         """SHA-256 of what decides the answers: weights, their type, layers, configuration, tokenizer, end tokens."""
         from lib import checkpoints
 
         named = sorted(ends.of_task(ends.of_model(self.model), self.tokenizer))
         kind = f"{blocks.embeddings(self.model).weight.dtype} {self.bos} {self.longest} {self.budget} {named}"
-        parts = [
-            checkpoints.fingerprint(self.model),
-            identity.structure(self.model),
-            identity.tokenization(self.tokenizer),
-        ]
+        parts = [checkpoints.fingerprint(self.model), structure.fingerprint(self.model)]
+        parts.append(tokenization.identity(self.tokenizer))
         parts.append(kind)
         return hashlib.sha256(" ".join(parts).encode()).hexdigest()
 
-    @cached_property
+    @property
     def longest(self) -> int:
         """The most tokens that the model reads, found where the harness looks for it."""
         config = blocks.config(self.model)

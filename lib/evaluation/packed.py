@@ -7,16 +7,15 @@ computed beside it, so answers depend neither on which requests are wanted nor o
 
 import hashlib
 from collections.abc import Callable, Collection
-from functools import cached_property
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from lib import timing
+from lib import timing, tokenization
 from lib.decoding import ends, settings
 from lib.decoding.stops import Watch
-from lib.evaluation import generation, identity, likelihood, prefixes
+from lib.evaluation import generation, likelihood, prefixes
 from lib.evaluation.local import Local, everything, nothing
 from lib.runtime.engine import Batch, Session, weights_of
 from lib.runtime.families import LINEARS
@@ -42,7 +41,7 @@ class Packed(Local):
         self.bos, self.rows, self.truncated = bos, rows, []
         self.drawn(sampling, seed, settings.of(self.weights, plain))
 
-    @cached_property
+    @property
     def identity(self) -> str:
         """SHA-256 of what decides the answers: every packed matrix, bias and norm, shapes, tokenizer."""
         w, digest = self.weights, hashlib.sha256()
@@ -56,7 +55,7 @@ class Packed(Local):
                 values = part[1] if isinstance(part, tuple) else part
                 digest.update(name.encode() + (b"" if values is None else values.tobytes()))
         shape = w.architecture, sorted(w.stops), self.bos
-        digest.update(repr((shape, tuple(LINEARS), identity.tokenization(self.tokenizer))).encode())
+        digest.update(repr((shape, tuple(LINEARS), tokenization.identity(self.tokenizer))).encode())
         return digest.hexdigest()
 
     @property

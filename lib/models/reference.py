@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from lib import files
-from lib.models import blocks, logits
+from lib.models import blocks, logits, structure
 
 
 @dataclass(frozen=True)
@@ -82,8 +82,8 @@ class Reference:
 
 
 def fingerprint(model: nn.Module) -> str:
-    """SHA-256 over names, types, shapes and bytes of all parameters and buffers, and over the configuration's class."""
-    hasher = hashlib.sha256(type(model).__name__.encode())
+    """SHA-256 over names, types, shapes and bytes of all parameters and buffers, over layers and configuration."""
+    hasher = hashlib.sha256(f"{type(model).__name__} {structure.fingerprint(model)}".encode())
     for named in (model.named_parameters(), model.named_buffers()):
         for name, tensor in named:
             hasher.update(f"{name} {digest(tensor)}".encode())

@@ -5,7 +5,6 @@ A text is tokenised whole, without special tokens, and cut into windows that do 
 
 import hashlib
 import random
-import weakref
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -18,8 +17,7 @@ from lib.sources import builtin_text, hub, note, readers
 LENGTH = 512  # tokens of a window where nothing else is said
 _FILES = {"c4": "c4/c4_demo_300.jsonl", "alpaca": "alpaca/alpaca_4000.jsonl"}  # beside other text in their folders
 _MORE_C4 = ("redpajama_sample/c4-rp1.jsonl", "redpajama_sample/c4-rp2.jsonl")  # for training, where they are there
-_cache: dict[tuple[str, str], torch.Tensor] = {}
-_tokenizers = weakref.WeakKeyDictionary()
+_cache: dict[tuple[str, str], torch.Tensor] = {}  # (hash of a text, rules of a tokenizer) -> ids
 
 
 @dataclass(frozen=True)
@@ -109,10 +107,7 @@ def tokens(x, model, *, count: int | None = None, length: int | None = None) -> 
 
 def tokenizer_hash(model) -> str:
     """Hexadecimal SHA-256 of the rules of the model's tokenizer: two with the same cut every text alike."""
-    tokenizer = _tokenizer(model)
-    if tokenizer not in _tokenizers:
-        _tokenizers[tokenizer] = _identity(tokenizer)
-    return _tokenizers[tokenizer]
+    return tokenization.identity(_tokenizer(model))
 
 
 def _documents(name, split):
@@ -192,19 +187,16 @@ def _cut(windows, model):
 
 
 def _ids(text, model):
-    """All token ids of a text [tokens], kept for the next model with the same tokenizer."""
-    key = (text.sha256, tokenizer_hash(model))
-    if key not in _cache:
-        found = _tokenizer(model)(text.text, add_special_tokens=False, verbose=False)["input_ids"]
-        _cache[key] = torch.tensor(found, dtype=torch.long)
-    return _cache[key]
-
-
-def _identity(tokenizer):
-    """What tells tokenizers apart: the whole of its rules where it can be written down, else its vocabulary."""
-    backend = getattr(tokenizer, "backend_tokenizer", None)
-    rules = backend.to_str() if backend is not None else repr(sorted(tokenizer.get_vocab().items()))
-    return hashlib.sha256(rules.encode()).hexdigest()
+    """All token ids of a text [tokens], kept for the next model whose tokenizer has the same rules."""
+    tokenizer, words = _tokenizer(model), text.text
+    known = tokenization.is_written_down(tokenizer)
+    key = known and (hashlib.sha256(words.encode()).hexdigest(), tokenization.identity(tokenizer))
+    if known and key in _cache:
+        return _cache[key]
+    found = torch.tensor(tokenizer(words, add_special_tokens=False, verbose=False)["input_ids"], dtype=torch.long)
+    if known:
+        _cache[key] = found
+    return found
 
 
 def _tokenizer(model):

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor, nn
 
-from lib.models import blocks, logits, partial
+from lib.models import blocks, logits, partial, structure
 from lib.trainers import chunked, prefix
 
 
@@ -37,7 +37,9 @@ class Distillation:
         """What decides the bytes of a training with this loss."""
         from lib import checkpoints
 
-        return {"loss": "distill", "temperature": self.temperature, "teacher": checkpoints.fingerprint(self.teacher)}
+        teacher = {"teacher": checkpoints.fingerprint(self.teacher)}
+        teacher["teacher_layers"] = structure.fingerprint(self.teacher)
+        return {"loss": "distill", "temperature": self.temperature, **teacher}
 
     def check(self, model: nn.Module) -> None:
         """Raise ValueError unless teacher and model speak of the same tokens; find the blocks that both may share.

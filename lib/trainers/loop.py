@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from lib import files
 from lib.jobs import State, circumstances
-from lib.models import logits
+from lib.models import logits, structure
 from lib.trainers.schedule import windows
 
 EVERY = 120  # seconds between two checkpoints; a killed training repeats at most these
@@ -150,12 +150,8 @@ def _open(folder: Path, model, ids: Tensor, loss, trained: dict, settings: dict)
     # names for what the caller knows by name; a hash for weights that were chosen by hand
     names = hashlib.sha256(" ".join(sorted(trained)).encode()).hexdigest()[:12]
     identity = getattr(loss, "identity", None) or {"loss": loss.__module__.rpartition(".")[2]}
-    job = {
-        "model": checkpoints.fingerprint(model),
-        "data": files.data_hash(ids),
-        "names": names,
-        **adapters.chosen(model),
-    }
+    job = {"model": checkpoints.fingerprint(model), "layers": structure.fingerprint(model), **adapters.chosen(model)}
+    job |= {"data": files.data_hash(ids), "names": names}
     State(folder, **circumstances("trainers"), **job, **identity, **settings)
     for half in folder.glob(".checkpoint-*.tmp"):  # left by a kill
         shutil.rmtree(half)

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from lib import files
-from lib.models import blocks, logits
+from lib.models import blocks, logits, structure
 from lib.models.reference import digest
 from lib.trainers import chunked
 
@@ -79,7 +79,8 @@ def keep(teacher: nn.Module, windows, *, k: int = K, folder: Path | str | None =
     tokens, vocabulary = texts.tokens(windows, teacher), blocks.head(teacher).out_features
     if not 1 <= k < vocabulary:
         raise ValueError(f"k={k} of {vocabulary} tokens; 1 to {vocabulary - 1} can be kept; {K} is usual.")
-    made_of = {"teacher": checkpoints.fingerprint(teacher), "data": files.data_hash(tokens), "k": k}
+    made_of = {"teacher": checkpoints.fingerprint(teacher), "teacher_layers": structure.fingerprint(teacher)}
+    made_of |= {"data": files.data_hash(tokens), "k": k}
     name = "-".join(str(part)[:16] for part in made_of.values())
     folder = Path(folder or files.cache() / "teachers") / name
     files.check_writable(folder / "part", 6 * k * tokens.numel())

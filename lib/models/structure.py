@@ -1,7 +1,7 @@
-"""What, beside its weights, decides a model's answers: layers, configuration, tokenizer.
+"""What, beside its weights, decides what a model computes: its layers and its configuration.
 
 Two models of one state dict may answer otherwise: `Int8Linear` saves what `QuantLinear` saves, and no weight holds a
-rotary base, an epsilon or an end token.
+rotary base or an epsilon.
 """
 
 import hashlib
@@ -15,10 +15,9 @@ SAYS_NOTHING = (  # where a model came from, how it is stored, what only trainin
     "_name_or_path", "architectures", "dtype", "id2label", "label2id", "quantization_config", "torch_dtype",
     "transformers_version", "use_cache",
 )  # fmt: skip
-PROBE = "Éva said:\n  12 don'ts"  # shows added tokens, moved spaces, normalisation
 
 
-def structure(model: nn.Module) -> str:
+def fingerprint(model: nn.Module) -> str:
     """SHA-256 of every module's path, class and settings (`extra_repr`), and of the configuration's values.
 
     Paths, versions and types of storage are left out: a model that was saved and loaded has the hash that it had.
@@ -26,12 +25,6 @@ def structure(model: nn.Module) -> str:
     modules = [[name, type(each).__name__, each.extra_repr()] for name, each in model.named_modules()]
     config = _values(blocks.config(model).to_dict())
     return hashlib.sha256(json.dumps([modules, config], sort_keys=True, default=str).encode()).hexdigest()
-
-
-def tokenization(tokenizer) -> str:
-    """SHA-256 of a vocabulary, of the tokens that begin and end a text, and of how a short text becomes tokens."""
-    known = sorted(tokenizer.get_vocab().items()), tokenizer.bos_token_id, tokenizer.eos_token_id
-    return hashlib.sha256(repr((known, list(tokenizer(PROBE).input_ids))).encode()).hexdigest()
 
 
 def _values(config: dict) -> dict:
