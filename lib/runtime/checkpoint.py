@@ -12,6 +12,7 @@ from lib.runtime.architecture import Architecture
 from lib.runtime.families import LINEARS, NORMS
 from lib.runtime.rotary import Rotation, frequencies
 from lib.runtime.tensors import Tensors
+from lib.runtime.tokenizer import Tokenizer
 from lib.runtime.weights import Weights, check_bits
 
 _TABLE, _HEAD = "model.embed_tokens", "lm_head"
@@ -87,34 +88,3 @@ def _quantization(folder: Path, config: dict) -> dict | None:
             "compressed-tensors are read; choose the original model."
         )
     return found
-
-
-class Tokenizer:
-    """`encode` and `decode` as transformers has them, of a folder's tokenizer.json alone; no chat template.
-
-    Opened when it is first used. What tokenizer_config.json says of BOS counts as little as it does in transformers.
-    """
-
-    def __init__(self, folder: Path):
-        self.path, self._core = Path(folder) / "tokenizer.json", None
-
-    @property
-    def core(self):
-        """The `tokenizers.Tokenizer`."""
-        if self._core is None:
-            from tokenizers import Tokenizer as Core
-
-            self._core = Core.from_file(str(self.path))
-            self._core.no_truncation()  # a file may hold what its model was trained with
-            self._core.no_padding()
-        return self._core
-
-    def encode(self, text: str, add_special_tokens: bool = True) -> list[int]:
-        """Token ids of `text`, with the special tokens that the tokenizer puts around it (such as BOS)."""
-        return self.core.encode(text, add_special_tokens=add_special_tokens).ids
-
-    def decode(self, tokens, skip_special_tokens: bool = True, clean_up_tokenization_spaces: bool = False) -> str:
-        """The text of token ids; spaces stay as they are, and ValueError for cleaning them up."""
-        if clean_up_tokenization_spaces:
-            raise ValueError("clean_up_tokenization_spaces=True; only False is done here; leave it out.")
-        return self.core.decode(list(tokens), skip_special_tokens=skip_special_tokens)
