@@ -85,12 +85,10 @@ def _short(value: str | None) -> str | None:
 
 
 def fingerprint(model: nn.Module, tokens: Tensor | None = None, device: str | None = None) -> dict[str, str]:
-    """SHA-256 of the model's weights and of the calibration tokens (where there are any), and the type of the device.
+    """SHA-256 of weights, of layers and settings, and of calibration tokens (if any); the type of the device.
 
     device: where the work is done, as a method is told; None is where the model is.
     """
-    from lib import files
-
     found = {"model": checkpoints.fingerprint(model), "layers": structure.fingerprint(model)}
     found["device"] = torch.device(device or blocks.device(model)).type
     return found if tokens is None else found | {"calibration": files.data_hash(tokens)}

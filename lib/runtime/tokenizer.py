@@ -139,7 +139,7 @@ def _asked(folder: Path) -> dict:
 
 
 def _said(folder: Path, ask) -> dict:
-    from lib.sources import place
+    from lib.files import place
 
     try:
         return ask()
