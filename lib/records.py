@@ -25,11 +25,9 @@ def table(latest: bool = True):
     """
     import pandas
 
-    paths = sorted(files.results().glob("*.json")) if files.results().is_dir() else []
-    documents = sorted(filter(None, map(read, paths)), key=lambda document: document["started"])
-    documents = newest(documents) if latest else documents
-    rows = [row for document in documents for row in _rows(document)]
-    columns = list(dict.fromkeys([*COLUMNS, *(name for d in documents for name in d["parameters"])]))
+    found = newest(documents()) if latest else documents()
+    rows = [row for document in found for row in _rows(document)]
+    columns = list(dict.fromkeys([*COLUMNS, *(name for d in found for name in d["parameters"])]))
     columns = list(dict.fromkeys([*columns, *(name for row in rows for name in row)]))
     rows = [[row.get(column) for column in columns] for row in rows]
     frame = pandas.DataFrame(rows, columns=columns, dtype=object)
@@ -37,6 +35,12 @@ def table(latest: bool = True):
     frame = frame.astype(numbers | {name: "int64" for name in ("n", "seed", "threads")})
     # pandas would turn integers beside a None into floats, and bits=3 into bits=3.0: only full columns get a type
     return frame.astype({name: frame[name].infer_objects().dtype for name in frame if frame[name].notna().all()})
+
+
+def documents() -> list[dict]:
+    """Every record on disk, failed ones included, oldest first."""
+    paths = sorted(files.results().glob("*.json")) if files.results().is_dir() else []
+    return sorted(filter(None, map(read, paths)), key=lambda document: document["started"])
 
 
 def newest(documents: list[dict]) -> list[dict]:

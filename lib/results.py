@@ -71,7 +71,7 @@ class Run:
         made = claims.made(sentence, holds, numbers, clock)
         self.document.setdefault("claims", []).append(made.row)
         self._save()
-        if not made.holds and not clock and claims.must_hold(self.document["notebook"], self._given()):
+        if not made.holds and not clock and claims.must_hold(self.document["notebook"], self.parameters):
             raise claims.ClaimError(str(made))
         print(made)
         return made.holds
@@ -81,7 +81,9 @@ class Run:
         rows = table()
         return rows[rows["run"].eq(self.id)]
 
-    def _given(self) -> dict:
+    @property
+    def parameters(self) -> dict:
+        """The notebook's parameters, the seed among them."""
         return self.document["parameters"] | {"seed": self.document["seed"]}
 
     def finish(self, status: str = "finished") -> None:

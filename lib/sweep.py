@@ -1,9 +1,10 @@
 """Run a batch of notebooks through papermill: `python -m lib.sweep notebooks/batches/report.yaml`.
 
 `lib/batches/batch.py` describes the batch file. `--workers N` runs N notebooks at once (speeds are measured with one),
-`--fresh` runs finished ones again. Executed notebooks go to data/report/notebooks/<run>.ipynb, one that failed to
-<run>.failed.ipynb with the error in the cell it stopped at; the others go on. A sweep that was killed resumes when it
-is started again. Exit status: 0 all well, 1 a notebook failed, 2 nothing was run, 130 interrupted.
+`--fresh` runs finished ones again, `--model FOLDER` gives every notebook that model. Executed notebooks go to
+data/report/notebooks/<run>.ipynb, one that failed to <run>.failed.ipynb with the error in the cell it stopped at; the
+others go on. A sweep that was killed resumes when it is started again. Exit status: 0 all well, 1 a notebook failed,
+2 nothing was run, 130 interrupted.
 """
 
 import argparse
@@ -15,8 +16,8 @@ import time
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from lib import files, machine, results
-from lib.batches import batch, finished
+from lib import claims, files, machine, results
+from lib.batches import batch, finished, outputs
 from lib.batches.outcomes import Outcome, Progress, summary
 from lib.batches.worker import Worker
 
@@ -37,7 +38,7 @@ class _Active:
     began: float = field(default_factory=time.monotonic)
 
 
-def sweep(path: Path | str, *, workers: int = 1, fresh: bool = False) -> list[Outcome]:
+def sweep(path: Path | str, *, workers: int = 1, fresh: bool = False, model: str | None = None) -> list[Outcome]:
     """Run the batch file at `path`; returns an outcome per run, in the batch's order.
 
     Raises before anything runs: ValueError or FileNotFoundError for a wrong batch, PermissionError or OSError where
@@ -45,13 +46,13 @@ def sweep(path: Path | str, *, workers: int = 1, fresh: bool = False) -> list[Ou
     """
     if workers < 1:
         raise ValueError(f"workers={workers}; 1 or more is allowed; speeds are measured with 1.")
-    runs = batch.read(path)
+    runs = batch.read(path, model)
     folder = files.cache() / "sweep" / Path(path).stem
     for target in (files.report() / "notebooks" / "x", files.results() / "x", folder / "x"):
         files.check_writable(target, bytes_needed=_ROOM * len(runs))
     with _lock(folder / "lock", Path(path).name):
         for run in runs:
-            _discard_halves(run)
+            outputs.discard_halves(run)
         return _Scheduler(runs, folder / "jupyter", workers, fresh).run()
 
 
@@ -116,10 +117,10 @@ class _Scheduler:
             return
         outcome.reason = reason or "asked for"
         # what the run is about to replace goes first: if it fails, a report shows a gap and not old numbers
-        for old in (finished.state(run), finished.record(run), finished.output(run), _failed(run)):
+        for old in (finished.state(run), finished.record(run), finished.output(run), outputs.failed(run)):
             old.unlink(missing_ok=True)
         self.progress.started(number, outcome)
-        part_file = _part_file(run)
+        part_file = outputs.part_file(run)
         part_file.parent.mkdir(parents=True, exist_ok=True)
         log = tempfile.TemporaryFile("w+", encoding="utf-8", errors="replace")  # noqa: SIM115 (closed by _end)
         job = {"notebook": str(run.notebook), "output": str(part_file.resolve()), "parameters": run.parameters}
@@ -138,12 +139,12 @@ class _Scheduler:
         try:
             results.close(run.name, "finished" if status == 0 else "failed")
             if status == 0:
-                _keep(json.loads(active.part_file.read_text(encoding="utf-8")), run, finished.output(run))
+                outputs.keep(json.loads(active.part_file.read_text(encoding="utf-8")), run, finished.output(run))
                 finished.save(run, active.parts, self.hashes)
                 outcome.status = "finished"
             else:
                 outcome.status = "failed"
-                outcome.error = _keep_failure(run, _cause(run, status, active.log))
+                outcome.error = outputs.keep_failure(run, outputs.cause(run, status, active.log))
         except (OSError, ValueError) as error:
             outcome.status, outcome.error = "failed", f"{type(error).__name__}: {error}"
         active.log.close()
@@ -166,59 +167,9 @@ def _lock(path: Path, name: str):
         yield
 
 
-def _part_file(run: batch.Run) -> Path:
-    return finished.output(run).with_name(f".{run.name}.part.ipynb")
-
-
-def _failed(run: batch.Run) -> Path:
-    return finished.output(run).with_name(f"{run.name}.failed.ipynb")
-
-
-def _discard_halves(run: batch.Run):
-    """Remove what a killed sweep left under temporary names."""
-    _part_file(run).unlink(missing_ok=True)
-    for target in (finished.record(run), finished.state(run)):
-        for half in target.parent.glob(f".{target.name}.*.tmp"):
-            half.unlink(missing_ok=True)
-
-
-def _cause(run: batch.Run, status: int | None, log) -> tuple[str, str]:
-    """Name and text of the error behind a worker's end, where the notebook itself shows none."""
-    if status is None:
-        return "TimeoutError", f"stopped after {run.timeout:g} s; a longer `timeout` in the batch file is allowed."
-    log.seek(0)
-    lines = [line.strip() for line in log if line.strip()]
-    if status < 0 or not lines:
-        return "ChildProcessError", f"the notebook's process ended with status {status}; out of memory, perhaps."
-    name, _, text = lines[-1].partition(": ")
-    return (name, text) if name.isidentifier() else ("RuntimeError", lines[-1])
-
-
-def _keep_failure(run: batch.Run, cause: tuple[str, str]) -> str:
-    """Keep the notebook as far as it came, with an error in the cell where it stopped; returns the error in a line."""
-    try:
-        document = json.loads(_part_file(run).read_text(encoding="utf-8"))
-    except (OSError, ValueError):  # killed before its first save, or during one
-        document = json.loads(run.notebook.read_text(encoding="utf-8"))
-        document["cells"] = [c | {"outputs": []} if c["cell_type"] == "code" else c for c in document["cells"]]
-    cells = [cell for cell in document["cells"] if cell["cell_type"] == "code"]
-    begun = [cell for cell in cells if cell["metadata"].get("papermill", {}).get("start_time")] or cells[:1]
-    shown = [output for cell in begun for output in cell["outputs"] if output["output_type"] == "error"]
-    if not shown:
-        error = {"output_type": "error", "ename": cause[0], "evalue": cause[1], "traceback": [": ".join(cause)]}
-        begun[-1]["outputs"].append(error)
-        shown = [error]
-    _keep(document, run, _failed(run))
-    return " ".join(f"{shown[-1]['ename']}: {shown[-1]['evalue']}".split())[:200]
-
-
-def _keep(document: dict, run: batch.Run, target: Path):
-    """Give the executed notebook its final name, without the paths of this machine that papermill notes in it."""
-    noted = document["metadata"].get("papermill", {})
-    noted.pop("output_path", None)
-    noted["input_path"] = run.notebook.name
-    files.write_text(target, json.dumps(document, indent=1, ensure_ascii=False))
-    _part_file(run).unlink(missing_ok=True)
+def _model(given: str | None) -> str | None:
+    """A folder as a path that holds in the notebooks' folder too; names and Hub ids as they are."""
+    return str(Path(given).resolve()) if given and Path(given).is_dir() else given
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -226,14 +177,18 @@ def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m lib.sweep", description="Run a batch of notebooks.")
     parser.add_argument("batch", help="a file of notebooks/batches, in YAML")
     parser.add_argument("--workers", type=int, default=1, metavar="N", help="notebooks at once (default 1)")
+    parser.add_argument("--model", help="a name, a folder or a Hub id for the parameter `model` of every notebook")
     parser.add_argument("--fresh", action="store_true", help="run again what is finished")
     given = parser.parse_args(arguments)
     try:
-        outcomes = sweep(given.batch, workers=given.workers, fresh=given.fresh)
+        outcomes = sweep(given.batch, workers=given.workers, fresh=given.fresh, model=_model(given.model))
     except (ValueError, OSError) as error:
         print(error, file=sys.stderr)
         return 2
     print(summary(outcomes))
+    missed = [results.read(finished.record(o.run)) for o in outcomes if finished.record(o.run).exists()]
+    for line in claims.missed(list(filter(None, missed))):
+        print("claim that does not hold:", line)
     statuses = {outcome.status for outcome in outcomes}
     if statuses & {"interrupted", "not run"}:
         return 130

@@ -156,3 +156,12 @@ def test_code_cells_leave_out_text_and_outputs(tmp_path):
     document["cells"].append({"cell_type": "markdown", "metadata": {}, "source": ["text"], "id": "a"})
     path.write_text(json.dumps(document))
     assert batch.code_cells(path) == ["x = 1", "print(1)"]
+
+
+def test_a_model_that_is_given_takes_the_place_of_each_notebooks_own(tmp_path):
+    notebook(tmp_path, "with", parameters="model = 'packaged'\nx = 1")
+    notebook(tmp_path, "without", parameters="x = 1")
+    path = batch_file(tmp_path, "notebooks: [{notebook: with, parameters: {x: 2}}, {notebook: without}]")
+    one, other = batch.read(path, "my/folder")
+    assert one.parameters == {"x": 2, "model": "my/folder"} and one.everything["model"] == "my/folder"
+    assert other.parameters == {}  # it has no such parameter

@@ -237,5 +237,8 @@ def test_a_gap_names_the_batch_that_fills_it():
     held = {name: {run.notebook.stem for run in batch.read(folder / f"{name}.yaml")} for name in ("report", "methods")}
     assert "54_artifacts" in held["methods"] - held["report"]
     assert "run `python -m lib.sweep notebooks/batches/methods.yaml`" in texts(recipe.by_megabytes(EMPTY))
-    assert "28_allocation" in held["report"]
-    assert "run `make report`" in texts(recipe.allocation(EMPTY))
+    assert "22_gptq" in held["report"]
+    assert "run `make report`" in texts(layers.layer_error(EMPTY))
+    everything = {path.stem for path in folder.parent.glob("*.ipynb")}
+    assert held["report"] | held["methods"] == everything
+    assert {name[0] for name in held["report"]} == {name[0] for name in everything}  # one of every chapter at least

@@ -63,7 +63,7 @@ def test_processes_that_convert_at_once_do_it_once(home):
     log = home / "log"
     command = [sys.executable, "-c", _CONVERT, str(log)]
     running = [subprocess.Popen(command, cwd=files.ROOT, stdout=subprocess.PIPE, text=True) for _ in range(3)]
-    said = [process.communicate(timeout=60)[0] for process in running]
+    said = [process.communicate(timeout=900)[0] for process in running]
     assert log.read_text() == "converted "
     assert all("['first', 'second']" in text for text in said)
 

@@ -3,7 +3,6 @@
 import json
 import os
 import sys
-import time
 from pathlib import Path
 
 import pytest
@@ -171,10 +170,8 @@ def test_an_environment_without_the_peer(home, checkpoint, tmp_path):
 )
 def test_a_failure_shows_the_output_and_leaves_nothing(home, checkpoint, tmp_path, monkeypatch, mood, error, words):
     monkeypatch.setenv("FAKE", mood)
-    start = time.monotonic()
     with pytest.raises(error, match=words):
         ask(checkpoint, tmp_path, timeout=8 if mood == "sleeps" else 600)
-    assert mood != "sleeps" or time.monotonic() - start < 55
     assert not [path for path in tmp_path.iterdir() if "result" in path.name]
 
 

@@ -70,7 +70,7 @@ def in_two_processes(kind, folders, environments):
         )
         for folder, each in zip(folders, environments)
     ]  # fmt: skip
-    answers = [process.communicate(timeout=240) for process in processes]
+    answers = [process.communicate(timeout=900) for process in processes]
     assert [process.returncode for process in processes] == [0, 0], answers
     values, asked = zip(*(out.split() for out, _ in answers))
     return {bytes.fromhex(value).decode() for value in values}, list(map(int, asked))

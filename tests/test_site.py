@@ -98,6 +98,18 @@ def test_failures_are_listed_and_unfair_tables_refused(quick, monkeypatch):
     assert site.main([]) == 1
 
 
+def test_claims_that_do_not_hold_have_a_list_of_their_own(quick):
+    with results.start("22_gptq") as run:
+        run.claim("GPTQ < rounding", False, gptq=2.0, rounding=1.5)
+        run.claim("this one holds", True)
+    page = site.build().read_text()
+    assert "Claims that did not hold" in page and "GPTQ &lt; rounding (gptq 2, rounding 1.5)" in page
+    assert "this one holds" not in page
+    with results.start("22_gptq") as run:  # the same configuration again: the newest run of it counts
+        run.claim("GPTQ < rounding", True)
+    assert "Claims that did not hold" not in site.build().read_text()
+
+
 def test_a_second_model_has_its_own_table(quick):
     report_data.store(few())
     report_data.store(few(model="other/second-model"))

@@ -66,8 +66,10 @@ class Run:
         return " ".join([self.notebook.stem, *(f"{key}={_shown(value)}" for key, value in self.parameters.items())])
 
 
-def read(path: Path | str) -> list[Run]:
+def read(path: Path | str, model: str | None = None) -> list[Run]:
     """The runs of a batch file, in order; notebooks lie in the folder above the batch file's.
+
+    model: replaces the parameter `model` of every notebook that has one: a name, a folder or a Hub id.
 
     Raises FileNotFoundError for a batch that is not there, ValueError listing every problem of one that is wrong.
     """
@@ -81,9 +83,11 @@ def read(path: Path | str) -> list[Run]:
     if not isinstance(entries, list) or not entries:
         raise ValueError(f"notebooks={entries!r} in {path.name}; a list with an entry per notebook is needed; add one.")
     runs, problems = [], []
+    given = {} if model is None else {"model": model}
     for number, entry in enumerate(entries, 1):
         try:
-            runs += _expand(entry, path.parent.parent, _seconds(content.get("timeout", TIMEOUT)), len(runs))
+            timeout = _seconds(content.get("timeout", TIMEOUT))
+            runs += _expand(entry, path.parent.parent, timeout, len(runs), given)
         except ValueError as error:
             what = entry.get("notebook") if isinstance(entry, dict) else entry
             problems.append(f"entry {number} ({what}): {error}")
@@ -122,8 +126,8 @@ def defaults(notebook: Path) -> dict:
         ) from None
 
 
-def _expand(entry, folder: Path, timeout: float, before: int) -> list[Run]:
-    """The runs of one entry."""
+def _expand(entry, folder: Path, timeout: float, before: int, replaced: dict) -> list[Run]:
+    """The runs of one entry, with the values of `replaced` in place of its own."""
     if not isinstance(entry, dict) or not isinstance(entry.get("notebook"), str):
         raise ValueError("it names no notebook; `- notebook: NAME` is needed; add the name of a file without .ipynb.")
     _known(entry, _ENTRY_KEYS, "this entry")
@@ -137,7 +141,8 @@ def _expand(entry, folder: Path, timeout: float, before: int) -> list[Run]:
     allowed = defaults(notebook)
     waits = before if "after" in entry else 0
     seconds = _seconds(entry["timeout"]) if "timeout" in entry else timeout
-    combinations = list(_combinations(entry))
+    replaced = {name: value for name, value in replaced.items() if name in allowed}
+    combinations = [given | replaced for given in _combinations(entry)]
     for given in combinations:
         for name, value in given.items():
             if name not in allowed:

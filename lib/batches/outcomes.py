@@ -66,4 +66,10 @@ def summary(outcomes: list[Outcome]) -> str:
     for o in outcomes:
         lines.append(f"{o.run.label:{width}}  {o.status:11}  {o.seconds:7.1f}  {o.error or o.reason}".rstrip())
     counts = collections.Counter(outcome.status for outcome in outcomes)
+    longest = max(outcomes, key=lambda outcome: outcome.seconds)
+    if longest.seconds:
+        total = sum(outcome.seconds for outcome in outcomes)
+        lines.append(
+            f"{total / 60:.1f} minutes in all; the longest is {longest.run.label} with {longest.seconds:.0f} s"
+        )
     return "\n".join([*lines, ", ".join(f"{count} {status}" for status, count in counts.items())])

@@ -89,7 +89,7 @@ def build() -> Path:
     """
     folder = files.report()
     files.check_writable(folder / "index.html", bytes_needed=32 << 20)
-    table, documents = results.table(), _documents()
+    table, documents = results.table(), records.documents()
     pages = notebooks.convert(folder / "notebooks") if (folder / "notebooks").is_dir() else []
     context = _measured(documents) | {
         "css": notebooks.css(),
@@ -123,12 +123,6 @@ def readme(path: Path | None = None) -> Path:
     files.write_bytes(files.figures() / "readme.png", style.png(figures.quality_by_bytes(table)))
     block = f"{frame.attrs['title']}\n\n{tables.markdown(frame)}"
     return files.write_text(path, f"{before}{BEGIN}\n{block}\n{END}{after}")
-
-
-def _documents() -> list[dict]:
-    """Every record on disk, failed ones included, oldest first."""
-    paths = sorted(files.results().glob("*.json")) if files.results().is_dir() else []
-    return sorted(filter(None, map(records.read, paths)), key=lambda document: document["started"])
 
 
 def _unbroken(sentence: str) -> str:
