@@ -1,10 +1,11 @@
-"""Where files live, and how they are written: complete or absent, never half."""
+"""Where files live, and how they are written: complete or absent, never half. `folders` does so for whole folders."""
 
 import contextlib
 import difflib
 import hashlib
 import os
 import shutil
+import tempfile
 import uuid
 from pathlib import Path
 
@@ -47,8 +48,33 @@ def write_text(path: Path | str, text: str) -> Path:
 
 
 def write_bytes(path: Path | str, content: bytes) -> Path:
-    """Write `content` to `path` through a temporary name and an fsync, then rename."""
+    """Write `content` to `path` through a temporary name and an fsync, then rename; of a link, the end is written."""
+    place = Path(os.path.realpath(path))
+    with _temporary(place, content) as temporary:
+        os.replace(temporary, place)
+    return Path(path)
+
+
+def write_first(path: Path | str, text: str) -> bool:
+    """Write UTF-8 `text` to `path` unless there is a file: of processes that do so at once, one gets True."""
     path = Path(path)
+    with _temporary(path, text.encode()) as temporary:
+        try:
+            os.link(temporary, path)
+        except FileExistsError:
+            return False
+        except OSError:  # a disk without hard links: not whole at once, but the first
+            try:
+                with open(path, "xb") as file:
+                    file.write(text.encode())
+            except FileExistsError:
+                return False
+    return True
+
+
+@contextlib.contextmanager
+def _temporary(path: Path, content: bytes):
+    """A file beside `path` with `content`, on the disk, that is gone afterwards."""
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}.tmp")
     try:
@@ -56,50 +82,9 @@ def write_bytes(path: Path | str, content: bytes) -> Path:
             file.write(content)
             file.flush()
             os.fsync(file.fileno())
-        os.replace(temporary, path)
+        yield temporary
     finally:
         temporary.unlink(missing_ok=True)
-    return path
-
-
-@contextlib.contextmanager
-def folder(path: Path | str):
-    """Yield a temporary folder that becomes `path` when the block ends well, and vanishes when it raises.
-
-    An existing folder at `path` is replaced by a rename, so a kill leaves the old folder or the new one
-    (or, for the instant between two renames, the old one under a `.old` name that `recover` puts back).
-    """
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    recover(path)
-    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}.tmp")
-    temporary.mkdir()
-    try:
-        yield temporary
-        for file in temporary.rglob("*"):
-            if file.is_file():
-                with open(file, "rb") as handle:
-                    os.fsync(handle.fileno())
-        if path.exists():
-            os.rename(path, _old(path))
-        os.rename(temporary, path)
-        shutil.rmtree(_old(path), ignore_errors=True)
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
-
-
-def recover(path: Path | str) -> None:
-    """Put back the old folder of a replacement that was killed between its two renames."""
-    path = Path(path)
-    if _old(path).exists():
-        if path.exists():
-            shutil.rmtree(_old(path))
-        else:
-            os.rename(_old(path), path)
-
-
-def _old(path: Path) -> Path:
-    return path.with_name(f".{path.name}.old")
 
 
 def sha256(path: Path | str) -> str:
@@ -114,24 +99,26 @@ def sha256(path: Path | str) -> str:
 def check_writable(path: Path | str, bytes_needed: int = 0) -> None:
     """Raise before the work when `path` can't be written, or its disk lacks `bytes_needed` bytes.
 
-    `path` is the file or folder about to be made; its nearest existing parent is tried by creating a file there.
+    `path` is the file about to be made, or the folder in which files are. Raises PermissionError and OSError.
     """
     path = Path(path)
-    parent = path if path.is_dir() else path.parent
-    while not parent.exists():
-        parent = parent.parent
-    probe = parent / f".thimble-{uuid.uuid4().hex[:8]}"
+    check_folder(path if path.is_dir() else Path(os.path.realpath(path)).parent, path, bytes_needed)
+
+
+def check_folder(folder: Path, shown: Path | str, bytes_needed: int = 0) -> None:
+    """Try to create a file in `folder`, or in its nearest existing parent; errors name `shown`."""
+    folder = Path(folder)
+    while not os.path.lexists(folder):
+        folder = folder.parent
     try:
-        probe.touch(exist_ok=False)
+        with tempfile.TemporaryFile(dir=folder):  # which has no name, so that a kill leaves nothing
+            pass
     except OSError as error:
-        raise PermissionError(f"{path} cannot be written ({error.strerror}); choose a folder that you own.") from error
-    finally:
-        with contextlib.suppress(OSError):
-            probe.unlink(missing_ok=True)
-    free = shutil.disk_usage(parent).free
+        raise PermissionError(f"{shown} cannot be written ({error.strerror}); choose a folder that you own.") from error
+    free = shutil.disk_usage(folder).free
     if free < bytes_needed:
         raise OSError(
-            f"{path} needs {bytes_needed / 1e6:.0f} MB and its disk has {free / 1e6:.0f} MB free; "
+            f"{shown} needs {bytes_needed / 1e6:.0f} MB and its disk has {free / 1e6:.0f} MB free; "
             "free some space or choose another folder."
         )
 

@@ -30,9 +30,8 @@ class State:
         job = circumstances() | job
         self.folder, self.job = Path(folder), {key: str(value) for key, value in sorted(job.items())}
         note = self.folder / "job.json"
-        if note.exists():
-            same_job(folder, json.loads(note.read_text()), self.job)
-        files.write_text(note, json.dumps(self.job, indent=1))
+        if note.exists() or not files.write_first(note, json.dumps(self.job, indent=1)):
+            same_job(folder, _noted(note), self.job)
 
     def save(self, index: int, kept: dict[str, Quantized]) -> None:
         """Write block `index`."""
@@ -66,6 +65,17 @@ class State:
 
     def _path(self, index: int) -> Path:
         return self.folder / f"block-{index:04d}.safetensors"
+
+
+def _noted(path: Path) -> dict[str, str]:
+    """The job that a folder belongs to."""
+    try:
+        found = json.loads(path.read_bytes())
+    except ValueError:
+        found = None
+    if not isinstance(found, dict):
+        raise ValueError(f"{path} names no job; a state's note is a JSON object; give a new folder, or delete it.")
+    return found
 
 
 def same_job(folder: Path | str, before: dict[str, str], job: dict[str, str]) -> None:

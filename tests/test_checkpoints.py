@@ -1,6 +1,7 @@
 """A checkpoint folder is looked at before it is loaded: what is damaged, unsafe or missing is refused by name."""
 
 import json
+import os
 import pickle
 
 import pytest
@@ -129,7 +130,9 @@ def test_flipped_bit(folder, offset):
     checkpoints.write_manifest(folder, licence="none")
     checkpoints.checkpoint(folder)
     flip(folder / "model.safetensors", offset)
-    with pytest.raises(ValueError, match=r"model\.safetensors (is damaged: SHA-256|has )"):
+    with pytest.raises(
+        ValueError, match=r"model\.safetensors (has changed since its manifest was written: SHA-256|has )"
+    ):
         checkpoints.checkpoint(folder)
 
 
@@ -147,6 +150,29 @@ def test_manifest_with_a_file_gone(folder):
         checkpoints.checkpoint(folder)
 
 
+def test_all_that_changed_and_all_that_is_missing_is_named(folder):
+    checkpoints.write_manifest(folder)
+    (folder / "generation_config.json").unlink()
+    (folder / "tokenizer_config.json").write_text("{}")
+    flip(folder / "tokenizer.json", 9)
+    with pytest.raises(ValueError) as error:
+        checkpoints.verify(folder)
+    said = str(error.value)
+    assert "tokenizer.json has changed since" in said and "(so have tokenizer_config.json)" in said
+    assert "generation_config.json are missing" in said and "delete manifest.json" in said and "folder and" not in said
+
+
+def test_a_change_with_the_times_put_back_is_found(folder):
+    checkpoints.write_manifest(folder)
+    checkpoints.verify(folder)
+    path = folder / "model.safetensors"
+    before = path.stat()
+    flip(path, -1)
+    os.utime(path, ns=(before.st_atime_ns, before.st_mtime_ns))
+    with pytest.raises(ValueError, match=r"model\.safetensors has changed since its manifest was written: SHA-256"):
+        checkpoints.verify(folder)
+
+
 def test_manifest_without_files(folder):
     (folder / "manifest.json").write_text("{}")
     with pytest.raises(ValueError, match=r"manifest\.json has no \"files\""):
@@ -156,7 +182,7 @@ def test_manifest_without_files(folder):
 def test_hash_is_read_once_while_the_file_stays(folder, monkeypatch):
     path = folder / "model.safetensors"
     expected = checkpoints.sha256(path)
-    monkeypatch.setattr(checkpoints.files, "sha256", lambda path: "read again")
+    monkeypatch.setattr(checkpoints.manifest.files, "sha256", lambda path: "read again")
     assert checkpoints.sha256(path) == expected
     path.write_bytes(path.read_bytes() + b"\0")
     assert checkpoints.sha256(path) == "read again"

@@ -21,40 +21,6 @@ def test_a_failed_write_leaves_the_old_file_and_no_trace(tmp_path, monkeypatch):
     assert path.read_text() == "old" and list(tmp_path.iterdir()) == [path]
 
 
-def test_a_folder_appears_when_complete(tmp_path):
-    target = tmp_path / "model"
-    with files.folder(target) as unfinished:
-        (unfinished / "part").mkdir()
-        (unfinished / "part" / "w").write_text("1")
-        assert not target.exists()
-    assert (target / "part" / "w").read_text() == "1"
-
-
-def test_a_folder_that_fails_leaves_the_old_one(tmp_path):
-    target = tmp_path / "model"
-    with files.folder(target) as unfinished:
-        (unfinished / "w").write_text("old")
-    with pytest.raises(KeyError), files.folder(target) as unfinished:
-        (unfinished / "w").write_text("new")
-        raise KeyError
-    assert (target / "w").read_text() == "old" and list(tmp_path.iterdir()) == [target]
-    with files.folder(target) as unfinished:
-        (unfinished / "w").write_text("new")
-    assert (target / "w").read_text() == "new" and list(tmp_path.iterdir()) == [target]
-
-
-@pytest.mark.parametrize("finished", [False, True])
-def test_a_kill_between_the_two_renames_is_mended(tmp_path, finished):
-    target, old = tmp_path / "model", tmp_path / ".model.old"
-    old.mkdir()
-    (old / "w").write_text("old")
-    if finished:
-        target.mkdir()
-        (target / "w").write_text("new")
-    files.recover(target)
-    assert (target / "w").read_text() == ("new" if finished else "old") and not old.exists()
-
-
 def test_what_cannot_be_written_is_refused(tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(PermissionError, match=r"cannot be written .*; choose a folder that you own"):

@@ -1,14 +1,13 @@
 """Ordinary checkpoints: complete or absent, checked before the work, clean after killed saves."""
 
 import json
-import os
-import time
 
 import pytest
 import torch
 
-from lib import checkpoints, files
-from lib.export import plain
+from lib import checkpoints, files, runtime
+from lib.export import compressed_tensors, plain
+from lib.sources import models
 from tests import tiny
 from tests.packed import quantize_
 
@@ -80,20 +79,86 @@ def test_a_save_that_fails_leaves_the_old_folder(tmp_path):
 
 def test_a_save_replaces_the_old_folder(tmp_path):
     plain.save(tiny.llama(), tiny.tokenizer(), tmp_path / "it")
-    (tmp_path / "it" / "extra").touch()
     model = tiny.llama(seed=1, num_hidden_layers=2)
     plain.save(model, tiny.tokenizer(), tmp_path / "it")
-    assert not (tmp_path / "it" / "extra").exists()
     assert torch.equal(logits(type(model).from_pretrained(tmp_path / "it")), logits(model))
+    assert [path.name for path in tmp_path.iterdir()] == ["it"]
 
 
-def test_leftovers_of_killed_saves_go_and_saves_in_progress_stay(tmp_path):
-    killed, running, young, other = (tmp_path / f".{name}.tmp" for name in ("it.1", "it.2", "it.3", "item.1"))
-    for path in (killed, running, young, other):
-        path.mkdir()
-        (path / "model.safetensors").write_text("half")
-    for path in (killed, running, other):
-        os.utime(path, (time.time() - 2 * plain.GRACE,) * 2)
-    with plain._locked(running):
-        plain.save(tiny.llama(), tiny.tokenizer(), tmp_path / "it")
-    assert not killed.exists() and running.exists() and young.exists() and other.exists()
+TEMPLATES = {"default": "{{ messages }}", "tool_use": "{{ tools }}"}
+
+
+@pytest.mark.parametrize("write", [plain.save, lambda m, t, f: compressed_tensors.save(quantize_(m), t, f)])
+def test_several_chat_templates_come_back_and_are_checked(tmp_path, write):
+    model = tiny.llama()
+    model.tokenizer.chat_template = dict(TEMPLATES)
+    write(model, model.tokenizer, tmp_path / "it")
+    write(model, model.tokenizer, tmp_path / "it")
+    assert models.load(tmp_path / "it")[1].chat_template == TEMPLATES
+    nested = "additional_chat_templates/tool_use.jinja"
+    assert checkpoints.verify(tmp_path / "it")[nested] == files.sha256(tmp_path / "it" / nested)
+    (tmp_path / "it" / nested).write_text("changed")
+    with pytest.raises(ValueError, match=rf"{nested} has changed"):
+        models.load(tmp_path / "it")
+    (tmp_path / "it" / nested).unlink()
+    with pytest.raises(FileNotFoundError, match=rf"{nested} is missing"):
+        models.load(tmp_path / "it")
+
+
+def test_a_linked_folder_is_written_where_it_leads(tmp_path):
+    (tmp_path / "disk").mkdir()
+    (tmp_path / "it").symlink_to(tmp_path / "disk")
+    for seed in (0, 1):
+        model = tiny.llama(seed=seed)
+        assert plain.save(model, model.tokenizer, tmp_path / "it") == tmp_path / "it"
+        assert (tmp_path / "it").is_symlink() and torch.equal(logits(models.load(tmp_path / "it")[0]), logits(model))
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["disk", "it"]
+
+
+def test_what_is_refused_is_refused_before_the_work(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    model = tiny.llama()
+    model.save_pretrained = lambda *args, **kwargs: pytest.fail("the work had begun")
+    (tmp_path / "models" / "sibling").mkdir(parents=True)
+    (tmp_path / "file").touch()
+    for folder in (".", "models", "file", "file/it", "/", "/proc", files.checkpoints()):
+        with pytest.raises(OSError, match=r"; (choose|give|only)"):
+            plain.save(model, model.tokenizer, folder)
+    with pytest.raises(ValueError, match="is empty"):
+        plain.save(model, model.tokenizer, "")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["file", "models"]
+
+
+def test_a_path_is_loaded_as_that_path(tmp_path, monkeypatch, capsys):
+    monkeypatch.setenv("THIMBLE_HOME", str(tmp_path / "home"))
+    (tmp_path / "work").mkdir()
+    monkeypatch.chdir(tmp_path / "work")
+    here, there = tiny.llama(seed=1), tiny.llama(seed=2)
+    plain.save(here, here.tokenizer, "x/")
+    plain.save(there, there.tokenizer, files.checkpoints() / "x")
+    for load in (
+        lambda name: models.load(name)[0].model.norm.weight,
+        lambda name: torch.tensor(runtime.load(name).norm),
+    ):
+        assert torch.equal(load("./x"), here.model.norm.weight)
+        assert torch.equal(load("../work/x/"), here.model.norm.weight)
+        assert "is taken" not in capsys.readouterr().out
+        assert torch.equal(load("x"), there.model.norm.weight)
+        assert "x: checkpoints/x is taken; " in capsys.readouterr().out
+
+
+def test_a_folder_that_transformers_wrote_over_is_neither_damaged_nor_replaced(tmp_path):
+    model, other = tiny.llama(), tiny.llama(seed=1)
+    folder = plain.save(model, model.tokenizer, tmp_path / "it")
+    other.save_pretrained(folder)
+    with pytest.raises(
+        ValueError, match=r"model\.safetensors has changed .*save_pretrained does.*delete manifest\.json"
+    ):
+        models.load(folder)
+    with pytest.raises(FileExistsError, match=r"model\.safetensors \(changed since it was written\)"):
+        plain.save(model, model.tokenizer, folder)
+    (folder / "manifest.json").unlink()
+    assert torch.equal(logits(models.load(folder)[0]), logits(other))
+    with pytest.raises(FileExistsError, match=r"did not write; it holds .*config\.json"):
+        plain.save(model, model.tokenizer, folder)
+    assert torch.equal(logits(models.load(folder)[0]), logits(other))

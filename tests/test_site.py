@@ -187,9 +187,12 @@ def test_conversion_is_skipped_while_nothing_changed_and_stale_pages_go(monkeypa
     folder = files.report() / "notebooks"
     notebook(prose("# One"))
     (folder / ".half.part.ipynb").write_text("{")
-    (folder / "gone.html").write_text("old")
+    (folder / "gone.html").write_text(
+        notebooks.page({"cells": [], "metadata": {}, "nbformat": 4, "nbformat_minor": 5}, "x")
+    )
+    (folder / "mine.html").write_text("somebody's own page")
     (page,) = notebooks.convert(folder)
-    assert not (folder / "gone.html").exists()
+    assert not (folder / "gone.html").exists() and (folder / "mine.html").exists()
     page.path.write_text("kept")
     os.utime(page.path, (2e9, 2e9))
     notebooks.convert(folder)

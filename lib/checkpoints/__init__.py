@@ -6,18 +6,17 @@ short or changed (SHA-256 in `manifest.json`), pickles, remote code, models that
 
 import contextlib
 import hashlib
-import json
 from pathlib import Path
 
-from lib import files
 from lib.checkpoints import adapters, stored
 from lib.checkpoints.stored import json_object as _json
 from lib.files import place
+from lib.folders import manifest
 
-MANIFEST = "manifest.json"
+MANIFEST = manifest.NAME
 _LFS = b"version https://git-lfs.github.com/spec/"
 _DECODERS = ("ForCausalLM", "LMHeadModel")
-_verified: dict[tuple, str] = {}
+sha256, write_manifest = manifest.sha256, manifest.write
 
 
 def checkpoint(folder: Path | str, *, adapter: str | None = None) -> dict:
@@ -50,40 +49,36 @@ def weights(folder: Path | str) -> list[Path]:
 
 
 def verify(folder: Path | str) -> dict[str, str]:
-    """Compare every file that `manifest.json` lists with its SHA-256; returns name -> SHA-256, {} without manifest."""
+    """Compare every file that `manifest.json` lists with its SHA-256; returns name -> SHA-256, {} without manifest.
+
+    Raises ValueError, naming all files that have changed, or FileNotFoundError for those that are missing.
+    """
     folder = Path(folder)
     if not (folder / MANIFEST).is_file():
         return {}
     listed = _json(folder / MANIFEST).get("files")
     if not isinstance(listed, dict):
         raise ValueError(f'{place(folder / MANIFEST)} has no "files" (name to SHA-256); delete it, or write it again.')
-    for name, expected in listed.items():
-        if not (folder / name).is_file():
-            raise FileNotFoundError(f"{place(folder / name)} is missing, but the manifest lists it; copy it again.")
-        found = sha256(folder / name)
-        if found != expected:
-            raise ValueError(
-                f"{place(folder / name)} is damaged: SHA-256 {found[:12]}, the manifest says {str(expected)[:12]}; "
-                "delete the folder and load or copy the model again."
-            )
+    missing = [name for name in listed if not (folder / name).is_file()]
+    changed = [name for name in listed if name not in missing and sha256(folder / name) != listed[name]]
+    if changed:
+        first = changed[0]
+        more = f" (so have {', '.join(changed[1:])})" if changed[1:] else ""
+        gone = f"; {', '.join(missing)} are missing" if missing else ""
+        raise ValueError(
+            f"{place(folder / first)} has changed since its manifest was written: SHA-256 "
+            f"{sha256(folder / first)[:12]}, listed is {str(listed[first])[:12]}{more}{gone}. Another program may have "
+            "written it (save_pretrained does, and leaves the manifest as it was) or it is damaged: the hash can't "
+            f"tell. If you changed it, delete {MANIFEST} there, and the folder is loaded as it is now; if not, copy or "
+            "save the model again."
+        )
+    if missing:
+        raise FileNotFoundError(
+            f"{place(folder / missing[0])} is missing, but the manifest lists it"
+            + (f" (and {', '.join(missing[1:])})" if missing[1:] else "")
+            + f"; copy it again, or, if you took it away yourself, delete {MANIFEST} there."
+        )
     return listed
-
-
-def sha256(path: Path | str) -> str:
-    """SHA-256 of a file; read once per process as long as it is the same file, unchanged since."""
-    state = Path(path).stat()
-    # beside the time of writing, which copying tools set back: the file itself, and when anything of it last changed
-    key = (str(Path(path).absolute()), state.st_size, state.st_mtime_ns, state.st_ino, state.st_ctime_ns)
-    if key not in _verified:
-        _verified[key] = files.sha256(path)
-    return _verified[key]
-
-
-def write_manifest(folder: Path | str, **origin) -> Path:
-    """Write `manifest.json`: the SHA-256 of every file in `folder`, and what else `origin` says about it."""
-    folder = Path(folder)
-    hashes = {path.name: files.sha256(path) for path in sorted(folder.iterdir()) if path.name != MANIFEST}
-    return files.write_text(folder / MANIFEST, json.dumps({**origin, "files": hashes}, indent=1))
 
 
 def finite(model, name: str = "the model") -> None:

@@ -22,7 +22,7 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from lib import files
+from lib import folders
 from lib.export import groups, names, packing
 from lib.models import blocks
 from lib.quantized import replace
@@ -34,8 +34,7 @@ def save(model: nn.Module, tokenizer, folder: Path | str) -> Path:
 
     The folder holds safetensors (sharded above 5 GB), config.json with its `quantization_config`, the tokenizer and
     `manifest.json` with the SHA-256 of every file. It is complete or absent, and replaces an older one at the end.
-    Raises ValueError for a model without quantized layers, PermissionError or OSError (before the work) when the
-    folder can't be written or its disk is too full.
+    Raises ValueError for a model without quantized layers, OSError as `plain.save` does.
     """
     from lib.export import plain
 
@@ -53,12 +52,16 @@ def load(folder: Path | str, *, adapter: str | None = None):
     adapter: "ignore" leaves an adapter in the folder where it is; None refuses the folder.
     Raises FileNotFoundError or ValueError when the folder is broken, unsafe, or quantized in another way.
     """
+    folders.recover(folder)
+    return folders.unchanged(folder, lambda: _load(folder, adapter))
+
+
+def _load(folder, adapter):
     from safetensors.torch import load_file
     from transformers import AutoTokenizer
 
     from lib import checkpoints
 
-    files.recover(folder)
     config = checkpoints.checkpoint(folder, adapter=adapter).get("quantization_config") or {}
     if config.get("format") != "pack-quantized":
         raise ValueError(

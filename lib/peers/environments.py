@@ -18,7 +18,7 @@ import tempfile
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
-from lib import files, machine, peers
+from lib import files, folders, machine, peers
 
 TIMEOUT = 4 * 3600  # seconds
 _TAIL = 30  # lines of a failed script's output that the error shows
@@ -64,11 +64,12 @@ def quantize(
     peer = peers.by_name(name)
     options = _options(peer, options)
     _check(peer, Path(model_folder), tokens, bits=bits, options=options)
-    files.check_writable(folder, _ROOM)
+    folders.check(folder, _ROOM)
     group_size = None if getattr(peer, "OWN_GROUPS", False) else group_size
     python = interpreter(peer, python)
     version = installed(peer, python)
-    with tempfile.TemporaryDirectory(prefix="thimble-peer-") as scratch, files.folder(folder) as plain:
+    origin = {"kind": "peer", "name": name, "version": version}
+    with tempfile.TemporaryDirectory(prefix="thimble-peer-") as scratch, folders.replace(folder, **origin) as plain:
         arguments = {
             "model": str(Path(model_folder).resolve()),
             "tokens": _write_tokens(tokens, Path(scratch)) if tokens is not None else None,
@@ -207,8 +208,5 @@ def _end(text, lines=_TAIL):
 
 
 def _seal(plain, result):
-    from lib import checkpoints
-
     numbers = {**asdict(result), "folder": Path(result.folder).name}
     files.write_text(plain / "peer.json", json.dumps(numbers, indent=1))
-    checkpoints.write_manifest(plain, kind="peer", name=result.name, version=result.version)

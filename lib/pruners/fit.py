@@ -7,7 +7,7 @@ from pathlib import Path
 
 from torch import nn
 
-from lib import files
+from lib import files, folders
 from lib.metrics import count, speed, throughput
 from lib.metrics.score import Score, exact
 from lib.pruners import depth
@@ -155,9 +155,9 @@ def _check_folders(model: nn.Module, folder: Path | str | None, state, megabytes
 
     if folder is not None:
         plain.check(model, getattr(model, "tokenizer", None))
-        files.check_writable(folder, int(1e6 * megabytes) + plain.ROOM)
+        folders.check(folder, int(1e6 * megabytes) + plain.ROOM)
     if state is not None:
-        files.check_writable(state)
+        files.check_folder(Path(state), state)
 
 
 def _warn(found: Fit, kind: str, budget: Budget) -> None:

@@ -16,6 +16,7 @@ HERE = Path(__file__).parent
 FORMULA = re.compile(
     r"(?P<code>```.*?```|`[^`\n]*`)|\$\$(?P<display>.+?)\$\$|(?<![\\$\w])\$(?P<inline>[^$\n]+?)\$(?![\w$])", re.S
 )
+BACK = "<p class='back'><a href='../index.html'>← Report</a></p>"
 # what matplotlib's mathtext calls by another name
 NAMES = {r"\lVert": r"\Vert", r"\rVert": r"\Vert", r"\lvert": "|", r"\rvert": "|", r"\tfrac": r"\frac"}
 
@@ -34,7 +35,7 @@ class Page:
 def convert(folder: Path) -> list[Page]:
     """Convert every executed notebook of `folder` whose HTML is missing or older than it; returns all pages by name.
 
-    `<name>.failed.ipynb` is a notebook that stopped with an error. HTML without its notebook is removed.
+    `<name>.failed.ipynb` is a notebook that stopped with an error. Pages without their notebook are removed.
     """
     pages = []
     for path in sorted(each for each in folder.glob("*.ipynb") if not each.name.startswith(".")):
@@ -45,7 +46,8 @@ def convert(folder: Path) -> list[Page]:
         if not target.exists() or target.stat().st_mtime < changed:
             files.write_text(target, page(document, pages[-1].title))
     for stale in set(folder.glob("*.html")) - {each.path for each in pages}:
-        stale.unlink()
+        if BACK.encode() in stale.read_bytes():  # a page of ours, not one that somebody put there
+            stale.unlink()
     return pages
 
 
@@ -83,7 +85,7 @@ def page(document: dict, title: str) -> str:
         "<!doctype html>\n<html lang='en'><head><meta charset='utf-8'>"
         "<meta name='viewport' content='width=device-width, initial-scale=1'>"
         f"<title>{html.escape(title)}</title><style>{css()}</style></head>\n<body class='notebook'>"
-        f"<p class='back'><a href='../index.html'>← Report</a></p>\n{body}\n</body></html>\n"
+        f"{BACK}\n{body}\n</body></html>\n"
     )
 
 

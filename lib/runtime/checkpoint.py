@@ -26,13 +26,19 @@ def load(folder: Path | str, *, embedding_bits: int | None = 8, adapter: str | N
     Raises FileNotFoundError or ValueError for folders that are broken, unsafe or not supported, for tensors that are
     missing, unknown or not of the configuration's shape, and for other bits.
     """
-    from lib import checkpoints
+    from lib import folders
     from lib.sources import models
 
     check_bits(embedding_bits)
     if adapter not in (None, "ignore"):
         raise ValueError(f"adapter={adapter!r}; None or 'ignore'; to merge one use sources.models.load, then pack_.")
-    folder, _ = models.find(str(folder))
+    folder, _ = models.find(folder)
+    return folders.unchanged(folder, lambda: _load(folder, embedding_bits, adapter))
+
+
+def _load(folder: Path, embedding_bits: int | None, adapter: str | None) -> Weights:
+    from lib import checkpoints
+
     config = checkpoints.checkpoint(folder, adapter=adapter)
     wanted = architecture.read(config)
     tensors = Tensors(checkpoints.weights(folder), _quantization(folder, config))

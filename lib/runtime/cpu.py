@@ -22,7 +22,7 @@ from pathlib import Path
 
 import numpy as np
 
-from lib import files, machine
+from lib import files, folders, machine
 from lib.runtime.pack import Packed, check_inputs
 
 # instruction set -> compiler flags, and what /proc/cpuinfo must list; the first that the CPU has is taken
@@ -41,6 +41,7 @@ _BUILD = (
     f"cpp_extension.load('{_NAME}', [source], extra_cflags=flags, extra_ldflags=['-Wl,--as-needed', '-pthread'], "
     "build_directory=folder, is_python_module=False)"
 )
+_KEPT = (f"{_NAME}.so", "built.json", "build.ninja", ".ninja_log", ".ninja_deps", "cpu.o")  # what a build leaves
 _told: set[str] = set()
 
 
@@ -183,7 +184,7 @@ def build(path: str, folder: Path) -> None:
             raise RuntimeError(f"{tool} is not installed")
     flags, needed = PATHS[path]
     say(f"runtime: compiling the kernels for {path}, once, about a minute")
-    with files.folder(folder) as temporary:
+    with folders.replace(folder, kept=_KEPT) as temporary:
         command = [sys.executable, "-c", _BUILD, str(_HERE / SOURCES[0]), str(temporary), *FLAGS, *flags]
         searching = os.environ | {"PATH": search_path()}
         done = subprocess.run(command, capture_output=True, text=True, timeout=_TIMEOUT, check=False, env=searching)

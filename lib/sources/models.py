@@ -1,12 +1,14 @@
 """Language models by name, folder or Hub id: checked before they are loaded, and ready to compute."""
 
 import hashlib
+import os
 import re
 from pathlib import Path
 
-from lib import checkpoints, files
+from lib import checkpoints, files, folders
 from lib.checkpoints import adapters, fingerprint, quiet
 from lib.files import place
+from lib.folders import names
 from lib.sources import note, packaged, reading
 
 _HUB = re.compile(r"[\w][\w.-]*/[\w][\w.-]*")
@@ -18,7 +20,8 @@ _TYPES = ("float32", "bfloat16", "float16")
 def load(name: str = packaged.NAME, *, dtype=None, device=None, adapter: str | None = None):
     """Load a decoder-only language model; returns (`PreTrainedModel` in eval mode, tokenizer).
 
-    `name` is a packaged name, the name of a folder in `checkpoints/`, any other folder, or a Hub id "owner/name".
+    `name` is a packaged name, the name of a folder in `checkpoints/`, the path of any folder (`./x` where
+    `checkpoints/x` is there too), or a Hub id "owner/name".
     `dtype` is "float32", "bfloat16", "float16" or a torch dtype; None keeps the checkpoint's own.
     `device` None takes a GPU where there is one. The tokenizer is also found as `model.tokenizer`.
     Attention is computed as transformers chooses: `sdpa`, or `eager` for families that `sdpa` would get wrong.
@@ -30,17 +33,20 @@ def load(name: str = packaged.NAME, *, dtype=None, device=None, adapter: str | N
     """
     from lib.models import blocks
 
-    dtype, device, name = _dtype(dtype), _device(device), str(name)
+    dtype, device = _dtype(dtype), _device(device)
     with quiet():
         folder, origin = find(name)
-        model, tokenizer = _read(folder, dtype, adapter)
+
+        def read():
+            return *_read(folder, dtype, adapter), _of_merged(folder) if adapter == "merge" else fingerprint(folder)
+
+        (model, tokenizer, sha256), name = folders.unchanged(folder, read), str(name)
     checkpoints.finite(model, name)
     blocks.state_tying_(model)
     model = model.to(device).eval()
     model.tokenizer = tokenizer
     shown = name if origin == "packaged" or origin.startswith("Hub") else folder.name
     shown += {None: "", "ignore": " without its adapter", "merge": " with its adapter merged"}[adapter]
-    sha256 = _of_merged(folder) if adapter == "merge" else fingerprint(folder)
     note(kind="model", name=shown, origin=origin, sha256=sha256)
     millions = blocks.weight_count(model) / 1e6
     kind = str(model.dtype).removeprefix("torch.")
@@ -48,19 +54,17 @@ def load(name: str = packaged.NAME, *, dtype=None, device=None, adapter: str | N
     return model, tokenizer
 
 
-def find(name: str) -> tuple[Path, str]:
+def find(name: str | Path) -> tuple[Path, str]:
     """The folder that `name` means, and where it came from: "packaged", "folder PATH" or "Hub ID@COMMIT".
 
-    A packaged model is converted on its first use, a Hub model is downloaded into the Hub's own cache.
+    `names.find` says which folder a name or a path means. A packaged model is converted on its first use, a Hub model
+    is downloaded into the Hub's own cache.
     """
-    if name in packaged.MODELS:
-        return packaged.folder(name), "packaged"
-    for path in (files.checkpoints() / name, Path(name).expanduser(), files.home() / name):
-        if not name:
-            continue
-        files.recover(path)  # a save that was killed between its two renames
-        if path.is_dir():
-            return path, f"folder {place(path)}"
+    if str(name) in packaged.MODELS and not (isinstance(name, Path) and os.path.isdir(name)):
+        return packaged.folder(str(name)), "packaged"
+    if folder := names.find(name):
+        return folder, f"folder {place(folder)}"
+    name = str(name)
     if _HUB.fullmatch(name):
         folder = _fetch(name)
         return folder, f"Hub {name}@{folder.name[:12]}"

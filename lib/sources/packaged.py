@@ -19,7 +19,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from lib import checkpoints, files
+from lib import checkpoints, files, folders
 from lib.files import place
 from lib.sources import gguf_tokenizer
 
@@ -70,14 +70,15 @@ def folder(name: str = NAME) -> Path:
     if path.is_dir() and not _outdated(path):
         return path
     parts = locate(name)
-    files.check_writable(path, MODELS[name].bytes)
+    folders.check(path, MODELS[name].bytes)
     path.parent.mkdir(parents=True, exist_ok=True)
     with FileLock(path.with_name(f".{name}.lock")):
-        files.recover(path)
+        folders.recover(path)
         if not path.is_dir() or _outdated(path):  # another process may have made it while this one waited
             again = ", again: an older version made the one there," if path.is_dir() else ","
             print(f"model {name}: dequantizing {MODELS[name].gguf} into checkpoints/{name}{again} once, under a minute")
-            with _assembled(MODELS[name], parts, path.parent) as gguf, files.folder(path) as temporary:
+            made = folders.replace(path, kind="packaged")
+            with _assembled(MODELS[name], parts, path.parent) as gguf, made as temporary:
                 convert(gguf, temporary, MODELS[name])
     return path
 

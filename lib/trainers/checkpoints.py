@@ -21,11 +21,13 @@ from transformers import Trainer, TrainerCallback, TrainerState
 from transformers.trainer import TRAINER_STATE_NAME
 from transformers.trainer_callback import PrinterCallback, ProgressCallback
 
-from lib import files, progress
+from lib import files, folders, progress
+from lib.folders import manifest
 from lib.trainers.schedule import schedule
 
 TENSORS = "training.safetensors"
 STATE = "state.json"
+KEPT = (TENSORS, STATE, TRAINER_STATE_NAME)  # all files of a checkpoint
 _NAME = re.compile(r"checkpoint-(\d+)")
 
 
@@ -99,7 +101,7 @@ class Loop(Trainer):
             return
 
         target = self.folder / f"checkpoint-{self.state.global_step}"
-        with files.folder(target) as temporary:
+        with folders.replace(target, kept=KEPT) as temporary:
             tensors = {name: tensor.detach().cpu() for name, tensor in own(self.optimizer).tensors().items()}
             tensors |= {f"random:{name}": tensor for name, tensor in self.random["tensors"].items()}
             save_file(tensors, temporary / TENSORS)
@@ -108,7 +110,7 @@ class Loop(Trainer):
             self.state.save_to_json(str(temporary / TRAINER_STATE_NAME))
         for path in checkpoints(self.folder):
             if path != target:
-                shutil.rmtree(path)
+                shutil.rmtree(path, ignore_errors=True)
         self._saved = time.monotonic()
 
     def _load_from_checkpoint(self, resume_from_checkpoint, model=None):
@@ -147,9 +149,30 @@ def own(optimizer):
 
 
 def checkpoints(folder: Path) -> list[Path]:
-    """The whole checkpoints in `folder`, oldest first."""
+    """The whole checkpoints in `folder`, oldest first; those of other programs, which have our names, are left out."""
+    return [path for path in _named(folder) if not _others(path) and any(path.iterdir())]
+
+
+def refuse_others(folder: Path) -> None:
+    """Raise ValueError where checkpoints of another program lie in `folder`: ours would take their names."""
+    found = [f"{path.name} ({', '.join(_others(path)[:3])})" for path in _named(folder) if _others(path)]
+    if found:
+        raise ValueError(
+            f"{folder} holds checkpoints of another program: {', '.join(found)}; they are neither read nor replaced; "
+            "give another folder."
+        )
+
+
+def _named(folder: Path) -> list[Path]:
     found = [path for path in folder.iterdir() if _NAME.fullmatch(path.name)] if folder.is_dir() else []
     return sorted(found, key=lambda path: int(_NAME.fullmatch(path.name)[1]))
+
+
+def _others(path: Path) -> list[str]:
+    """What makes a folder, or a file, with a checkpoint's name none of ours."""
+    if not path.is_dir():
+        return ["a file"]
+    return manifest.foreign(path, KEPT)
 
 
 def read(checkpoint: Path) -> tuple[dict[str, Tensor], dict]:

@@ -6,7 +6,6 @@ Windows are drawn without repetition until all have been seen, in an order that 
 
 import contextlib
 import hashlib
-import shutil
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,7 +13,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from lib import files
+from lib import files, folders
 from lib.jobs import State, circumstances
 from lib.models import logits, structure
 from lib.trainers.schedule import windows
@@ -143,6 +142,7 @@ def _open(folder: Path, model, ids: Tensor, loss, trained: dict, settings: dict)
     """The folder of this very training, with room for its checkpoints; refused where it belongs to another."""
     from lib import checkpoints
     from lib.trainers import adapters
+    from lib.trainers.checkpoints import KEPT, refuse_others
 
     # a value and two moments in float32; while one checkpoint is written, the one before it is still there
     size = 12 * sum(parameter.numel() for parameter in trained.values()) + _ROOM
@@ -152,9 +152,9 @@ def _open(folder: Path, model, ids: Tensor, loss, trained: dict, settings: dict)
     identity = getattr(loss, "identity", None) or {"loss": loss.__module__.rpartition(".")[2]}
     job = {"model": checkpoints.fingerprint(model), "layers": structure.fingerprint(model), **adapters.chosen(model)}
     job |= {"data": files.data_hash(ids), "names": names}
+    refuse_others(folder)
     State(folder, **circumstances("trainers"), **job, **identity, **settings)
-    for half in folder.glob(".checkpoint-*.tmp"):  # left by a kill
-        shutil.rmtree(half)
+    folders.remove_leftovers(folder / "checkpoint", kept=KEPT, name=r"checkpoint-\d+")
     return folder
 
 

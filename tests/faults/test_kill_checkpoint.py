@@ -9,7 +9,7 @@ import time
 import pytest
 import torch
 
-from lib import files
+from lib import folders
 from lib.export import compressed_tensors, plain
 from lib.sources import models
 from tests import tiny
@@ -49,12 +49,12 @@ def test_killed_saves_leave_one_whole_version(tmp_path, kind):
         process.kill()
         process.join()
         leftovers.update(tmp_path.glob(".it.*.tmp"))
-        files.recover(folder)  # puts the old folder back when the kill fell between the two renames
+        folders.recover(folder)  # puts the old folder back when the kill fell between the two renames
         found = models.load(str(folder))[0].state_dict()
         assert sum(equal(found, state) for state in expected) == 1
     assert leftovers, "no save was cut short: this tests nothing"
     for path in leftovers & set(tmp_path.iterdir()):
-        os.utime(path, (time.time() - 2 * plain.GRACE,) * 2)
+        os.utime(path, (time.time() - 2 * folders.GRACE,) * 2)
     model = version(kind, 0)
     SAVES[kind](model, model.tokenizer, folder)
     assert [path.name for path in tmp_path.iterdir()] == ["it"]

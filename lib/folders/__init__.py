@@ -1,0 +1,187 @@
+"""Folders that are complete or absent, replace nothing but what the project wrote, and may have several writers.
+
+A folder is written under a temporary name beside its place, and exchanged with what is there in one step of the
+system's; where the system has none, two renames do it, and `recover` mends what a kill leaves between them. Writers
+of one place take turns: the last one's folder stays, whole. Readers that use `unchanged` see one version.
+"""
+
+import contextlib
+import errno
+import os
+import random
+import re
+import shutil
+import time
+import uuid
+from collections.abc import Collection, Iterator
+from pathlib import Path
+
+from lib.folders import manifest, renames
+from lib.folders.targets import check, real, refuse
+from lib.folders.turns import TRIES, locked, unchanged
+
+__all__ = ["check", "locked", "recover", "remove_leftovers", "replace", "unchanged"]
+
+GRACE = 60  # seconds after which an unlocked temporary folder must be that of a killed process
+
+
+@contextlib.contextmanager
+def replace(path: Path | str, *, kept: Collection[str] = (), **origin) -> Iterator[Path]:
+    """Yield a temporary folder that becomes `path` when the block ends well, and vanishes when it raises.
+
+    It gets a manifest that also holds `origin`. A link at `path` stays, and the folder that it leads to is replaced.
+    kept: for a kind of folder without a manifest, the names of all files that it may hold.
+
+    A folder at `path` is replaced if the project wrote it and nothing else is in it. Raises what `targets.check` does,
+    before the block, and FileExistsError should something have come to lie there meanwhile: the new folder is then
+    kept beside it, and the error says where.
+    """
+    recover(path)
+    target = check(path, kept=kept)
+    target.parent.mkdir(parents=True, exist_ok=True)
+    remove_leftovers(target, kept=kept)
+    temporary = target.with_name(f".{target.name}.{uuid.uuid4().hex[:8]}.tmp")
+    temporary.mkdir()
+    with locked(temporary):
+        try:
+            (temporary / manifest.UNFINISHED).touch()
+            yield temporary
+            if not kept:
+                manifest.seal(temporary, **origin)
+            _settle(temporary)
+            _publish(temporary, target, path, kept)
+        finally:
+            _delete(temporary)  # what was replaced, or what was not finished
+
+
+def recover(path: Path | str) -> None:
+    """Put back the old folder of a replacement that was killed between its two renames, or wait for one in progress."""
+    with contextlib.suppress(OSError, ValueError):  # a path that can't be, or a disk that can only be read
+        target = real(path)
+        if _old(target):
+            with locked(target.parent, wait=not target.exists()):
+                _mend(target)
+
+
+def remove_leftovers(target: Path, *, kept: Collection[str] = (), name: str | None = None) -> None:
+    """Delete what killed writers of `target` left beside it; what is being written is locked, other folders stay.
+
+    name: a regular expression in place of the target's own name.
+    """
+    pattern = re.compile(rf"\.{name or re.escape(target.name)}\.[0-9a-f]{{8}}\.(tmp|old)")
+    for path in target.parent.iterdir():
+        with contextlib.suppress(OSError):
+            if not pattern.fullmatch(path.name) or path.is_symlink() or time.time() - path.stat().st_mtime <= GRACE:
+                continue
+            with locked(path, wait=False):
+                begun = (path / manifest.UNFINISHED).exists()  # to be written, or to be deleted
+                if begun or not any(path.iterdir()) or (path.suffix == ".tmp" and not manifest.foreign(path, kept)):
+                    _delete(path)
+
+
+def _publish(temporary: Path, target: Path, path, kept):
+    """Give the finished folder its place, or another beside it when that is refused."""
+    with locked(target.parent):
+        (temporary / manifest.UNFINISHED).unlink()
+        for attempt in range(TRIES):
+            try:
+                _mend(target, kept)
+                _put(temporary, target, path, kept)
+                break
+            except OSError as error:
+                if error.errno in renames.BUSY and attempt < TRIES - 1:  # others write here without the lock
+                    time.sleep(random.uniform(0, 0.1))
+                    continue
+                spare = next(each for number in range(2, 10**9) if not os.path.lexists(each := _spare(target, number)))
+                os.rename(temporary, spare)
+                raise type(error)(f"{error} What was to be written is whole in {spare}.") from error
+        _sync_folder(target.parent)
+
+
+def _put(temporary: Path, target: Path, path, kept):
+    if not os.path.lexists(target):
+        os.rename(temporary, target)
+        return
+    refuse(path, target, kept)
+    shutil.copymode(target, temporary)
+    if renames.exchange(temporary, target):
+        replaced = temporary
+
+        def back():
+            renames.exchange(temporary, target)
+    else:
+        replaced = target.with_name(temporary.name.removesuffix(".tmp") + ".old")
+        os.rename(target, replaced)
+        os.rename(temporary, target)
+
+        def back():
+            os.rename(target, temporary)
+            os.rename(replaced, target)
+
+    if not _all_ours(replaced, kept):  # something came between the look and the exchange
+        back()
+        raise FileExistsError(errno.EEXIST, "it has just changed", str(target))
+    if replaced != temporary:
+        _delete(replaced)
+
+
+def _all_ours(folder: Path, kept) -> bool:
+    with contextlib.suppress(OSError):
+        return not manifest.foreign(folder, kept)
+    return False
+
+
+def _mend(target: Path, kept: Collection[str] = ()):
+    """Put the old folder back where there is no new one, else delete it, if all in it is ours."""
+    for old in _old(target, kept):
+        if not os.path.lexists(target):
+            os.rename(old, target)
+        elif _all_ours(old, kept):
+            _delete(old)
+
+
+def _old(target: Path, kept: Collection[str] = ()) -> list[Path]:
+    """Folders of ours that replacements of `target` have put aside, the newest last."""
+    pattern = re.compile(rf"\.{re.escape(target.name)}\.([0-9a-f]{{8}}\.)?old")
+    found = target.parent.iterdir() if target.parent.is_dir() else []
+    found = [path for path in found if pattern.fullmatch(path.name) and path.is_dir() and not path.is_symlink()]
+    mine = [path for path in found if manifest.ours(path) is not None or (kept and _all_ours(path, kept))]
+    return sorted(mine, key=lambda path: path.stat().st_mtime_ns)
+
+
+def _spare(target: Path, number: int) -> Path:
+    return target.with_name(f"{target.name}-{number}")
+
+
+def _delete(folder: Path):
+    """Delete a folder of ours, its mark last: should it be cut short, the rest is known to be ours."""
+    with contextlib.suppress(OSError):
+        (folder / manifest.UNFINISHED).touch()
+        for path in folder.iterdir():
+            if path.is_dir() and not path.is_symlink():
+                shutil.rmtree(path, ignore_errors=True)
+            elif path.name != manifest.UNFINISHED:
+                path.unlink(missing_ok=True)
+        (folder / manifest.UNFINISHED).unlink(missing_ok=True)
+        folder.rmdir()
+
+
+def _settle(folder: Path):
+    """Have the disk hold every file in and below `folder`, and their names; empty folders, which nobody lists, go."""
+    for base, _, names in os.walk(folder, topdown=False):
+        if base != str(folder) and not os.listdir(base):
+            os.rmdir(base)
+            continue
+        for name in names:
+            with open(Path(base) / name, "rb") as handle:
+                os.fsync(handle.fileno())
+        _sync_folder(Path(base))
+
+
+def _sync_folder(folder: Path):
+    with contextlib.suppress(OSError):  # some systems can't, some folders can't be read
+        handle = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(handle)
+        finally:
+            os.close(handle)
