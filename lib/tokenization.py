@@ -68,6 +68,31 @@ def first_ids(tokenizer) -> list[int]:
     return list(next((whole[:place] for place in places if whole[place : place + len(bare)] == bare), []))
 
 
+def beginning(tokenizer) -> list[int]:
+    """What a text begins with where it must begin with something: what the tokenizer puts there, else BOS, else EOS.
+
+    Raises ValueError for a tokenizer that has none of them.
+    """
+    ends = (getattr(tokenizer, name, None) for name in ("bos_token_id", "eos_token_id"))
+    found = first_ids(tokenizer) or [token for token in ends if token is not None][:1]
+    if not found:
+        raise ValueError(
+            f"{type(tokenizer).__name__} puts nothing before a text and has neither BOS nor EOS; one is needed where "
+            "nothing stands before a text; set tokenizer.bos_token."
+        )
+    return found
+
+
+def before_windows(tokenizer, bos: bool | None = None) -> list[int]:
+    """Token ids that each window of a text begins with: what the tokenizer puts before a text, often nothing.
+
+    bos: False is nothing in any case; True is `beginning`, BOS even where the tokenizer puts none.
+    """
+    if bos is None:
+        return first_ids(tokenizer)
+    return beginning(tokenizer) if bos else []
+
+
 def identity(tokenizer) -> str:
     """Hexadecimal SHA-256 of the rules of a tokenizer: two with the same turn every text into the same ids.
 

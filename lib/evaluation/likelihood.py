@@ -3,7 +3,7 @@
 For a context c and a continuation x_1 ... x_n the answer is sum_i log p(x_i | c, x_<i) and whether every x_i is the
 model's first choice. The rules by which text becomes tokens are the harness's (Gao et al. 2021,
 doi:10.5281/zenodo.5371628): context and continuation are encoded together, spaces at the context's end move to the
-continuation, an empty context is the model's first token, and what is too long loses its left end.
+continuation, an empty context is what a text begins with, and what is too long loses its left end.
 """
 
 from collections.abc import Callable
@@ -36,14 +36,14 @@ def encode(tokenizer, requests: list[Likelihood], longest: int, *, bos: bool | N
     pairs = [_move_spaces(request) for request in requests]
     texts = sorted({context for context, _ in pairs if context} | {c + x for c, x in pairs if c})
     ids = dict(zip(texts, tokenization.ids(tokenizer, texts, bos)))
-    first = tokenizer.bos_token_id if tokenizer.bos_token_id is not None else tokenizer.eos_token_id
+    first = tokenization.beginning(tokenizer) if any(not context for context, _ in pairs) else []
     found = []
     for context, continuation in pairs:
         if context:
             whole, length = ids[context + continuation], len(ids[context])
         else:
-            whole, length = list(tokenizer(continuation, add_special_tokens=False).input_ids), 1
-            whole = whole if whole[:1] == [first] else [first, *whole]
+            whole, length = list(tokenizer(continuation, add_special_tokens=False).input_ids), len(first)
+            whole = whole if whole[:length] == first else [*first, *whole]
         targets = whole[length:]
         if not 1 <= len(targets) <= longest:
             raise ValueError(

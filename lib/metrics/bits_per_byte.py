@@ -1,10 +1,10 @@
 """Bits per byte: how many bits a model needs to encode a byte of text, comparable between tokenizers.
 
 bits = -sum_i log2 p(x_i | x_<i) / bytes, over the tokens x_i of whole documents and their UTF-8 bytes (Gao et al. 2020,
-The Pile, arXiv 2101.00027, section 3.1). A document begins with the model's first token, so that all its own tokens are
-predicted. Windows hold `length` tokens; each scores `stride` new ones, and what comes before them is context. With
-stride = length the windows do not overlap; a smaller stride gives every token more context, at length / stride times
-the cost.
+The Pile, arXiv 2101.00027, section 3.1). A document begins with what the tokenizer puts before a text (else
+BOS or EOS), so that all its own tokens are predicted, and nothing else is. Windows hold `length` tokens; each scores
+`stride` new ones, and what comes before them is context. With stride = length the windows do not overlap; a smaller
+stride gives every token more context, at length / stride times the cost.
 
 lm-evaluation-harness 0.4.13's rolling log-likelihood scores the same windows. Where a tokenizer puts no token before a
 text, its numbers are these. Where one does (Llama's and Gemma's), the harness lets that token count as the document's
@@ -18,7 +18,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from lib import progress
+from lib import progress, tokenization
 from lib.metrics.perplexity import surprise
 from lib.metrics.score import Score, bootstrap
 from lib.models import blocks, logits
@@ -38,27 +38,29 @@ def measure(
     _check(model, length, stride)
     documents = [text] if isinstance(text, str) else getattr(text, "documents", text)
     documents = [document[:characters] for document in documents]
-    tokenized = [_tokenize(model, document) for document in documents if document]
+    first = tokenization.beginning(model.tokenizer)
+    tokenized = [_tokenize(model, first, document) for document in documents if document]
     if not tokenized:
         raise ValueError("no text was given; documents with at least one character are needed; give some.")
-    spans = [(ids, span) for ids in tokenized for span in windows(len(ids) - 1, length, stride)]
+    spans = [(ids, span) for ids in tokenized for span in windows(len(ids) - 1, length, stride, len(first))]
     with logits.evaluating(model):
         run = logits.forward(model)
         bar = progress.bar(spans, desc="bits per byte", unit="window")
         losses = [_loss(model, run, ids, span) for ids, span in bar]
     size = sum(len(document.encode()) for document in documents)
     count = sum(end - begin for _, (_, begin, end) in spans)
-    return _score(losses, [end - begin for _, (_, begin, end) in spans], count / size, tokenized)
+    own = [ids[len(first) - 1 :] for ids in tokenized]
+    return _score(losses, [end - begin for _, (_, begin, end) in spans], count / size, own)
 
 
-def windows(count: int, length: int, stride: int) -> list[tuple[int, int, int]]:
-    """(first token read, first token scored, one after the last) of each window over tokens 1 ... count.
+def windows(count: int, length: int, stride: int, first: int = 1) -> list[tuple[int, int, int]]:
+    """(first token read, first token scored, one after the last) of each window over tokens `first` ... count.
 
-    Token 0 is the one that begins the document; a window reads at most `length` tokens, the last one scored excluded.
+    Those before begin the document; a window reads at most `length` tokens, the last one scored excluded.
     """
-    found, scored = [], 1
+    found, scored = [], first
     while scored <= count:
-        end = min(scored + (length if scored == 1 else stride), count + 1)
+        end = min(scored + (length - first + 1 if scored == first else stride), count + 1)
         found.append((max(end - 1 - length, 0), scored, end))
         scored = end
     return found
@@ -73,11 +75,10 @@ def _check(model, length, stride):
         )
 
 
-def _tokenize(model, document) -> torch.Tensor:
-    """Token ids [1 + tokens]: the first token of the model, then the document's own."""
-    tokenizer = model.tokenizer
-    first = tokenizer.bos_token_id if tokenizer.bos_token_id is not None else tokenizer.eos_token_id
-    return torch.tensor([first, *tokenizer(document, add_special_tokens=False, verbose=False)["input_ids"]])
+def _tokenize(model, first: list[int], document) -> torch.Tensor:
+    """Token ids: what a text begins with, then the document's own."""
+    tokenization.check(document, "a document")
+    return torch.tensor([*first, *model.tokenizer(document, add_special_tokens=False, verbose=False)["input_ids"]])
 
 
 def _loss(model, run, ids, span) -> float:

@@ -26,17 +26,25 @@ def measure(model: nn.Module, reference, text, **options) -> dict[str, Score]:
 
 
 def quality(
-    model: nn.Module, reference, text, *, windows: int | None = None, length: int = 512, batch: int | str = "auto"
+    model: nn.Module,
+    reference,
+    text,
+    *,
+    windows: int | None = None,
+    length: int = 512,
+    batch: int | str = "auto",
+    bos: bool | None = None,
 ) -> dict[str, Score]:
     """`perplexity`, `kl_divergence` and `top1_agreement` from one pass of `model` over `text`.
 
     `reference` is the original model, which is run beside `model`, or what `remember` kept of it, which costs only
     its head. The perplexity equals `perplexity.measure` on the same text to the last bit. Standard errors come from
-    a bootstrap over windows. Baselines: the best constant prediction, that is the original's own average
-    distribution for the divergence, and the token that it most often puts first for the agreement.
+    a bootstrap over windows. bos: as for `perplexity.measure`.
+    Baselines: the best constant prediction, that is the original's own average distribution for the divergence, and
+    the token that it most often puts first for the agreement.
     Raises ValueError for vocabularies or tokens that differ, and for logits that are not finite.
     """
-    tokens = perplexity.tokenize(text, model, windows, length)
+    tokens = perplexity.tokenize(text, model, windows, length, bos)
     return scores(compare(model, reference, tokens, batch=batch), tokens)
 
 
@@ -108,6 +116,7 @@ def remember(
     length: int = 512,
     batch: int | str = "auto",
     keep: bool = False,
+    bos: bool | None = None,
 ) -> Reference:
     """Run `original` once over `text` and keep its last hidden states and a copy of its head.
 
@@ -115,7 +124,7 @@ def remember(
     folder, under the fingerprint of the weights and the hash of the tokens, and read back by the next process.
     Raises ValueError for models whose logits are more than head and decoder: pass such a model itself as reference.
     """
-    tokens = perplexity.tokenize(text, original, windows, length)
+    tokens = perplexity.tokenize(text, original, windows, length, bos)
     path = Reference.path(original, tokens) if keep else None
     if path is not None and path.exists():
         return Reference.load(path, original)

@@ -1,8 +1,9 @@
 """Perplexity: between how many equally likely tokens a model hesitates, on average, at each step of a text.
 
-The text is concatenated, tokenized without special tokens and cut into windows that do not overlap. A window of
-`length` tokens predicts `length - 1` of them; perplexity is exp of their mean negative log-likelihood. Its standard
-error comes from a bootstrap over windows, since tokens of one window are not independent.
+The text is concatenated, tokenized without special tokens and cut into windows that do not overlap, each begun with
+what the model's tokenizer puts before a text (see `sources.texts`). A window of `length` tokens predicts `length - 1`
+of them; perplexity is exp of their mean negative log-likelihood. Its standard error comes from a bootstrap over
+windows, since tokens of one window are not independent.
 """
 
 import numpy as np
@@ -14,16 +15,23 @@ from lib.models import blocks, logits
 
 
 def measure(
-    model: nn.Module, text, *, windows: int | None = None, length: int = 512, batch: int | str = "auto"
+    model: nn.Module,
+    text,
+    *,
+    windows: int | None = None,
+    length: int = 512,
+    batch: int | str = "auto",
+    bos: bool | None = None,
 ) -> Score:
     """Perplexity of `text` under `model`; lower is better, `n` counts windows.
 
     `text` is a `Text`, `Windows`, or token ids [count, length]; `windows` limits how many are used (None: all).
-    `batch` windows run at once ("auto": one on a CPU, 16384 tokens on an accelerator).
+    `batch` windows run at once ("auto": one on a CPU, 16384 tokens on an accelerator). bos: False for windows of text
+    alone, True for BOS where the tokenizer puts none; None leaves it to the tokenizer.
     The baseline is the best guess that ignores context, made from the frequencies of the very tokens predicted.
     Raises ValueError when the text is too short or when the model's logits are not finite.
     """
-    tokens = tokenize(text, model, windows, length)
+    tokens = tokenize(text, model, windows, length, bos)
     return score(nll(model, tokens, batch=batch), tokens)
 
 
@@ -65,13 +73,13 @@ def predicted(tokens: torch.Tensor) -> int:
     return tokens.shape[0] * (tokens.shape[1] - 1)
 
 
-def tokenize(text, model: nn.Module, windows: int | None, length: int) -> torch.Tensor:
+def tokenize(text, model: nn.Module, windows: int | None, length: int, bos: bool | None = None) -> torch.Tensor:
     """Token ids [count, length] of `text`: all its windows, or the first `windows` of them."""
     from lib.sources import texts
 
     if windows is not None and windows < 1:
         raise ValueError(f"windows={windows}; choose a whole number from 1, or None for all.")
-    tokens = texts.tokens(text, model, count=windows, length=length)
+    tokens = texts.tokens(text, model, count=windows, length=length, bos=bos)
     if tokens.shape[1] < 2:
         raise ValueError(f"windows of {tokens.shape[1]} token predict nothing; give windows of two tokens or more.")
     return tokens

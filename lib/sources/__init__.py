@@ -3,11 +3,13 @@
 _used: list[dict] = []
 
 
-def note(*, kind: str, name: str, origin: str, sha256: str, split: str | None = None) -> None:
-    """Add what was loaded to `used()`; loading the same thing again adds nothing."""
+def note(*, kind: str, name: str, origin: str, sha256: str, split: str | None = None) -> bool:
+    """Add what was loaded to `used()`, and say whether it was new; loading the same thing again adds nothing."""
     entry = {"kind": kind, "name": name, "split": split, "origin": origin, "sha256": sha256}
-    if entry not in _used:
-        _used.append(entry)
+    if entry in _used:
+        return False
+    _used.append(entry)
+    return True
 
 
 def used() -> list[dict]:

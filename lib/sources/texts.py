@@ -1,11 +1,13 @@
 """Texts by name or path, cut into windows of tokens for calibration and for measuring.
 
-A text is tokenised whole, without special tokens, and cut into windows that do not overlap, from its start.
+A text is tokenised whole, without special tokens, and cut into pieces that do not overlap, from its start. A window is
+what the model's tokenizer puts before a text (nothing for many, `<bos>` for Gemma, which is another model without it)
+and a piece.
 """
 
 import hashlib
 import random
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -41,11 +43,17 @@ class Text:
         """All documents, a blank line between them."""
         return "\n\n".join(self.documents)
 
-    def windows(self, count: int, length: int = LENGTH, *, seed: int | None = None) -> "Windows":
-        """`count` windows of `length` tokens that do not overlap: the first ones, or a draw in the order of `seed`."""
+    def windows(
+        self, count: int, length: int = LENGTH, *, seed: int | None = None, bos: bool | None = None
+    ) -> "Windows":
+        """`count` windows of `length` tokens that do not overlap: the first ones, or a draw in the order of `seed`.
+
+        Each begins with what the model's tokenizer puts before a text, which counts among its tokens. bos: False for
+        windows of text alone, True for BOS where the tokenizer puts none.
+        """
         if count < 1 or length < 2:
             raise ValueError(f"windows({count}, {length}) were asked; allowed are 1 or more, of 2 tokens or more.")
-        return Windows(self, count, length, seed)
+        return Windows(self, count, length, seed, bos)
 
 
 @dataclass(frozen=True)
@@ -56,6 +64,7 @@ class Windows:
     count: int
     length: int
     seed: int | None = None
+    bos: bool | None = None
 
 
 def load(name: str = "packaged", split: str = "test") -> Text:
@@ -80,20 +89,22 @@ def load(name: str = "packaged", split: str = "test") -> Text:
     return text
 
 
-def tokens(x, model, *, count: int | None = None, length: int | None = None) -> torch.Tensor:
+def tokens(x, model, *, count: int | None = None, length: int | None = None, bos: bool | None = None) -> torch.Tensor:
     """Token ids, LongTensor [count, length] on the CPU, of windows, of a text, or of ids that are given already.
 
     A `Text` yields all its windows of `length` (default 512). `Windows` and tensors [count, length] bring their own
-    length. Everywhere `count` is an upper bound. The tokenizer is `model.tokenizer`, else that of its folder.
+    length. Everywhere `count` is an upper bound. The tokenizer is `model.tokenizer`, else that of its folder. What it
+    puts before a text stands before each window of text, is printed and noted; `bos` overrules it, as for
+    `Text.windows`. Ids that are given stay what they are.
     """
     if isinstance(x, torch.Tensor):
         found = _given(x)
     elif isinstance(x, Windows):
-        found = _cut(x, model)
+        found = _cut(x if bos is None else replace(x, bos=bos), model)
     elif isinstance(x, Text):
         length = length or LENGTH
-        available = len(_ids(x, model)) // length
-        found = _cut(Windows(x, min(count or available, available) or 1, length), model)
+        available = len(_ids(x, model)) // _room(length, tokenization.before_windows(_tokenizer(model), bos))
+        found = _cut(Windows(x, min(count or available, available) or 1, length, bos=bos), model)
     else:
         raise TypeError(f"tokens of a {type(x).__name__} were asked; give a Text, Windows, or a tensor of token ids.")
     vocabulary = model.get_input_embeddings().num_embeddings
@@ -173,8 +184,9 @@ def _cut(windows, model):
         raise ValueError(
             f"length={windows.length} is more than the model's {positions} positions; ask shorter windows."
         )
-    ids = _ids(windows.text, model)
-    available = len(ids) // windows.length
+    first = tokenization.before_windows(_tokenizer(model), windows.bos)
+    ids, room = _ids(windows.text, model), _room(windows.length, first)
+    available = len(ids) // room
     if available < windows.count:
         raise ValueError(
             f"{windows.text.name}/{windows.text.split} has {len(ids)} tokens, enough for {available} windows of "
@@ -183,7 +195,32 @@ def _cut(windows, model):
     chosen = range(windows.count)
     if windows.seed is not None:
         chosen = random.Random(windows.seed).sample(range(available), windows.count)
-    return ids[: available * windows.length].view(available, windows.length)[list(chosen)]
+    _say(first, _tokenizer(model))
+    pieces = ids[: available * room].view(available, room)[list(chosen)]
+    return torch.cat([torch.tensor(first, dtype=torch.long).expand(len(pieces), -1), pieces], 1)
+
+
+def _room(length, first):
+    """Tokens of text in a window of `length` that begins with `first`."""
+    if length <= len(first):
+        raise ValueError(
+            f"length={length} of windows that begin with {len(first)} tokens of the tokenizer's own; more are needed, "
+            "so that text follows; ask longer windows."
+        )
+    return length - len(first)
+
+
+def _say(first, tokenizer):
+    """Print and note what windows begin with, once, wherever the tokenizer or the caller has them begin so."""
+    own = tokenization.first_ids(tokenizer)
+    if not first and not own:
+        return
+    shown = f"{tokenizer.decode(first)!r} {first}" if first else "nothing"
+    why = "which the tokenizer puts before a text" if first == own else "as asked; the tokenizer puts "
+    why += "" if first == own else f"{tokenizer.decode(own)!r} {own}" if own else "nothing"
+    sha256 = hashlib.sha256(str(first).encode()).hexdigest()
+    if note(kind="windows", name="beginning", origin=f"{shown}, {why}", sha256=sha256):
+        print(f"windows begin with {shown}, {why}")
 
 
 def _ids(text, model):
