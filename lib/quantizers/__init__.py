@@ -8,7 +8,7 @@ is the recipe that combines them.
 
 import importlib
 
-from lib import files
+from lib import extensions, files
 
 METHODS = {
     name: f"lib.quantizers.{name}"
@@ -32,7 +32,9 @@ METHODS = {
 
 
 def by_name(name: str):
-    """Return `quantize_` of the method `name`; raise ValueError with the choices when there is none."""
+    """`quantize_` of the method `name`, or of the Python file at that path; ValueError with the choices for others."""
+    if extensions.is_path(name):
+        return extensions.load(name, "quantize_", "model", "calibration", "bits", "group_size").quantize_
     if name not in METHODS:
         raise ValueError(f"method {name!r} is unknown; {files.choices(name, METHODS)}")
     return importlib.import_module(METHODS[name]).quantize_

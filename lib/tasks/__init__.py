@@ -6,8 +6,9 @@ Adding a task is one row in a family's table `TASKS`, or one small file with suc
 import hashlib
 import random
 from dataclasses import replace
+from pathlib import Path
 
-from lib import files
+from lib import extensions, files
 from lib.tasks import (
     bbh,
     cloze,
@@ -84,12 +85,17 @@ def load(
 def group(name: str) -> str:
     """The group of `GROUPS` that a task, or a part of one, belongs to; raises ValueError for unknown names."""
     form, _ = find(name)
+    if extensions.is_path(name):
+        return "own"
     owned = ((group, own) for group, families in GROUPS.items() for each in families for own in each.TASKS.values())
     return next(group for group, own in owned if own is form)
 
 
 def find(name):
-    """(the form, the part of it) that a name asks for; raises ValueError for unknown names."""
+    """(the form, the part of it) that a name, or the path of a Python file with a `FORM`, asks for; else ValueError."""
+    if extensions.is_path(name):
+        form = extensions.load(name, "FORM").FORM
+        return replace(form, data=str(Path(name).expanduser().parent / form.data)), None
     if name in TASKS:
         return TASKS[name], None
     for base in sorted(TASKS, key=len, reverse=True):

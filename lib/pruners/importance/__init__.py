@@ -8,7 +8,7 @@ it was. `SCORES` names them for notebooks and batch files.
 
 from torch import nn
 
-from lib import files
+from lib import extensions, files
 from lib.metrics.score import Score, from_values
 from lib.pruners.importance import (
     angular_distance,
@@ -54,7 +54,9 @@ def score(name: str, model: nn.Module, calibration, **options) -> list[float]:
 
 
 def by_name(name: str):
-    """The function that scores by `name`; ValueError with the choices when there is none."""
+    """The function that scores by `name`, or the one in the Python file at that path; ValueError for other names."""
+    if extensions.is_path(name):
+        return extensions.load(name, "score", "model", "calibration").score
     if name not in SCORES:
         raise ValueError(f"block importance {name!r} is unknown; {files.choices(name, SCORES)}")
     return SCORES[name]
@@ -64,6 +66,6 @@ def measure(name: str, model: nn.Module, calibration) -> list[Score]:
     """The score called `name` of each block, with its standard error over windows where it is a mean over them."""
     function = by_name(name)
     if name not in MEANS:
-        return [Score(value, None, 1, UNITS[name], None) for value in function(model, calibration)]
+        return [Score(value, None, 1, UNITS.get(name, "of its own"), None) for value in function(model, calibration)]
     per_window = [function(model, window[None]) for window in passes.tokens_of(model, calibration)]
     return [from_values(values, UNITS[name]) for values in zip(*per_window)]
