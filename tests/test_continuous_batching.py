@@ -3,7 +3,7 @@
 import pytest
 
 from lib.decoding.stops import Stops
-from lib.evaluation import generation, kv_batch
+from lib.evaluation import generation, kv_batch, row_backend
 from lib.evaluation.local import Local
 from lib.tasks.task import Generation
 from tests import questions, tiny
@@ -27,9 +27,9 @@ def test_buffers_grow_behind_short_and_long_rows(monkeypatch):
 
 def test_rows_are_bounded_by_memory(monkeypatch):
     model, some = tiny.llama(), questions.generations(6)
-    monkeypatch.setattr(generation, "CACHE_BYTES", 1)
+    monkeypatch.setattr(row_backend, "CACHE_BYTES", 1)
     assert Local(model, rows=4).generate(some) == [questions.greedy(model, request) for request in some]
-    assert generation.bytes_per_token(model) == 2 * 4 * 2 * 16 * 4  # keys and values, blocks, heads, size, bytes
+    assert row_backend.bytes_per_token(model) == 2 * 4 * 2 * 16 * 4  # keys and values, blocks, heads, size, bytes
 
 
 def test_equal_to_the_harness():

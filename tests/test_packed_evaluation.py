@@ -28,7 +28,7 @@ def alone(model, request):
 def greedy(model, request):
     """Greedy tokens one by one from a session of its own, up to the first stop."""
     session = runtime.Session(model)
-    watch = generation.watch(model.tokenizer, request, Packed(model)._ends())
+    watch = generation.watch(model.tokenizer, request, Packed(model).ends)
     token = int(session.extend(model.tokenizer(request.prompt).input_ids, last=True).argmax())
     while not watch.see(token):
         token = int(session.extend([token]).argmax())

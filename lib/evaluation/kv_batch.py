@@ -1,4 +1,4 @@
-"""Keys and values of a batch whose rows come and go: all rows end at the same column, each begins where it must."""
+"""Keys and values of a batch whose rows come and go: each row begins at the first column and grows by itself."""
 
 import torch
 from torch import Tensor, nn
@@ -12,7 +12,7 @@ SPARE = 256  # columns added when a buffer is full: it is copied every so many s
 class Rows:
     """Rows of a batch, numbered 0, 1, ...; the last one takes the place of one that is removed.
 
-    Buffers are [rows, heads, columns, size] a layer; row b occupies the columns [end - lengths[b], end).
+    Buffers are [rows, heads, columns, size] a layer; row b occupies the columns [0, lengths[b]).
     """
 
     def __init__(self, model: nn.Module, most: int):
@@ -20,60 +20,61 @@ class Rows:
         self.keys: list[Tensor] = []
         self.values: list[Tensor] = []
         self.lengths: list[int] = []
-        self.end = 0
 
     def add(self, keys: list[Tensor], values: list[Tensor]) -> None:
         """A new last row with the keys and values [heads, length, size] of its tokens, a pair a layer."""
         length = keys[0].shape[1]
         if not self.keys:
-            self.keys = [_buffer(each, self.most, length) for each in keys]
-            self.values = [_buffer(each, self.most, length) for each in values]
-            self.end = length
-        if length > self.end:
-            self._move(length)
+            self.keys, self.values = ([_buffer(each, self.most, length) for each in given] for given in (keys, values))
+        self._room(length)
         row, self.lengths = len(self.lengths), [*self.lengths, length]
         for buffers, given in ((self.keys, keys), (self.values, values)):
             for buffer, each in zip(buffers, given):
-                buffer[row, :, self.end - length : self.end] = each
+                buffer[row, :, :length] = each
 
     def remove(self, row: int) -> None:
         """Take row `row` out; the last row moves into its place."""
         last = len(self.lengths) - 1
         if row < last:
-            used = slice(self.end - self.lengths[last], self.end)
+            used = slice(0, self.lengths[last])
             for buffer in (*self.keys, *self.values):
                 buffer[row, :, used] = buffer[last, :, used]
         self.lengths[row] = self.lengths[last]
         self.lengths.pop()
 
-    def step(self, tokens: list[int]) -> Tensor:
-        """Read one token a row; hidden states [rows, hidden] after the final norm."""
+    def step(self, tokens: list[list[int]]) -> Tensor:
+        """Read some tokens for each row; hidden states [sum of all, hidden] after the final norm, row by row."""
         from transformers.cache_utils import Cache
 
-        if self.end == self.keys[0].shape[2]:
-            self._move(max(self.lengths))
-        first, place = self.end - max(self.lengths), blocks.device(self.model)
-        lengths = torch.tensor(self.lengths, device=place)
-        distance = self.end - torch.arange(first, self.end + 1, device=place)[None, None, None]
-        mask = masks.prepare(self.model, distance <= lengths[:, None, None, None], distance)
-        cache = Cache(layers=[_column_class()(self, layer, first) for layer in range(len(self.keys))])
+        counts, place = [len(each) for each in tokens], blocks.device(self.model)
+        most, lengths = max(counts), torch.tensor(self.lengths, device=place)
+        padded = torch.tensor([[*each, *[0] * (most - len(each))] for each in tokens], device=place)
+        offsets = torch.arange(most, device=place)
+        # what fills a row up stands where its last token does, is read by nobody, and written over by the next step
+        real = offsets[None] < torch.tensor(counts, device=place)[:, None]
+        columns = lengths[:, None] + offsets
+        positions = torch.where(real, columns, (lengths + torch.tensor(counts, device=place) - 1)[:, None])
+        width = max(self.lengths) + most
+        self._room(width)
+        distance = positions[:, None, :, None] - torch.arange(width, device=place)
+        mask = masks.prepare(self.model, distance >= 0, distance)
+        cache = Cache(layers=[_column_class()(self, layer, columns, width) for layer in range(len(self.keys))])
         output = blocks.decoder(self.model)(
-            input_ids=torch.tensor(tokens, device=place)[:, None], position_ids=lengths[:, None], attention_mask=mask,
-            past_key_values=cache, use_cache=True,
-        )  # fmt: skip
-        self.end += 1
-        self.lengths = [length + 1 for length in self.lengths]
-        return output.last_hidden_state[:, -1]
+            input_ids=padded, position_ids=positions, attention_mask=mask, past_key_values=cache, use_cache=True
+        )
+        self.lengths = [length + count for length, count in zip(self.lengths, counts)]
+        return output.last_hidden_state[real]
 
-    def _move(self, end: int) -> None:
-        """Copy what is in use into new buffers in which the rows end at column `end`."""
+    def _room(self, columns: int) -> None:
+        """Copy what is in use into wider buffers where `columns` do not fit."""
+        if columns <= self.keys[0].shape[2]:
+            return
         used = max(self.lengths, default=0)
         for buffers in (self.keys, self.values):
             for layer, old in enumerate(buffers):
-                new = old.new_zeros(*old.shape[:2], end + SPARE, old.shape[3])
-                new[:, :, end - used : end] = old[:, :, self.end - used : self.end]
+                new = old.new_zeros(*old.shape[:2], columns + SPARE, old.shape[3])
+                new[:, :, :used] = old[:, :, :used]
                 buffers[layer] = new
-        self.end = end
 
 
 def _buffer(given: Tensor, most: int, length: int) -> Tensor:
@@ -82,24 +83,24 @@ def _buffer(given: Tensor, most: int, length: int) -> Tensor:
 
 
 def _column_class():
-    """A layer of transformers' cache that writes one column and shows the columns in use."""
+    """A layer of transformers' cache that writes each row's new columns and shows the columns in use."""
     from transformers.cache_utils import DynamicLayer
 
     class Column(DynamicLayer):
-        def __init__(self, rows: Rows, layer: int, first: int):
+        def __init__(self, rows: Rows, layer: int, columns: Tensor, width: int):
             super().__init__()
-            self.rows, self.layer, self.first = rows, layer, first
+            self.rows, self.layer, self.columns, self.width = rows, layer, columns, width
             self.is_initialized = True
 
         def update(self, key_states: Tensor, value_states: Tensor, *args, **kwargs):
-            rows, count = self.rows, len(key_states)
-            shown = []
+            rows, count, shown = self.rows, len(key_states), []
+            which = torch.arange(count, device=key_states.device)[:, None]
             for buffer, states in ((rows.keys[self.layer], key_states), (rows.values[self.layer], value_states)):
-                buffer[:count, :, rows.end : rows.end + 1] = states
-                shown.append(buffer[:count, :, self.first : rows.end + 1])
+                buffer[which, :, self.columns] = states.transpose(1, 2)
+                shown.append(buffer[:count, :, : self.width])
             return tuple(shown)
 
         def get_seq_length(self) -> int:
-            return self.rows.end - self.first
+            return self.width - self.columns.shape[1]
 
     return Column

@@ -16,8 +16,12 @@ from torch import Tensor, nn
 
 from lib import timing, tokenization
 from lib.decoding import ends, settings
+from lib.decoding.generation_loop import Loop
+from lib.decoding.session_backend import Sessions
+from lib.decoding.sessions import ModelSession
 from lib.evaluation import generation, likelihood, prefixes
 from lib.evaluation.drawing import Drawing
+from lib.evaluation.row_backend import ROWS, RowBackend
 from lib.models import blocks, logits, rotary, structure
 from lib.tasks.task import Generation, Likelihood, Outcome
 
@@ -49,14 +53,14 @@ class Local(Drawing):
         self.drawn(sampling, seed, settings.of(model, plain))
         kind = blocks.device(model).type
         self.budget = budget or prefixes.PASS_TOKENS.get(kind, 256)
-        self.rows = rows or generation.ROWS.get(kind, 16)
+        self.rows = rows or ROWS.get(kind, 16)
 
     @property
     def identity(self) -> str:
         """SHA-256 of what decides the answers: weights, their type, layers, configuration, tokenizer, end tokens."""
         from lib import checkpoints
 
-        named = sorted(ends.of_task(ends.of_model(self.model), self.tokenizer))
+        named = sorted(self.ends)
         kind = f"{blocks.embeddings(self.model).weight.dtype} {self.bos} {self.longest} {self.budget} {named}"
         parts = [checkpoints.fingerprint(self.model), structure.fingerprint(self.model)]
         parts.append(tokenization.identity(self.tokenizer))
@@ -111,20 +115,29 @@ class Local(Drawing):
         self, requests: list[Generation], *, wanted: Collection[int] | None = None, finished: Callable | None = None
     ) -> list[str | None]:
         """A text per request, up to its first stop string; None for those not `wanted`."""
+        asked, wanted = self._asked(requests, finished), everything(wanted, requests)
+        lengths = [len(each.tokens) + request.max_new_tokens for each, request in zip(asked.prompts, requests)]
+        together = wanted.intersection(self._together(lengths))
+        with logits.evaluating(self.model):
+            if apart := sorted(wanted - together):
+                Loop(Sessions([ModelSession(self.model)]), asked(apart)).run()
+            if together:
+                backend = RowBackend(self.model, budget=self.budget, most=self.rows)
+                Loop(backend, asked(sorted(together))).run()
+        return asked.texts
+
+    def _asked(self, requests: list[Generation], finished: Callable | None) -> generation.Asked:
+        """The requests of a task for the loop, their prompts encoded; notes which of these lost their left end."""
         prompts = generation.encode(self.tokenizer, requests, self.longest, bos=self.bos)
         self.truncated = [place for place, each in enumerate(prompts) if each.truncated]
-        given, finished = (self.model, self.tokenizer, requests, prompts), finished or nothing
-        wanted = everything(wanted, requests)
-        with logits.evaluating(self.model):
-            lengths = [len(each.tokens) + request.max_new_tokens for each, request in zip(prompts, requests)]
-            together = wanted.intersection(self._together(lengths))
-            chooser = generation.Chooser(prompts, requests, self.sampling, self.seed, self.own)
-            texts = generation.generate_plainly(*given, wanted - together, finished, chooser)
-            if together:
-                options = {"budget": self.budget, "most": self.rows, "chooser": chooser}
-                shared = generation.generate(*given, together, finished, **options)
-                texts = [shared[index] if index in together else text for index, text in enumerate(texts)]
-            return texts
+        return generation.Asked(
+            self.tokenizer, requests, prompts, self.ends, self.sampling, self.seed, self.own, finished or nothing
+        )
+
+    @property
+    def ends(self) -> frozenset[int]:
+        """The tokens that end an answer."""
+        return ends.of_task(ends.of_model(self.model), self.tokenizer)
 
     def tokens(self, requests: list[Likelihood | Generation]) -> tuple[int, int]:
         """(tokens to be read, each shared one counted once; tokens to be generated at most)."""

@@ -14,11 +14,12 @@ from torch import Tensor
 
 from lib import timing, tokenization
 from lib.decoding import ends, settings
-from lib.decoding.stops import Watch
-from lib.evaluation import generation, likelihood, prefixes
+from lib.decoding.generation_loop import Loop
+from lib.evaluation import likelihood, prefixes
 from lib.evaluation.local import Local, everything, nothing
 from lib.runtime.engine import Batch, Session, weights_of
 from lib.runtime.families import LINEARS
+from lib.runtime.slots import Slots
 from lib.runtime.weights import Weights
 from lib.tasks.task import Generation, Likelihood, Outcome
 
@@ -86,47 +87,26 @@ class Packed(Local):
 
         Rows come and go: one that has ended makes room for the next prompt at once.
         """
-        prompts = generation.encode(self.tokenizer, requests, self.longest, bos=self.bos)
-        self.truncated = [place for place, each in enumerate(prompts) if each.truncated]
-        order = everything(wanted, requests)
-        waiting = iter(sorted(order, key=lambda index: (prompts[index].tokens, index)))
-        texts, tell, named = [None] * len(requests), finished or nothing, self._ends()
-        rows, active = _Rows(self.weights, max(1, min(self.rows, len(order)))), {}
-        chooser = generation.Chooser(prompts, requests, self.sampling, self.seed, self.own)
-
-        def see(slot: int, index: int, watch: Watch, token: int) -> None:
-            if watch.see(token):
-                rows.leave(slot)
-                active.pop(slot, None)
-                texts[index] = watch.text()
-                tell(index, texts[index])
-            else:
-                active[slot] = index, watch
-
-        while True:
-            while rows.free and (index := next(waiting, None)) is not None:
-                slot, found = rows.enter(prompts[index].tokens)
-                begun = generation.watch(self.tokenizer, requests[index], named, self.own)
-                see(slot, index, begun, *chooser(found, [(index, [])]))
-            if not active:
-                return texts
-            grown = {slot: (index, watch.tokens) for slot, (index, watch) in sorted(active.items())}
-            found = rows.step({slot: tokens[-1] for slot, (_, tokens) in grown.items()})
-            for slot, token in zip(grown, chooser(found, [*grown.values()])):
-                see(slot, *active[slot], token)
+        asked, wanted = self._asked(requests, finished), everything(wanted, requests)
+        order = sorted(wanted, key=lambda index: (asked.prompts[index].tokens, index))
+        if order:
+            Loop(Slots(self.weights, min(self.rows, len(order))), asked(order)).run()
+        return asked.texts
 
     def pace(self) -> tuple[float, float]:
         """(seconds per token read, seconds per token generated), from one trial of each after a warm-up."""
-        prompt = tuple(place * 7919 % self.weights.vocabulary for place in range(min(128, self.longest - 2)))
-        rows = _Rows(self.weights, self.rows)
-        entered = [rows.enter(prompt[place:])[0] for place in range(self.rows)]
+        prompt = [place * 7919 % self.weights.vocabulary for place in range(min(128, self.longest - 2))]
+        batch = Batch(self.weights, self.rows)
+        batch.extend({slot: prompt[slot % len(prompt) :] for slot in range(self.rows)})
         begin = timing.clock()
         Session(self.weights).extend(prompt, last=True)
         middle = timing.clock()
-        rows.step(dict.fromkeys(entered, 0))
+        batch.extend({slot: [0] for slot in range(self.rows)})
         return (middle - begin) / len(prompt), (timing.clock() - middle) / self.rows
 
-    def _ends(self) -> frozenset[int]:
+    @property
+    def ends(self) -> frozenset[int]:
+        """The tokens that end an answer."""
         return ends.of_task(self.weights.stops, self.tokenizer)
 
 
@@ -147,35 +127,6 @@ class _Walk:
             self.session.extend(inputs[known:begin], last=True)
         self.tokens, self.found = inputs, self.session.extend(inputs[begin:])
         return self.found
-
-
-class _Rows:
-    """Sequences that grow by a token a step, and a slot beside them where prompts are read before they enter."""
-
-    def __init__(self, weights: Weights, count: int):
-        self.batch, self.free, self.station, self.read = Batch(weights, count + 1), [*range(count)], count, ()
-
-    def enter(self, prompt: tuple[int, ...]) -> tuple[int, Tensor]:
-        """Read a prompt, from where it parts from the last one on; (the slot that it got, logits [1, vocabulary])."""
-        batch, slot = self.batch, self.free.pop()
-        known = min(prefixes.shared(self.read, prompt), len(prompt) - 1)
-        batch.lengths[self.station] = known
-        found = torch.from_numpy(batch.extend({self.station: list(prompt[known:])}))
-        self.read = prompt
-        filled = -(-len(prompt) // 16) * 16 * batch.weights.size  # keys lie in groups of sixteen positions
-        for part in (batch.cache.keys, batch.cache.values):
-            part[:, slot, :, :filled] = part[:, self.station, :, :filled]
-        batch.lengths[slot] = len(prompt)
-        return slot, found
-
-    def step(self, tokens: dict[int, int]) -> Tensor:
-        """Append a token to slots; logits [slots, vocabulary]."""
-        return torch.from_numpy(self.batch.extend({slot: [token] for slot, token in tokens.items()}))
-
-    def leave(self, slot: int) -> None:
-        """Give a slot back."""
-        self.batch.lengths[slot] = 0
-        self.free.append(slot)
 
 
 def is_packed(model) -> bool:

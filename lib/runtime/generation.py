@@ -3,12 +3,13 @@
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
-import numpy as np
-
 from lib import tokenization
 from lib.decoding import settings
-from lib.decoding.stops import Stops, Watch
-from lib.runtime.engine import Batch, weights_of
+from lib.decoding.generation_loop import Loop
+from lib.decoding.requests import Request
+from lib.decoding.stops import Stops
+from lib.runtime.engine import weights_of
+from lib.runtime.slots import Slots
 from lib.runtime.weights import Weights
 
 
@@ -47,66 +48,37 @@ def generate(
     Raises ValueError, before the work, for prompts without tokens and where prompt and answer exceed the context.
     """
     prompts = [prompts] if isinstance(prompts, str) else list(prompts)
-    batch, tokenizer, limit, named = _batch(model, len(prompts))
+    backend, tokenizer, limit, named = _backend(model, len(prompts))
     ids = [_ids(prompt, tokenizer) for prompt in prompts]
     _check(ids, new_tokens, limit)
-    own, named = settings.of(model, plain), named if eos is None else eos
-    stops = Stops([*([stop] if isinstance(stop, str) else stop), *own.stop_strings], tokenizer)
-    choosers = [_chooser(sampling, own, prompt, new_tokens) for prompt in ids]
-    answers, reading = [Watch(stops, named, new_tokens) for _ in ids], dict(enumerate(ids))
-    while reading:
-        logits, going = batch.extend(reading), {}
-        for row, slot in enumerate(reading):
-            token = choosers[slot](logits[row], ids[slot] + answers[slot].tokens)
-            if not answers[slot].see(token):
-                going[slot] = [token]
-            if stream is not None:
-                stream(slot, token)
-        reading = going  # sequences that have ended leave the batch: nothing is computed for them
-    return [Generated(answer.tokens, answer.reason, answer.text()) for answer in answers]
+    own = settings.of(model, plain)
+    how = {"sampling": sampling, "own": own, "ends": named if eos is None else eos}
+    how["stops"] = Stops([*([stop] if isinstance(stop, str) else stop), *own.stop_strings], tokenizer)
+    asked = [Request(each, new_tokens, stream=_told(stream, place), **how) for place, each in enumerate(ids)]
+    Loop(backend, asked).run()
+    answers = [request.answer for request in asked]
+    return [Generated(answer.token_ids, answer.reason, answer.text) for answer in answers]
 
 
-def _chooser(sampling, own: settings.Settings, prompt: list[int], new_tokens: int) -> Callable:
-    """A function from logits [vocabulary] and the tokens so far to the next one, without torch where that can be."""
-    if sampling is None and not own:
-        return lambda logits, known: int(logits.argmax())
-    import torch
-
-    from lib.decoding.sampling import Sampling
-
-    chosen = (sampling or Sampling()).answering(own, prompt, new_tokens)
-    return lambda logits, known: chosen.next(torch.as_tensor(logits), torch.tensor(known))
+def _told(stream: Callable[[int, int], None] | None, place: int) -> Callable[[list[int]], None] | None:
+    """`stream` as a request calls it: with the tokens of a step, here one by one with the prompt's place."""
+    return None if stream is None else lambda tokens: [stream(place, token) for token in tokens]
 
 
-class _OneByOne:
-    """The engine's batch for models that it does not compute: a session of transformers for each prompt."""
-
-    def __init__(self, model, slots: int):
-        from lib.decoding.sessions import ModelSession
-
-        self.sessions = [ModelSession(model) for _ in range(slots)]
-
-    def extend(self, sequences: dict[int, list[int]]) -> np.ndarray:
-        import torch
-
-        found = [self.sessions[slot].extend(torch.tensor(ids), last=True) for slot, ids in sequences.items()]
-        return torch.cat(found).numpy()
-
-
-def _batch(model, slots: int):
-    """(batch, tokenizer, context's limit, ids that end a text) of a model or of weights."""
-    if slots < 1:
+def _backend(model, count: int):
+    """(the loop's backend, tokenizer, context's limit, ids that end a text) of a model or of weights."""
+    if count < 1:
         raise ValueError("no prompts were given; one or more are allowed; give a text or a list of them.")
     try:
         weights = model if isinstance(model, Weights) else weights_of(model)
     except ValueError as error:
-        from lib.decoding import ends
+        from lib.decoding import ends, session_backend, sessions  # they import torch, which the engine does without
 
         print(f"runtime: {error}")
-        config = model.config.get_text_config()
-        stops = ends.of_model(model)
-        return _OneByOne(model, slots), getattr(model, "tokenizer", None), config.max_position_embeddings, stops
-    return Batch(weights, slots), weights.tokenizer, weights.limit, weights.stops
+        backend = session_backend.Sessions([sessions.ModelSession(model) for _ in range(count)])
+        limit = model.config.get_text_config().max_position_embeddings
+        return backend, getattr(model, "tokenizer", None), limit, ends.of_model(model)
+    return Slots(weights, count), weights.tokenizer, weights.limit, weights.stops
 
 
 def _ids(prompt, tokenizer) -> list[int]:

@@ -1,0 +1,150 @@
+"""The one loop of all generation: requests come and go, and each pass of the model serves all that are under way.
+
+A step lets each request draft, reads all drafts in one pass, and keeps of each what the model itself would have
+written (`verify`); a request that has ended makes room at once for the next (iteration-level scheduling, Orca, Yu et
+al. 2022, OSDI). Without a drafter a draft is empty, so that two arms of a comparison differ in nothing but their
+drafts. What a request gets depends on no other one: it has its own random numbers, stop strings, drafter and limit.
+
+The model stands behind a backend: sessions (`session_backend`), rows of transformers' model that share their
+beginnings (`evaluation.row_backend`), or the packed engine (`runtime.slots`).
+"""
+
+from collections import deque
+from collections.abc import Iterable, Iterator
+from typing import Protocol
+
+from lib import timing
+from lib.decoding.requests import Request
+
+
+class Backend(Protocol):
+    """A model that reads several sequences; a request stands for its own."""
+
+    def admit(self, waiting: deque[Request]) -> Iterator[tuple[Request, object]]:
+        """Take requests out of `waiting` while there is room, in any order, and read their prompts.
+
+        Yields (request, logits [1, vocabulary] after its prompt), or (request, None) where the prompt's last token is
+        left for the first step.
+        """
+
+    def step(self, inputs: dict[Request, object]) -> object:
+        """Append tokens, int64 [k], to each sequence; the logits after all of them in order, [sum of k, vocabulary]."""
+
+    def keep(self, request: Request, length: int) -> None:
+        """Forget all tokens of a sequence but the first `length`."""
+
+    def leave(self, request: Request) -> None:
+        """The request has ended; there is room for another one."""
+
+
+class Loop:
+    """Runs requests on a backend, those given and those that are added while it runs."""
+
+    def __init__(self, backend: Backend, requests: Iterable[Request] = ()):
+        self.backend, self.waiting = backend, deque(requests)
+        self.active: dict[Request, None] = {}  # in the order in which they came
+
+    def add(self, request: Request) -> None:
+        """A request that begins as soon as there is room."""
+        self.waiting.append(request)
+
+    def cancel(self, request: Request) -> None:
+        """End a request now, with what it has; its reason is "cancelled"."""
+        if request.answer.reason:
+            return
+        request.end("cancelled")
+        if request in self.active:
+            self._leave(request)
+        elif request in self.waiting:
+            self.waiting.remove(request)
+
+    def run(self) -> None:
+        """Answer all requests."""
+        while self.step():
+            pass
+
+    def step(self) -> bool:
+        """Let in whom there is room for, then add to each answer under way; whether there was any."""
+        self._admit()
+        if not self.active:
+            return False
+        self._advance()
+        return True
+
+    def _admit(self) -> None:
+        arrivals = self.backend.admit(self.waiting)
+        while True:
+            with timing.stopwatch() as reading:
+                request, logits = next(arrivals, (None, None))
+                if request is not None:
+                    request.begin()
+            if request is None:
+                return
+            self.active[request] = None
+            request.answer.prefill_seconds = reading.seconds
+            if request.answer.reason:  # cancelled while its prompt was read
+                self._leave(request)
+            elif logits is not None:
+                self._take(request, choose({request: None}, logits)[request], 0, 0.0)
+
+    def _advance(self) -> None:
+        with timing.stopwatch() as watch:
+            drafts = {request: request.propose() for request in self.active}
+            logits = self.backend.step({request: request.inputs(draft) for request, draft in drafts.items()})
+            found = choose(drafts, logits)
+            counts = {request: 0 if draft is None else len(draft.token_ids) for request, draft in drafts.items()}
+            for request, tokens in found.items():
+                if len(tokens) <= counts[request]:
+                    self.backend.keep(request, request.known + len(tokens) - 1)
+        for request, tokens in found.items():
+            if request in self.active:  # nobody has cancelled it in a callback
+                self._take(request, tokens, counts[request], watch.seconds)
+
+    def _take(self, request: Request, tokens: list[int], drafted: int, seconds: float) -> None:
+        if request.take(tokens, drafted, seconds) and request in self.active:
+            self._leave(request)
+            request.end()
+
+    def _leave(self, request: Request) -> None:
+        del self.active[request]
+        self.backend.leave(request)
+
+
+def choose(drafts: dict, logits) -> dict[Request, list[int]]:
+    """The tokens of this step for each request: those of its draft that stay, and one more.
+
+    drafts: request -> `verify.Draft` or None; logits: float [sum of 1 + drafted, vocabulary], numpy or torch. Raises
+    ValueError where logits are not finite.
+    """
+    found, begin, best = {}, 0, None
+    for request, draft in drafts.items():
+        end = begin + 1 + (0 if draft is None else len(draft.token_ids))
+        if request.choosing is None:
+            best = likeliest(logits) if best is None else best  # of all rows at once
+            found[request] = agreed(best[begin:end], [] if draft is None else draft.token_ids.tolist())
+        else:
+            import torch  # only where a request draws or has settings: see `requests`
+
+            from lib.decoding.verify import NOTHING, verify
+
+            rows = torch.as_tensor(logits[begin:end]).float().cpu()
+            found[request] = verify(rows, draft or NOTHING, request.history(draft), request.choosing)
+        begin = end
+    return found
+
+
+def likeliest(logits) -> list[int]:
+    """The token with the greatest logit in each row of [rows, vocabulary], numpy or torch."""
+    best = logits.argmax(-1)
+    chosen = logits[range(len(best)), best]
+    if (chosen != chosen).any():  # NaN is the greatest of all
+        from lib.decoding.sampling import not_finite
+
+        raise not_finite()
+    return best.tolist()
+
+
+def agreed(best: list[int], guesses: list[int]) -> list[int]:
+    """Drafted `guesses` [k] up to the first that is not the likeliest, then one token more, of `best` [k + 1]."""
+    same = next((place for place, guess in enumerate(guesses) if guess != best[place]), len(guesses))
+    return best[: same + 1]

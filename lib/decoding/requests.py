@@ -1,0 +1,153 @@
+"""One request: a prompt, how its tokens are chosen, what ends it, what drafts for it, and the answer that grows.
+
+Needs torch only where a request draws, drafts, or has settings of a checkpoint that change logits.
+"""
+
+from collections.abc import Callable, Collection
+from dataclasses import dataclass, field
+from typing import NamedTuple
+
+import numpy as np
+
+from lib import timing
+from lib.decoding.settings import PLAIN, Settings
+from lib.decoding.stops import Stops, Watch
+
+NOWHERE = Stops((), None)
+
+
+class Step(NamedTuple):
+    """One pass of the model: tokens drafted, how many of them it accepted, tokens that the answer got, and seconds."""
+
+    drafted: int
+    accepted: int
+    produced: int
+    seconds: float
+
+
+@dataclass
+class Generation:
+    """An answer: its tokens (with the one that ended it), why it ended ("eos", "stop" or "length"), and its steps.
+
+    `prefill_seconds`: until the model, and one that drafts, had read the prompt. Seconds of a step are those of the
+    whole pass, whichever other requests it served.
+    `text` is without special tokens and cut before the first stop string; None where no tokenizer was given.
+    """
+
+    token_ids: list[int] = field(default_factory=list)
+    reason: str = ""
+    steps: list[Step] = field(default_factory=list)
+    prefill_seconds: float = 0.0
+    text: str | None = None
+
+    @property
+    def seconds(self) -> float:
+        """Seconds of all steps, the prompt's reading left out."""
+        return sum(step.seconds for step in self.steps)
+
+    @property
+    def seconds_per_token(self) -> float:
+        return self.seconds / len(self.token_ids)
+
+    @property
+    def tokens_per_step(self) -> float:
+        return len(self.token_ids) / len(self.steps)
+
+
+class Request:
+    """Continue `prompt` (token ids, one or more) by at most `new_tokens` tokens; `answer` is what came of it.
+
+    sampling: a `sampling.Sampling`, None for greedy; own: the checkpoint's settings (`settings.of`). stops, ends: stop
+    strings and token ids that end the answer. drafter, guard: what drafts, and what decides how far. stream: called
+    with the new token ids of each step; finished: with the answer, once it has ended.
+    """
+
+    def __init__(
+        self,
+        prompt: Collection[int],
+        new_tokens: int,
+        *,
+        sampling=None,
+        own: Settings = PLAIN,
+        stops: Stops = NOWHERE,
+        ends: Collection[int] = (),
+        drafter=None,
+        guard=None,
+        stream: Callable[[list[int]], None] | None = None,
+        finished: Callable[[Generation], None] | None = None,
+    ):
+        self.prompt, self.new_tokens, self.sampling, self.own = list(prompt), new_tokens, sampling, own
+        self.watch, self.answer = Watch(stops, ends, new_tokens), Generation()
+        self.drafter, self.guard, self.stream, self.finished = drafter, guard, stream, finished
+        self.drafting = 0.0  # seconds of the last draft
+
+    def begin(self) -> None:
+        """The model has read the prompt: make room for the answer, and let what drafts read too."""
+        self.text = np.empty(len(self.prompt) + self.new_tokens, np.int64)
+        self.known = len(self.prompt)
+        self.text[: self.known] = self.prompt
+        greedy = self.sampling is None or (self.sampling.greedy and not self.sampling.penalised)
+        self.choosing = None if greedy else self.sampling
+        if self.own:  # only now: a processor may hold the prompt
+            from lib.decoding.sampling import Sampling
+
+            self.choosing = (self.sampling or Sampling()).answering(self.own, self.prompt, self.new_tokens)
+        if self.drafter is not None:
+            self.drafter.begin(self._tensor(self.known - 1))
+        if self.guard is not None:
+            self.guard.start()
+
+    def propose(self):
+        """A `verify.Draft` of what may follow, one token less than fits; None where nothing is drafted."""
+        room = len(self.text) - self.known - 1  # the token after the draft needs a place too
+        if self.drafter is None or room < 1:
+            return None
+        with timing.stopwatch() as watch:
+            known = self._tensor(self.known)
+            at_most = room if self.guard is None else self.guard.longest(room, self.drafter.waiting(known))
+            draft = self.drafter.draft(known, at_most) if at_most > 0 else None
+        self.drafting = watch.seconds
+        if draft is None or not len(draft.token_ids):
+            return None
+        chosen = draft.probabilities
+        return draft._replace(
+            token_ids=draft.token_ids[:at_most], probabilities=None if chosen is None else chosen[:at_most]
+        )
+
+    def inputs(self, draft) -> np.ndarray:
+        """What the model reads next, int64 [1 + drafted]: the last known token, and the draft behind it."""
+        if draft is None:
+            return self.text[self.known - 1 : self.known]
+        end = self.known + len(draft.token_ids)
+        self.text[self.known : end] = draft.token_ids
+        return self.text[self.known - 1 : end]
+
+    def history(self, draft):
+        """The tokens so far with the draft behind them, LongTensor [length + drafted]."""
+        return self._tensor(self.known + (0 if draft is None else len(draft.token_ids)))
+
+    def take(self, found: list[int], drafted: int, seconds: float) -> bool:
+        """Add the tokens that a step has `found`; whether the answer has ended with them."""
+        kept = next((count for count, token in enumerate(found, 1) if self.watch.see(token)), len(found))
+        self.text[self.known : self.known + kept] = found[:kept]
+        self.known += kept
+        self.answer.steps.append(Step(drafted, len(found) - 1, kept, seconds))
+        if self.guard is not None:
+            self.guard.record(drafted, len(found) - 1, seconds, self.drafting)
+        self.drafting = 0.0
+        if self.stream is not None:
+            self.stream(found[:kept])
+        return bool(self.watch.reason)
+
+    def end(self, reason: str = "") -> None:
+        """Complete the answer, for `reason` where nothing in it says why."""
+        self.answer.token_ids, self.answer.text = self.watch.tokens, self.watch.text()
+        self.answer.reason = self.watch.reason or reason
+        if self.finished is not None:
+            self.finished(self.answer)
+
+    def _tensor(self, count: int):
+        """The first `count` tokens as a LongTensor that shares their memory."""
+        import torch  # what only chooses the likeliest token does without
+
+        return torch.from_numpy(self.text[:count])
