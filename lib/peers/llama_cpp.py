@@ -152,7 +152,10 @@ def _importance(job, source):
 
     count, length = job.tokens.shape
     text, matrix = job.work / "calibration.txt", job.work / "imatrix.gguf"
-    words = AutoTokenizer.from_pretrained(job.model).decode(job.tokens.flatten().tolist())
+    tokenizer = AutoTokenizer.from_pretrained(job.model)
+    words = tokenizer.decode(job.tokens.flatten().tolist())
+    # windows that begin with a special token ("<bos>") have it in their text; llama.cpp adds none of its own to it
+    special = ["--parse-special"] if set(job.tokens[:, 0].tolist()) <= set(tokenizer.all_special_ids) else []
     text.write_bytes(words.encode())
     tool = _tool("llama-tokenize")
     cut = _run(tool, "-m", source, "--ids", "--no-bos", "--no-escape", "--log-disable", "-f", text)
@@ -161,7 +164,7 @@ def _importance(job, source):
     exact = sum(left == right for left, right in zip(windows, job.tokens.tolist()))
     text.write_bytes(words.encode() + b"\n")  # llama-imatrix drops one line end at the end
     _run(
-        *(_tool("llama-imatrix"), "-m", source, "-f", text, "-o", matrix, "--no-escape", "--no-ppl"),
+        *(_tool("llama-imatrix"), "-m", source, "-f", text, "-o", matrix, "--no-escape", "--no-ppl", *special),
         *("-c", length, "-b", length, "-ub", length, "--chunks", count, "-t", job.options["threads"]),
         *("--override-kv", "tokenizer.ggml.add_bos_token=bool:false"),
         job=job,
