@@ -30,6 +30,11 @@ class State:
         job = circumstances() | job
         self.folder, self.job = Path(folder), {key: str(value) for key, value in sorted(job.items())}
         note = self.folder / "job.json"
+        if not note.exists() and (found := sorted(self.folder.glob("*.safetensors"))) and not note.exists():
+            raise ValueError(
+                f"{folder} holds {found[0].name} and no job.json, so it is no state; a new folder is allowed, or one "
+                "of a state; give another."
+            )
         if note.exists() or not files.write_first(note, json.dumps(self.job, indent=1)):
             same_job(folder, _noted(note), self.job)
 

@@ -1,6 +1,7 @@
 """Files and folders are complete or absent, and what can't work is refused before the work."""
 
 import shutil
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
@@ -19,6 +20,25 @@ def test_a_failed_write_leaves_the_old_file_and_no_trace(tmp_path, monkeypatch):
     with pytest.raises(OSError, match="disk full"):
         files.write_text(path, "new")
     assert path.read_text() == "old" and list(tmp_path.iterdir()) == [path]
+
+
+def test_the_end_of_a_link_is_written_and_the_link_stays(tmp_path):
+    (tmp_path / "disk").mkdir()
+    (tmp_path / "a.txt").symlink_to("disk/far.txt")
+    for text in ("first", "second"):
+        assert files.write_text(tmp_path / "a.txt", text) == tmp_path / "a.txt"
+        assert (tmp_path / "a.txt").is_symlink() and (tmp_path / "disk" / "far.txt").read_text() == text
+    assert len(list(tmp_path.rglob("*"))) == 3
+
+
+@pytest.mark.parametrize("links", [True, False])
+def test_of_several_first_writers_one_wins(tmp_path, monkeypatch, links):
+    if not links:
+        monkeypatch.setattr(files.os, "link", lambda *_: (_ for _ in ()).throw(PermissionError()))
+    with ThreadPoolExecutor(8) as threads:
+        found = list(threads.map(lambda number: files.write_first(tmp_path / "a.txt", f"{number}"), range(8)))
+    assert sum(found) == 1 and (tmp_path / "a.txt").read_text() == str(found.index(True))
+    assert list(tmp_path.iterdir()) == [tmp_path / "a.txt"]
 
 
 def test_what_cannot_be_written_is_refused(tmp_path):

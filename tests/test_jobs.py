@@ -107,3 +107,32 @@ def test_hashes_are_told_by_twelve_digits_and_other_values_whole():
     with pytest.raises(ValueError, match=rf"folder holds another job \({said}\); use the same arguments"):
         same_job("folder", there, here)
     same_job("folder", there, dict(there))
+
+
+def test_of_two_jobs_that_begin_at_once_one_is_refused(tmp_path, model, monkeypatch):
+    """Both find no note; the other's is there when this one writes its own."""
+    first = files.write_first
+
+    def late(path, text):
+        first(path, text.replace('"bits": "3"', '"bits": "4"'))
+        return first(path, text)
+
+    monkeypatch.setattr(files, "write_first", late)
+    with pytest.raises(ValueError, match=r"holds another job \(bits=4 there, 3 here\)"):
+        jobs.State(tmp_path, **jobs.fingerprint(model), **GRID)
+
+
+@pytest.mark.parametrize("content", ["{half", "[]"])
+def test_a_note_of_something_else_is_refused(tmp_path, model, content):
+    (tmp_path / "job.json").write_text(content)
+    with pytest.raises(ValueError, match=r"job\.json names no job"):
+        jobs.State(tmp_path, **GRID)
+    assert (tmp_path / "job.json").read_text() == content
+
+
+def test_a_folder_with_tensors_of_no_job_is_no_state(tmp_path):
+    tiny.save(tmp_path)
+    before = sorted(tmp_path.iterdir())
+    with pytest.raises(ValueError, match=r"holds model\.safetensors and no job\.json, so it is no state"):
+        jobs.State(tmp_path, **GRID)
+    assert sorted(tmp_path.iterdir()) == before

@@ -248,3 +248,18 @@ def test_fingerprints(folder, home):
     assert checkpoints.fingerprint(model) != before
     tiny.llama().save_pretrained(home / "shards", max_shard_size="200KB")
     assert checkpoints.fingerprint(str(home / "shards")) not in (before, checkpoints.fingerprint(folder))
+
+
+def test_of_a_hub_model_the_templates_are_fetched_and_no_second_copy_of_the_weights():
+    from huggingface_hub.utils import filter_repo_objects
+
+    wanted = ["config.json", "model-00001-of-00002.safetensors", "additional_chat_templates/tool_use.jinja"]
+    others = ["onnx/config.json", "a/model.safetensors", "add/model.safetensors", "original/consolidated.safetensors"]
+    others += [
+        "additional/x.json",
+        "adapter/adapter_model.safetensors",
+        "consolidated.safetensors",
+        "pytorch_model.bin",
+    ]
+    kept = filter_repo_objects([*wanted, *others], allow_patterns=models._FETCHED, ignore_patterns=models._NOT_FETCHED)
+    assert list(kept) == wanted

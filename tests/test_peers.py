@@ -238,3 +238,18 @@ def test_the_real_llama_cpp_on_the_packaged_model(tmp_path):
     assert result.facts["tensor_bytes"] < result.packed_bytes < 1e8
     model = AutoModelForCausalLM.from_pretrained(result.folder, dtype="auto")
     assert model(torch.arange(8)[None]).logits.isfinite().all()
+
+
+def test_what_is_kept_replaces_nothing(tmp_path):
+    from types import SimpleNamespace
+
+    from lib.peers import llama_cpp
+
+    (tmp_path / "work").mkdir()
+    packed = tmp_path / "work" / "Q4_0.gguf"
+    packed.write_text("new")
+    (tmp_path / "Q4_0.gguf").write_text("somebody's")
+    for name in ("Q4_0-2.gguf", "Q4_0-3.gguf"):
+        llama_cpp._keep(SimpleNamespace(options={"keep": str(tmp_path)}), packed, None)
+        assert (tmp_path / name).read_text() == "new"
+    assert (tmp_path / "Q4_0.gguf").read_text() == "somebody's"

@@ -1,6 +1,7 @@
 """The training loop: against a loop by hand, and everything that it refuses or survives."""
 
 import math
+import os
 import random
 import shutil
 from collections import namedtuple
@@ -9,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 
+from lib.folders import manifest
 from lib.trainers import checkpoints, loop, next_token
 from lib.trainers.optimizer import BETAS, AdamW
 from lib.trainers.schedule import schedule, windows
@@ -193,3 +195,35 @@ def test_watchers_see_every_step():
         tiny.llama(), tiny.tokens(4, LENGTH), next_token.loss, **OPTIONS, watch=lambda *args: seen.append(args)
     )
     assert seen == list(enumerate(history.losses, 1)) and len(history.seconds) == 3
+
+
+@pytest.mark.parametrize("number", [1, 500])
+def test_checkpoints_of_another_program_are_neither_read_nor_removed(tmp_path, number):
+    """The Trainer of Hugging Face, whose checkpoints have the same names, may have trained in the folder before."""
+    theirs = tmp_path / f"checkpoint-{number}"
+    tiny.save(theirs)
+    (theirs / "trainer_state.json").write_text("{}")
+    before = {path: path.read_bytes() for path in sorted(theirs.iterdir())}
+    model = tiny.llama()
+    with pytest.raises(
+        ValueError, match=rf"checkpoints of another program: checkpoint-{number} \(chat_template\.jinja"
+    ):
+        loop.train_(model, tiny.tokens(6, LENGTH), next_token.loss, **OPTIONS, folder=tmp_path, every=0)
+    assert {path: path.read_bytes() for path in sorted(tmp_path.rglob("*")) if path.is_file()} == before
+    assert not checkpoints.checkpoints(tmp_path)
+
+
+def test_what_a_kill_left_of_a_checkpoint_goes(tmp_path):
+    killed, other, empty = (
+        tmp_path / name for name in (".checkpoint-7.0123abcd.tmp", ".checkpoint-x.tmp", "checkpoint-1")
+    )
+    for path in (killed, other, empty):
+        path.mkdir()
+    (killed / manifest.UNFINISHED).touch()
+    (killed / checkpoints.TENSORS).touch()
+    (other / "notes").touch()
+    for path in (killed, other):
+        os.utime(path, (0, 0))
+    loop.train_(tiny.llama(), tiny.tokens(6, LENGTH), next_token.loss, **OPTIONS, folder=tmp_path, every=0)
+    assert not killed.exists() and (other / "notes").exists()
+    assert [path.name for path in checkpoints.checkpoints(tmp_path)] == ["checkpoint-3"]

@@ -15,6 +15,7 @@ that grid's scale and minimum in 6 bits, still come four times nearer than other
 says how many layers have them.
 """
 
+import itertools
 import os
 import re
 import subprocess
@@ -226,9 +227,15 @@ def _keep(job, packed, matrix):
     if job.options["keep"]:
         folder = Path(job.options["keep"])
         folder.mkdir(parents=True, exist_ok=True)
-        shutil.copy(packed, folder)
+        shutil.copy(packed, _free(folder / packed.name))
         if matrix is not None and matrix.parent != folder:
-            shutil.copy(matrix, folder / "imatrix.gguf")
+            shutil.copy(matrix, _free(folder / "imatrix.gguf"))
+
+
+def _free(path: Path) -> Path:
+    """`path`, or where something lies there already, the first of NAME-2, NAME-3, ... that is free."""
+    names = (path.with_stem(f"{path.stem}-{number}") for number in itertools.count(2))
+    return path if not path.exists() else next(each for each in names if not each.exists())
 
 
 if __name__ == "__main__":

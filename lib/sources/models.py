@@ -13,7 +13,9 @@ from lib.sources import note, packaged, reading
 
 _HUB = re.compile(r"[\w][\w.-]*/[\w][\w.-]*")
 _FETCHED = ["*.json", "*.safetensors", "*.jinja", "*.txt", "*.model"]
-_NOT_FETCHED = ["*/*", "consolidated*"]  # second copies of the weights in other layouts
+_TEMPLATES = "additional_chat_templates"  # the only folder in a checkpoint; others hold its weights in other layouts
+_BEGINNINGS = [(_TEMPLATES[:end], _TEMPLATES[end]) for end in range(len(_TEMPLATES))]
+_NOT_FETCHED = ["consolidated*", *(f"{same}{rest}/*" for same, other in _BEGINNINGS for rest in ("", f"[!{other}]*"))]
 _TYPES = ("float32", "bfloat16", "float16")
 
 

@@ -8,6 +8,7 @@ A checkpoint holds the trained weights only: all others are those of the model t
 
 import json
 import math
+import os
 import random
 import re
 import shutil
@@ -22,7 +23,6 @@ from transformers.trainer import TRAINER_STATE_NAME
 from transformers.trainer_callback import PrinterCallback, ProgressCallback
 
 from lib import files, folders, progress
-from lib.folders import manifest
 from lib.trainers.schedule import schedule
 
 TENSORS = "training.safetensors"
@@ -108,9 +108,7 @@ class Loop(Trainer):
             note = {"random": self.random["plain"], "scheduler": self.lr_scheduler.state_dict()}
             files.write_text(temporary / STATE, json.dumps(note | {"seconds": self.seconds()}))
             self.state.save_to_json(str(temporary / TRAINER_STATE_NAME))
-        for path in checkpoints(self.folder):
-            if path != target:
-                shutil.rmtree(path, ignore_errors=True)
+        remove_older(self.folder, target)
         self._saved = time.monotonic()
 
     def _load_from_checkpoint(self, resume_from_checkpoint, model=None):
@@ -150,12 +148,12 @@ def own(optimizer):
 
 def checkpoints(folder: Path) -> list[Path]:
     """The whole checkpoints in `folder`, oldest first; those of other programs, which have our names, are left out."""
-    return [path for path in _named(folder) if not _others(path) and any(path.iterdir())]
+    return [path for path in _named(folder) if _held(path) == set(KEPT)]
 
 
 def refuse_others(folder: Path) -> None:
     """Raise ValueError where checkpoints of another program lie in `folder`: ours would take their names."""
-    found = [f"{path.name} ({', '.join(_others(path)[:3])})" for path in _named(folder) if _others(path)]
+    found = [f"{path.name} ({', '.join(sorted(_others(path))[:3])})" for path in _named(folder) if _others(path)]
     if found:
         raise ValueError(
             f"{folder} holds checkpoints of another program: {', '.join(found)}; they are neither read nor replaced; "
@@ -163,16 +161,29 @@ def refuse_others(folder: Path) -> None:
         )
 
 
+def remove_older(folder: Path, newest: Path) -> None:
+    """Remove the checkpoints of ours but for the `newest`, and what a kill has left of removed ones."""
+    for path in _named(folder):
+        if path != newest and not _others(path):
+            shutil.rmtree(path, ignore_errors=True)
+
+
 def _named(folder: Path) -> list[Path]:
     found = [path for path in folder.iterdir() if _NAME.fullmatch(path.name)] if folder.is_dir() else []
     return sorted(found, key=lambda path: int(_NAME.fullmatch(path.name)[1]))
 
 
-def _others(path: Path) -> list[str]:
+def _others(path: Path) -> set[str]:
     """What makes a folder, or a file, with a checkpoint's name none of ours."""
-    if not path.is_dir():
-        return ["a file"]
-    return manifest.foreign(path, KEPT)
+    return {"a file"} if path.is_file() else _held(path) - set(KEPT)
+
+
+def _held(path: Path) -> set[str]:
+    """The names in a folder; none where another process has just removed it."""
+    try:
+        return set(os.listdir(path))
+    except (FileNotFoundError, NotADirectoryError):
+        return set()
 
 
 def read(checkpoint: Path) -> tuple[dict[str, Tensor], dict]:
