@@ -225,5 +225,5 @@ def test_what_a_kill_left_of_a_checkpoint_goes(tmp_path):
     for path in (killed, other):
         os.utime(path, (0, 0))
     loop.train_(tiny.llama(), tiny.tokens(6, LENGTH), next_token.loss, **OPTIONS, folder=tmp_path, every=0)
-    assert not killed.exists() and (other / "notes").exists()
+    assert not killed.exists() and not empty.exists() and (other / "notes").exists()
     assert [path.name for path in checkpoints.checkpoints(tmp_path)] == ["checkpoint-3"]
