@@ -152,7 +152,7 @@ def test_what_a_session_cannot_do_is_refused_with_nothing_changed():
     [
         (tiny.gemma2, {}, "model type 'gemma2'"),
         (tiny.phi, {}, "model type 'phi'"),
-        (tiny.mistral, {"sliding_window": 8}, "sliding-window attention"),
+        (tiny.gemma3, {"final_logit_softcapping": 5.0}, "final_logit_softcapping=5.0"),
         (tiny.llama, {"hidden_act": "gelu"}, "activation 'gelu'"),
         (tiny.llama, {"head_dim": 24}, "heads of size 24"),
     ],

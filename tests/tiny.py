@@ -57,6 +57,18 @@ def gemma2(*, seed: int = 0, **overrides):
     return _build("Gemma2", seed, {"head_dim": 16, "query_pre_attn_scalar": 16, **overrides})
 
 
+def phi3(*, seed: int = 0, **overrides):
+    """A random `Phi3ForCausalLM` (queries, keys and values in one layer, gate and up in another)."""
+    return _build("Phi3", seed, overrides)
+
+
+def gemma3(*, seed: int = 0, **overrides):
+    """A random `Gemma3ForCausalLM`: four norms a block, windows in every other block, two rotary embeddings."""
+    kinds = ["sliding_attention", "full_attention", "sliding_attention", "full_attention"]
+    given = {"head_dim": 16, "query_pre_attn_scalar": 16, "sliding_window": 12, "layer_types": kinds, **overrides}
+    return _build("Gemma3", seed, given, "Gemma3TextConfig")
+
+
 def tokenizer():
     """A byte-level `PreTrainedTokenizerFast`: token id = byte value, 256 tokens, with a chat template."""
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers
@@ -83,10 +95,10 @@ def save(folder, model=None):
     return folder
 
 
-def _build(family, seed, overrides):
+def _build(family, seed, overrides, config=None):
     import transformers
 
-    config = getattr(transformers, f"{family}Config")(**{**_SIZES, **overrides})
+    config = getattr(transformers, config or f"{family}Config")(**{**_SIZES, **overrides})
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         model = getattr(transformers, f"{family}ForCausalLM")(config)

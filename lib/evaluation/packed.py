@@ -55,7 +55,7 @@ class Packed(Local):
             for name, part in sorted(layer.items()):
                 values = part[1] if isinstance(part, tuple) else part
                 digest.update(name.encode() + (b"" if values is None else values.tobytes()))
-        shape = w.architecture, sorted(w.stops), self.bos
+        shape = w.architecture, w.embedding_scale, sorted(w.stops), self.bos
         digest.update(repr((shape, tuple(LINEARS), tokenization.identity(self.tokenizer))).encode())
         return digest.hexdigest()
 

@@ -20,10 +20,12 @@ _ELSEWHERE = {"yarn": " (load it with sources.models.load, then use runtime.pack
 class Architecture:
     """A model's shape and what its parts compute.
 
-    size: of a head. biases: linear layers (names of `LINEARS`) that have one. norms: names of `NORMS`. windows: per
-    block how many positions a query sees, its own included; 0 for all. rotations: complete settings of each rotary
-    embedding, with its dimensions "rotated". rotation: per block which of them it takes. query_scale: what queries are
-    multiplied with.
+    size: of a head. linears, norms: by the names of `LINEARS` and `NORMS`, the module of each in a block; several may
+    share one, whose rows they then have in this order. biases: linear layers that have one. offset: what is added to
+    the weights of norms. scaled: whether embeddings are multiplied with the root of the hidden size. windows: per block
+    how many positions a query sees, its own included; 0 for all. rotations: kind of attention -> complete settings of
+    its rotary embedding. rotation: per block which of them it takes. rotated: dimensions of a head that are rotated.
+    query_scale: what queries are multiplied with.
     """
 
     family: str
@@ -38,11 +40,15 @@ class Architecture:
     limit: int
     activation: str
     tied: bool
+    linears: dict[str, str]
     biases: tuple[str, ...]
-    norms: tuple[str, ...]
+    norms: dict[str, str]
+    offset: float
+    scaled: bool
     windows: tuple[int, ...]
-    rotations: tuple[dict, ...]
+    rotations: dict[str, dict]
     rotation: tuple[int, ...]
+    rotated: int
     query_scale: float
 
     def shape(self, name: str) -> tuple[int, int]:
@@ -57,6 +63,13 @@ class Architecture:
             "up": (self.intermediate, self.hidden),
             "down": (self.hidden, self.intermediate),
         }[name]
+
+    def modules(self) -> dict[str, list[str]]:
+        """The linear modules of a block, each with what it holds, in order of rows."""
+        found = {}
+        for name, path in self.linears.items():
+            found.setdefault(path, []).append(name)
+        return found
 
     def width(self, norm: str) -> int:
         """Numbers in a norm's weight, by the names of `NORMS`."""
@@ -79,16 +92,17 @@ def read(config: dict, *, tables=rotary.TABLES) -> Architecture:
     padding = config.get("pad_token_id")
     if padding is not None and not (isinstance(padding, int) and -sizes["vocabulary"] <= padding < sizes["vocabulary"]):
         raise wrong("pad_token_id", padding, f"a token of the {sizes['vocabulary']} in the vocabulary, or null,")
-    windows = _windows(found, sizes["blocks"], sizes["limit"])
-    rope = rotary.settings(config, sizes["limit"])
-    if rope["rope_type"] not in tables:
-        refuse(f"a scaled rotary embedding {rope['rope_type']!r}{_ELSEWHERE.get(rope['rope_type'], '')}", _name(config))
-    _check_parts(found, sizes, windows, rope, _name(config))
+    kinds, windows = _windows(found, sizes["blocks"], sizes["limit"])
+    rope = _rotations(config, family, kinds, sizes["limit"], tables)
+    _check_parts(found, family, sizes, rope, _name(config))
     own = {name for name in LINEARS if found.get("attention_bias" if name in ATTENTION else "mlp_bias")}
+    scalar = _whole(found, "query_pre_attn_scalar") if "query_pre_attn_scalar" in found else sizes["size"]
     return Architecture(
-        family=kind, **sizes, eps=_number(found, "rms_norm_eps"), activation=ACTIVATIONS[found["hidden_act"]],
-        tied=found["tie_word_embeddings"], biases=tuple(sorted(family.biases | own)), norms=family.norms,
-        windows=windows, rotations=(rope,), rotation=(0,) * sizes["blocks"], query_scale=sizes["size"] ** -0.5,
+        family=kind, **sizes, eps=_number(found, "rms_norm_eps"), activation=ACTIVATIONS[_activation(found)],
+        tied=found["tie_word_embeddings"], linears=family.linears, biases=tuple(sorted(family.biases | own)),
+        norms=family.norms, offset=family.offset, scaled=family.scaled, windows=windows, rotations=rope,
+        rotation=tuple([*rope].index(kind) if family.local else 0 for kind in kinds),
+        rotated=_rotated(rope, sizes["size"]), query_scale=scalar**-0.5,
     )  # fmt: skip
 
 
@@ -96,7 +110,7 @@ def refuse(part: str | None, model: str) -> None:
     """Raise ValueError for a part that the engine does not compute."""
     if part:
         raise ValueError(
-            f"{model} has {part}; the packed engine computes Llama, Mistral, Qwen2 and Qwen3 with full attention; "
+            f"{model} has {part}; the packed engine computes Llama, Mistral, Qwen2, Qwen3, Phi-3 and Gemma 3 (text); "
             "run this model with its own generate."
         )
 
@@ -140,38 +154,71 @@ def _sizes(found: dict, family: Family) -> dict:
     }
 
 
-def _windows(found: dict, blocks: int, limit: int) -> tuple[int, ...]:
-    """Per block how many positions a query sees, 0 for all: as the families' classes derive it."""
-    if "sliding_window" not in found:
-        return (0,) * blocks
-    window = None if found["sliding_window"] is None else _whole(found, "sliding_window")
-    if "use_sliding_window" not in found:  # one window for every block
+def _windows(found: dict, blocks: int, limit: int) -> tuple[list[str], tuple[int, ...]]:
+    """Per block its kind of attention and how many positions a query sees (0 for all), as the classes derive them."""
+    window = None if found.get("sliding_window") is None else _whole(found, "sliding_window")
+    if "layer_types" not in found:  # one window for every block, or none
         kinds = ["full_attention" if window is None else "sliding_attention"] * blocks
-    else:
+    elif "use_sliding_window" in found:
         window = window if _flag(found, "use_sliding_window") else None
         first = _whole(found, "max_window_layers", least=0)
         kinds = ["sliding_attention" if window is not None and i >= first else "full_attention" for i in range(blocks)]
-        kinds = kinds if found["layer_types"] is None else found["layer_types"]
+    else:
+        pattern = _whole(found, "sliding_window_pattern")
+        kinds = ["sliding_attention" if (i + 1) % pattern else "full_attention" for i in range(blocks)]
+    if found.get("layer_types") is not None:
+        kinds = found["layer_types"]
     if not isinstance(kinds, list) or len(kinds) != blocks or not {*kinds} <= {"full_attention", "sliding_attention"}:
         raise wrong("layer_types", kinds, f"one of full_attention and sliding_attention for each of {blocks} blocks")
     if window is None and "sliding_attention" in kinds:
         raise wrong("sliding_window", None, "a whole number from 1 where layers slide")
-    return tuple(window if kind == "sliding_attention" and window < limit else 0 for kind in kinds)
+    return kinds, tuple(window if kind == "sliding_attention" and window < limit else 0 for kind in kinds)
 
 
-def _check_parts(found: dict, sizes: dict, windows, rope: dict, name: str) -> None:
+def _rotations(config: dict, family: Family, kinds: list[str], limit: int, tables) -> dict[str, dict]:
+    """The rotary embeddings of a configuration by kind of attention; refuses those whose frequencies are not known."""
+    if family.local:
+        found = {kind: rotary.local(config, kind, limit) for kind in sorted({*kinds})}
+    else:
+        found = {"every": rotary.settings(config, limit)}
+    for rope in found.values():
+        kind, part = rope["rope_type"], rope.get("partial_rotary_factor", 1)
+        if kind not in tables:
+            refuse(f"a scaled rotary embedding {kind!r}{_ELSEWHERE.get(kind, '')}", _name(config))
+        if part != 1 and (kind != "default" or not family.partial):
+            refuse(f"a rotary embedding of a part of each head ({part})", _name(config))
+        if family.partial and kind != "default":
+            refuse(f"a scaled rotary embedding {kind!r}", _name(config))
+    return found
+
+
+def _rotated(rotations: dict[str, dict], size: int) -> int:
+    """How many dimensions of each head are rotated; an even number, at most its size."""
+    part = next(iter(rotations.values())).get("partial_rotary_factor", 1)
+    count = int(size * part)
+    if count % 2 or not 0 < count <= size:
+        raise wrong("partial_rotary_factor", part, f"a share that rotates an even number of the {size} dimensions")
+    return count
+
+
+def _activation(found: dict) -> str:
+    return found["hidden_activation" if "hidden_activation" in found else "hidden_act"]
+
+
+def _check_parts(found: dict, family: Family, sizes: dict, rope: dict, name: str) -> None:
     """Refuse what the kernels don't compute."""
     for key in ("tie_word_embeddings", "attention_bias", "mlp_bias"):
         if key in found:
             _flag(found, key)
-    if found["hidden_act"] not in ACTIVATIONS:
-        refuse(f"activation {found['hidden_act']!r}", name)
+    if _activation(found) not in ACTIVATIONS:
+        refuse(f"activation {_activation(found)!r}", name)
     if sizes["size"] % 16:
         refuse(f"heads of size {sizes['size']}, no multiple of 16", name)
-    if any(windows):
-        refuse(f"sliding-window attention ({max(windows)} positions)", name)
-    if rope.get("partial_rotary_factor", 1) != 1:
-        refuse(f"a rotary embedding of a part of each head ({rope['partial_rotary_factor']})", name)
+    if len({*family.linears.values()}) < len(family.linears) and sizes["intermediate"] % 16:
+        refuse(f"an intermediate size of {sizes['intermediate']}, no multiple of 16, in a fused layer", name)
+    for key in ("attn_logit_softcapping", "final_logit_softcapping"):
+        refuse(f"{key}={found[key]!r}" if found.get(key) is not None else None, name)
+    refuse("attention to later positions" if found.get("use_bidirectional_attention") else None, name)
 
 
 def _whole(found: dict, key: str, least: int = 1) -> int:

@@ -6,15 +6,17 @@ Reads what `export.compressed_tensors.save` wrote, and plain checkpoints in bflo
 
 from pathlib import Path
 
+import numpy as np
+
 from lib.decoding import ends, settings
-from lib.runtime import architecture
+from lib.runtime import architecture, fused
 from lib.runtime.architecture import Architecture
-from lib.runtime.families import LINEARS, NORMS
 from lib.runtime.rotary import Rotation, frequencies
-from lib.runtime.tensors import Tensors
+from lib.runtime.tensors import Tensors, bfloat16
 from lib.runtime.tokenizer import Tokenizer
 from lib.runtime.weights import Weights, check_bits
 
+_KINDS = {"bfloat16": "BF16", "float16": "F16", "float32": "F32", "float64": "F64"}
 _TABLE, _HEAD = "model.embed_tokens", "lm_head"
 
 
@@ -44,27 +46,44 @@ def _load(folder: Path, embedding_bits: int | None, adapter: str | None) -> Weig
     tensors = Tensors(checkpoints.weights(folder), _quantization(folder, config))
     layers = [_block(tensors, wanted, f"model.layers.{index}.") for index in range(wanted.blocks)]
     table, head = _ends(tensors, wanted, embedding_bits)
-    norm = tensors.floats("model.norm.weight", [wanted.hidden])
+    norm = tensors.floats("model.norm.weight", [wanted.hidden]) + np.float32(wanted.offset)
     if left := tensors.left():
         raise ValueError(
             f"{folder.name} holds {len(left)} tensors that its config.json has no place for, the first is {left[0]}; "
             "all must be used; get an undamaged copy of both."
         )
-    rotations = [Rotation(frequencies(rotation, wanted.size)) for rotation in wanted.rotations]
+    rotations = [Rotation(frequencies(rotation, wanted.size)) for rotation in wanted.rotations.values()]
     return Weights(
         wanted, layers=layers, norm=norm, rotations=rotations, embedding=table, head=head,
-        stops=ends.of_folder(folder), tokenizer=Tokenizer(folder), generation_config=settings.of_folder(folder),
+        embedding_scale=_scale(config, wanted, tensors), stops=ends.of_folder(folder), tokenizer=Tokenizer(folder),
+        generation_config=settings.of_folder(folder),
     )  # fmt: skip
 
 
 def _block(tensors: Tensors, wanted: Architecture, block: str) -> dict:
     """The packed matrices, biases and norms of a block."""
     layer = {}
-    for name, path in LINEARS.items():
-        shape = wanted.shape(name)
-        bias = tensors.floats(f"{block}{path}.bias", [shape[0]]) if name in wanted.biases else None
-        layer[name] = tensors.matrix(block + path, shape), bias
-    return layer | {name: tensors.floats(f"{block}{NORMS[name]}.weight", [wanted.width(name)]) for name in wanted.norms}
+    for path, names in wanted.modules().items():
+        shapes = [wanted.shape(name) for name in names]
+        shape = sum(rows for rows, _ in shapes), shapes[0][1]
+        bias = tensors.floats(f"{block}{path}.bias", [shape[0]]) if names[0] in wanted.biases else None
+        layer |= fused.parts(wanted, path, tensors.matrix(block + path, shape), bias)
+    for name, path in wanted.norms.items():
+        layer[name] = tensors.floats(f"{block}{path}.weight", [wanted.width(name)]) + np.float32(wanted.offset)
+    return layer
+
+
+def _scale(config: dict, wanted: Architecture, tensors: Tensors) -> float:
+    """What embeddings are multiplied with: rounded to the type of the model, as transformers does."""
+    if not wanted.scaled:
+        return 1.0
+    plain = tensors.entries.get(f"{_TABLE}.weight")
+    stated = config.get("dtype") or config.get("torch_dtype")
+    kind = _KINDS.get(stated, stated) if stated else plain[2]["dtype"] if plain else "F32"
+    root = np.float32(wanted.hidden**0.5)
+    if kind == "BF16":
+        return float((bfloat16(root[None]).astype(np.uint32) << 16).view(np.float32)[0])
+    return float(np.float16(root)) if kind == "F16" else float(root)
 
 
 def _ends(tensors: Tensors, wanted: Architecture, bits: int | None) -> tuple:

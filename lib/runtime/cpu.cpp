@@ -1,4 +1,4 @@
-// The whole step of a Llama-family model in one call: tokens in, logits out, no allocation once it has run.
+// The whole step of a model in one call: tokens in, logits out, no allocation once it has run.
 //
 // A step takes rows: a token each, with the sequence ("slot") and the position that it stands at. One row is a decoding
 // step, many rows of one slot are a prompt or a draft to verify, rows of many slots are a batch. Nothing is padded.
@@ -13,23 +13,34 @@ enum Phase { EMBED, NORM, QKV, ATTENTION, OUTPUT, MLP, DOWN, HEAD, PHASES };
 
 struct Layer {
   Matrix query, key, value, output, gate, up, down;
-  const float *first_norm, *second_norm, *query_norm, *key_norm;  // the last two may be null
+  // the last four may be null; the last two are applied to what attention and MLP add
+  const float *first_norm, *second_norm, *query_norm, *key_norm, *attended_norm, *fed_norm;
+  int32_t window, rotation;  // how many positions a query sees (0: all); which rotary embedding
 };
 
 struct Settings {
   int32_t hidden, heads, key_heads, size, intermediate, layers, vocabulary, threads;
-  float eps;
+  int32_t rotated, gelu;  // dimensions of a head that are rotated; the gate's activation is GELU's tanh form, not SiLU
+  float eps, query_scale, embedding_scale;
   int32_t unused;
 };
 
-// A product to do: y [rows, stride] = W x (+ bias), added to y where `onto`; with `up`, y = silu(W x) · (up x)
+// A product to do: y [rows, stride] = W x (+ bias), added to y where `onto`; with `up`, y = silu(W x) · (up x), or gelu
 struct Product {
   const Matrix* w;
   float* y;
   long stride;
   bool onto = false;
   const Matrix* up = nullptr;
+  bool gelu = false;
 };
+
+// x · sigmoid(x), or x (1 + tanh u) / 2 = x · sigmoid(2 u) with u = sqrt(2 / pi) (x + 0.044715 x³)
+static F activated(F x, bool gelu) {
+  const F cube = mul(mul(x, x), x);
+  const F inner = gelu ? mul(set1(2 * 0.7978845608f), fma(cube, set1(0.044715f), x)) : x;
+  return divide(x, add(set1(1), exponential(sub(set1(0), inner))));
+}
 
 static void write(const Product& p, const float* found, const float* second, long first, int row) {
   float* y = p.y + row * p.stride + first;
@@ -40,7 +51,7 @@ static void write(const Product& p, const float* found, const float* second, lon
     std::memcpy(bias, p.w->bias + first, count * sizeof(float));
     v = add(v, load(bias));
   }
-  if (second) v = mul(divide(v, add(set1(1), exponential(sub(set1(0), v)))), load(second));
+  if (second) v = mul(activated(v, p.gelu), load(second));
   float out[TILE];
   store(out, v);
   for (int i = 0; i < count; i++) y[i] = p.onto ? y[i] + out[i] : out[i];

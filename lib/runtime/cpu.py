@@ -23,6 +23,7 @@ from pathlib import Path
 import numpy as np
 
 from lib import files, folders, machine
+from lib.runtime.families import LINEARS, NORMS
 from lib.runtime.pack import Packed, check_inputs
 
 # instruction set -> compiler flags, and what /proc/cpuinfo must list; the first that the CPU has is taken
@@ -68,9 +69,11 @@ class Matrix(ctypes.Structure):
 class Layer(ctypes.Structure):
     """`Layer` of cpu.cpp."""
 
-    _fields_ = [(name, Matrix) for name in ("query", "key", "value", "output", "gate", "up", "down")] + [
-        (name, ctypes.c_void_p) for name in ("first_norm", "second_norm", "query_norm", "key_norm")
-    ]
+    _fields_ = (
+        [(name, Matrix) for name in LINEARS]
+        + [(name, ctypes.c_void_p) for name in NORMS]
+        + [("window", ctypes.c_int32), ("rotation", ctypes.c_int32)]
+    )
 
 
 class Settings(ctypes.Structure):
@@ -79,7 +82,9 @@ class Settings(ctypes.Structure):
     _fields_ = [
         (name, ctypes.c_int32)
         for name in ("hidden", "heads", "key_heads", "size", "intermediate", "layers", "vocabulary", "threads")
-    ] + [("eps", ctypes.c_float), ("unused", ctypes.c_int32)]
+    ] + [("rotated", ctypes.c_int32), ("gelu", ctypes.c_int32), ("eps", ctypes.c_float)] + [
+        ("query_scale", ctypes.c_float), ("embedding_scale", ctypes.c_float), ("unused", ctypes.c_int32)
+    ]  # fmt: skip
 
 
 class Cache(ctypes.Structure):

@@ -28,7 +28,7 @@ FIRST = 512  # positions that the cache has room for at first, unless more are a
 
 
 class Cache:
-    """Keys and values in bfloat16 for `slots` sequences of up to `capacity` positions, and the table of the rotation.
+    """Keys and values in bfloat16 for `slots` sequences of up to `capacity` positions, and the tables of the rotations.
 
     Memory is taken from the system as positions are filled.
     """
@@ -38,11 +38,9 @@ class Cache:
         self.capacity = -(-capacity // 16) * 16
         shape = (len(weights.layers), slots, weights.key_heads, self.capacity * weights.size)
         self.keys, self.values = np.zeros(shape, np.uint16), np.zeros(shape, np.uint16)
-        rotation = weights.rotations[0]
-        angles = np.arange(self.capacity, dtype=np.float32)[:, None] * rotation.frequencies
-        self.cosine, self.sine = (
-            np.ascontiguousarray(table(angles) * np.float32(rotation.scale)) for table in (np.cos, np.sin)
-        )
+        positions = np.arange(self.capacity, dtype=np.float32)[:, None]
+        angles = [(positions * each.frequencies, np.float32(each.scale)) for each in weights.rotations]
+        self.cosine, self.sine = (np.stack([of(each) * scale for each, scale in angles]) for of in (np.cos, np.sin))
         addresses = [part.ctypes.data for part in (self.keys, self.values, self.cosine, self.sine)]
         self.native = cpu.Cache(*addresses, self.capacity, slots, 0)
 
@@ -77,18 +75,19 @@ class Native:
     """The compiled model; its addresses lead into the arrays of `weights`."""
 
     def __init__(self, weights: Weights, path: str | None = None, threads: int | None = None):
-        self.weights, self.library, self._kept = weights, cpu.library(path), []
+        check(weights)  # it may have been changed since it was made
+        self.weights, self.library, self._kept, a = weights, cpu.library(path), [], weights.architecture
         layers = (cpu.Layer * len(weights.layers))()
-        for structure, layer in zip(layers, weights.layers):
+        for structure, layer, window, rotation in zip(layers, weights.layers, a.windows, a.rotation):
             for name in LINEARS:
                 setattr(structure, name, self._keep(cpu.Matrix.of(*layer[name])))
             for name in NORMS:
                 setattr(structure, name, layer[name].ctypes.data if name in layer else None)
-        check(weights)  # it may have been changed since it was made
-        a = weights.architecture
+            structure.window, structure.rotation = window, rotation
         settings = cpu.Settings(
             a.hidden, a.heads, a.key_heads, a.size, a.intermediate, a.blocks, a.vocabulary,
-            threads or machine.threads(), a.eps, 0,
+            threads or machine.threads(), a.rotated, a.activation == "gelu", a.eps, a.query_scale,
+            weights.embedding_scale, 0,
         )  # fmt: skip
         ends = [
             self._keep(cpu.Matrix.of(weights.embedding)),

@@ -5,8 +5,9 @@
 (`ONLY`); a model with any other key is refused.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
+# parts of a block as the kernels know them -> their modules in most families
 LINEARS = {
     "query": "self_attn.q_proj",
     "key": "self_attn.k_proj",
@@ -16,14 +17,16 @@ LINEARS = {
     "up": "mlp.up_proj",
     "down": "mlp.down_proj",
 }
-NORMS = {
-    "first_norm": "input_layernorm",
-    "second_norm": "post_attention_layernorm",
-    "query_norm": "self_attn.q_norm",
-    "key_norm": "self_attn.k_norm",
-}
+FUSED = LINEARS | dict.fromkeys(("query", "key", "value"), "self_attn.qkv_proj")
+FUSED |= dict.fromkeys(("gate", "up"), "mlp.gate_up_proj")
 ATTENTION = frozenset({"query", "key", "value", "output"})
-ACTIVATIONS = {"silu": "silu", "swish": "silu"}  # names of activations -> what the kernels call them
+# the last two stand behind attention and MLP, before what they give is added
+NORMS = ("first_norm", "second_norm", "query_norm", "key_norm", "attended_norm", "fed_norm")
+BEFORE = {"first_norm": "input_layernorm", "second_norm": "post_attention_layernorm"}
+OF_HEADS = {"query_norm": "self_attn.q_norm", "key_norm": "self_attn.k_norm"}
+AROUND = {"first_norm": "input_layernorm", "second_norm": "pre_feedforward_layernorm",
+          "attended_norm": "post_attention_layernorm", "fed_norm": "post_feedforward_layernorm"}  # fmt: skip
+ACTIVATIONS = {"silu": "silu", "swish": "silu", "gelu_pytorch_tanh": "gelu"}  # transformers' names -> the kernels'
 
 ROTARY = ("rope_parameters", "rope_scaling", "rope_theta", "partial_rotary_factor")
 
@@ -33,18 +36,25 @@ class Family:
     """A family as transformers has it.
 
     model: class of its models. defaults: keys that change the forward pass, with what its configuration class takes
-    where they are absent; "head_dim" None stands for hidden size / heads. norms: those that each block has. biases:
-    linear layers that always have a bias (others have one where `attention_bias` or `mlp_bias` says so). unlisted: keys
-    that its models read though the class does not list them, so that null is no value. divides: whether the hidden
-    size must be a multiple of the heads.
+    where they are absent; "head_dim" None stands for hidden size / heads. norms, linears: the modules of each block.
+    biases: linear layers that always have a bias (others have one where `attention_bias` or `mlp_bias` says so).
+    unlisted: keys that its models read though the class does not list them, so that null is no value. divides: whether
+    the hidden size must be a multiple of the heads. partial: whether a part of each head may be rotated. local: whether
+    blocks that slide have a rotary embedding of their own. offset: what is added to the weights of norms. scaled:
+    whether embeddings are multiplied with the root of the hidden size.
     """
 
     model: str
     defaults: dict
-    norms: tuple[str, ...] = ("first_norm", "second_norm")
+    norms: dict = field(default_factory=lambda: BEFORE)
+    linears: dict = field(default_factory=lambda: LINEARS)
     biases: frozenset = frozenset()
     unlisted: tuple[str, ...] = ()
     divides: bool = False
+    partial: bool = False
+    local: bool = False
+    offset: float = 0.0
+    scaled: bool = False
 
 
 _SIZES = {
@@ -63,7 +73,17 @@ _WINDOWS = {"use_sliding_window": False, "sliding_window": 4096, "max_window_lay
 _LLAMA = {"vocab_size": 32000, "intermediate_size": 11008, "max_position_embeddings": 2048, "num_key_value_heads": None}
 _MISTRAL = {"vocab_size": 32000, "intermediate_size": 14336, "max_position_embeddings": 131072}
 _QWEN = _SIZES | _WINDOWS | {"vocab_size": 151936}
-_NORMED = ("first_norm", "second_norm", "query_norm", "key_norm")
+_PHI = {"vocab_size": 32064, "hidden_size": 3072, "intermediate_size": 8192, "num_key_value_heads": None,
+        "max_position_embeddings": 4096, "rms_norm_eps": 1e-5, "sliding_window": None,
+        "original_max_position_embeddings": 4096}  # fmt: skip
+_GEMMA = {key: value for key, value in _SIZES.items() if key != "hidden_act"} | {
+    "vocab_size": 262208, "hidden_size": 2304, "intermediate_size": 9216, "num_hidden_layers": 26,
+    "num_attention_heads": 8, "num_key_value_heads": 4, "head_dim": 256, "hidden_activation": "gelu_pytorch_tanh",
+    "max_position_embeddings": 131072, "tie_word_embeddings": True, "attention_bias": False,
+    "query_pre_attn_scalar": 256, "sliding_window": 4096, "layer_types": None, "sliding_window_pattern": 6,
+    "final_logit_softcapping": None, "attn_logit_softcapping": None, "use_bidirectional_attention": False,
+    "rope_local_base_freq": 10000.0,
+}  # fmt: skip
 
 FAMILIES = {
     "llama": Family(
@@ -71,7 +91,11 @@ FAMILIES = {
     ),
     "mistral": Family("MistralForCausalLM", _SIZES | _MISTRAL | {"num_key_value_heads": 8, "sliding_window": 4096}),
     "qwen2": Family("Qwen2ForCausalLM", _QWEN, biases=frozenset({"query", "key", "value"}), unlisted=("head_dim",)),
-    "qwen3": Family("Qwen3ForCausalLM", _QWEN | {"head_dim": 128, "attention_bias": False}, norms=_NORMED),
+    "qwen3": Family("Qwen3ForCausalLM", _QWEN | {"head_dim": 128, "attention_bias": False}, norms=BEFORE | OF_HEADS),
+    "phi3": Family("Phi3ForCausalLM", _SIZES | _PHI, linears=FUSED, unlisted=("head_dim",), partial=True),
+    "gemma3_text": Family(
+        "Gemma3ForCausalLM", _GEMMA, norms=AROUND | OF_HEADS, divides=True, local=True, offset=1.0, scaled=True
+    ),
 }  # fmt: skip
 
 ONLY = {"is_causal": (True,), "is_decoder": (True,), "is_encoder_decoder": (False,), "chunk_size_feed_forward": (0,),

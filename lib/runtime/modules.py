@@ -8,9 +8,10 @@ from lib import checkpoints
 from lib.models import blocks
 from lib.quantized.grid import Quantized, choose, quantize
 from lib.runtime import cpu, pack, torch_kernels
+from lib.runtime.agreement import architecture_of
 from lib.runtime.aligned import zeros
 from lib.runtime.pack import Packed
-from lib.runtime.weights import architecture_of, check_bits
+from lib.runtime.weights import check_bits
 
 # Rows of inputs from which weights are dequantized for the library's product, where the CPU has no AVX-512 VNNI: there
 # the kernels read the weights anew every 4 rows. With VNNI they do so every 24, faster than bfloat16 (see engine.py).
@@ -62,7 +63,13 @@ class PackedEmbedding(nn.Module):
         unique, places = ids.reshape(-1).unique(return_inverse=True)
         found = torch.stack([torch_kernels.rows(self.packed, int(one), int(one) + 1)[0] for one in unique])
         values = found[places].reshape(*ids.shape, -1).to(self.type_of_rows.dtype)
-        return values if self.factor is None else values * self.factor
+        return values if self.factor is None else values * self.scale
+
+    @property
+    def scale(self) -> float:
+        """What rows are multiplied with: a tensor is rounded to the type of the rows first, as transformers does it."""
+        factor = 1.0 if self.factor is None else self.factor
+        return float(factor.to(self.type_of_rows.dtype)) if isinstance(factor, Tensor) else float(factor)
 
 
 def product(packed: Packed, rows: Tensor, bias: np.ndarray | None = None) -> Tensor:

@@ -35,6 +35,22 @@ def settings(config: dict, limit: int) -> dict:
     return complete({"rope_theta": theta, "partial_rotary_factor": part} | given, limit)
 
 
+def local(config: dict, kind: str, limit: int) -> dict:
+    """The rotary embedding of blocks of one `kind` of attention, where a family has one for each (Gemma 3)."""
+    nested = config.get("rope_parameters")
+    nested = {} if nested is None else nested
+    if not isinstance(nested, dict) or not nested.keys() <= {"full_attention", "sliding_attention"}:
+        raise wrong("rope_parameters", nested, "settings by full_attention and sliding_attention")
+    given = nested.get(kind)
+    given = {"rope_type": "default"} if given is None else given
+    if not isinstance(given, dict):
+        raise wrong(f"rope_parameters[{kind!r}]", given, "settings by name")
+    if kind == "full_attention":
+        given = given | (config.get("rope_scaling") or {})
+    key, theta = ("rope_theta", 1e6) if kind == "full_attention" else ("rope_local_base_freq", 10000.0)
+    return complete({"rope_theta": config.get(key, theta)} | given, limit)
+
+
 def complete(found: dict, limit: int) -> dict:
     """`found` with its type under `rope_type`, checked: only numbers, above zero, and only keys that the type reads."""
     kind = found.get("rope_type", found.get("type", "default"))

@@ -46,6 +46,10 @@ inline void store_i8(int8_t* p, F a) { _mm_storeu_si128((__m128i*)p, _mm512_cvte
 inline F keep_first(F a, int count, float other) {
   return count >= 16 ? a : _mm512_mask_blend_ps((__mmask16)((1u << count) - 1), _mm512_set1_ps(other), a);
 }
+// lanes before `count` become `other`
+inline F drop_first(F a, int count, float other) {
+  return count <= 0 ? a : _mm512_mask_blend_ps((__mmask16)((1u << count) - 1), a, _mm512_set1_ps(other));
+}
 
 inline I zero_i() { return _mm512_setzero_si512(); }
 inline I add_i(I a, I b) { return _mm512_add_epi32(a, b); }
@@ -137,6 +141,10 @@ inline void store_i8(int8_t* p, F a) {
 inline F keep_first(F a, int count, float other) {
   const I lanes = {0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15};
   return lanes < count ? a : set1(other);
+}
+inline F drop_first(F a, int count, float other) {
+  const I lanes = {0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15};
+  return lanes < count ? set1(other) : a;
 }
 
 inline I zero_i() { return I{}; }

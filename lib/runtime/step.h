@@ -13,7 +13,11 @@ class Engine {
     shape(rows);
     plan(rows, slots, positions);
     start();
-    each(rows, [&](int row) { look_up(embedding_, tokens[row], x_.data() + (long)row * s_.hidden); });
+    each(rows, [&](int row) {
+      float* x = x_.data() + (long)row * s_.hidden;
+      look_up(embedding_, tokens[row], x);
+      for (int i = 0; i < s_.hidden; i++) x[i] *= s_.embedding_scale;
+    });
     lap(EMBED);
     for (int i = 0; i < s_.layers; i++) layer(layers_[i], i, cache, rows, slots, positions);
     if (wanted) project(wanted, which, logits);
@@ -41,6 +45,7 @@ class Engine {
     grow(qkv_, (size_t)rows * width());
     grow(mixed_, (size_t)rows * s_.heads * s_.size);
     grow(inner_, (size_t)rows * s_.intermediate);
+    grow(added_, (size_t)rows * s_.hidden);
     for (auto& each : room_) grow(each.norm, s_.hidden);
   }
 
@@ -86,6 +91,17 @@ class Engine {
     lap(NORM);
   }
 
+  // x += W (what `in_` holds), normalized before it is added where there is a norm for it
+  void add(const Matrix& w, const float* norm, int rows) {
+    multiply(team_, in_, {Product{&w, norm ? added_.data() : x_.data(), s_.hidden, !norm}});
+    if (!norm) return;
+    each(rows, [&](int row, int thread) {
+      float *y = room_[thread].norm.data(), *x = x_.data() + (long)row * s_.hidden;
+      rms_norm(added_.data() + (long)row * s_.hidden, norm, y, s_.hidden, s_.eps);
+      for (int i = 0; i < s_.hidden; i++) x[i] += y[i];
+    });
+  }
+
   void layer(const Layer& l, int index, const Cache& cache, int rows, const int32_t* slots, const int32_t* positions) {
     float* q = qkv_.data();
     float *k = q + s_.heads * s_.size, *v = k + s_.key_heads * s_.size;
@@ -93,16 +109,16 @@ class Engine {
     multiply(team_, in_, {Product{&l.query, q, width()}, Product{&l.key, k, width()}, Product{&l.value, v, width()}});
     lap(QKV);
     place(l, index, cache, rows, slots, positions);
-    mix(index, cache, slots, positions);
+    mix(l.window, index, cache, slots, positions);
     lap(ATTENTION);
     prepare(mixed_, s_.heads * s_.size, rows, l.output);
-    multiply(team_, in_, {Product{&l.output, x_.data(), s_.hidden, true}});
+    add(l.output, l.attended_norm, rows);
     lap(OUTPUT);
     normalize(l.second_norm, rows, {&l.gate, &l.up});
-    multiply(team_, in_, {Product{&l.gate, inner_.data(), s_.intermediate, false, &l.up}});
+    multiply(team_, in_, {Product{&l.gate, inner_.data(), s_.intermediate, false, &l.up, s_.gelu != 0}});
     lap(MLP);
     prepare(inner_, s_.intermediate, rows, l.down);
-    multiply(team_, in_, {Product{&l.down, x_.data(), s_.hidden, true}});
+    add(l.down, l.fed_norm, rows);
     lap(DOWN);
   }
 
@@ -112,18 +128,18 @@ class Engine {
 
   // Rotate queries and keys, and put keys and values into the cache
   void place(const Layer& l, int index, const Cache& cache, int rows, const int32_t* slots, const int32_t* positions) {
-    const float root = 1.0f / std::sqrt((float)s_.size);
+    const long table = l.rotation * cache.capacity;
     each(rows, [&](int row) {
       float* q = qkv_.data() + row * width();
-      const long at = (long)positions[row] * (s_.size / 2);
+      const long at = (table + positions[row]) * (s_.rotated / 2);
       for (int h = 0; h < s_.heads + s_.key_heads; h++) {
         float* head = q + h * s_.size;
         const bool key = h >= s_.heads;
         const float* w = key ? l.key_norm : l.query_norm;
         if (w) rms_norm(head, w, head, s_.size, s_.eps);
-        rotate(head, cache.cosine + at, cache.sine + at, s_.size);
+        rotate(head, cache.cosine + at, cache.sine + at, s_.rotated);
         if (!key)
-          for (int i = 0; i < s_.size; i++) head[i] *= root;
+          for (int i = 0; i < s_.size; i++) head[i] *= s_.query_scale;
       }
       for (int h = 0; h < s_.key_heads; h++) {
         const float* key = q + (s_.heads + h) * s_.size;
@@ -133,7 +149,7 @@ class Engine {
     });
   }
 
-  void mix(int index, const Cache& cache, const int32_t* slots, const int32_t* positions) {
+  void mix(int window, int index, const Cache& cache, const int32_t* slots, const int32_t* positions) {
     const int shared = s_.heads / s_.key_heads;
     team_.run((int)tasks_.size() * s_.key_heads, [&](int chunk, int thread) {
       const Task task = tasks_[chunk / s_.key_heads];
@@ -143,8 +159,9 @@ class Engine {
       int count = 0;
       for (int i = 0; i < task.count * shared; i++) {
         const int row = task.first + i / shared, own = head * shared + i % shared;
+        const long end = positions[row] + 1, begin = window ? std::max<long>(0, end - window) : 0;
         queries[count++] = {qkv_.data() + row * width() + own * s_.size,
-                            mixed_.data() + ((long)row * s_.heads + own) * s_.size, positions[row] + 1};
+                            mixed_.data() + ((long)row * s_.heads + own) * s_.size, begin, end};
         if (count < AT_ONCE && i + 1 < task.count * shared) continue;
         attend_all(count, queries, cache.keys + from, cache.values + from, s_.size, room_[thread].scores.data());
         count = 0;
@@ -185,7 +202,7 @@ class Engine {
   Prepared in_;
   std::vector<Room> room_;
   std::vector<Task> tasks_;
-  std::vector<float> x_, qkv_, mixed_, inner_;
+  std::vector<float> x_, qkv_, mixed_, inner_, added_;
   long longest_ = 0;
   bool timed_ = false;
   double seconds_[PHASES] = {}, waited_ = 0;

@@ -65,31 +65,36 @@ class Reference:
 
     def step(self, cache, tokens, slots, positions, which, logits) -> None:
         """See `engine.Native.step`."""
-        w, eps = self.weights, self.weights.architecture.eps
-        x = torch.cat([rows(w.embedding, token, token + 1) for token in tokens.tolist()])
-        cosine, sine = (torch.from_numpy(table)[positions.tolist()][:, None] for table in (cache.cosine, cache.sine))
+        w, a = self.weights, self.weights.architecture
+        x = torch.cat([rows(w.embedding, token, token + 1) for token in tokens.tolist()]) * w.embedding_scale
+        tables = [torch.from_numpy(table)[:, positions.tolist(), None] for table in (cache.cosine, cache.sine)]
         for index, layer in enumerate(w.layers):
-            h = norm(x, layer["first_norm"], eps)
+            cosine, sine = (table[a.rotation[index]] for table in tables)
+            h = norm(x, layer["first_norm"], a.eps)
             q, k, v = (product(layer[name][0], h, layer[name][1]) for name in ("query", "key", "value"))
-            q, k, v = (part.reshape(len(x), -1, w.size) for part in (q, k, v))
+            q, k, v = (part.reshape(len(x), -1, a.size) for part in (q, k, v))
             if "query_norm" in layer:
-                q, k = norm(q, layer["query_norm"], eps), norm(k, layer["key_norm"], eps)
-            q, k = rotate(q, cosine, sine) / w.size**0.5, rotate(k, cosine, sine)
+                q, k = norm(q, layer["query_norm"], a.eps), norm(k, layer["key_norm"], a.eps)
+            q, k = rotate(q, cosine, sine) * a.query_scale, rotate(k, cosine, sine)
             cache.put(index, slots, positions, k, v)
-            x = x + product(layer["output"][0], self.mix(index, cache, q, slots, positions), layer["output"][1])
-            h = norm(x, layer["second_norm"], eps)
+            found = product(layer["output"][0], self.mix(index, cache, q, slots, positions), layer["output"][1])
+            x = x + (norm(found, layer["attended_norm"], a.eps) if "attended_norm" in layer else found)
+            h = norm(x, layer["second_norm"], a.eps)
             gate, up = (product(layer[name][0], h, layer[name][1]) for name in ("gate", "up"))
-            x = x + product(layer["down"][0], functional.silu(gate) * up, layer["down"][1])
+            gate = functional.silu(gate) if a.activation == "silu" else functional.gelu(gate, approximate="tanh")
+            found = product(layer["down"][0], gate * up, layer["down"][1])
+            x = x + (norm(found, layer["fed_norm"], a.eps) if "fed_norm" in layer else found)
         if len(which):
-            found = product(w.head, norm(x[which.tolist()], w.norm, eps), w.head_bias)
+            found = product(w.head, norm(x[which.tolist()], w.norm, a.eps), w.head_bias)
             logits[: len(which)] = found.numpy()
 
     def mix(self, index, cache, q, slots, positions) -> Tensor:
         """softmax(q Kᵀ) V for queries [n, heads, size], each over the positions that it sees: [n, heads · size]."""
-        shared, found = self.weights.architecture.heads // self.weights.key_heads, []
+        a, found = self.weights.architecture, []
+        shared, window = a.heads // a.key_heads, a.windows[index]
         for row, (slot, position) in enumerate(zip(slots.tolist(), positions.tolist())):
             keys, values = cache.get(index, slot, position + 1)  # [key heads, positions, size]
-            keys, values = (part.repeat_interleave(shared, 0) for part in (keys, values))
+            keys, values = (part[:, -window:].repeat_interleave(shared, 0) for part in (keys, values))
             scores = torch.einsum("hd,hpd->hp", q[row], keys).softmax(-1)
             found.append(torch.einsum("hp,hpd->hd", scores, values).reshape(-1))
         return torch.stack(found)
@@ -101,6 +106,7 @@ def norm(x: Tensor, weight: np.ndarray, eps: float) -> Tensor:
 
 
 def rotate(x: Tensor, cosine: Tensor, sine: Tensor) -> Tensor:
-    """Rotary embedding of [n, heads, size] with cosines and sines [n, 1, size / 2]."""
-    a, b = x.chunk(2, -1)
-    return torch.cat([a * cosine - b * sine, b * cosine + a * sine], -1)
+    """Rotary embedding of [n, heads, size] with cosines and sines [n, 1, rotated / 2]; what lies beyond them stays."""
+    half = cosine.shape[-1]
+    a, b, rest = x.split([half, half, x.shape[-1] - 2 * half], -1)
+    return torch.cat([a * cosine - b * sine, b * cosine + a * sine, rest], -1)

@@ -8,11 +8,12 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from lib.decoding import ends
-from lib.runtime import architecture, pack
+from lib.runtime import fused, pack
+from lib.runtime.agreement import architecture_of
 from lib.runtime.architecture import Architecture, refuse
-from lib.runtime.families import FAMILIES, LINEARS, NORMS
+from lib.runtime.families import LINEARS, NORMS
 from lib.runtime.pack import Packed
-from lib.runtime.rotary import TABLES, Rotation, wrong
+from lib.runtime.rotary import Rotation
 
 
 @dataclass
@@ -20,7 +21,8 @@ class Weights:
     """A packed model.
 
     layers: per block, by the names of `LINEARS`, (packed matrix, bias float32 or None), and by those of `NORMS` the
-    norm's weight (float32, absent where the family has none). rotations: the rotary embeddings of the architecture.
+    norm's weight (float32, its offset added, absent where the family has none). embedding_scale: what embeddings are
+    multiplied with. rotations: the rotary embeddings of the architecture.
     stops: token ids that end a text. tokenizer: anything with `encode` and `decode`.
     Raises ValueError for arrays that are not as large as the architecture says.
     """
@@ -32,6 +34,7 @@ class Weights:
     embedding: Packed
     head: Packed
     head_bias: np.ndarray | None = None
+    embedding_scale: float = 1.0
     stops: tuple[int, ...] = ()
     tokenizer: object = None
     generation_config: object = None  # the checkpoint's, a dict or transformers' own: see `decoding.settings`
@@ -83,7 +86,8 @@ class Weights:
         An embedding of its own counts as one row, which touches every line of one tile.
         """
         total = self.nbytes - (0 if self.tied else self.embedding.data.nbytes)
-        return total + 4 * len(self.layers) * self.key_heads * self.size * context
+        seen = sum(min(context, window or context) for window in self.architecture.windows)
+        return total + 4 * seen * self.key_heads * self.size
 
 
 def check(weights: Weights) -> None:
@@ -92,18 +96,18 @@ def check(weights: Weights) -> None:
     _same("blocks", len(weights.layers), a.blocks)
     _same("windows", len(a.windows), a.blocks)
     _same("rotary embeddings", len(weights.rotations), len(a.rotations))
-    _same("rotary embeddings of blocks", [*map(range(len(a.rotations)).__contains__, a.rotation)], [True] * a.blocks)
+    _same("rotary embeddings of blocks", [each in range(len(a.rotations)) for each in a.rotation], [True] * a.blocks)
     for rotation in weights.rotations:
-        _floats("the rotary frequencies", rotation.frequencies, a.size // 2)
+        _floats("the rotary frequencies", rotation.frequencies, a.rotated // 2)
     for index, layer in enumerate(weights.layers):
         _same(f"parts of block {index}", sorted(layer), sorted((*LINEARS, *a.norms)))
-        for name, path in LINEARS.items():
+        for name, path in a.linears.items():
             matrix, bias = layer[name]
             _matrix(f"{path} of block {index}", matrix, a.shape(name))
             if bias is not None:
                 _floats(f"the bias of {path} in block {index}", bias, matrix.rows)
-        for name in a.norms:
-            _floats(f"{NORMS[name]} of block {index}", layer[name], a.width(name))
+        for name, path in a.norms.items():
+            _floats(f"{path} of block {index}", layer[name], a.width(name))
     _floats("the final norm", weights.norm, a.hidden)
     for name, matrix in {"the embedding": weights.embedding, "the head": weights.head}.items():
         _matrix(name, matrix, (a.vocabulary, a.hidden))
@@ -117,7 +121,7 @@ def check_numbers(weights: Weights) -> None:
     for index, rotation in enumerate(weights.rotations):
         named[f"rotary embedding {index}"] = rotation.frequencies * np.float32(rotation.scale)
     for index, layer in enumerate(weights.layers):
-        for name, path in (LINEARS | NORMS).items():
+        for name, path in (weights.architecture.linears | weights.architecture.norms).items():
             part = layer.get(name)
             named[f"{path} of block {index}"] = part[1] if isinstance(part, tuple) else part
     for name, numbers in named.items():
@@ -147,55 +151,6 @@ def _matrix(name: str, found: Packed, shape: tuple[int, int]) -> None:
     _same(f"layout of {name}", (str(found.data.dtype), found.data.flags.c_contiguous), ("uint8", True))
 
 
-def architecture_of(model) -> Architecture:
-    """The architecture of a transformers model, as its configuration says and its modules compute it.
-
-    Raises ValueError with the part that is not supported, or that is not what the configuration says.
-    """
-    from lib.models import blocks
-
-    config = blocks.config(model).to_dict()
-    if config.get("layer_types", ()) is None:  # a class fills it in when it is made, so it was taken out
-        raise wrong("layer_types", None, "a type of attention for each block")
-    found = architecture.read(config, tables={**TABLES, "yarn": ()})
-    name, wanted = type(model).__name__, FAMILIES[found.family].model
-    refuse(f"a class of its own, not {wanted}" if name != wanted else None, name)
-    _agree(model, found, name)
-    return found
-
-
-def _agree(model, wanted: Architecture, name: str) -> None:
-    """Refuse modules that compute something else than the configuration says, such as after an edit of it."""
-    from lib.models import blocks
-
-    modules = {"the final norm": blocks.final_norm(model)}
-    for index, block in enumerate(blocks.blocks(model)):
-        modules |= {f"{path} of block {index}": part for path, part in block.named_modules() if path}
-    for place, part in modules.items():
-        if hasattr(part, "variance_epsilon") or hasattr(part, "eps"):
-            eps = getattr(part, "variance_epsilon", getattr(part, "eps", None))
-            if np.float32(eps) != np.float32(wanted.eps):
-                refuse(f"eps={eps!r} in {place}, where its configuration says {wanted.eps}", name)
-        if hasattr(part, "scaling") and not np.isclose(part.scaling, wanted.query_scale, rtol=1e-6):
-            refuse(f"attention scaled by {part.scaling} in {place}, where {wanted.query_scale} is expected", name)
-        if not getattr(part, "is_causal", True):
-            refuse(f"attention to later positions in {place}", name)
-        if hasattr(part, "act_fn") and not _computes(part.act_fn, wanted.activation):
-            refuse(f"another activation in {place} than its configuration says ({wanted.activation})", name)
-        if part._forward_hooks or part._forward_pre_hooks:
-            refuse(f"a hook on {place}", name)
-
-
-def _computes(function, activation: str) -> bool:
-    """Whether a module's activation is the one that goes by this name here."""
-    import torch
-    from torch.nn import functional
-
-    wanted = {"silu": functional.silu}[activation]
-    x = torch.linspace(-6, 6, 97)
-    return torch.allclose(function(x), wanted(x), atol=1e-6)
-
-
 def from_model(model) -> Weights:
     """The weights of a model that `pack_` has packed, sharing their memory.
 
@@ -207,22 +162,34 @@ def from_model(model) -> Weights:
     found, name = architecture_of(model), type(model).__name__
     table, head, layers = blocks.embeddings(model), blocks.head(model), []
     for index, block in enumerate(blocks.blocks(model)):
-        parts = {each: block.get_submodule(path) for each, path in LINEARS.items()}
-        other = [LINEARS[each] for each, part in parts.items() if not isinstance(part, PackedLinear)]
-        refuse(f"{other[0]} of block {index}, which is not packed" if other else None, name)
-        layer = {each: (part.packed, part.bias_array) for each, part in parts.items()}
-        present = dict(block.named_modules())
-        layers.append(layer | {each: array(present[path].weight) for each, path in NORMS.items() if path in present})
+        layer = {}
+        for path in found.modules():
+            part = block.get_submodule(path)
+            other = None if isinstance(part, PackedLinear) else f"{path} of block {index}, which is not packed"
+            refuse(other, name)
+            layer |= fused.parts(found, path, part.packed, part.bias_array)
+        for each, path in found.norms.items():
+            layer[each] = array(block.get_submodule(path).weight) + np.float32(found.offset)
+        layers.append(layer)
     if not isinstance(table, PackedEmbedding) or not isinstance(head, PackedLinear):
         refuse("an embedding or head that is not packed (use runtime.pack_)", name)
-    rotary = blocks.decoder(model).rotary_emb
+    rotary, factor = blocks.decoder(model).rotary_emb, table.scale
     return Weights(
-        found, layers=layers, norm=array(blocks.final_norm(model).weight),
-        rotations=[Rotation(array(rotary.inv_freq), float(rotary.attention_scaling))],
+        found, layers=layers, norm=array(blocks.final_norm(model).weight) + np.float32(found.offset),
+        rotations=_rotations(rotary, found), embedding_scale=factor,
         embedding=table.packed, head=head.packed, head_bias=head.bias_array,
         stops=ends.of_model(model), tokenizer=getattr(model, "tokenizer", None),
         generation_config=getattr(model, "generation_config", None),
     )  # fmt: skip
+
+
+def _rotations(rotary, wanted: Architecture) -> list[Rotation]:
+    """The rotary embeddings of a model's module, one for each kind of attention where it has several."""
+    prefixes = [""] if [*wanted.rotations] == ["every"] else [f"{kind}_" for kind in wanted.rotations]
+    return [
+        Rotation(array(getattr(rotary, f"{each}inv_freq")), float(getattr(rotary, f"{each}attention_scaling")))
+        for each in prefixes
+    ]
 
 
 def check_bits(bits: int | None) -> None:

@@ -1,0 +1,58 @@
+"""Whether a model in memory computes what its configuration says: settings may have been changed after it was made."""
+
+import numpy as np
+
+from lib.runtime import architecture
+from lib.runtime.architecture import Architecture, refuse
+from lib.runtime.families import FAMILIES
+from lib.runtime.rotary import TABLES, wrong
+
+
+def architecture_of(model) -> Architecture:
+    """The architecture of a transformers model, as its configuration says and its modules compute it.
+
+    Raises ValueError with the part that is not supported, or that is not what the configuration says.
+    """
+    from lib.models import blocks
+
+    config = blocks.config(model).to_dict()
+    if config.get("layer_types", ()) is None:  # a class fills it in when it is made, so it was taken out
+        raise wrong("layer_types", None, "a type of attention for each block")
+    found = architecture.read(config, tables={**TABLES, "yarn": ()})
+    name, wanted = type(model).__name__, FAMILIES[found.family].model
+    refuse(f"a class of its own, not {wanted}" if name != wanted else None, name)
+    _agree(model, found, name)
+    return found
+
+
+def _agree(model, wanted: Architecture, name: str) -> None:
+    """Refuse modules that compute something else than the configuration says, such as after an edit of it."""
+    from lib.models import blocks
+
+    modules = {"the final norm": blocks.final_norm(model)}
+    for index, block in enumerate(blocks.blocks(model)):
+        modules |= {f"{path} of block {index}": part for path, part in block.named_modules() if path}
+    for place, part in modules.items():
+        if hasattr(part, "variance_epsilon") or hasattr(part, "eps"):
+            eps = getattr(part, "variance_epsilon", getattr(part, "eps", None))
+            if np.float32(eps) != np.float32(wanted.eps):
+                refuse(f"eps={eps!r} in {place}, where its configuration says {wanted.eps}", name)
+        if hasattr(part, "scaling") and not np.isclose(part.scaling, wanted.query_scale, rtol=1e-6):
+            refuse(f"attention scaled by {part.scaling} in {place}, where {wanted.query_scale} is expected", name)
+        if not getattr(part, "is_causal", True):
+            refuse(f"attention to later positions in {place}", name)
+        function = getattr(part, "act_fn", getattr(part, "activation_fn", None))
+        if function is not None and not _computes(function, wanted.activation):
+            refuse(f"another activation in {place} than its configuration says ({wanted.activation})", name)
+        if part._forward_hooks or part._forward_pre_hooks:
+            refuse(f"a hook on {place}", name)
+
+
+def _computes(function, activation: str) -> bool:
+    """Whether a module's activation is the one that goes by this name here."""
+    import torch
+    from torch.nn import functional
+
+    wanted = {"silu": functional.silu, "gelu": lambda x: functional.gelu(x, approximate="tanh")}[activation]
+    x = torch.linspace(-6, 6, 97)
+    return torch.allclose(function(x), wanted(x), atol=1e-6)
