@@ -30,7 +30,7 @@ def generate(
     drafter: Drafter | None = None,
     guard: Guard | None = None,
     sampling: Sampling | None = None,
-    eos: int | Collection[int] = (),
+    eos: int | Collection[int] | None = (),
     stop: str | Collection[str] = (),
     tokenizer=None,
     stream: Callable[[list[int]], None] | None = None,
@@ -39,17 +39,17 @@ def generate(
     """Continue `prompt` (LongTensor [length], one text) by at most `new_tokens` tokens.
 
     session: the model; it is rewound to nothing first. drafter: prompt lookup, a smaller model, or None. guard: decides
-    how far to draft. eos: ids that end the answer. stop: strings that end it (they need `tokenizer`). stream: called
-    with the new token ids of each step. plain: leave out what the model's generation settings do to logits, which
-    transformers' `generate` applies to greedy answers too (`settings`). Raises ValueError for an empty prompt, for
-    fewer than one new token, and where prompt and answer exceed the context.
+    how far to draft. eos: ids that end the answer, None (where a tokenizer has no end token) for none. stop: strings
+    that end it (they need `tokenizer`). stream: called with the new token ids of each step. plain: leave out what the
+    model's generation settings do to logits, which transformers' `generate` applies to greedy answers too (`settings`).
+    Raises ValueError for an empty prompt, for fewer than one new token, and where prompt and answer exceed the context.
     """
     own = settings.of(session, plain)
     stops = Stops([*([stop] if isinstance(stop, str) else stop), *own.stop_strings], tokenizer)
     _check(session, prompt, new_tokens)
     request = Request(
         prompt.tolist(), new_tokens, sampling=sampling, own=own, stops=stops, drafter=drafter, guard=guard,
-        ends={eos} if isinstance(eos, int) else eos, stream=stream,
+        ends={eos} if isinstance(eos, int) else eos or (), stream=stream,
     )  # fmt: skip
     Loop(Sessions([session]), [request]).run()
     return request.answer

@@ -34,7 +34,7 @@ def measure(
     prompts: list[Tensor],
     *,
     new_tokens: int = 64,
-    eos: int | Collection[int] = (),
+    eos: int | Collection[int] | None = (),
     sampling: dict | None = None,
     seed: int = 0,
 ) -> dict[str, list[Generation]]:

@@ -100,12 +100,28 @@ def head(model: nn.Module) -> nn.Module:
 
 
 def final_norm(model: nn.Module) -> nn.Module:
-    """The norm between the last block and the head: the one norm that stands beside the list of blocks."""
-    parent = model.get_submodule(path_of_blocks(model).rpartition(".")[0])
-    norms = [module for module in parent.children() if type(module).__name__.endswith("Norm")]
+    """The norm between the last block and the head: the one norm that stands beside the list of blocks.
+
+    Raises ValueError for a model without one, as OPT-350m is: what needs a final norm can't be done with it.
+    """
+    norms = final_norms(model)
     if len(norms) != 1:
-        raise _unsupported(model, f"{len(norms)} norms beside its blocks where one is expected")
+        raise ValueError(
+            f"{type(model).__name__} has {len(norms)} norms beside its blocks where one is expected (OPT-350m has "
+            "none); rotations and the packed engine need it; use other quantizers, pruning and healing, which do not."
+        )
     return norms[0]
+
+
+def final_norms(model: nn.Module) -> list[nn.Module]:
+    """The norms that stand beside the list of blocks: one in most models, none in those whose blocks end in norms."""
+    parent = model.get_submodule(path_of_blocks(model).rpartition(".")[0])
+    return [module for module in parent.children() if is_norm(module)]
+
+
+def is_norm(module: nn.Module) -> bool:
+    """Whether `module` is a norm, by the name of its class: RMSNorm, LayerNorm, Nemotron's LayerNorm1P."""
+    return "Norm" in type(module).__name__
 
 
 def decoder(model: nn.Module) -> nn.Module:

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from lib import progress
 from lib.jobs import State
 from lib.models import capture
-from lib.models.blocks import blocks, linears, path_of_blocks, refuse_adapters
+from lib.models.blocks import blocks, config, linears, path_of_blocks, refuse_adapters
 from lib.quantized.grid import Quantized, check, check_candidates, check_finite
 from lib.quantized.replace import replace_
 
@@ -232,7 +232,7 @@ def check_memory(model: nn.Module, tokens: Tensor, *, streams: int = 1) -> None:
     """
     widest = max(max(layer.in_features, layer.out_features) for layer in layers(model).values())
     size = model.dtype.itemsize
-    needed = streams * tokens.numel() * (2 * model.get_input_embeddings().embedding_dim + 4 * widest) * size
+    needed = streams * tokens.numel() * (2 * config(model).hidden_size + 4 * widest) * size
     free = psutil.virtual_memory().available
     if needed > free:
         raise MemoryError(

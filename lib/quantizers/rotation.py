@@ -150,7 +150,7 @@ def _readers(model: nn.Module) -> dict[nn.Linear, nn.Module]:
     """
     parts, outputs, found = blocks.blocks(model), [], {}
     layers = {**blocks.linears(parts), "head": blocks.head(model)}
-    norms = {name: part for name, part in parts.named_modules() if type(part).__name__.endswith("Norm")}
+    norms = {name: part for name, part in parts.named_modules() if blocks.is_norm(part)}
     norms["last"] = blocks.final_norm(model)
     _check_parts(model, [*layers.values(), *norms.values(), blocks.embeddings(model)])
 

@@ -52,7 +52,7 @@ def full_(model: nn.Module, *, first: int = 0, embeddings: bool = False) -> Iter
             f"first={first} and embeddings={embeddings} with {count} blocks; 0 to {count} are allowed, and 0 where "
             "the embeddings are trained; change one."
         )
-    parts = [model] if embeddings else [*list(blocks.blocks(model))[first:], blocks.final_norm(model)]
+    parts = [model] if embeddings else [*list(blocks.blocks(model))[first:], *blocks.final_norms(model)]
     names = {"trained": "full", "first": first, "embeddings": embeddings}
     with noted(model, **names), _only(model, (weight for part in parts for weight in part.parameters())):
         yield model
@@ -68,7 +68,7 @@ def head_and_last_(model: nn.Module, *, last: int = LAST) -> Iterator[nn.Module]
     count = len(blocks.blocks(model))
     if not 0 <= last <= count:
         raise ValueError(f"last={last} of {count} blocks to train; 0 to {count} are allowed; choose fewer.")
-    parts = [blocks.head(model), blocks.final_norm(model), *list(blocks.blocks(model))[count - last :]]
+    parts = [blocks.head(model), *blocks.final_norms(model), *list(blocks.blocks(model))[count - last :]]
     names = {"trained": "head", "last": last}
     with noted(model, **names), _only(model, (weight for part in parts for weight in part.parameters())):
         yield model
