@@ -181,3 +181,29 @@ def test_same_windows_for_a_copy_without_tokenizer_rules_of_its_own():
     made = model()
     again = copy.deepcopy(made)
     assert torch.equal(texts.tokens(text(), made, length=10), texts.tokens(text(), again, length=10))
+
+
+@pytest.mark.parametrize("before", ["<s>", ""])
+def test_llama_cpp_reads_windows_as_they_begin(tmp_path, monkeypatch, before):
+    """Its importance matrix sees the same ids: the first token is in the text, read as the token that it is."""
+    from types import SimpleNamespace
+
+    from lib.peers import llama_cpp
+
+    made, ran = model(before), {}
+    made.tokenizer.save_pretrained(tmp_path / "model")
+    tokens = texts.tokens(text().windows(2, 10), made)
+
+    def run(tool, *arguments, job=None):
+        ran[tool] = arguments, (tmp_path / "calibration.txt").read_text()
+        return str(tokens.flatten().tolist())
+
+    monkeypatch.setattr(llama_cpp, "_tool", lambda name: name)
+    monkeypatch.setattr(llama_cpp, "_run", run)
+    job = SimpleNamespace(tokens=tokens, model=tmp_path / "model", work=tmp_path, options={"threads": 1})
+    assert llama_cpp._importance(job, "source.gguf")[1] == 2
+    arguments, words = ran["llama-imatrix"]
+    assert ("--parse-special" in arguments) == bool(before)
+    assert "tokenizer.ggml.add_bos_token=bool:false" in arguments
+    room = 10 - len(before.split())
+    assert words == "".join(before + WORDS[start : start + room] for start in (0, room)) + "\n"
