@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from lib import files, jobs, timing
-from lib.jobs import State, Steps, fingerprint, same_job
+from lib.jobs import State, fingerprint, same_job
 from lib.quantizers import gptq
 from lib.quantizers.time_budget import Plan
 from tests import tiny
@@ -24,7 +24,6 @@ def model():
 
 OPENED = {
     "state": lambda folder, model: State(folder, **fingerprint(model, tiny.tokens()), **GRID),
-    "steps": lambda folder, model: Steps.open(folder, model, tiny.tokens(), **GRID),
     "plan": lambda folder, model: Plan(folder, timing.clock(), model, tiny.tokens(), **GRID).note(),
 }
 

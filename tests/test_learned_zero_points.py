@@ -5,11 +5,10 @@ import copy
 import pytest
 import torch
 
-from lib.jobs import Steps
 from lib.quantized.linear import QuantLinear
 from lib.quantizers import calibrate, codebook, learned_zero_points, rtn, scales
 from tests import test_scales
-from tests.test_scales import kl
+from tests.test_scales import interrupted, kl
 
 GRID = {"bits": 3, "group_size": 16}
 
@@ -94,15 +93,9 @@ def test_a_stopped_job_resumes_to_the_same_bytes_and_is_no_job_of_scales(tmp_pat
     original, model, tokens = pair()
     again, options = copy.deepcopy(model), {"steps": 6, "batch": 2, "learning_rate": 0.2}
     expected = learned_zero_points.tune_(model, tokens, original, **options)
-    start, save = zeros(again), Steps.save
-
-    def stopping(self, step, *rest):
-        save(self, step, *rest, every=0)
-        if step == 4:
-            raise KeyboardInterrupt
-
+    start = zeros(again)
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr(Steps, "save", stopping)
+        interrupted(patch, 4)
         learned_zero_points.tune_(again, tokens, original, **options, state=tmp_path)
     assert all(torch.equal(zero, start[name]) for name, zero in zeros(again).items())
     with pytest.raises(ValueError, match="method=shifts there, scales here"):

@@ -6,12 +6,11 @@ import types
 import pytest
 import torch
 
-from lib.jobs import Steps
 from lib.metrics import divergence
 from lib.quantized.grid import HUGE, TINY
 from lib.quantized.linear import QuantLinear
 from lib.quantizers import activations, calibrate, codebook, gptq, rtn, scales
-from lib.trainers import schedule
+from lib.trainers import checkpoints, schedule
 from tests import tiny
 
 GRID = {"bits": 2, "group_size": 16}
@@ -139,14 +138,12 @@ def test_tuning_brings_the_model_nearer_and_leaves_codes_and_model_whole(method,
     assert model.generate(tokens[:1, :4], max_new_tokens=3, do_sample=False).shape == (1, 7)
 
 
-def test_the_loss_of_the_first_step_is_the_divergence_of_the_untuned_model(tmp_path, monkeypatch):
-    monkeypatch.setattr("lib.jobs.EVERY", 0)
+def test_the_loss_of_the_first_step_is_the_divergence_of_the_untuned_model():
     original, model, tokens = pair()
     before = kl(model, original, tokens)
     seen = []
-    monkeypatch.setattr(Steps, "save", lambda self, step, loss, *_: seen.append(loss))
-    scales.tune_(model, tokens, original, steps=1, batch=6)
-    assert seen == [pytest.approx(before, rel=1e-4)]
+    scales.tune_(model, tokens, original, steps=1, batch=6, watch=lambda *step: seen.append(step))
+    assert seen == [(1, pytest.approx(before, rel=1e-4))]
 
 
 def test_every_window_is_seen_once_before_any_is_seen_again():
@@ -164,15 +161,16 @@ def test_learning_rate_rises_and_falls():
 
 
 def interrupted(monkeypatch, steps):
-    """`Steps.save` that writes at every step and stops the job after `steps`."""
-    save = Steps.save
+    """A training that writes what step `steps` found before it takes the next one, and stops there."""
+    monkeypatch.setattr("lib.jobs.EVERY", 0)
+    write = checkpoints.Loop.write
 
-    def once(self, step, *rest):
-        save(self, step, *rest, every=0)
-        if step == steps:
+    def once(self):
+        write(self)
+        if self.state.global_step == steps:
             raise KeyboardInterrupt
 
-    monkeypatch.setattr(Steps, "save", once)
+    monkeypatch.setattr(checkpoints.Loop, "write", once)
 
 
 def test_more_bits_get_a_lower_rate_and_mixed_ones_that_of_their_mean():

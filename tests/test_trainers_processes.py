@@ -1,5 +1,6 @@
 """Two processes that share a batch end where one process does."""
 
+import json
 import os
 import subprocess
 import sys
@@ -10,8 +11,9 @@ import torch
 
 from lib import files
 from lib.pruners import heal
-from lib.trainers import arguments
+from lib.trainers import arguments, loop, next_token
 from tests import tiny
+from tests.test_training_data import Stream, rows
 
 SETTINGS = {"steps": 3, "learning_rate": 1e-3, "batch": 4, "seed": 0}
 SCRIPT = """
@@ -19,6 +21,7 @@ import sys
 from safetensors.torch import save_model
 from lib.pruners import heal
 from tests import tiny
+from tests.test_training_data import Stream, rows
 from tests.test_trainers_processes import SETTINGS
 target, folder = sys.argv[1:]
 model = tiny.llama()
@@ -47,6 +50,43 @@ def test_two_processes_do_what_one_does(tmp_path):
         moved += (each - before[name]).abs().sum().item()
     assert moved > 1
     assert [path.name for path in Path(tmp_path / "checkpoints").glob("checkpoint-*")] == ["checkpoint-3"]
+
+
+ROWS = """
+import json, sys
+import torch.distributed
+from lib.trainers import loop, next_token
+from tests.test_trainers_processes import SETTINGS, trained
+from tests.test_training_data import Stream, rows
+found = []
+for data in (rows(), Stream()):
+    model = trained()
+    history = loop.train_(model, data, next_token.loss, at_once=1, **SETTINGS)
+    found.append([history.losses, history.tokens, sum(each.double().abs().sum().item() for each in model.parameters())])
+assert torch.distributed.get_backend() == "gloo" and torch.distributed.get_world_size() == 2
+if torch.distributed.get_rank() == 0:
+    open(sys.argv[1], "w").write(json.dumps(found))
+"""
+
+
+def trained():
+    return tiny.llama(num_hidden_layers=2)
+
+
+def test_two_processes_of_accelerate_have_the_loss_of_one_on_rows_of_unequal_lengths(tmp_path):
+    (tmp_path / "script.py").write_text(ROWS)
+    launch = [sys.executable, "-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes", "2"]
+    launch += ["--num_machines", "1", "--mixed_precision", "no", "--dynamo_backend", "no", "--main_process_port", "0"]
+    environment = {**os.environ, "PYTHONPATH": str(files.ROOT), "OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true"}
+    command = [*launch, str(tmp_path / "script.py"), str(tmp_path / "found.json")]
+    done = subprocess.run(command, cwd=files.ROOT, env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-3000:]
+    found = json.loads((tmp_path / "found.json").read_text())
+    for data, (losses, tokens, size) in zip((rows(), Stream()), found):
+        model = trained()
+        history = loop.train_(model, data, next_token.loss, at_once=2, **SETTINGS)
+        assert losses == pytest.approx(history.losses, rel=1e-5) and tokens == history.tokens
+        assert size == pytest.approx(sum(each.double().abs().sum().item() for each in model.parameters()), rel=1e-6)
 
 
 def test_batches_that_cannot_be_shared_are_refused(tmp_path, monkeypatch):

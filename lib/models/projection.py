@@ -114,15 +114,19 @@ class Whole:
         return []
 
 
-def split(model: nn.Module) -> tuple[Callable[[Tensor], Tensor], Projection | Whole]:
-    """`model` in two: from token ids [batch, length] to states, and from states to logits.
+def split(model: nn.Module) -> tuple[Callable[..., Tensor], Projection | Whole]:
+    """`model` in two: from token ids [batch, length] (and a mask, say) to states, and from states to logits.
 
     The states are hidden states, which are small, where the head can be run apart, and else logits.
     """
     if projects(model):
-        return lambda tokens: hidden_states(model, tokens), Projection.of(model)
+        return lambda input_ids, **more: hidden_states(model, input_ids, **more), Projection.of(model)
     whole = Whole(blocks.head(model).out_features)
-    return lambda tokens: model(input_ids=tokens.to(blocks.device(model)), use_cache=False).logits, whole
+
+    def logits(input_ids: Tensor, **more) -> Tensor:
+        return model(input_ids=input_ids.to(blocks.device(model)), **more, use_cache=False).logits
+
+    return logits, whole
 
 
 def _skipped(model: nn.Module, tokens: Tensor):
@@ -132,9 +136,10 @@ def _skipped(model: nn.Module, tokens: Tensor):
     return partial.skipped(model, len(blocks.blocks(model)), states)
 
 
-def hidden_states(model: nn.Module, tokens: Tensor) -> Tensor:
+def hidden_states(model: nn.Module, tokens: Tensor, **more) -> Tensor:
     """Hidden states after the final norm [batch, length, hidden] for token ids [batch, length]."""
-    return blocks.decoder(model)(input_ids=tokens.to(blocks.device(model)), use_cache=False).last_hidden_state
+    ids = tokens.to(blocks.device(model))
+    return blocks.decoder(model)(input_ids=ids, **more, use_cache=False).last_hidden_state
 
 
 _TRIED: weakref.WeakKeyDictionary = weakref.WeakKeyDictionary()  # model -> (what it was like, whether it projects)

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from torch import nn
 
 from lib import files
-from lib.trainers import adapters, distill, loop, next_token
+from lib.trainers import adapters, distill, loop, next_token, training_data
 
 BATCH = 4  # windows of a step
 
@@ -52,7 +52,7 @@ def heal_(
     batch: int | None = None,
     **options,
 ) -> loop.History:
-    """Heal the pruned `model` in place on `windows` of text; returns losses and times.
+    """Heal the pruned `model` in place on `windows` of text, or other data of `loop.train_`; returns losses and times.
 
     way: one of `WAYS`. teacher: the unpruned model, for ways that distil. first: the first block to train, best that
     of the first gap (`min(removed)`): what comes before it is as it was, and a distillation runs it once for both.
@@ -64,8 +64,9 @@ def heal_(
     chosen = check(way)
     if chosen.teacher and teacher is None and loss is None:
         raise ValueError(f"way={way!r} without a teacher; the unpruned model is needed; give teacher=, or another way.")
-    ids = loop.tokens_of(windows, model)
-    eighth = options["tokens"] // (8 * ids.shape[1]) if options.get("tokens") else BATCH
+    source = training_data.of(windows, model)
+    known = options.get("tokens") and source.length
+    eighth = int(options["tokens"] // (8 * source.length)) if known else BATCH
     options["batch"] = min(BATCH, max(1, eighth)) if batch is None else batch
     options.setdefault("at_once", 2 if options["batch"] % 2 == 0 else 1)
     loss = loss or (distill.Distillation(teacher) if chosen.teacher else next_token.loss)
@@ -73,4 +74,4 @@ def heal_(
     if chosen.trained is adapters.lora_:
         place["seed"] = options.get("seed", 0)
     with chosen.trained(model, **place), adapters.noted(model, way=way):
-        return loop.train_(model, ids, loss, learning_rate=learning_rate or chosen.learning_rate, **options)
+        return loop.train_(model, source, loss, learning_rate=learning_rate or chosen.learning_rate, **options)

@@ -116,8 +116,8 @@ def _try(model: nn.Module, turns: dict[nn.Module, Turn], norms: list[nn.Module],
     different = equivalence.first_difference(model, captured, change_, stream=stream, loud=loud)
     if different is not None:
         what = f"a block {different[0]} that computes something else once it is turned (off by {different[1]:.2g})"
-        remedy = "choose rotate_(values=False), or rotate_(residual=False), which turn one of the two alone"
-        raise _refused(model, what, remedy)
+        heads = any(turn.outer is not None and turn.outer is not stream for turn in turns.values())
+        raise _refused(model, what, *([REMEDY] if heads and stream is not None else []))
 
 
 def _try_ends(model: nn.Module, tokens: Tensor, hidden: Tensor, stream: Tensor) -> None:

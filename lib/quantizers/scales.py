@@ -7,21 +7,22 @@ the original's own distributions on them; and a scale moves in proportion to its
 learning rate suits all layers. Zero points are integers and stay; in `learned_zero_points` they move too.
 
 Of all methods here this one's working set is more than a block's: the backward pass needs the activations of all blocks
-(those of one step's windows), and each scale has its δ, its gradient and Adam's two moments, four float32 numbers a
-group. Weights are held as codes alone: no product keeps a dense matrix, its backward pass makes it again. Where the
-activations don't fit into memory, blocks are computed anew in the backward pass (`activations`); the bytes are the
-same.
+(those of one step's windows), and each scale has its δ, where that began, its copy in the optimizer, its gradient and
+Adam's two moments, six float32 numbers a group. Weights are held as codes alone: no product keeps a dense matrix, its
+backward pass makes it again. Where the activations don't fit into memory, blocks are computed anew in the backward pass
+(`activations`); the bytes are the same.
 """
 
 import contextlib
 import math
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
 
-from lib import progress, timing
-from lib.jobs import Steps
+from lib import files, jobs, timing
 from lib.metrics import divergence
 from lib.models import logits
 from lib.models.reference import Reference
@@ -29,10 +30,9 @@ from lib.quantized.grid import Quantized
 from lib.quantized.linear import QuantLinear
 from lib.quantizers import activations, calibrate
 from lib.quantizers.learnable_scale import Tuned
-from lib.trainers.schedule import schedule, windows
+from lib.trainers import chunked, loop, minibatch
 
 LEARNING_RATE = 16e-3  # peak of δ's rate, times 2^bits
-BETAS = (0.9, 0.95)
 
 
 def tune_(
@@ -74,10 +74,13 @@ def tune_(
         raise ValueError(f"learning_rate={rate}; the scales move by a positive share; leave it out, or try 1e-3.")
     original = reference if isinstance(reference, Reference) else divergence.remember(reference, tokens)
     original.check(tokens)
-    settings = {"steps": steps, "batch": batch, "learning_rate": rate, "seed": seed}
-    job = Steps.open(state, model, tokens, method=kind.METHOD, reference=original.fingerprint, **settings)
-    with _tuned(model, found, again, kind) as tuned:
-        _train(model, original, tokens, tuned, job, watch=watch, stop=stop, **settings)
+    identity = {"method": kind.METHOD, "reference": original.fingerprint, "quantizers": jobs.code("quantizers")}
+    identity["calibration"] = files.data_hash(tokens)
+    settings = {"steps": steps, "batch": batch, "at_once": batch, "learning_rate": rate, "seed": seed}
+    options = {"folder": state, "every": jobs.EVERY, "watch": watch, "stop": stop}
+    options |= {"kind": torch.optim.Adam, "clip": math.inf}
+    with _tuned(model, found, again, kind) as tuned, torch.enable_grad():
+        loop.train_(model, tokens, Matched(original, identity), **settings, **options)
         for part in tuned.values():
             part.settle_()
     return {name: layer.quantized for name, layer in found.items()}
@@ -94,30 +97,6 @@ def rate_of(layers: list[QuantLinear]) -> float:
     return LEARNING_RATE / 2**bits
 
 
-def _train(
-    model, original, tokens, tuned, job, *, steps: int, batch: int, learning_rate: float, seed: int, watch, stop
-) -> None:
-    """Adam on what all `tuned` layers learn, from the step at which `job` was left."""
-    deltas = {f"{name}{suffix}": each for name, part in tuned.items() for suffix, each in part.learned().items()}
-    optimizer = torch.optim.Adam(deltas.values(), lr=learning_rate, betas=BETAS)
-    first = job.restore(deltas, optimizer)
-    for step in progress.bar(range(first, steps), desc="scales", unit="step", initial=first, total=steps):
-        if stop and stop(step):
-            break
-        optimizer.param_groups[0]["lr"] = learning_rate * schedule(step, steps)
-        loss = _step(model, original, tokens, windows(step, batch, len(tokens), seed))
-        if not math.isfinite(loss):
-            raise ValueError(
-                f"the loss is {loss} at step {step + 1} of {steps}; it must be finite; the model keeps its scales: "
-                f"use a learning_rate below {learning_rate:g}, or a model in bfloat16 or float32."
-            )
-        optimizer.step()
-        optimizer.zero_grad()
-        job.save(step + 1, loss, deltas, optimizer)
-        if watch:
-            watch(step + 1, loss)
-
-
 def seconds_per_step(model: nn.Module, calibration, reference: Reference, *, batch: int = 1) -> float:
     """How long one step of `tune_` takes on this machine: the second of two, neither of which changes anything."""
     from lib.sources import texts
@@ -126,24 +105,48 @@ def seconds_per_step(model: nn.Module, calibration, reference: Reference, *, bat
     again = activations.must_recompute(model, batch * tokens.shape[1])
     with _tuned(model, _check(model, 1, batch, len(tokens)), again):
         for _ in range(2):
-            with timing.stopwatch() as watch:
-                _step(model, reference, tokens, list(range(batch)))
+            with timing.stopwatch() as watch, torch.enable_grad():
+                _step(model, reference, {"input_ids": tokens[:batch], "window": torch.arange(batch)}).backward()
     return watch.seconds
 
 
-def _step(model: nn.Module, original: Reference, tokens: Tensor, chosen: list[int]) -> float:
-    """Forward and backward pass over the `chosen` windows; gradients add up in the δ; returns the mean KL in nats."""
-    total, rows = 0.0, len(chosen) * (tokens.shape[1] - 1)
-    with torch.enable_grad():
-        run, projection = logits.split(model)
-        hidden = run(tokens[chosen])[:, :-1]
-        gradients = []
-        for index, states in zip(chosen, hidden.detach()):
-            loss, gradient = _loss(states, projection, original.rows(index, 1), rows)
-            total += loss
-            gradients.append(gradient)
-        hidden.backward(torch.stack(gradients))
-    return total
+@dataclass(frozen=True, eq=False)
+class Matched:
+    """The loss KL(original || model) on windows that `reference` remembers; called as `loss(model, batch)`."""
+
+    reference: Reference
+    identity: dict = field(default_factory=dict)
+    evaluates: ClassVar[bool] = True  # nothing is drawn at random in a block
+
+    def __call__(self, model: nn.Module, batch: dict) -> Tensor:
+        return _step(model, self.reference, batch)
+
+
+def _step(model: nn.Module, original: Reference, batch: dict) -> Tensor:
+    """Mean KL in nats over the windows of `batch`, ready for `backward`."""
+    states, projection = chunked.parts(model, minibatch.inputs(batch))
+    rows = [original.rows(int(index), 1) for index in batch["window"]]
+    return _Matched.apply(states[:, :-1], projection, rows)
+
+
+class _Matched(torch.autograd.Function):
+    """Mean of `_loss` over windows; the backward pass only hands out what the forward pass has found."""
+
+    @staticmethod
+    def forward(ctx, states: Tensor, projection: Callable, originals: list[logits.Rows]) -> Tensor:
+        total, gradients, count = 0.0, [], states.shape[0] * states.shape[1]
+        with torch.enable_grad():
+            for some, original in zip(states.detach(), originals):
+                loss, gradient = _loss(some, projection, original, count)
+                total += loss
+                gradients.append(gradient)
+        ctx.save_for_backward(torch.stack(gradients))
+        return torch.tensor(total, dtype=torch.float64, device=states.device)
+
+    @staticmethod
+    def backward(ctx, outer: Tensor):
+        (gradient,) = ctx.saved_tensors
+        return gradient * outer.to(gradient.dtype), None, None
 
 
 def _loss(states: Tensor, projection: Callable, original: logits.Rows, rows: int) -> tuple[float, Tensor]:

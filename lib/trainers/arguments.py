@@ -21,7 +21,7 @@ def make(settings: dict, folder: Path | None, *, cpu: bool):
         per_device_train_batch_size=settings["at_once"],
         learning_rate=settings["learning_rate"],
         weight_decay=0.0,
-        max_grad_norm=1.0,
+        max_grad_norm=settings.get("clip", 1.0),
         seed=settings["seed"],
         train_sampling_strategy="sequential",  # the order is that of the data set, which the seed decided
         logging_steps=1,
@@ -31,6 +31,8 @@ def make(settings: dict, folder: Path | None, *, cpu: bool):
         disable_tqdm=True,
         remove_unused_columns=False,
         dataloader_pin_memory=False,
+        # each process reads the rows itself: those of unequal lengths can't be cut from one padded batch
+        accelerator_config={"dispatch_batches": False},
         use_cpu=cpu,
     )
     together = settings["at_once"] * made.world_size

@@ -23,6 +23,7 @@ from transformers.trainer import TRAINER_STATE_NAME
 from transformers.trainer_callback import PrinterCallback, ProgressCallback
 
 from lib import files, folders, progress
+from lib.trainers.minibatch import IGNORED
 from lib.trainers.schedule import schedule
 
 TENSORS = "training.safetensors"
@@ -41,25 +42,43 @@ class Loop(Trainer):
     folder: of the checkpoints, None for none. every: seconds between two of them.
     """
 
-    def __init__(self, *, loss, folder: Path | None, every: float, watch=None, **options):
+    def __init__(self, *, loss, folder: Path | None, every: float, watch=None, stop=None, **options):
         super().__init__(**options)
-        self.loss, self.folder, self.every, self.watch = loss, folder, every, watch
+        self.loss, self.folder, self.every, self.watch, self.stop = loss, folder, every, watch, stop
         self.loss_is_scaled_for_ga = False  # the mean over the windows of a forward pass, whatever is accumulated
         self.elapsed, self._begun, self._saved = 0.0, time.monotonic(), time.monotonic()
         for callback in (PrinterCallback, ProgressCallback):
             self.remove_callback(callback)
         self.add_callback(_Begin(self))
         self.bar = self.random = None
+        self.step_tokens = 0
 
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
         """The loss of one forward pass; refused before the backward pass where it is not finite."""
         if self.bar is None:
             done, total = self.state.global_step, self.state.max_steps
             self.bar = progress.bar(desc="training", unit="step", initial=done, total=total)
-        found = self.loss(model, inputs)
+        if getattr(self.loss, "evaluates", False):
+            model.eval()
+        found = torch.as_tensor(self.loss(model, inputs))
         if not math.isfinite(found.item()):
             raise Diverged(f"the loss is {found.item()} at step {self.state.global_step + 1}")
-        return found
+        self.step_tokens = int(inputs["step_tokens"][0]) if "step_tokens" in inputs else 0
+        share = self._share(inputs)
+        return found if share == 1 else found * share
+
+    def _share(self, inputs) -> float:
+        """By what a pass's mean is multiplied, so that all passes of a step make the mean over the step's targets."""
+        if "step_targets" not in inputs or getattr(self.loss, "mean_over", "targets") != "targets":
+            return 1
+        whole = int(inputs["step_targets"][0])
+        if not whole:
+            raise ValueError(
+                f"step {self.state.global_step + 1} has no token to learn: all labels of its rows are {IGNORED}; give "
+                "rows with labels, or a larger batch."
+            )
+        passes = self.args.gradient_accumulation_steps * self.args.world_size
+        return int((inputs["labels"][:, 1:] != IGNORED).sum()) * passes / whole
 
     def _clip_grad_norm(self, model):
         """Comes between the backward pass and the step: the moment at which the present weights have proven good."""
@@ -83,11 +102,13 @@ class Loop(Trainer):
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         """Note the loss of a step, and the seconds that the training has taken so far, those before a kill included."""
-        super().log(logs | {"seconds": self.seconds()}, start_time)
+        super().log(logs | {"seconds": self.seconds(), "tokens": self.step_tokens}, start_time)
         if "loss" in logs:
             self.bar.update()
             if self.watch:
                 self.watch(self.state.global_step, logs["loss"])
+            if self.stop and self.state.global_step < self.state.max_steps and self.stop(self.state.global_step):
+                self.control.should_training_stop = True
 
     def seconds(self) -> float:
         """Time spent in training, over all processes that took part one after the other."""
@@ -184,6 +205,11 @@ def _held(path: Path) -> set[str]:
         return set(os.listdir(path))
     except (FileNotFoundError, NotADirectoryError):
         return set()
+
+
+def steps(there: list[Path]) -> int:
+    """How many steps the newest of the checkpoints `there` has behind it; 0 where there is none."""
+    return int(_NAME.fullmatch(there[-1].name)[1]) if there else 0
 
 
 def read(checkpoint: Path) -> tuple[dict[str, Tensor], dict]:

@@ -12,24 +12,31 @@ import torch
 from torch import Tensor, nn
 
 from lib.models import logits
+from lib.trainers import minibatch
 
 # from logits, float32 [rows, vocabulary], and which rows these are: the sum of their losses, and its gradient by them
 OfLogits = Callable[[Tensor, slice], tuple[Tensor, Tensor]]
 
 
-def mean(model: nn.Module, tokens: Tensor, of_logits: OfLogits) -> Tensor:
-    """Mean loss over the predicted positions of `tokens` [windows, length], in nats, ready for `backward`.
+def mean(model: nn.Module, batch: dict, of_logits: OfLogits) -> Tensor:
+    """Mean loss over the predicted positions of `batch` (see `minibatch.targets`), in nats, ready for `backward`.
 
-    of_logits: called with the logits of some rows among the [windows · (length - 1)] predicted positions; it may
-    overwrite them. In a run of several processes the model is called whole, as its wrappers ask for.
+    of_logits: called with the logits of some rows among the predicted positions, which are numbered as `targets` are;
+    it may overwrite them. In a run of several processes the model is called whole, as its wrappers ask for.
     """
-    if torch.distributed.is_available() and torch.distributed.is_initialized():
-        found = model(input_ids=tokens, use_cache=False).logits[:, :-1].flatten(0, 1)
-        return _Chunked.apply(found, logits.Whole(found.shape[1]), found.shape[1], of_logits)
-    run, projection = logits.split(model)
-    states = run(tokens)[:, :-1].flatten(0, 1)
+    states, projection = parts(model, minibatch.inputs(batch))
+    states = minibatch.select(states[:, :-1], batch)
     trained = [weight for weight in projection.parameters() if weight.requires_grad]
     return _Chunked.apply(states, projection, projection.vocabulary, of_logits, *trained)
+
+
+def parts(model: nn.Module, given: dict) -> tuple[Tensor, Callable]:
+    """States [rows, length, size] of a batch that is `given` to `model`, and what makes logits of them."""
+    if torch.distributed.is_available() and torch.distributed.is_initialized():
+        found = model(**given, use_cache=False).logits
+        return found, logits.Whole(found.shape[-1])
+    run, projection = logits.split(model)
+    return run(**given), projection
 
 
 class _Chunked(torch.autograd.Function):
@@ -37,6 +44,7 @@ class _Chunked(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx, states: Tensor, project: Callable, vocabulary: int, of_logits: OfLogits, *trained: Tensor):
+        count = max(1, len(states))  # a pass of padding alone has nothing to predict
         total, gradient = torch.zeros((), device=states.device), torch.empty_like(states)
         sums = [torch.zeros_like(weight, dtype=torch.float32) for weight in trained]
         for chunk in _chunks(len(states), vocabulary, bool(trained)):
@@ -45,13 +53,13 @@ class _Chunked(torch.autograd.Function):
                 found = project(some)
             loss, of_found = of_logits(found.detach().float(), chunk)
             total += loss
-            parts = torch.autograd.grad(found, [some, *trained], of_found.div_(len(states)).to(found.dtype))
+            parts = torch.autograd.grad(found, [some, *trained], of_found.div_(count).to(found.dtype))
             gradient[chunk] = parts[0]
             for whole, part in zip(sums, parts[1:]):
                 whole += part
         ctx.save_for_backward(gradient, *sums)
         ctx.types = [weight.dtype for weight in trained]
-        return total / len(states)
+        return total / count
 
     @staticmethod
     def backward(ctx, outer: Tensor):

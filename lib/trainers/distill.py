@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from lib.models import blocks, logits, partial, structure
-from lib.trainers import chunked, prefix
+from lib.trainers import chunked, minibatch, prefix
 
 
 @dataclass(frozen=True, eq=False)
@@ -53,11 +53,12 @@ class Distillation:
         """1/n Σ_t KL(p(· | x_<t) || q(· | x_<t)) in nats; its gradient by the model's logits is T (q - p)."""
         T, count = self.temperature, self._shared.get(model, 0)
         with logits.evaluating(self.teacher), partial.recorded(self.teacher, count) as common:
-            teacher = logits.forward(self.teacher)(batch["input_ids"])
+            run, projection = logits.split(self.teacher)
+            states = minibatch.select(run(**minibatch.inputs(batch))[:, :-1], batch)
 
         def of_logits(found: Tensor, rows: slice) -> tuple[Tensor, Tensor]:
             with torch.no_grad():
-                z_p = teacher(rows).float()
+                z_p = projection(states[rows]).float()
             z_q = found
             if T != 1:
                 z_p, z_q = z_p / T, z_q / T
@@ -68,7 +69,7 @@ class Distillation:
             return loss * T**2, q.sub_(p) if T == 1 else q.sub_(p).mul_(T)
 
         with partial.skipped(model, count, common[0]):
-            return chunked.mean(model, batch["input_ids"], of_logits)
+            return chunked.mean(model, batch, of_logits)
 
 
 def _normalizer(z: Tensor, softmax: Tensor) -> Tensor:

@@ -1,13 +1,12 @@
 """The one training loop, over the Hugging Face `Trainer`.
 
 What is trained is what requires a gradient (`adapters` chooses it), towards any `loss(model, batch) -> Tensor`.
-Windows are drawn without repetition until all have been seen, in an order that the seed decides.
+Rows are drawn without repetition until all have been seen, in an order that the seed decides.
 """
 
 import contextlib
 import hashlib
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -15,35 +14,12 @@ from torch import Tensor, nn
 
 from lib import files, folders
 from lib.jobs import State, circumstances
-from lib.models import logits, structure
-from lib.trainers.schedule import windows
+from lib.models import logits, rotary, structure
+from lib.trainers import minibatch, training_data
+from lib.trainers.history import History
 
 EVERY = 120  # seconds between two checkpoints; a killed training repeats at most these
 _ROOM = 16 << 20  # bytes of a checkpoint beside the tensors
-
-
-@dataclass(frozen=True)
-class History:
-    """What a training leaves beside the model: one entry a step. seconds: since the start, kills left out.
-
-    text_tokens: how many the text has, each counted once.
-    """
-
-    losses: list[float]
-    seconds: list[float]
-    learning_rates: list[float]
-    tokens_per_step: int
-    text_tokens: int
-
-    @property
-    def tokens(self) -> int:
-        """Tokens trained on, repetitions included."""
-        return self.tokens_per_step * len(self.losses)
-
-    @property
-    def passes(self) -> float:
-        """How many times the text was read."""
-        return self.tokens / self.text_tokens
 
 
 def train_(
@@ -60,45 +36,60 @@ def train_(
     folder: Path | str | None = None,
     every: float = EVERY,
     watch: Callable[[int, float], None] | None = None,
+    stop: Callable[[int], bool] | None = None,
+    collate: Callable[[list[dict]], dict] | None = None,
+    kind: type[torch.optim.Optimizer] | None = None,
+    clip: float = 1.0,
 ) -> History:
     """Train what requires a gradient in `model`, in place.
 
-    data: windows of text, token ids [count, length], or a data set with a column `input_ids` of equal lengths.
-    loss: called with the model and a batch {"input_ids": [windows, length], "window": [windows]}, the windows' places.
-    steps, or tokens: how long; `tokens` are rounded down to whole steps of `batch` windows. at_once: windows of one
-    forward pass; gradients of batch / at_once passes add up. learning_rate: the peak of AdamW's.
+    data: windows of text, token ids [count, length], or rows as `minibatch` says, of any lengths: a sized data set, or
+    an iterable, which is read in its own order. loss: called with the model and a batch of such rows side by side
+    {"input_ids", "labels", "attention_mask" [rows, length], "window" [rows]}, the rows' places; it answers its mean
+    over the targets (over the rows, where it has `mean_over = "rows"`). collate: what makes a batch of a list of rows,
+    `minibatch.collate` where it is None; then rows may have other columns.
+    steps, or tokens: how long; `tokens` are rounded down to whole steps of `batch` rows. at_once: rows of one forward
+    pass; gradients of batch / at_once passes add up. learning_rate: the peak of AdamW's.
     folder: keeps checkpoints, `every` so many seconds; a killed training resumes there and on a CPU ends in the same
     bytes (not with weights that FSDP spreads over processes: those train without a folder only). watch: called after
-    each step with its number, from 1, and its loss.
+    each step with its number, from 1, and its loss. stop: asked before each step with the number of those done; True
+    ends the training there. kind: torch's optimizer that steps float32 copies of the weights, AdamW where it is None.
+    clip: the norm to which a longer gradient is shortened.
+    A loss with `evaluates = True` is computed in eval mode.
 
     Raises ValueError, before anything is trained, for data shorter than a batch, a model without trained weights,
     arguments out of range, and a folder that holds a training with other arguments; OSError where its disk is too
     small. A loss or gradient that is not finite raises ValueError too, and the model goes back to the last checkpoint,
     which is good, or to the weights that it came with.
     """
-    ids = tokens_of(data, model)
+    source = training_data.of(data, model, checked=collate is None)
     trained = {name: each for name, each in model.named_parameters() if each.requires_grad}
-    steps = _check(ids, trained, steps, tokens, batch, at_once, learning_rate)
+    steps = _check(source, trained, steps, tokens, batch, at_once, learning_rate)
+    training_data.check_tables(model, source, at_once)
     settings = {"steps": steps, "batch": batch, "at_once": at_once, "learning_rate": learning_rate, "seed": seed}
+    settings |= {} if clip == 1 else {"clip": clip}
     if hasattr(loss, "check"):
         loss.check(model)
-    if steps * batch > len(ids):
-        amount, times = steps * batch * ids.shape[1], steps * batch / len(ids)
-        text = f"the {len(ids)} windows of {ids.shape[1]} tokens"
-        print(f"{amount:,} tokens of training are {times:.3g} passes over {text}")
+    if source.count is not None and steps * batch > source.count:
+        amount = "" if source.length is None else f"{steps * batch * source.length:,.0f} tokens of "
+        print(f"{amount}training are {steps * batch / source.count:.3g} passes over {source.described()}")
     if folder is not None:
-        folder = _open(Path(folder), model, ids, loss, trained, settings)
+        folder = _open(Path(folder), model, source, loss, trained, settings)
     with _as_it_was(model), _undone(trained) as undo:
-        trainer = _trainer(model, ids, loss, trained, settings, folder, every, watch)
-        return _run(trainer, undo, folder, learning_rate, (batch * ids.shape[1], ids.numel()))
+        rows = training_data.in_steps(source, model, settings, checked=collate is None)
+        options = {"folder": folder, "every": every, "watch": watch, "stop": stop}
+        trainer = _trainer(model, rows, loss, trained, settings, collate, kind, **options)
+        return _run(trainer, undo, folder, learning_rate, source.tokens)
 
 
-def _run(trainer, undo: Callable, folder: Path | None, learning_rate: float, tokens: tuple[int, int]) -> History:
-    """Train from the newest checkpoint on. tokens: of a step, and of the whole text."""
+def _run(trainer, undo: Callable, folder: Path | None, learning_rate: float, text_tokens: int | None) -> History:
+    """Train from the newest checkpoint on."""
     from lib.trainers import checkpoints
 
     there = checkpoints.checkpoints(folder) if folder else []
     try:
+        if trainer.stop and trainer.stop(checkpoints.steps(there)):
+            return History.of(_left(there, undo), text_tokens)
         trainer.train(resume_from_checkpoint=str(there[-1]) if there else None)
     except checkpoints.Diverged as error:
         there = checkpoints.checkpoints(folder) if folder else []
@@ -113,37 +104,50 @@ def _run(trainer, undo: Callable, folder: Path | None, learning_rate: float, tok
             trainer.bar.close()
     if folder and (not there or there[-1].name != f"checkpoint-{trainer.state.global_step}"):
         trainer.write()
-    entries = [entry for entry in trainer.state.log_history if "loss" in entry]
-    columns = ([entry[name] for entry in entries] for name in ("loss", "seconds", "learning_rate"))
-    return History(*columns, *tokens)
+    return History.of(trainer.state.log_history, text_tokens)
 
 
-def _trainer(model, ids, loss, trained, settings: dict, folder, every, watch):
+def _left(there: list[Path], undo: Callable) -> list[dict]:
+    """Take over the weights of the newest checkpoint, if there is one, and return what was logged up to it."""
+    from lib.trainers import checkpoints
+
+    if not there:
+        return []
+    undo(checkpoints.read(there[-1])[0])
+    return checkpoints.history(there[-1])
+
+
+def _trainer(model, rows, loss, trained, settings: dict, collate, kind, *, folder, **options):
     from lib.trainers import arguments
     from lib.trainers.checkpoints import Loop
     from lib.trainers.optimizer import AdamW
 
     made = arguments.make(settings, folder, cpu=logits.device(model).type == "cpu")
-    optimizer = None if arguments.sharded(made) else AdamW(trained, learning_rate=settings["learning_rate"])
-    batches = (windows(step, settings["batch"], len(ids), settings["seed"]) for step in range(settings["steps"]))
+    rate = settings["learning_rate"]
+    optimizer = None if arguments.sharded(made) else AdamW(trained, learning_rate=rate, kind=kind)
     return Loop(
         model=model,
         args=made,
-        train_dataset=[{"input_ids": ids[place], "window": place} for chosen in batches for place in chosen],
+        train_dataset=rows,
+        data_collator=collate or minibatch.collate,
         optimizers=(optimizer, None),
         loss=loss,
         folder=folder,
-        every=every,
-        watch=watch,
+        **options,
     )
 
 
-def _open(folder: Path, model, ids: Tensor, loss, trained: dict, settings: dict) -> Path:
+def _open(folder: Path, model, source: training_data.Source, loss, trained: dict, settings: dict) -> Path:
     """The folder of this very training, with room for its checkpoints; refused where it belongs to another."""
     from lib import checkpoints
     from lib.trainers import adapters
     from lib.trainers.checkpoints import KEPT, refuse_others
 
+    if source.identity is None:
+        raise ValueError(
+            f"folder={folder} for a stream that has no `identity`, a string that tells its rows from others': a "
+            "training can't resume on data that nobody knows again; set one, or give folder=None."
+        )
     # a value and two moments in float32; while one checkpoint is written, the one before it is still there
     size = 12 * sum(parameter.numel() for parameter in trained.values()) + _ROOM
     files.check_writable(folder / "checkpoint", 2 * size)
@@ -151,7 +155,7 @@ def _open(folder: Path, model, ids: Tensor, loss, trained: dict, settings: dict)
     names = hashlib.sha256(" ".join(sorted(trained)).encode()).hexdigest()[:12]
     identity = getattr(loss, "identity", None) or {"loss": loss.__module__.rpartition(".")[2]}
     job = {"model": checkpoints.fingerprint(model), "layers": structure.fingerprint(model), **adapters.chosen(model)}
-    job |= {"data": files.data_hash(ids), "names": names}
+    job |= {"data": source.identity, "names": names, "device": logits.device(model).type}
     refuse_others(folder)
     State(folder, **circumstances("trainers"), **job, **identity, **settings)
     folders.remove_leftovers(folder / "checkpoint", kept=KEPT, name=r"checkpoint-\d+")
@@ -165,7 +169,8 @@ def _as_it_was(model: nn.Module) -> Iterator[None]:
 
     state, modes = random_state(), {module: module.training for module in model.modules()}
     try:
-        yield
+        with rotary.forgetting(model):
+            yield
     finally:
         set_random_state(state)
         for module, mode in modes.items():
@@ -190,44 +195,37 @@ def _undone(trained: dict[str, nn.Parameter]) -> Iterator[Callable]:
 
 
 def tokens_of(data, model: nn.Module) -> Tensor:
-    """Token ids [count, length] of whatever `train_` takes as its data."""
-    from lib.sources import texts
-
-    columns = getattr(data, "column_names", None)
-    if columns is None:
-        return texts.tokens(data, model)
-    if "input_ids" not in columns:
-        raise ValueError(f"the data set has columns {', '.join(columns)}; it needs input_ids; tokenize it first.")
-    lengths = {len(row) for row in data["input_ids"]}
-    if len(lengths) != 1:
-        raise ValueError(
-            f"the data set's input_ids have {len(lengths)} lengths, {min(lengths, default=0)} to "
-            f"{max(lengths, default=0)}; windows of one length are trained on; cut the text into windows first."
-        )
-    return texts.tokens(torch.tensor(data["input_ids"]), model)
+    """Token ids [count, length] of data whose rows are windows of one length; ValueError for others."""
+    source = training_data.of(data, model)
+    if not source.alike:
+        raise ValueError("the data has rows of unequal lengths, or none that count; cut the text into windows first.")
+    return torch.stack([torch.as_tensor(source.rows[place]["input_ids"]) for place in range(source.count)])
 
 
-def _check(ids: Tensor, trained, steps, tokens, batch: int, at_once: int, learning_rate: float) -> int:
+def _check(source: training_data.Source, trained, steps, tokens, batch: int, at_once: int, learning_rate: float) -> int:
     """The number of steps."""
-    count, length = ids.shape
+    length = source.length
     if not trained:
         raise ValueError("no weight of the model requires a gradient; choose some with trainers.adapters.")
     if (steps is None) == (tokens is None):
         raise ValueError(f"steps={steps} and tokens={tokens}; exactly one of them says how long; give one.")
-    if length < 2 or batch < 1 or at_once < 1 or batch % at_once or not learning_rate > 0:
+    if (length or 2) < 2 or batch < 1 or at_once < 1 or batch % at_once or not learning_rate > 0:
         raise ValueError(
             f"batch={batch}, at_once={at_once}, learning_rate={learning_rate} on windows of {length} tokens; allowed "
             "are batches of 1 or more windows, a divisor of it at once, a positive rate, and 2 or more tokens."
         )
-    if count < batch:
+    if source.count is not None and source.count < batch:
+        has = f"the healing text has {source.described().removeprefix('the ')}"
         raise ValueError(
-            f"the healing text has {count} windows of {length} tokens and a batch takes {batch}; at least one batch "
-            "is needed; give a longer text, or shorter windows, or a smaller batch."
+            f"{has} and a batch takes {batch}; at least one batch is needed; give a longer text, or shorter windows, "
+            "or a smaller batch."
         )
-    steps = tokens // (batch * length) if steps is None else steps
+    if steps is None and length is None:
+        raise ValueError(f"tokens={tokens} of data whose length nobody knows; say how long by steps.")
+    steps = int(tokens // (batch * length)) if steps is None else steps
     if steps < 1:
         raise ValueError(
             f"steps={steps}" + (f" from tokens={tokens}" if tokens is not None else "") + "; 1 or more are allowed, "
-            f"and a step takes {batch * length} tokens; train longer or take a smaller batch."
+            f"and a step takes {batch * (length or 0):.0f} tokens; train longer or take a smaller batch."
         )
     return steps

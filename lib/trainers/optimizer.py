@@ -13,15 +13,25 @@ MOMENTS = ("exp_avg", "exp_avg_sq", "step")  # what AdamW keeps of each weight
 
 
 class AdamW(torch.optim.Optimizer):
-    """AdamW on float32 copies of `parameters` (name -> parameter); the learning rate is that of `param_groups`."""
+    """AdamW on float32 copies of `parameters` (name -> parameter); the learning rate is that of `param_groups`.
 
-    def __init__(self, parameters: dict[str, torch.nn.Parameter], *, learning_rate: float, weight_decay: float = 0.0):
+    kind: another optimizer of torch with Adam's arguments and memory, `torch.optim.Adam` say.
+    """
+
+    def __init__(
+        self,
+        parameters: dict[str, torch.nn.Parameter],
+        *,
+        learning_rate: float,
+        weight_decay: float = 0.0,
+        kind: type[torch.optim.Optimizer] | None = None,
+    ):
         super().__init__(list(parameters.values()), {"lr": learning_rate})
         self.names = dict(parameters)
         self.copies = {name: parameter.detach().float().clone() for name, parameter in parameters.items()}
-        self.inner = torch.optim.AdamW(
-            self.copies.values(), lr=learning_rate, betas=BETAS, weight_decay=weight_decay, fused=True
-        )
+        options = {"lr": learning_rate, "betas": BETAS, "weight_decay": weight_decay}
+        options |= {"fused": True} if kind is None else {}
+        self.inner = (kind or torch.optim.AdamW)(self.copies.values(), **options)
 
     @torch.no_grad()
     def step(self, closure=None):

@@ -1,4 +1,4 @@
-"""Which windows a step sees, and at which share of the peak learning rate."""
+"""Which rows a step of a training reads, and at which share of its learning rate."""
 
 import math
 
@@ -13,10 +13,21 @@ def schedule(step: int, steps: int) -> float:
     return min(1.0, rise) * (1 + math.cos(math.pi * step / steps)) / 2
 
 
+class Order:
+    """Endlessly many permutations of `count` rows, one after the other, by `seed`: place -> row."""
+
+    def __init__(self, count: int, seed: int):
+        self.count, self.seed, self._epoch = count, seed, (-1, [])
+
+    def __getitem__(self, place: int) -> int:
+        epoch = place // self.count
+        if self._epoch[0] != epoch:
+            generator = torch.Generator().manual_seed((self.seed << 12) + epoch)  # no seed meets another's epochs
+            self._epoch = epoch, torch.randperm(self.count, generator=generator)
+        return int(self._epoch[1][place % self.count])
+
+
 def windows(step: int, batch: int, count: int, seed: int) -> list[int]:
     """Indices of the windows of `step`: the next `batch` of endlessly many seeded permutations of `count` windows."""
-    chosen = []
-    for place in range(step * batch, (step + 1) * batch):
-        generator = torch.Generator().manual_seed((seed << 12) + place // count)  # no seed meets another's epochs
-        chosen.append(int(torch.randperm(count, generator=generator)[place % count]))
-    return chosen
+    order = Order(count, seed)
+    return [order[place] for place in range(step * batch, (step + 1) * batch)]

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from lib import files
 from lib.models import blocks, logits, structure
 from lib.models.reference import digest
-from lib.trainers import chunked
+from lib.trainers import chunked, minibatch
 
 K = 64
 PART = 64  # windows of one file: what a killed job repeats at most
@@ -51,8 +51,9 @@ class Kept:
 
         Its gradient by the logit of one of the k tokens is q - p, by any other q (1 - p_rest / q_rest).
         """
-        ids = self.ids[batch["window"]].flatten(0, 1).long()
-        logp = self.logp[batch["window"]].flatten(0, 1)
+        places = batch["window"].cpu()
+        ids = minibatch.select(self.ids[places], batch).long()
+        logp = minibatch.select(self.logp[places], batch)
 
         def of_logits(found: Tensor, rows: slice) -> tuple[Tensor, Tensor]:
             here, log_p = ids[rows].to(found.device), logp[rows].to(found.device)
@@ -63,7 +64,7 @@ class Kept:
             gradient = q.exp() * (1 - rest_p / log_rest_q.exp())[:, None]
             return loss, gradient.scatter_(-1, here, q.gather(-1, here).exp() - p)
 
-        return chunked.mean(model, batch["input_ids"], of_logits)
+        return chunked.mean(model, batch, of_logits)
 
 
 def keep(teacher: nn.Module, windows, *, k: int = K, folder: Path | str | None = None) -> Kept:

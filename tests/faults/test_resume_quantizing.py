@@ -5,13 +5,14 @@ import functools
 import inspect
 import json
 import multiprocessing
+import os
 import random
 import shutil
 import time
+from pathlib import Path
 
 import pytest
 import torch
-from safetensors import safe_open
 
 from lib import jobs, quantizers
 from lib.quantizers import allocate, embedding, learned_zero_points, rtn, scales, sensitivity
@@ -83,18 +84,19 @@ def work(method, folder, started):
 
 def finished(folder):
     """Finished units of work: files (of some methods in folders of their own), and the saved steps of a training."""
-    found = [path for path in folder.rglob("*.safetensors") if path.name != "training.safetensors"]
-    found += folder.rglob("losses-*.json")
-    for path in folder.rglob("training.safetensors"):
-        with safe_open(path, "pt") as file:
-            found += [path.with_name(f"step {step}") for step in range(int(file.metadata()["step"]))]
-    return sorted(found)
+    found, done = [], 0
+    for root, folders, names in os.walk(folder):  # folders come and go meanwhile
+        done = max([done, *(int(name[11:]) for name in folders if name.startswith("checkpoint-"))])
+        for path in (Path(root) / name for name in names if not Path(root).name.startswith((".", "checkpoint-"))):
+            if path.suffix == ".safetensors" or path.match("losses-*.json"):
+                found.append(path)
+    return sorted([*found, *(folder / f"step {step}" for step in range(done))])
 
 
 def forking():
     """Processes that are forked from one that has imported everything: an interpreter for each would take seconds."""
     processes = multiprocessing.get_context("forkserver")
-    processes.set_forkserver_preload([__name__, "transformers.models.llama.modeling_llama"])
+    processes.set_forkserver_preload([__name__, "transformers.models.llama.modeling_llama", "lib.trainers.checkpoints"])
     return processes
 
 

@@ -1,0 +1,37 @@
+"""What is known of a training when it has ended."""
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class History:
+    """What a training leaves beside the model: one entry a step. seconds: since the start, kills left out.
+
+    tokens_per_step: their mean, where steps differ. text_tokens: how many the data has, each counted once; None of a
+    stream.
+    """
+
+    losses: list[float]
+    seconds: list[float]
+    learning_rates: list[float]
+    tokens_per_step: int | float
+    text_tokens: int | None
+
+    @property
+    def tokens(self) -> int:
+        """Tokens trained on, repetitions included."""
+        return round(self.tokens_per_step * len(self.losses))
+
+    @property
+    def passes(self) -> float | None:
+        """How many times the data was read; None of a stream, which has no end."""
+        return None if self.text_tokens is None else self.tokens / self.text_tokens
+
+    @classmethod
+    def of(cls, logged: list[dict], text_tokens: int | None) -> "History":
+        """That of a training which has `logged` so much, step after step."""
+        entries = [entry for entry in logged if "loss" in entry]
+        names = ("loss", "seconds", "learning_rate", "tokens")
+        losses, seconds, rates, tokens = ([entry[name] for entry in entries] for name in names)
+        each = sum(tokens) / max(1, len(tokens))
+        return cls(losses, seconds, rates, int(each) if each == int(each) else each, text_tokens)

@@ -1,0 +1,119 @@
+"""What may be given to a training as its data, and what is known of it before the first step."""
+
+import hashlib
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from torch.utils.data import Dataset
+
+from lib import files
+from lib.models import rotary
+from lib.sources import texts
+from lib.trainers import minibatch
+
+
+@dataclass(frozen=True)
+class Source:
+    """Rows to train on: `count` of them with `tokens` in all; None where nobody knows before they were read.
+
+    rows: row dicts, sized or an iterable. identity: what tells this data from other data, None where nothing does.
+    """
+
+    rows: Sequence[dict] | Iterable[dict]
+    count: int | None
+    tokens: int | None
+    identity: str | None
+    alike: bool = False  # whether all rows have the same length and learn every token
+
+    @property
+    def length(self) -> float | None:
+        """Tokens of a row, on average; a whole number where all rows are alike."""
+        if self.tokens is None:
+            return None
+        return self.tokens // self.count if self.alike else self.tokens / self.count
+
+    def described(self) -> str:
+        """How much there is, in words."""
+        if self.count is None:
+            return "the stream"
+        return f"the {self.count} windows of {self.length} tokens" if self.alike else f"the {self.count} rows"
+
+
+def of(data, model: nn.Module, *, checked: bool = True) -> Source:
+    """The `Source` of whatever `loop.train_` takes as its data.
+
+    checked: whether rows must be tokens for `model`; a collator of one's own may take others. Raises ValueError for
+    rows that it can't be trained on, TypeError for what holds no rows.
+    """
+    if isinstance(data, Source):
+        return data
+    if isinstance(data, Tensor | texts.Windows | texts.Text):
+        return _windows(texts.tokens(data, model))
+    columns = getattr(data, "column_names", None)
+    if checked and columns is not None and "input_ids" not in columns:
+        raise ValueError(f"the data set has columns {', '.join(columns)}; it needs input_ids; tokenize it first.")
+    if hasattr(data, "__len__") and hasattr(data, "__getitem__"):
+        return _rows(data, model, columns) if checked else Source(data, len(data), None, _identity(data))
+    if hasattr(data, "__iter__"):
+        return Source(data, None, None, _identity(data))
+    raise TypeError(
+        f"a {type(data).__name__} was given as data; windows of text, token ids [count, length], and sized or iterable "
+        "data sets of rows with input_ids are allowed; give one of these."
+    )
+
+
+def check_tables(model: nn.Module, source: Source, at_once: int) -> None:
+    """Raise ValueError where rows of one forward pass would be read by the position tables of the longest of them."""
+    if at_once > 1 and not source.alike and rotary.Tables.of(model).change:
+        raise ValueError(
+            f"at_once={at_once} rows of unequal lengths, and position tables of {type(model).__name__} that change "
+            "with the length: a row would depend on those beside it; give at_once=1."
+        )
+
+
+def in_steps(source: Source, model: nn.Module, settings: dict, *, checked: bool = True) -> Dataset:
+    """The rows of all steps in their order, as torch's data loaders take them; settings: steps, batch and seed."""
+    check = minibatch.checker(model) if checked else lambda row, place: row
+    if source.count is None:
+        return minibatch.Streamed(source.rows, batch=settings["batch"], check=check)
+    order = {name: settings[name] for name in ("steps", "batch", "seed")}
+    return minibatch.Drawn(source.rows, **order, check=check)
+
+
+class _Windows(Sequence):
+    def __init__(self, ids: Tensor):
+        self.ids = ids
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+    def __getitem__(self, place):
+        return {"input_ids": self.ids[place]}
+
+
+def _windows(ids: Tensor) -> Source:
+    return Source(_Windows(ids), len(ids), ids.numel(), files.data_hash(ids), alike=True)
+
+
+def _rows(data, model: nn.Module, columns) -> Source:
+    """A sized data set of rows, each of which is looked at once: what is wrong with one is said before the work."""
+    check, hasher, tokens, lengths = minibatch.checker(model), hashlib.sha256(), 0, set()
+    for place in range(len(data)):
+        row = check(data[place], place)
+        tokens += int(row["attention_mask"].sum())
+        lengths.add(len(row["input_ids"]) if (row["labels"] == row["input_ids"]).all() else -1)
+        for name in sorted(row):
+            value = torch.as_tensor(row[name]) if not isinstance(row[name], str) else None
+            hasher.update(f"{name} {row[name] if value is None else value.tolist()}".encode())
+    if columns is not None and set(columns) == {"input_ids"} and len(lengths) == 1:
+        return _windows(torch.tensor(data["input_ids"][:]))  # windows, in another form
+    alike = len(lengths) == 1 and -1 not in lengths
+    return Source(data, len(data), tokens, hasher.hexdigest(), alike)
+
+
+def _identity(data) -> str | None:
+    """What a data set says of itself: its `identity`, or the fingerprint that Hugging Face keeps."""
+    found = getattr(data, "identity", None) or getattr(data, "_fingerprint", None)
+    return None if found is None else str(found)
