@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pandas as pd
 
-from lib import claims, files, machine, records, results
+from lib import claims, files, machine, published, records, results
 from lib.report import (
     changes,
     compare,
@@ -107,7 +107,9 @@ def build() -> Path:
 
 
 def readme(path: Path | None = None) -> Path:
-    """Put the results table between the two marks in README.md, and its figure into data/figures/readme.png.
+    """Put results table, published numbers and figure into README.md and data/figures/readme.png.
+
+    The table stands between two marks, each published number between two of its own (`published.write_marks`).
 
     Raises ValueError when a mark is missing, or when there is no finished run to show.
     """
@@ -122,7 +124,7 @@ def readme(path: Path | None = None) -> Path:
         raise ValueError(f"no finished run of {rows.BENCHMARK} is on record; a README shows real ones; `make report`.")
     files.write_bytes(files.figures() / "readme.png", style.png(figures.quality_by_bytes(table)))
     block = f"{frame.attrs['title']}\n\n{tables.markdown(frame)}"
-    return files.write_text(path, f"{before}{BEGIN}\n{block}\n{END}{after}")
+    return files.write_text(path, published.write_marks(f"{before}{BEGIN}\n{block}\n{END}{after}"))
 
 
 def _unbroken(sentence: str) -> str:
