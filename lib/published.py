@@ -16,7 +16,7 @@ from lib import files
 
 ATTEMPTS = "attempts.json"  # of the notebooks, by their names: what was tried and what came of it
 _NUMBER = re.compile(r"(-?[\d,]+(?:\.\d+)?)(?: ± ([\d,]+(?:\.\d+)?))?(?: \(.*\))?")
-_MARK = re.compile(r"<!-- ([^/>]+?) / ([^/>]+?) / ([^>]+?) / ([^/>]+?) -->(.*?)<!-- -->", re.DOTALL)
+_MARK = re.compile(r"<!-- ([^>\n]+?) / ([^>\n]+?) / ([^>\n]+?) / ([^>\n]+?) -->(.*?)<!-- -->", re.DOTALL)
 
 
 @dataclass(frozen=True)
@@ -109,4 +109,4 @@ def unmarked(text: str) -> list[str]:
     """
     rest = re.sub(r"<!-- (\w+):begin -->.*?<!-- \1:end -->", "", _MARK.sub("", text), flags=re.DOTALL)
     units = r"(?:tokens/s|nats|MB/s|GB/s|times as fast|times faster|% of the|samples a second)"
-    return re.findall(rf"[\d.,]+ ± [\d.,]+|[\d.,]+ {units}|perplexity (?:of )?[\d.]+", rest)
+    return re.findall(rf"\d[\d.,]* ± \d[\d.,]*|\d[\d.,]* {units}|perplexity (?:of )?[\d.]+", rest)
