@@ -114,6 +114,13 @@ def test_an_adapter_of_another_model_or_with_lost_weights_is_refused(folders):
     path.write_text(json.dumps({**config, "base_model_name_or_path": str(folders / "wide")}))
     with pytest.raises(ValueError, match=r"can't be merged into LlamaForCausalLM.*size mismatch"):
         models.load(str(folders / "adapter"), adapter="merge")
+    for named, error, match in (
+        (None, ValueError, "names no base_model_name_or_path"),
+        ("/not/there", FileNotFoundError, "'/not/there' is neither packaged nor a folder"),
+    ):
+        path.write_text(json.dumps({**config, "base_model_name_or_path": named}))
+        with pytest.raises(error, match=match):
+            models.load(str(folders / "adapter"), adapter="merge")
     path.write_text(json.dumps(config))
     tensors = load_file(folders / "adapter/adapter_model.safetensors")
     tensors.popitem()

@@ -51,6 +51,17 @@ def base(folder: Path) -> str | None:
     return json_object(folder / CONFIG).get("base_model_name_or_path")
 
 
+def named_base(folder: Path) -> str:
+    """As `base`, for an adapter that lies alone; ValueError where it doesn't say what it was made for."""
+    found = base(folder)
+    if not found:
+        raise ValueError(
+            f"{place(folder / CONFIG)} names no base_model_name_or_path, the model that it was made for; a folder or a "
+            f"Hub id must stand there; add it, or merge the adapter yourself: {MERGE}."
+        )
+    return found
+
+
 def merge(model, folder: Path):
     """`model` with the adapter in `folder` merged into its weights, an ordinary model again.
 

@@ -80,7 +80,7 @@ def _read(folder: Path, dtype, adapter: str | None):
     """(model, tokenizer) of a folder, checked; with its adapter merged where that is asked for."""
     adapters.check(folder, adapter)
     if adapter == "merge" and adapters.alone(folder):
-        whole, _ = find(str(adapters.base(folder)))
+        whole, _ = find(adapters.named_base(folder))
         model, tokenizer = reading.read(whole, checkpoints.checkpoint(whole), dtype)
         tokenizer = reading.tokenizer(folder) if (folder / "tokenizer.json").is_file() else tokenizer
     else:
@@ -90,7 +90,7 @@ def _read(folder: Path, dtype, adapter: str | None):
 
 def _of_merged(folder: Path) -> str:
     """The fingerprint of a model and the adapter that was merged into it."""
-    whole = find(str(adapters.base(folder)))[0] if adapters.alone(folder) else folder
+    whole = find(adapters.named_base(folder))[0] if adapters.alone(folder) else folder
     hashes = [fingerprint(whole), *(checkpoints.sha256(folder / name) for name in (adapters.CONFIG, adapters.WEIGHTS))]
     return hashlib.sha256("\n".join(hashes).encode()).hexdigest()
 
