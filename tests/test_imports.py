@@ -29,6 +29,10 @@ def test_packages_keep_their_order():
     assert cli.lint_imports(config_filename=str(ROOT / "pyproject.toml"), no_cache=True) == cli.EXIT_STATUS_SUCCESS
 
 
+def test_no_module_imports_itself_through_others(graph):
+    assert circle(graph) is None
+
+
 def test_a_circle_is_seen(graph):
     graph.add_import(importer="lib.files", imported="lib.benchmark")
     assert set(circle(graph)) >= {"lib.files", "lib.benchmark"}

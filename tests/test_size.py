@@ -8,7 +8,7 @@ import torch
 from safetensors.torch import save_file
 
 from lib import quantizers
-from lib.export import compressed_tensors, packing, plain, size
+from lib.export import compressed_tensors, contents, packing, plain, size
 from lib.metrics import count
 from lib.quantized import replace
 from lib.quantizers import calibrate, embedding
@@ -48,7 +48,7 @@ def apply_(model, grids):
 
 
 def shipped(model, folder):
-    save = compressed_tensors.save if compressed_tensors.layers(model) else plain.save
+    save = compressed_tensors.save if contents.layers(model) else plain.save
     save(model, tiny.tokenizer(), folder)
     table = count.ledger(folder)
     sizes = {path.name: path.stat().st_size for path in folder.iterdir()}

@@ -21,7 +21,7 @@ import numpy as np
 from lib import machine
 from lib.runtime import cpu
 from lib.runtime.families import LINEARS, NORMS
-from lib.runtime.weights import Weights, check, from_model
+from lib.runtime.weights import Weights, check
 
 ROWS = 264  # positions that one call takes at most: bounds the memory for activations; a multiple of 24
 FIRST = 512  # positions that the cache has room for at first, unless more are asked for; it grows by doubling
@@ -203,6 +203,8 @@ def weights_of(model) -> Weights:
     """The weights of a packed model, taken out once."""
     found = getattr(model, "_packed_weights", None)
     if found is None:
+        from lib.runtime.packed_model import from_model  # a process that only runs folders needs no torch
+
         found = from_model(model)
         object.__setattr__(model, "_packed_weights", found)
     return found
