@@ -227,3 +227,10 @@ def test_unknown_factor_and_metric_name_the_nearest():
         results.arms(results.table(), "bit", metric="perplexity")
     with pytest.raises(ValueError, match="did you mean 'perplexity'"):
         results.arms(results.table(), "bits", metric="perplexities")
+
+
+def test_half_a_character_in_a_record_becomes_the_sign_for_it(home):
+    run = finished_run(labels={"answer": "cut \ud83d and whole \ud83d\ude00"}, prompt="\udc00")
+    kept = json.loads(run.path.read_text(encoding="utf-8"))
+    assert kept["parameters"]["prompt"] == "\ufffd"
+    assert kept["rows"][0]["labels"]["answer"] == "cut \ufffd and whole \U0001f600"

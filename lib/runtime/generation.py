@@ -76,7 +76,7 @@ def _backend(model, count: int):
 
         print(f"runtime: {error}")
         backend = session_backend.Sessions([sessions.ModelSession(model) for _ in range(count)])
-        limit = model.config.get_text_config().max_position_embeddings
+        limit = getattr(model.config.get_text_config(), "max_position_embeddings", None)
         return backend, getattr(model, "tokenizer", None), limit, ends.of_model(model)
     return Slots(weights, count), weights.tokenizer, weights.limit, weights.stops
 
@@ -89,13 +89,13 @@ def _ids(prompt, tokenizer) -> list[int]:
     return tokenization.ids(tokenizer, [prompt])[0]
 
 
-def _check(prompts: list[list[int]], new_tokens: int, limit: int) -> None:
+def _check(prompts: list[list[int]], new_tokens: int, limit: int | None) -> None:
     if isinstance(new_tokens, bool) or not isinstance(new_tokens, int) or new_tokens < 1:
         raise ValueError(f"new_tokens={new_tokens!r}; choose a whole number from 1.")
     for index, ids in enumerate(prompts):
         if not ids:
             raise ValueError(f"prompt {index} has no tokens; one or more are allowed; begin it with the BOS token.")
-        if len(ids) + new_tokens > limit:
+        if limit is not None and len(ids) + new_tokens > limit:
             raise ValueError(
                 f"prompt {index} of {len(ids)} tokens and {new_tokens} new ones exceed the context of {limit}; "
                 f"ask for at most {max(limit - len(ids), 0)} new tokens, or shorten the prompt."
