@@ -7,6 +7,7 @@ from hypothesis import strategies as st
 
 from lib.evaluation import local, prefixes
 from lib.models import logits
+from lib.tasks.task import Likelihood
 from tests import tiny
 
 sequences = st.lists(st.lists(st.integers(0, 2), min_size=1, max_size=9).map(tuple), min_size=1, max_size=12)
@@ -111,3 +112,35 @@ def test_a_model_that_ignores_its_mask_is_found_out():
     inner, whole = model.model.forward, {}
     model.model.forward = lambda *args, **options: inner(*args, **{**options, "attention_mask": whole.get("mask")})
     assert not local.Local(model).shares
+
+
+@pytest.mark.parametrize(("family", "shares"), [("GPTNeo", False), ("Mistral", True), ("Llama4", False)])
+def test_windows_wider_than_a_trial_are_those_of_each_sequence_alone(family, shares):
+    """GPT-Neo's window counts the columns of a pass, in which packed sequences lie side by side."""
+    import transformers
+
+    sizes = {"vocab_size": 256, "hidden_size": 64, "intermediate_size": 96, "max_position_embeddings": 128}
+    sizes |= {"initializer_range": 0.2, "pad_token_id": 0, "bos_token_id": 0, "eos_token_id": 0}
+    sizes |= {
+        "GPTNeo": {"num_layers": 2, "num_heads": 4, "attention_types": [[["global", "local"], 1]], "window_size": 24},
+        "Mistral": {"num_hidden_layers": 2, "num_attention_heads": 4, "num_key_value_heads": 2, "sliding_window": 24},
+        "Llama4": {
+            "num_hidden_layers": 4, "num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 16,
+            "attention_chunk_size": 24, "intermediate_size_mlp": 96, "num_local_experts": 2,
+        },
+    }[family]  # fmt: skip
+    config = getattr(transformers, "Llama4TextConfig" if family == "Llama4" else f"{family}Config")(**sizes)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        model = getattr(transformers, f"{family}ForCausalLM")(config).eval()
+    begin, ends = tiny.tokens(1, 40)[0].tolist(), tiny.tokens(3, 12, seed=1).tolist()
+    context = tiny.tokenizer().decode([65 + token % 26 for token in begin])
+    requests = [Likelihood(context, tiny.tokenizer().decode([97 + token % 26 for token in end])) for end in ends]
+    engine = local.Local(model, tiny.tokenizer())
+    assert engine.shares == shares
+    for request, found in zip(requests, engine.loglikelihoods(requests)):
+        whole = torch.tensor([list((request.context + request.continuation).encode())])
+        with torch.no_grad():
+            expected = model(input_ids=whole[:, :-1], use_cache=False).logits[0, 39:].log_softmax(-1)
+        expected = expected.gather(-1, whole[0, 40:, None]).sum().item()
+        assert found.logprob == pytest.approx(expected, abs=1e-3)

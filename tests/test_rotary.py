@@ -61,10 +61,12 @@ def _built(name):
     return model
 
 
+class Longer(Local):
+    longest = 128  # where dynamic tables are used, more is read than the model has positions
+
+
 def engine(name):
-    made = Local(build(name))
-    made.longest = 128  # where dynamic tables are used, more is read than the model has positions
-    return made
+    return Longer(build(name))
 
 
 def session(name):
@@ -125,7 +127,7 @@ def test_a_likelihood_is_that_of_the_request_alone(name):
     assert again[1] is None
 
 
-@pytest.mark.parametrize("name", KINDS)
+@pytest.mark.parametrize("name", [name for name in KINDS if "longrope" in name])
 def test_a_text_is_that_of_the_prompt_alone(name):
     prompts = ["ab", "the middle one, twenty", "one that is much longer than all the tables of short texts"]
     requests = [Generation(prompt, (), 8) for prompt in prompts]

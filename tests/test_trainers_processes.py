@@ -1,5 +1,6 @@
 """Two processes that share a batch end where one process does."""
 
+import copy
 import json
 import os
 import subprocess
@@ -11,6 +12,7 @@ import torch
 
 from lib import files
 from lib.pruners import heal
+from lib.quantizers import rtn, scales
 from lib.trainers import arguments, loop, next_token
 from tests import tiny
 from tests.test_training_data import Stream, rows
@@ -20,6 +22,7 @@ SCRIPT = """
 import sys
 from safetensors.torch import save_model
 from lib.pruners import heal
+from lib.quantizers import rtn, scales
 from tests import tiny
 from tests.test_training_data import Stream, rows
 from tests.test_trainers_processes import SETTINGS
@@ -56,13 +59,14 @@ ROWS = """
 import json, sys
 import torch.distributed
 from lib.trainers import loop, next_token
-from tests.test_trainers_processes import SETTINGS, trained
+from tests.test_trainers_processes import SETTINGS, trained, tuned
 from tests.test_training_data import Stream, rows
 found = []
 for data in (rows(), Stream()):
     model = trained()
     history = loop.train_(model, data, next_token.loss, at_once=1, **SETTINGS)
     found.append([history.losses, history.tokens, sum(each.double().abs().sum().item() for each in model.parameters())])
+found.append(tuned())
 assert torch.distributed.get_backend() == "gloo" and torch.distributed.get_world_size() == 2
 if torch.distributed.get_rank() == 0:
     open(sys.argv[1], "w").write(json.dumps(found))
@@ -71,6 +75,16 @@ if torch.distributed.get_rank() == 0:
 
 def trained():
     return tiny.llama(num_hidden_layers=2)
+
+
+def tuned():
+    """Losses of scales end to end, and the scales."""
+    original, losses = trained(), []
+    model = copy.deepcopy(original)
+    rtn.quantize_(model, bits=3, group_size=32)
+    options = {"steps": 3, "batch": 2, "learning_rate": 0.01}
+    done = scales.tune_(model, tiny.tokens(4, 24), original, **options, watch=lambda _, loss: losses.append(loss))
+    return [losses, sum(each.scale.double().sum().item() for each in done.values())]
 
 
 def test_two_processes_of_accelerate_have_the_loss_of_one_on_rows_of_unequal_lengths(tmp_path):
@@ -87,6 +101,8 @@ def test_two_processes_of_accelerate_have_the_loss_of_one_on_rows_of_unequal_len
         history = loop.train_(model, data, next_token.loss, at_once=2, **SETTINGS)
         assert losses == pytest.approx(history.losses, rel=1e-5) and tokens == history.tokens
         assert size == pytest.approx(sum(each.double().abs().sum().item() for each in model.parameters()), rel=1e-6)
+    losses, size = tuned()
+    assert found[2][0] == pytest.approx(losses, rel=1e-5) and found[2][1] == pytest.approx(size, rel=1e-5)
 
 
 def test_batches_that_cannot_be_shared_are_refused(tmp_path, monkeypatch):

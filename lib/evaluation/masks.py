@@ -5,6 +5,8 @@ from torch import Tensor, nn
 
 from lib.models import blocks
 
+WINDOWS = {"sliding_window", "use_sliding_window", "max_window_layers", "sliding_window_pattern"}  # known, or no size
+
 
 def prepare(model: nn.Module, visible: Tensor, distance: Tensor):
     """What to give as `attention_mask`, from who sees whom.
@@ -16,8 +18,10 @@ def prepare(model: nn.Module, visible: Tensor, distance: Tensor):
     config = blocks.config(model)
     window = getattr(config, "sliding_window", None)
     kinds = set(getattr(config, "layer_types", None) or [])
-    if unknown := kinds - {"full_attention", "sliding_attention"}:
-        raise ValueError(f"layers of the types {sorted(unknown)}, whose masks are not made here; run requests alone.")
+    unknown = sorted(kinds - {"full_attention", "sliding_attention"})
+    unknown += [name for name, value in vars(config).items() if _is_other_window(name, value)]
+    if unknown:
+        raise ValueError(f"attention by {', '.join(unknown)}, whose masks are not made here; run requests alone.")
     if window is None or not getattr(config, "use_sliding_window", True) or int(distance.max()) < window:
         full = _additive(model, visible)
         return {kind: full for kind in kinds} if len(kinds) > 1 else full
@@ -26,6 +30,11 @@ def prepare(model: nn.Module, visible: Tensor, distance: Tensor):
         return near
     full = _additive(model, visible)
     return full if kinds == {"full_attention"} else {"full_attention": full, "sliding_attention": near}
+
+
+def _is_other_window(name: str, value) -> bool:
+    """Whether a setting is a window of another kind: GPT-Neo's counts columns of the cache instead of positions."""
+    return "window" in name and name not in WINDOWS and isinstance(value, int) and value > 0
 
 
 def _additive(model: nn.Module, visible: Tensor) -> Tensor:

@@ -15,6 +15,7 @@ backward pass makes it again. Where the activations don't fit into memory, block
 
 import contextlib
 import math
+import os
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import ClassVar
@@ -76,7 +77,8 @@ def tune_(
     original.check(tokens)
     identity = {"method": kind.METHOD, "reference": original.fingerprint, "quantizers": jobs.code("quantizers")}
     identity["calibration"] = files.data_hash(tokens)
-    settings = {"steps": steps, "batch": batch, "at_once": batch, "learning_rate": rate, "seed": seed}
+    at_once = max(1, batch // int(os.environ.get("WORLD_SIZE", 1)))  # processes share a step
+    settings = {"steps": steps, "batch": batch, "at_once": at_once, "learning_rate": rate, "seed": seed}
     options = {"folder": state, "every": jobs.EVERY, "watch": watch, "stop": stop}
     options |= {"kind": torch.optim.Adam, "clip": math.inf}
     with _tuned(model, found, again, kind) as tuned, torch.enable_grad():

@@ -1,7 +1,8 @@
 """The blocks that teacher and student have in common at the start: run once, for both.
 
 Pruning leaves the blocks before the first one removed as they were. Where they also stay as they were during healing
-(`adapters.full_(model, first=...)`), both models compute the same hidden states there, to the last bit.
+(`adapters.full_(model, first=...)`), both models compute the same hidden states there, to the last bit. They are the
+teacher's, which runs in eval mode: no dropout is drawn in blocks that are shared.
 """
 
 import torch
