@@ -147,3 +147,20 @@ def test_the_packed_engine_reads_its_folder(original, test_text, tmp_path):
     ids = texts.tokens(test_text.windows(1, 32), model)
     found, expected = torch.as_tensor(runtime.Session(weights).extend(ids[0])), logits(model, ids)[0]
     assert (found - expected).norm() < 0.1 * expected.norm()
+
+
+def test_the_packed_engine_beyond_the_window():
+    """700 tokens, where local blocks see 512: closer to float32 than bfloat16 in transformers, by both ways in."""
+    from lib import runtime
+
+    loaded = runtime.load(str(FOLDER), embedding_bits=None)
+    model = models.load(str(FOLDER))[0]
+    ids = texts.tokens(texts.load("packaged", split="test").windows(1, 700), model)
+    rounded = logits(model, ids)[0].float()
+    wanted = logits(model.float(), ids)[0]
+    found = runtime.Session(loaded).extend(ids[0])
+    far = [float((part[512:] - wanted[512:]).norm() / wanted[512:].norm()) for part in (found, rounded)]
+    assert far[0] < far[1] and far[0] < 0.01 and (found.argmax(-1) == wanted.argmax(-1)).float().mean() > 0.99
+    again = runtime.Session(runtime.pack_(model, embedding_bits=None)).extend(ids[0])
+    assert float((again - found).norm() / found.norm()) < 0.005
+    assert loaded.stops == (1,) and sum(map(bool, loaded.architecture.windows)) == 15
