@@ -110,7 +110,7 @@ def test_half_a_character_is_refused_with_its_place():
 STOPPED = {  # tokens that are written, stop strings -> tokens of the answer, reason, text
     "a special token": ([*letters("ok"), 2, *letters("no")], ["<|user|>"], 3, "stop", "ok"),
     "special tokens and letters": ([*letters("ok"), 2, *letters("xyz")], ["|>xy"], 5, "stop", "okxy"),
-    "not across a skipped token": ([*letters("a"), 2, *letters("b."), 1], ["zz", "a.b"], 5, "eos", "ab."),
+    "not across a skipped token": ([*letters("a"), 2, *letters("b."), 1], ["zz", "b.c", "ab"], 5, "eos", ""),
     "over several tokens": (letters("one END two"), ["END", "two"], 7, "stop", "one "),
     "the first of several": (letters("one two END"), ["END", "two"], 7, "stop", "one "),
     "a character of several tokens": (letters("a é!"), ["é!"], 5, "stop", "a "),
@@ -138,11 +138,14 @@ def test_the_harness_and_the_loops_stop_there_too(case):
     from transformers.generation import StoppingCriteriaList
 
     utils = pytest.importorskip("lm_eval.models.utils_hf")
+    finished = pytest.importorskip("lm_eval.models.utils")
     tokens, strings, count, reason, text = STOPPED[case]
     made, prompt = tokenizer(), [70, 80]
     criteria: StoppingCriteriaList = utils.stop_sequences_criteria(made, strings, len(prompt), 1)
     stopped = [bool(criteria(torch.tensor([prompt + tokens[:n]]), None)) for n in range(1, count + 1)]
     assert stopped == [False] * (count - 1) + [reason == "stop"]
+    whole = made.decode(tokens[:count], skip_special_tokens=True)
+    assert finished.postprocess_generated_text(whole, strings, None) == text
     table = tabular.TabularSession(260, seed=3)
     for before, last, following in zip([*prompt, *tokens], [prompt[1], *tokens], tokens):
         table.logits[before, last, following] = 50
