@@ -106,6 +106,19 @@ def test_a_part_of_the_passes_gives_the_bits_of_the_whole():
     assert all(torch.equal(part[done], whole[done]) for done in part)
 
 
+def test_sharing_is_tried_again_when_the_layers_change(monkeypatch):
+    model, tried = tiny.llama(), []
+    monkeypatch.setattr(local, "shares_prefixes", lambda model: tried.append(model) or True)
+    engine = local.Local(model)
+    assert engine.shares and engine.shares and len(tried) == 1
+    model.config.rms_norm_eps = 0.3
+    assert engine.shares and len(tried) == 2
+    model.set_attn_implementation("eager")
+    assert engine.shares and len(tried) == 3
+    engine.shares = False
+    assert not engine.shares and len(tried) == 3
+
+
 def test_a_model_that_ignores_its_mask_is_found_out():
     model = tiny.llama()
     assert local.Local(model).shares

@@ -126,6 +126,27 @@ def test_a_changed_weight_ends_what_is_shared():
         assert prefix.shared(teacher, model) == 0
 
 
+@pytest.mark.parametrize("what", ["weight", "module", "trained"])
+def test_what_was_shared_at_the_check_is_not_taken_for_granted(what):
+    """The student's first block changes between the check and the loss."""
+    teacher, pupil = pair()
+    loss = distill.Distillation(teacher)
+    pupil.requires_grad_(False)
+    loss.check(pupil)
+    assert loss._common(pupil) == 2
+    block = pupil.model.layers[0]
+    with torch.no_grad():
+        if what == "weight":
+            block.mlp.up_proj.weight.mul_(1.5)
+        elif what == "module":
+            block.mlp.up_proj = torch.nn.Linear(64, 128, bias=False).double()
+        else:
+            block.requires_grad_(True)
+    found, wanted = loss(pupil, batch()), reference_kl(teacher, pupil, batch()["input_ids"])
+    assert loss._common(pupil) == 0
+    torch.testing.assert_close(found.double(), wanted, rtol=1e-5, atol=1e-7)
+
+
 def test_kept_answers_are_the_divergence_over_k_outcomes_and_the_rest(tmp_path):
     teacher, model = pair(torch.float32)
     data = batch()

@@ -83,7 +83,7 @@ def _harness(engine: Local, batch: int):
         if isinstance(requests[0], Likelihood):
             given = [(request.context, request.continuation) for request in requests]
             instances = [Instance("loglikelihood", {}, each, number) for number, each in enumerate(given)]
-            counts = [len(engine.tokenizer(continuation).input_ids) for _, continuation in given]
+            counts = [len(engine.tokenizer(each, add_special_tokens=False).input_ids) for _, each in given]
             found = there.loglikelihood(instances, disable_tqdm=True)
             return [Outcome(value, greedy, count) for (value, greedy), count in zip(found, counts)]
         given = [

@@ -9,7 +9,6 @@ answer as it comes.
 import copy
 import hashlib
 from collections.abc import Callable, Collection
-from functools import cached_property
 
 import torch
 from torch import Tensor, nn
@@ -50,6 +49,7 @@ class Local(Drawing):
         if self.tokenizer is None:
             raise ValueError(f"{type(model).__name__} without a tokenizer; give one as `tokenizer`.")
         self.model, self.bos, self.truncated = _typed(model, dtype), bos, []
+        self._shares: tuple | None = None  # the state of the layers in which sharing was tried, and whether it held
         self.drawn(sampling, seed, settings.of(model, plain))
         kind = blocks.device(model).type
         self.budget = budget or prefixes.PASS_TOKENS.get(kind, 256)
@@ -75,11 +75,18 @@ class Local(Drawing):
         own = self.tokenizer.model_max_length
         return int(named[0] if named else own if own < 1 << 30 else WITHOUT_LENGTH)
 
-    @cached_property
+    @property
     def shares(self) -> bool:
-        """Whether this model's passes can share beginnings, tried once on a few tokens."""
-        with logits.evaluating(self.model):
-            return shares_prefixes(self.model)
+        """Whether this model's passes can share beginnings, tried on a few tokens once for each state of its layers."""
+        state = structure.fingerprint(self.model), blocks.config(self.model)._attn_implementation
+        if self._shares is None or self._shares[0] not in (state, "told"):
+            with logits.evaluating(self.model):
+                self._shares = state, shares_prefixes(self.model)
+        return self._shares[1]
+
+    @shares.setter
+    def shares(self, told: bool) -> None:
+        self._shares = "told", told
 
     def loglikelihoods(
         self, requests: list[Likelihood], *, wanted: Collection[int] | None = None, finished: Callable | None = None

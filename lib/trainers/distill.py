@@ -26,7 +26,8 @@ class Distillation:
 
     teacher: nn.Module
     temperature: float = 1.0
-    _shared: dict = field(default_factory=weakref.WeakKeyDictionary, repr=False)  # student -> blocks run once for both
+    # student -> (blocks run once for both, what they were like when that was found)
+    _shared: dict = field(default_factory=weakref.WeakKeyDictionary, repr=False)
 
     def __post_init__(self):
         if not self.temperature > 0:
@@ -47,11 +48,20 @@ class Distillation:
         To be called again whenever it changes which weights of the model are trained.
         """
         same_tokens(self.teacher, model)
-        self._shared[model] = prefix.shared(self.teacher, model)
+        count = prefix.shared(self.teacher, model)
+        self._shared[model] = count, prefix.state(self.teacher, model, count)
+
+    def _common(self, model: nn.Module) -> int:
+        """How many blocks teacher and model share; looked for again where they have changed since `check`."""
+        count, state = self._shared.get(model, (0, None))
+        if count and state != prefix.state(self.teacher, model, count):
+            self.check(model)
+            count, _ = self._shared[model]
+        return count
 
     def __call__(self, model: nn.Module, batch: dict) -> Tensor:
         """1/n Σ_t KL(p(· | x_<t) || q(· | x_<t)) in nats; its gradient by the model's logits is T (q - p)."""
-        T, count = self.temperature, self._shared.get(model, 0)
+        T, count = self.temperature, self._common(model)
         with logits.evaluating(self.teacher), partial.recorded(self.teacher, count) as common:
             run, projection = logits.split(self.teacher)
             states = minibatch.select(run(**minibatch.inputs(batch))[:, :-1], batch)

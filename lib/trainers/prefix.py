@@ -35,6 +35,17 @@ def shared(teacher: nn.Module, student: nn.Module) -> int:
     return equal
 
 
+def state(teacher: nn.Module, student: nn.Module, count: int) -> list[tuple]:
+    """What the first `count` blocks, and the embedding before them, are made of now: other once any of it changes."""
+    found = []
+    for model in (teacher, student) if count else ():
+        for part in (blocks.embeddings(model), *list(blocks.blocks(model))[:count]):
+            tensors = [*part.parameters(), *part.buffers()]
+            found += [(id(module), type(module)) for module in part.modules()]
+            found += [(each.data_ptr(), each._version, each.requires_grad) for each in tensors]
+    return found
+
+
 def _settings(model: nn.Module) -> dict:
     """What the configuration says of a block, whichever it is: lists with an entry for each block are left out."""
     found = blocks.config(model).to_dict()
