@@ -37,7 +37,8 @@ lab: $(READY)  ## open JupyterLab on the first notebook
 lint: $(READY)  ## let ruff mend format and lint
 	$(BIN)/ruff check --fix . && $(BIN)/ruff format .
 
-readme: $(READY)  ## write the newest results table and figure into the README
+readme: $(READY)  ## write the newest results table and figure, and the table of families, into the README
+	$(BIN)/python -m tests.supported
 	$(BIN)/python -m lib.report.site --readme
 
 clean:  ## remove records, figures, report and caches (not the environment, not the checkpoints)

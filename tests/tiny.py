@@ -98,10 +98,11 @@ def save(folder, model=None):
 def _build(family, seed, overrides, config=None):
     import transformers
 
-    config = getattr(transformers, config or f"{family}Config")(**{**_SIZES, **overrides})
+    kind = getattr(transformers, f"{family}ForCausalLM")
+    config = (getattr(transformers, config) if config else kind.config_class)(**{**_SIZES, **overrides})
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        model = getattr(transformers, f"{family}ForCausalLM")(config)
+        model = kind(config)
         with torch.no_grad():  # norms and biases start at ones and zeros, which would hide errors in them
             for parameter in model.parameters():
                 if parameter.ndim == 1:

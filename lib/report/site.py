@@ -24,6 +24,7 @@ from lib.report import (
     grids,
     healing,
     ladders,
+    marked,
     notebooks,
     packed,
     peers,
@@ -37,7 +38,7 @@ from lib.report import (
 from lib.report.findings import findings
 from lib.report.pages import render
 
-BEGIN, END = "<!-- results:begin -->", "<!-- results:end -->"
+BEGIN, END = marked.marks("results")
 KINDS = {"csv": "CSV with full numbers", "md": "Markdown", "tex": "LaTeX"}
 
 
@@ -115,16 +116,13 @@ def readme(path: Path | None = None) -> Path:
     """
     path = path or files.ROOT / "README.md"
     text, table = path.read_text(encoding="utf-8"), rows.main(results.table())
-    before, begin, rest = text.partition(BEGIN)
-    _, end, after = rest.partition(END)
-    if not begin or not end:
-        raise ValueError(f"{path.name} lacks {END if begin else BEGIN}; both marks, in order, are needed; add them.")
+    marked.replaced(text, "results", "", path.name)  # a page without marks is refused before anything is drawn
     frame = tables.benchmark(table)
     if frame.empty:
         raise ValueError(f"no finished run of {rows.BENCHMARK} is on record; a README shows real ones; `make report`.")
     files.write_bytes(files.figures() / "readme.png", style.png(figures.quality_by_bytes(table)))
     block = f"{frame.attrs['title']}\n\n{tables.markdown(frame)}"
-    return files.write_text(path, published.write_marks(f"{before}{BEGIN}\n{block}\n{END}{after}"))
+    return files.write_text(path, published.write_marks(marked.replaced(text, "results", block, path.name)))
 
 
 def _unbroken(sentence: str) -> str:
