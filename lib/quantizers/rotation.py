@@ -117,7 +117,7 @@ def _try(model: nn.Module, turns: dict[nn.Module, Turn], norms: list[nn.Module],
     if different is not None:
         what = f"a block {different[0]} that computes something else once it is turned (off by {different[1]:.2g})"
         heads = any(turn.outer is not None and turn.outer is not stream for turn in turns.values())
-        raise _refused(model, what, *([REMEDY] if heads and stream is not None else []))
+        raise _refused(model, what, *([REMEDY] if heads else []))
 
 
 def _try_ends(model: nn.Module, tokens: Tensor, hidden: Tensor, stream: Tensor) -> None:
