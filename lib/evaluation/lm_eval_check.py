@@ -1,6 +1,6 @@
 """The same requests, answered here and by lm-evaluation-harness: are the numbers equal, and who is faster?
 
-    print(versus.compare(model, tasks.load("mmlu", each=20)))
+    print(lm_eval_check.compare(model, tasks.load("mmlu", each=20)))
 
 The harness (`pip install lm-eval`) runs in this process, with its own tokenization, batching and scoring of tokens,
 on the very model; both read every prompt from text, and both clocks run from there to the last answer.
@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 from lib import timing
 from lib.evaluation.local import Local
-from lib.tasks.task import Likelihood, Outcome, Task
+from lib.tasks.task import Likelihood, Outcome, Sample, Task
 
 
 @dataclass(frozen=True)
@@ -54,16 +54,21 @@ def compare(model, task: Task, *, limit: int | None = None, batch: int = 1) -> C
     middle = timing.clock()
     theirs = harness(requests)
     end = timing.clock()
+    return Comparison(task.name, len(samples), middle - begin, end - middle, *disagreement(task, samples, ours, theirs))
+
+
+def disagreement(task: Task, samples: list[Sample], ours: list, theirs: list) -> tuple[float, int, int]:
+    """(largest difference of two log-likelihoods, samples predicted otherwise, samples with another text)."""
     difference, predictions, texts, place = 0.0, 0, 0, 0
     for sample in samples:
         here, there = (found[place : place + len(sample.requests)] for found in (ours, theirs))
         place += len(sample.requests)
-        if kind == "generate":
+        if not isinstance(sample.requests[0], Likelihood):
             texts += here != there
             continue
         difference = max(difference, *(abs(one.logprob - other.logprob) for one, other in zip(here, there)))
         predictions += task.score(sample, here) != task.score(sample, there) or _first(here) != _first(there)
-    return Comparison(task.name, len(samples), middle - begin, end - middle, difference, predictions, texts)
+    return difference, predictions, texts
 
 
 def _first(outcomes: list[Outcome]) -> tuple:
