@@ -8,7 +8,7 @@ import pytest
 
 from lib import files, published
 
-NAMES = ("artifacts", "evaluation", "healing", "methods", "packed", "peers", "pruning", "tokenizer")
+NAMES = ("artifacts", "evaluation", "healing", "methods", "packed", "peers", "pruning", "server", "tokenizer")
 README = (files.ROOT / "README.md").read_text()
 
 
@@ -77,3 +77,9 @@ def test_a_typed_number_is_found(line):
 def test_prose_of_the_results_types_no_number(path):
     cells = [cell for cell in json.loads(path.read_text())["cells"] if cell["cell_type"] == "markdown"]
     assert published.unmarked("\n".join("".join(cell["source"]) for cell in cells)) == []
+
+
+def test_the_readme_is_one_page():
+    assert len(README.encode()) <= 8192
+    books = {path.name for path in (files.ROOT / "notebooks").glob("*.ipynb")}
+    assert books == {name for name in books if f"(notebooks/{name})" in README}

@@ -135,15 +135,18 @@ def notes(table: pd.DataFrame) -> list[str]:
     """Footnotes of `benchmark`: what ± is, how many samples, the trivial baselines, what is missing."""
     data = rows.wide(table)
     lines = ["± is one standard error; × is the speed relative to the original timed, interleaved, in the same run."]
+    against = []
     for title, (metric, factor) in PLAIN.items():
         counts = sorted(data.get(f"{metric}_n", pd.Series(dtype=float)).dropna().unique())
         baselines = sorted(data.get(f"{metric}_baseline", pd.Series(dtype=float)).dropna().unique())
         if baselines:
             shown = ", ".join(f"{each * factor:,.6g}" for each in baselines)
             size = f", n = {', '.join(f'{each:,.0f}' for each in counts)}" if counts else ""
-            lines.append(f"{title}: trivial baseline {shown}{size}; {WORSE} marks a value worse than that.")
+            against.append(f"{title}: trivial baseline {shown}{size}")
         elif metric in ("perplexity", "kl_divergence", "top1_agreement") and counts:
             lines.append(f"{title}: n = {', '.join(f'{each:,.0f}' for each in counts)}.")
+    if against:
+        lines.append(f"{'; '.join(against)}; {WORSE} marks a value worse than that.")
     last = rows.current(rows.main(table)).drop_duplicates("run")
     for column, advice in [("machine", "compare speeds by their ×"), ("commit", "the code may differ")]:
         if last[column].nunique() > 1:
