@@ -2,7 +2,8 @@
 
 `FAMILIES` holds, by name, the architecture (as in `{architecture}ForCausalLM`), what this variant of it is (""
 for the plain one), and its settings. Sizes that are not given are those of `tests.tiny`. Windows are 12 positions
-long and scaled rotations begin at 64, so that texts of 72 tokens show what they do.
+long and scaled rotations begin at 64, so that texts of 72 tokens show what they do. Nothing is dropped
+at random (OPT and Seed-OSS would), so that the losses of a training are those of plain transformers.
 """
 
 import torch
@@ -187,7 +188,7 @@ FAMILIES = {
         "",
         _rope("llama3", factor=8.0, low_freq_factor=1.0, high_freq_factor=4.0, original_max_position_embeddings=64),
     ),
-    "seed_oss": ("SeedOss", "", {"head_dim": 16}),
+    "seed_oss": ("SeedOss", "", {"attention_dropout": 0.0, "head_dim": 16, "residual_dropout": 0.0}),
     "ernie": ("Ernie4_5", "", {"head_dim": 16}),
     "hunyuan": ("HunYuanDenseV1", "", {"head_dim": 16}),
 }

@@ -27,8 +27,28 @@ class Captured:
 
 @torch.no_grad()
 def capture(model: nn.Module, tokens: Tensor, *, batch: int = 16) -> Captured:
-    """Run `tokens` [count, length] through the embeddings alone, recording how the model calls its blocks."""
-    calls, hidden, parts, tuples = {}, [], list(blocks(model)), partial.answers_tuple(model)
+    """Run `tokens` [count, length] through the embeddings alone, recording how the model calls its blocks.
+
+    Raises ValueError for a model whose blocks can't be run by themselves, tried on the first of them.
+    """
+    parts = list(blocks(model))
+    try:
+        found = _captured(model, parts, tokens, batch)
+        run_block(parts[0], found.hidden[:2], found.calls[0])  # two windows with the arguments of one
+    except torch.OutOfMemoryError:
+        raise
+    except (RuntimeError, ValueError, TypeError, KeyError, AttributeError) as error:
+        reason = (str(error) or type(error).__name__).splitlines()[0]
+        raise ValueError(
+            f"{type(model).__name__} has blocks that do not run by themselves on any number of windows ({reason}); "
+            "methods that calibrate run one block after the other, as Llama and models built like it allow; use one "
+            "that needs no calibration, such as rtn or hqq."
+        ) from error
+    return found
+
+
+def _captured(model: nn.Module, parts: list[nn.Module], tokens: Tensor, batch: int) -> Captured:
+    calls, hidden, tuples = {}, [], partial.answers_tuple(model)
 
     def stand_in(index: int) -> Callable:
         def forward(*args, **kwargs) -> Tensor | tuple:
