@@ -53,6 +53,57 @@ def test_notebook_is_committed_executed(path):
     assert any("image/png" in output.get("data", {}) for output in outputs) or path.stem == "50_benchmark"
 
 
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
+def test_claims_are_findings_and_name_no_block_of_one_model(path):
+    for cell in cells(path):
+        tree = ast.parse(source(cell))
+        assert not [node for node in ast.walk(tree) if isinstance(node, ast.Assert)], "state it by run.claim"
+        assert not re.search(r"model\.layers\b|split\(\"\.\"\)\[2\]|num_hidden_layers", source(cell)), (
+            "blocks and layers come from the model: lib.models.pick"
+        )
+        assert not re.search(r"[\d.]+ \* \w+\.stderr", source(cell)), "lib.metrics.verdicts says what is a difference"
+
+
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
+def test_the_record_holds_every_parameter(path, tmp_path, monkeypatch):
+    from lib import results
+
+    monkeypatch.setenv("THIMBLE_HOME", str(tmp_path))
+    monkeypatch.delenv("THIMBLE_RUN_ID", raising=False)
+    code = "\n".join(map(source, cells(path)))
+    if "results.start" not in code:  # it only reads records
+        assert path.stem[0] in "67"
+        return
+    assert f'results.start("{path.stem}", globals())' in code
+    namespace = {}
+    exec(source(cells(path)[0]), namespace)
+    given = {name: value for name, value in namespace.items() if name != "__builtins__"}
+    run = results.start(path.stem, namespace | {"another": object()})
+    assert run.parameters == {"seed": 0} | given and not set(given) & set(results.COLUMNS[:9])
+
+
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
+def test_a_student_finds_the_way_and_sees_how_a_picture_is_made(path):
+    marked = [source(cell) for cell in cells(path, "markdown")]
+    place, last = NOTEBOOKS.index(path), len(NOTEBOOKS) - 1
+    assert "Before this:*" in marked[0] and ("Next:*" in marked[-1] or place == last)
+    assert place == 0 or f"({NOTEBOOKS[place - 1].name})" in marked[0]
+    assert f"({NOTEBOOKS[place + 1 if place < last else 0].name})" in marked[-1]
+    learned = re.search(r"^## What we learned\n(.*?)(?=^## |\Z)", marked[-1], re.M | re.S)
+    assert learned is None or len(learned[1].split()) <= 150
+    drawing = re.compile(r"^(figure|grid|axes)\b.* = .*plot|axes\.set", re.M)
+    drawn = [cell for cell in cells(path) if drawing.search(source(cell)) or path.stem.startswith("7")]
+    assert any("image/png" in output.get("data", {}) for cell in drawn for output in cell["outputs"])
+
+
+def test_the_batch_for_ones_own_model_runs_all_notebooks():
+    from lib.batches import batch
+
+    runs = batch.read(FOLDER / "batches" / "own_model.yaml", "somewhere")
+    assert [run.notebook.stem for run in runs] == [path.stem for path in NOTEBOOKS if not path.stem.startswith("7")]
+    assert all(run.everything.get("model", "somewhere") == "somewhere" for run in runs)
+
+
 def test_the_sentence(tmp_path, monkeypatch):
     """Source, tokens, compress, measure, record: the sentence of the README, on a tiny model."""
     from lib import results

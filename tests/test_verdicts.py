@@ -93,3 +93,12 @@ def test_divergences_are_paired_window_by_window():
     assert verdict.p == pytest.approx(scipy.stats.ttest_1samp(differences, 0).pvalue)
     with pytest.raises(ValueError, match="same ones"):
         verdicts.divergences({"x": (found[0], divergence.compare(near, original, windows[:3]))})
+
+
+def test_few_groups_that_differ_give_a_finite_interval():
+    second = np.ones(40)
+    second[:3] = 0  # of twenty pairs of samples two differ
+    found = compare.paired(np.ones(40), second, np.repeat(range(20), 2))
+    reach = scipy.stats.t.ppf(0.975, 19) * found.stderr
+    assert found.test == "paired bootstrap" and not found.seen
+    assert (found.low, found.high) == pytest.approx((found.difference - reach, found.difference + reach))

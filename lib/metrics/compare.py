@@ -108,11 +108,14 @@ def studentized(difference: np.ndarray, labels: np.ndarray, *, draws: int = 2000
     (Hall 1988, doi:10.1111/j.2517-6161.1988.tb01706.x).
 
     Each draw takes as many groups as there are, with replacement; t = (its mean - the mean) / its own standard error.
+    Where so few groups differ that a draw in twenty has no spread, Student's t over the groups.
     """
     sums, sizes = np.bincount(labels, weights=difference), np.bincount(labels).astype(float)
     average, stderr, count = difference.mean(), intervals.clustered(difference, labels), len(sums)
     if stderr == 0:
         return float(average == 0), 0.0
+    from scipy.special import stdtr
+
     generator, ts = np.random.default_rng(seed), []
     block = max(1, min(draws, _CHUNK // count))
     for start in range(0, draws, block):
@@ -123,6 +126,8 @@ def studentized(difference: np.ndarray, labels: np.ndarray, *, draws: int = 2000
         errors = np.sqrt(count / (count - 1) * squares) / size
         ts.append(np.abs(drawn - average) / np.maximum(errors, 1e-12))  # a draw without spread counts as extreme
     ts = np.concatenate(ts)
+    if np.quantile(ts, 1 - LEVEL) > 1e6:  # too few groups differ: a draw in twenty has no spread to divide by
+        return float(2 * stdtr(count - 1, -abs(average) / stderr)), intervals.quantile(count - 1) * stderr
     p = (1 + (ts >= abs(average) / stderr).sum()) / (1 + len(ts))
     return float(p), float(np.quantile(ts, 1 - LEVEL) * stderr)
 

@@ -187,6 +187,8 @@ def _lines(axes, data: pd.DataFrame) -> None:
 
 
 def _ways(axes, data: pd.DataFrame) -> None:
+    if data.empty:  # nothing was healed: a model of one block has none to lose
+        return
     for way in [way for way in WAYS if way in set(data["way"])]:
         part, (name, method) = data[data["way"].eq(way)].sort_values("healing_tokens"), WAYS[way]
         look = style.look(method)
