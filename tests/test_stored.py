@@ -179,3 +179,37 @@ def test_types_that_are_no_weights_are_refused_by_name(tmp_path, dtype):
     refused(folder, r"mlp.up_proj.weight in .* is of type \w+; F64, F32, F16, BF16 are read.*choose the original")
     with pytest.raises(ValueError, match="is of type torch"):
         size.file_bytes(tensors)
+
+
+@pytest.mark.parametrize("dtype", [torch.int8, torch.int16, torch.int64, torch.uint8, torch.bool])
+@pytest.mark.parametrize("name", ["model.embed_tokens.weight", "model.norm.weight", "model.layers.0.self_attn.q_proj.bias"])
+def test_integers_in_place_of_weights_are_refused_by_name(tmp_path, name, dtype):
+    folder = tiny.save(tmp_path / "m", tiny.llama(attention_bias=True))
+    tensors = load_file(folder / "model.safetensors")
+    tensors[name] = (tensors[name] * 100).to(dtype)
+    save_file(tensors, folder / "model.safetensors", {"format": "pt"})
+    refused(folder, rf"{name} in .* is of type \w+; F64, F32, F16, BF16 are read.*the scales that belong to it")
+
+
+@pytest.mark.parametrize("metadata", [{}, {"metadata": None}])
+def test_an_index_without_metadata_is_read(sharded, metadata):
+    weight_map = json.loads((sharded / "model.safetensors.index.json").read_text())["weight_map"]
+    (sharded / "model.safetensors.index.json").write_text(json.dumps({**metadata, "weight_map": weight_map}))
+    assert torch.equal(logits(models.load(str(sharded))[0]), logits(tiny.llama()))
+
+
+def test_generation_settings_that_are_not_json_are_refused(tmp_path):
+    folder = tiny.save(tmp_path / "m")
+    (folder / "generation_config.json").write_text('{"eos_token_id": 1')
+    refused(folder, "generation_config.json is not JSON")
+
+
+@pytest.mark.parametrize(
+    "changed", [{"hidden_size": "64"}, {"num_attention_heads": 0}, {"rms_norm_eps": None}, {"dtype": "float8_e4m3fn"}]
+)
+def test_a_configuration_of_which_no_model_can_be_made_is_refused_by_name(tmp_path, changed):
+    folder = tiny.save(tmp_path / "m")
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps({**config, **changed}))
+    with pytest.raises(ValueError, match=r"m/config\.json has a value that transformers makes no model of"):
+        models.load(str(folder))

@@ -19,6 +19,10 @@ _DECODERS = ("ForCausalLM", "LMHeadModel")
 sha256, write_manifest = manifest.sha256, manifest.write
 
 
+class Unusable(ValueError):
+    """A config.json with values that transformers makes no model of."""
+
+
 def checkpoint(folder: Path | str, *, adapter: str | None = None) -> dict:
     """Check everything that can be checked before loading; returns the parsed config.json.
 
@@ -34,6 +38,8 @@ def checkpoint(folder: Path | str, *, adapter: str | None = None) -> dict:
     _refuse_other_kinds(folder, config)
     method = (config.get("quantization_config") or {}).get("quant_method")
     stored.check(folder, types=method in (None, "compressed-tensors"))
+    if (folder / "generation_config.json").is_file():  # transformers would go on without it: other end tokens
+        _json(folder / "generation_config.json")
     proven = verify(folder)
     if unproven := [path.name for path in weights(folder) if proven and path.name not in proven]:
         raise ValueError(
@@ -90,6 +96,21 @@ def finite(model, name: str = "the model") -> None:
                 f"{key} of {name} holds {bad} NaN or infinite values in {tensor.dtype}; all weights must be finite; "
                 "load it as float32 if the numbers are too large for this type, else get an undamaged copy."
             )
+
+
+@contextlib.contextmanager
+def configured(folder: Path | str):
+    """Inside the block transformers makes a model of config.json; values that it can't use raise `Unusable`."""
+    from huggingface_hub.errors import StrictDataclassError
+
+    try:
+        yield
+    except (StrictDataclassError, TypeError, AttributeError, ArithmeticError, IndexError) as error:
+        reason = " ".join(str(error).split())[:200] or type(error).__name__
+        raise Unusable(
+            f"{place(Path(folder) / 'config.json')} has a value that transformers makes no model of ({reason}); "
+            "each must be of its kind, as the family's configuration has it; mend it, or copy it again."
+        ) from error
 
 
 def _refuse_pointer(path):

@@ -12,7 +12,8 @@ from lib.files import place
 INDEX = "model.safetensors.index.json"
 SINGLE = "model.safetensors"
 _PICKLES = {".bin", ".pt", ".pth", ".pkl", ".pickle", ".ckpt"}
-_TYPES = ("F64", "F32", "F16", "BF16", "I64", "I32", "I16", "I8", "U8", "BOOL")  # that models and packed codes have
+_FLOATS = ("F64", "F32", "F16", "BF16")
+_TYPES = (*_FLOATS, "I64", "I32", "I16", "I8", "U8", "BOOL")  # that models, their masks and packed codes have
 
 
 def listed(folder: Path | str) -> list[Path]:
@@ -70,13 +71,22 @@ def check(folder: Path, *, types: bool = True) -> None:
                     "file; copy the folder again."
                 )
             holder[key] = path.name
-            if types and entry["dtype"] not in _TYPES:
+            if types and entry["dtype"] not in (_FLOATS if _is_weight(key, entry) else _TYPES):
                 raise ValueError(
-                    f"{key} in {place(path)} is of type {entry['dtype']}; {', '.join(_TYPES[:4])} are read, and packed "
+                    f"{key} in {place(path)} is of type {entry['dtype']}; {', '.join(_FLOATS)} are read, and packed "
                     "codes; choose the original in one of those types, or convert it with the scales that belong to it."
                 )
     if (folder / INDEX).is_file():
         _compare(folder, attributed(folder), holder)
+
+
+def _is_weight(key: str, entry: dict) -> bool:
+    """Whether a tensor is one that a layer computes with, rather than a mask, positions or packed codes.
+
+    Integers there are codes without their scales: cast to floats they would be another model, and nothing would say so.
+    """
+    name = key.rpartition(".")[2]
+    return name == "weight" or name.endswith("_proj") or (name == "bias" and len(entry["shape"]) == 1)
 
 
 def _compare(folder: Path, said: dict[str, str], holder: dict[str, str]) -> None:

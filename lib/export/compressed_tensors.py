@@ -94,9 +94,11 @@ def _skeleton(folder):
     from transformers import AutoConfig, AutoModelForCausalLM, GenerationConfig
     from transformers.initialization import no_init_weights
 
-    config = AutoConfig.from_pretrained(folder, trust_remote_code=False, local_files_only=True)
-    del config.quantization_config
-    with no_init_weights():
+    from lib.checkpoints import configured
+
+    with configured(folder), no_init_weights():
+        config = AutoConfig.from_pretrained(folder, trust_remote_code=False, local_files_only=True)
+        del config.quantization_config
         model = AutoModelForCausalLM.from_config(config)
     model.tie_weights()  # which is skipped with the initialization
     # the class of the configuration fills in end tokens that the folder does not name; from_pretrained does not

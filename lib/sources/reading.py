@@ -1,6 +1,7 @@
 """From a checked folder to a model: transformers reads what was checked and nothing else."""
 
 import contextlib
+import json
 import tempfile
 from pathlib import Path
 
@@ -33,7 +34,8 @@ def read(folder: Path, config: dict, dtype=None, *, adapter: str | None = None):
         )
     from lib.models import blocks
 
-    words = tokenizer(folder)
+    with checkpoints.configured(folder):  # which a tokenizer's class is chosen by
+        words = tokenizer(folder)
     with _view(folder) as view:
         model, report = _from_transformers(folder, view, config, dtype)
     model.name_or_path = model.config._name_or_path = str(folder)
@@ -47,14 +49,17 @@ def _from_transformers(folder, view, config, dtype):
     from transformers import AutoModelForCausalLM
 
     try:
-        return AutoModelForCausalLM.from_pretrained(
-            view,
-            dtype=dtype or "auto",
-            use_safetensors=True,
-            output_loading_info=True,
-            ignore_mismatched_sizes=True,  # reported by name
-            **_SAFE,
-        )
+        with checkpoints.configured(folder):
+            return AutoModelForCausalLM.from_pretrained(
+                view,
+                dtype=dtype or "auto",
+                use_safetensors=True,
+                output_loading_info=True,
+                ignore_mismatched_sizes=True,  # reported by name
+                **_SAFE,
+            )
+    except checkpoints.Unusable:
+        raise
     except (ValueError, KeyError) as error:
         raise ValueError(
             f"{place(folder)} is no decoder-only model that the installed transformers knows "
@@ -66,10 +71,13 @@ def _from_transformers(folder, view, config, dtype):
 def _view(folder):
     """A folder of links to what was checked and nothing else: transformers finds no other weights, and no adapter."""
     with tempfile.TemporaryDirectory(prefix="thimble-") as temporary:
-        names = ["config.json", "generation_config.json", stored.INDEX]
+        names = ["config.json", "generation_config.json"]
         for path in [*(folder / name for name in names), *checkpoints.weights(folder)]:
             if path.is_file():
                 (Path(temporary) / path.name).symlink_to(path.resolve())
+        if (folder / stored.INDEX).is_file():  # with the metadata that transformers asks for and some writers leave out
+            index = {"metadata": {}, "weight_map": stored.attributed(folder)}
+            (Path(temporary) / stored.INDEX).write_text(json.dumps(index))
         yield Path(temporary)
 
 
