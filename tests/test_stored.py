@@ -182,7 +182,9 @@ def test_types_that_are_no_weights_are_refused_by_name(tmp_path, dtype):
 
 
 @pytest.mark.parametrize("dtype", [torch.int8, torch.int16, torch.int64, torch.uint8, torch.bool])
-@pytest.mark.parametrize("name", ["model.embed_tokens.weight", "model.norm.weight", "model.layers.0.self_attn.q_proj.bias"])
+@pytest.mark.parametrize(
+    "name", ["model.embed_tokens.weight", "model.norm.weight", "model.layers.0.self_attn.q_proj.bias"]
+)
 def test_integers_in_place_of_weights_are_refused_by_name(tmp_path, name, dtype):
     folder = tiny.save(tmp_path / "m", tiny.llama(attention_bias=True))
     tensors = load_file(folder / "model.safetensors")
