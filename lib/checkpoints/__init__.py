@@ -135,7 +135,9 @@ def _refuse_remote_code(folder, config):
 
 def _refuse_other_kinds(folder, config):
     kinds = config.get("architectures") or []
-    if config.get("is_encoder_decoder"):
+    if not isinstance(kinds, list) or not all(isinstance(kind, str) for kind in kinds):
+        found = f"architectures={kinds!r}, which is no list of names"
+    elif config.get("is_encoder_decoder"):
         found = "an encoder-decoder"
     elif kinds and not any(str(kind).endswith(_DECODERS) for kind in kinds):
         found = f"a {', '.join(kinds)}"

@@ -44,8 +44,22 @@ def _agree(model, wanted: Architecture, name: str) -> None:
         function = getattr(part, "act_fn", getattr(part, "activation_fn", None))
         if function is not None and not _computes(function, wanted.activation):
             refuse(f"another activation in {place} than its configuration says ({wanted.activation})", name)
+    _untouched(model, wanted, name)
+
+
+def _untouched(model, wanted: Architecture, name: str) -> None:
+    """Refuse hooks, forward passes put in place of a class's own, and blocks without the parts of their family."""
+    from lib.models import blocks
+
+    for index, block in enumerate(blocks.blocks(model)):
+        there = {path for path, _ in block.named_modules()}
+        lacking = sorted({*wanted.linears.values(), *wanted.norms.values()} - there)
+        refuse(f"a block {index} without {lacking[0]}" if lacking else None, name)
+    for path, part in model.named_modules():
         if part._forward_hooks or part._forward_pre_hooks:
-            refuse(f"a hook on {place}", name)
+            refuse(f"a hook on {path or 'the model'}", name)
+        if "forward" in vars(part):
+            refuse(f"a forward pass of its own in {path or 'the model'}", name)
 
 
 def _computes(function, activation: str) -> bool:

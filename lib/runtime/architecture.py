@@ -83,14 +83,15 @@ def read(config: dict, *, tables=rotary.TABLES) -> Architecture:
     doesn't compute, and for values that make no model.
     """
     kind = config.get("model_type")
-    if kind not in FAMILIES:
+    if not isinstance(kind, str) or kind not in FAMILIES:
         refuse(f"model type {kind!r} (of the families {', '.join(FAMILIES)})", _name(config))
     family = FAMILIES[kind]
     _known(config, family)
     found = family.defaults | {key: value for key, value in config.items() if key in family.defaults}
     sizes = _sizes(found, family)
-    padding = config.get("pad_token_id")
-    if padding is not None and not (isinstance(padding, int) and -sizes["vocabulary"] <= padding < sizes["vocabulary"]):
+    padding = config.get("pad_token_id", family.padding)
+    known = type(padding) is int and -sizes["vocabulary"] <= padding < sizes["vocabulary"]
+    if padding is not None and not known:
         raise wrong("pad_token_id", padding, f"a token of the {sizes['vocabulary']} in the vocabulary, or null,")
     kinds, windows = _windows(found, sizes["blocks"], sizes["limit"])
     rope = _rotations(config, family, kinds, sizes["limit"], tables)
@@ -116,7 +117,8 @@ def refuse(part: str | None, model: str) -> None:
 
 
 def _name(config: dict) -> str:
-    return str((config.get("architectures") or ["the model"])[0])
+    named = config.get("architectures")
+    return str(named[0]) if isinstance(named, list) and named else "the model"
 
 
 def _known(config: dict, family: Family) -> None:
@@ -128,7 +130,7 @@ def _known(config: dict, family: Family) -> None:
             continue
         if key not in ONLY:
             refuse(f"{key}={value!r} in its configuration, which this engine does not know", _name(config))
-        if value not in ONLY[key]:
+        if not any(type(value) is type(each) and value == each for each in ONLY[key]):  # 1 is not True there
             refuse(f"{key}={value!r} in its configuration", _name(config))
 
 
@@ -210,7 +212,7 @@ def _check_parts(found: dict, family: Family, sizes: dict, rope: dict, name: str
     for key in ("tie_word_embeddings", "attention_bias", "mlp_bias"):
         if key in found:
             _flag(found, key)
-    if _activation(found) not in ACTIVATIONS:
+    if not isinstance(_activation(found), str) or _activation(found) not in ACTIVATIONS:
         refuse(f"activation {_activation(found)!r}", name)
     if sizes["size"] % 16:
         refuse(f"heads of size {sizes['size']}, no multiple of 16", name)

@@ -41,7 +41,8 @@ class Family:
     unlisted: keys that its models read though the class does not list them, so that null is no value. divides: whether
     the hidden size must be a multiple of the heads. partial: whether a part of each head may be rotated. local: whether
     blocks that slide have a rotary embedding of their own. offset: what is added to the weights of norms. scaled:
-    whether embeddings are multiplied with the root of the hidden size.
+    whether embeddings are multiplied with the root of the hidden size. padding: the token that pads where the file
+    names none.
     """
 
     model: str
@@ -55,6 +56,7 @@ class Family:
     local: bool = False
     offset: float = 0.0
     scaled: bool = False
+    padding: int | None = None
 
 
 _SIZES = {
@@ -92,9 +94,12 @@ FAMILIES = {
     "mistral": Family("MistralForCausalLM", _SIZES | _MISTRAL | {"num_key_value_heads": 8, "sliding_window": 4096}),
     "qwen2": Family("Qwen2ForCausalLM", _QWEN, biases=frozenset({"query", "key", "value"}), unlisted=("head_dim",)),
     "qwen3": Family("Qwen3ForCausalLM", _QWEN | {"head_dim": 128, "attention_bias": False}, norms=BEFORE | OF_HEADS),
-    "phi3": Family("Phi3ForCausalLM", _SIZES | _PHI, linears=FUSED, unlisted=("head_dim",), partial=True),
+    "phi3": Family(
+        "Phi3ForCausalLM", _SIZES | _PHI, linears=FUSED, unlisted=("head_dim",), partial=True, padding=32000
+    ),
     "gemma3_text": Family(
-        "Gemma3ForCausalLM", _GEMMA, norms=AROUND | OF_HEADS, divides=True, local=True, offset=1.0, scaled=True
+        "Gemma3ForCausalLM", _GEMMA, norms=AROUND | OF_HEADS, divides=True, local=True, offset=1.0, scaled=True,
+        padding=0,
     ),
 }  # fmt: skip
 

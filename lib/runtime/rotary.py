@@ -46,7 +46,10 @@ def local(config: dict, kind: str, limit: int) -> dict:
     if not isinstance(given, dict):
         raise wrong(f"rope_parameters[{kind!r}]", given, "settings by name")
     if kind == "full_attention":
-        given = given | (config.get("rope_scaling") or {})
+        scaling = config.get("rope_scaling") or {}
+        if not isinstance(scaling, dict):
+            raise wrong("rope_scaling", scaling, "settings by name")
+        given = given | scaling
     key, theta = ("rope_theta", 1e6) if kind == "full_attention" else ("rope_local_base_freq", 10000.0)
     return complete({"rope_theta": config.get(key, theta)} | given, limit)
 
