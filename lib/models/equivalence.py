@@ -47,7 +47,7 @@ def first_difference(
                 for layer, copied in zip(block.modules(), made.modules()):
                     if layer in loud:
                         copied.weight.mul_(LOUD)
-                _, left = _tried(made, block, torch.randn_like(hidden), call, change_, stream)
+                _, left = _tried(made, block, noise(hidden), call, change_, stream)
             if left is not None:
                 return index, left
             hidden = after
@@ -69,6 +69,11 @@ def _turned(values: Tensor, stream: Tensor | None) -> Tensor:
 
 
 @torch.no_grad()
+def noise(hidden: Tensor) -> Tensor:
+    """Standard normal values like `hidden`, the same at every call; no global seed is touched."""
+    return torch.randn(hidden.shape, generator=torch.Generator().manual_seed(2)).to(hidden)
+
+
 def randomised(block: nn.Module, generator: torch.Generator | None = None) -> nn.Module:
     """`block` with random weights: matrices that keep the size of their inputs, norms near one."""
     generator = generator or torch.Generator().manual_seed(0)

@@ -12,6 +12,7 @@ and R2 are `residual` and `values` here. Nothing is learned, and nothing is left
 
 import contextlib
 import copy
+import math
 
 import psutil
 import torch
@@ -128,8 +129,10 @@ def _try_ends(model: nn.Module, tokens: Tensor, hidden: Tensor, stream: Tensor) 
         found = capture.capture(model, tokens).hidden
     finally:
         hook.remove()
-    close = 16 * torch.finfo(hidden.dtype).eps
-    if (found - turn(hidden)).norm() > close * hidden.norm():
+    kind = torch.finfo(hidden.dtype)
+    close = 16 * kind.eps
+    # below the least normal number rounding errs by a fixed amount, however small the value is
+    if (found - turn(hidden)).norm() > close * (hidden.double().norm() + kind.tiny * math.sqrt(hidden.numel())):
         raise _refused(model, "something between embedding and blocks that does not turn with them")
     norm = blocks.final_norm(model)
     with logits.evaluating(model), partial.skipped(model, len(blocks.blocks(model)), hidden):

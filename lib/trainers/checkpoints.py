@@ -82,7 +82,7 @@ class Loop(Trainer):
 
     def _clip_grad_norm(self, model):
         """Comes between the backward pass and the step: the moment at which the present weights have proven good."""
-        norm = super()._clip_grad_norm(model)
+        norm = super()._clip_grad_norm(model) if math.isfinite(self.args.max_grad_norm) else _largest(model)
         if not math.isfinite(norm):
             raise Diverged(f"the gradient's norm is {float(norm)} at step {self.state.global_step + 1}")
         if self.folder is not None and self.state.global_step and time.monotonic() - self._saved >= self.every:
@@ -244,3 +244,8 @@ def set_random_state(state: dict) -> None:
     torch.set_rng_state(tensors["torch"])
     for index in range(sum(name.startswith("cuda.") for name in tensors)):
         torch.cuda.set_rng_state(tensors[f"cuda.{index}"], index)
+
+
+def _largest(model) -> float:
+    """The largest gradient by size: finite where all are, though their squares may add up to infinity."""
+    return max(float(each.grad.detach().abs().max()) for each in model.parameters() if each.grad is not None)
