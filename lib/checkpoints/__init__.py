@@ -36,7 +36,12 @@ def checkpoint(folder: Path | str, *, adapter: str | None = None) -> dict:
     config = _json(folder / "config.json")
     _refuse_remote_code(folder, config)
     _refuse_other_kinds(folder, config)
-    method = (config.get("quantization_config") or {}).get("quant_method")
+    quantization = config.get("quantization_config") or {}
+    if not isinstance(quantization, dict):
+        raise ValueError(
+            f"{place(folder)} says quantization_config={quantization!r}; settings by name are allowed; mend config.json."
+        )
+    method = quantization.get("quant_method")
     stored.check(folder, types=method in (None, "compressed-tensors"))
     if (folder / "generation_config.json").is_file():  # transformers would go on without it: other end tokens
         _json(folder / "generation_config.json")

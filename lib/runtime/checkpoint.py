@@ -11,7 +11,7 @@ import numpy as np
 from lib.decoding import ends, settings
 from lib.runtime import architecture, fused
 from lib.runtime.architecture import Architecture
-from lib.runtime.rotary import Rotation, frequencies, wrong
+from lib.runtime.rotary import Rotation, frequencies
 from lib.runtime.tensors import Tensors, bfloat16
 from lib.runtime.tokenizer import Tokenizer
 from lib.runtime.weights import Weights, check_bits
@@ -106,8 +106,6 @@ def _ends(tensors: Tensors, wanted: Architecture, bits: int | None) -> tuple:
 def _quantization(folder: Path, config: dict) -> dict | None:
     """The quantization_config of a checkpoint, None of a plain one; refuses those of other conventions."""
     found = config.get("quantization_config")
-    if found and not isinstance(found, dict):
-        raise wrong("quantization_config", found, "settings by name")
     method, kind = (found or {}).get("quant_method"), (found or {}).get("format")
     if found and (method, kind) != ("compressed-tensors", "pack-quantized"):
         raise ValueError(
