@@ -26,8 +26,7 @@ from lib import files, folders, progress
 from lib.trainers.minibatch import IGNORED
 from lib.trainers.schedule import schedule
 
-TENSORS = "training.safetensors"
-STATE = "state.json"
+TENSORS, STATE = "training.safetensors", "state.json"
 KEPT = (TENSORS, STATE, TRAINER_STATE_NAME)  # all files of a checkpoint
 _NAME = re.compile(r"checkpoint-(\d+)")
 
