@@ -64,7 +64,7 @@ def test_a_notebook_runs_on_a_model_it_does_not_know(path, folders, tmp_path, mo
     document = run(path, tmp_path, folders[name], monkeypatch, **SMALL | OTHER.get(path.stem, {}))
     if path.stem != "60_report":
         assert document["status"] == "finished" and document["parameters"]["model"].endswith(NAME)
-        assert document["rows"] and all(isinstance(claim["holds"], bool) for claim in document["claims"])
+        assert document["rows"] and all(isinstance(claim["holds"], bool) for claim in document.get("claims", []))
 
 
 # what one run of the benchmark answers: the report's table, its figures and its guards are made of these
