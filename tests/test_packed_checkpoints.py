@@ -42,7 +42,9 @@ WRONG = {
     "norm": (tiny.llama, {BLOCK + "input_layernorm.weight": torch.ones(32)}, r"\[32\] where .*\[64\]"),
     "bias's size": (tiny.qwen2, {BLOCK + "self_attn.k_proj.bias": torch.ones(64)}, r"\[64\] where .*\[32\]"),
     "vocabulary": (tiny.llama, {"model.embed_tokens.weight": torch.ones(255, 64)}, r"\[255, 64\] where .*\[256, 64\]"),
-    "whole numbers": (tiny.llama, {BLOCK + "mlp.up_proj.weight": torch.ones(128, 64).int()}, "up_proj.weight in .* is of type I32"),
+    "whole numbers": (
+        tiny.llama, {BLOCK + "mlp.up_proj.weight": torch.ones(128, 64).int()}, "up_proj.weight .* is of type I32",
+    ),
     "float8": (
         tiny.llama, {BLOCK + "mlp.up_proj.weight": torch.ones(128, 64).to(torch.float8_e4m3fn)}, "is of type F8_E4M3",
     ),
