@@ -8,7 +8,8 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from lib import checkpoints
+from lib import checkpoints, runtime
+from lib.sources import models
 from tests import tiny
 
 
@@ -224,3 +225,18 @@ def test_safetensors_size_agrees_with_the_library(folder):
     tensors = load_file(folder / "model.safetensors")
     save_file({name: tensor.half() for name, tensor in tensors.items()}, folder / "model.safetensors")
     checkpoints.checkpoint(folder)
+
+
+@pytest.mark.parametrize(
+    "key, value",
+    [("bos_token_id", 1.5), ("bos_token_id", [1]), ("pad_token_id", True), ("eos_token_id", ["a"]),
+     ("attention_dropout", "0.1"), ("attention_dropout", 2), ("resid_pdrop", -1)],
+)  # fmt: skip
+def test_token_ids_and_dropout_of_another_kind_are_refused_by_both_loaders(tmp_path, key, value):
+    tiny.save(tmp_path, tiny.llama())
+    config = json.loads((tmp_path / "config.json").read_text()) | {key: value}
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    (tmp_path / "manifest.json").unlink(missing_ok=True)
+    for load in (models.load, runtime.load):
+        with pytest.raises(ValueError, match=f"{key}="):
+            load(str(tmp_path))

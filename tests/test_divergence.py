@@ -218,3 +218,16 @@ def test_gain_is_the_paired_fall_of_the_divergence():
     assert whole == divergence.quality(model, original, ids)
     with pytest.raises(ValueError, match="pairs need the same ones"):
         divergence.gain(found[0], divergence.compare(model, original, ids[:3]))
+
+
+def test_a_reference_is_written_over_nothing_else(tmp_path):
+    model, tokens = tiny.llama(), tiny.tokens(1, 8)
+    kept = divergence.remember(model, tokens)
+    (tmp_path / "thesis.safetensors").write_text("mine")
+    (tmp_path / "folder").mkdir()
+    for name in ("thesis.safetensors", "folder"):
+        with pytest.raises(FileExistsError, match="only a reference is written over"):
+            kept.save(tmp_path / name)
+    assert (tmp_path / "thesis.safetensors").read_text() == "mine"
+    kept.save(tmp_path / "kept.safetensors")
+    kept.save(tmp_path / "kept.safetensors")

@@ -36,6 +36,7 @@ def checkpoint(folder: Path | str, *, adapter: str | None = None) -> dict:
     config = _json(folder / "config.json")
     _refuse_remote_code(folder, config)
     _refuse_other_kinds(folder, config)
+    _refuse_values(folder, config)
     quantization = config.get("quantization_config") or {}
     if not isinstance(quantization, dict):
         raise ValueError(
@@ -116,6 +117,24 @@ def configured(folder: Path | str):
             f"{place(Path(folder) / 'config.json')} has a value that transformers makes no model of ({reason}); "
             "each must be of its kind, as the family's configuration has it; mend it, or copy it again."
         ) from error
+
+
+def _refuse_values(folder: Path, config: dict) -> None:
+    """Refuse token ids that are no whole numbers, and shares of dropout that are none: transformers does, late."""
+    for key, value in config.items():
+        if key.endswith("_token_id"):
+            many = value if isinstance(value, list) and key == "eos_token_id" else [value]
+            fits = all(each is None or (isinstance(each, int) and not isinstance(each, bool)) for each in many)
+            allowed = "a whole number or null" + (", or a list of them" if key == "eos_token_id" else "")
+        elif key.endswith(("dropout", "_pdrop")):
+            number = isinstance(value, int | float) and not isinstance(value, bool)
+            fits, allowed = value is None or (number and 0 <= value <= 1), "a number from 0 to 1"
+        else:
+            continue
+        if not fits:
+            raise Unusable(
+                f"{place(folder / 'config.json')} has {key}={value!r}; {allowed} is allowed; mend it, or copy it again."
+            )
 
 
 def _refuse_pointer(path):

@@ -45,12 +45,16 @@ class Reference:
             )
 
     def save(self, path: Path | str) -> Path:
-        """Write tokens and states as safetensors, whole or not at all; `load` takes the head from the model."""
+        """Write tokens and states as safetensors, whole or not at all; `load` takes the head from the model.
+
+        Raises FileExistsError where something lies at `path` that is no reference.
+        """
         from safetensors.torch import save
 
         tensors = {"tokens": self.tokens.contiguous(), "states": self.states.contiguous()}
         metadata = {"fingerprint": self.fingerprint, "states": digest(self.states), "tokens": digest(self.tokens)}
         files.check_writable(path, 2 * sum(tensor.nbytes for tensor in tensors.values()))
+        _refuse_others(Path(path))
         return files.write_bytes(path, save(tensors, metadata={"thimble": json.dumps(metadata)}))
 
     @classmethod
@@ -101,3 +105,19 @@ def digest(tensor: torch.Tensor) -> str:
     hasher = hashlib.sha256(f"{tensor.dtype} {list(tensor.shape)}".encode())
     hasher.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
     return hasher.hexdigest()
+
+
+def _refuse_others(path: Path) -> None:
+    """Raise FileExistsError for what lies at `path` and is no reference of the project's."""
+    from safetensors import SafetensorError, safe_open
+
+    if not path.exists():
+        return
+    try:
+        with safe_open(path, framework="pt") as file:
+            ours = "thimble" in (file.metadata() or {})
+    except (SafetensorError, OSError):
+        ours = False
+    if not ours:
+        what = "a folder" if path.is_dir() else "a file of another kind"
+        raise FileExistsError(f"{path} is {what}; only a reference is written over; choose another name.")
