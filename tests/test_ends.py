@@ -22,7 +22,6 @@ CASES = {
     "no settings, config with a list": (ABSENT, [7, 9]),
     "no settings, config with none": (ABSENT, None),
     "no settings, config without one": (ABSENT, ABSENT),
-    "unreadable settings": ("{", 7),
 }
 WANTED = [(3, 5), (3,), (), (), (), (7,), (7, 9), (), (), (7,)]
 

@@ -56,8 +56,8 @@ def _untouched(model, wanted: Architecture, name: str) -> None:
         lacking = sorted({*wanted.linears.values(), *wanted.norms.values()} - there)
         refuse(f"a block {index} without {lacking[0]}" if lacking else None, name)
     for path, part in model.named_modules():
-        if part._forward_hooks or part._forward_pre_hooks:
-            refuse(f"a hook on {path or 'the model'}", name)
+        if path and (part._forward_hooks or part._forward_pre_hooks):  # those on the whole model listen to its calls
+            refuse(f"a hook on {path}", name)
         if "forward" in vars(part):
             refuse(f"a forward pass of its own in {path or 'the model'}", name)
 
