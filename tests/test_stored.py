@@ -73,7 +73,7 @@ def test_an_index_of_a_single_file_is_that_file(tmp_path):
 
 
 @pytest.mark.parametrize(
-    "name", ["../other/model.safetensors", "/tmp/model.safetensors", "sub/a.safetensors", "a.bin", 3]
+    "name", ["../other/model.safetensors", "/elsewhere/model.safetensors", "sub/a.safetensors", "a.bin", 3]
 )
 def test_an_index_names_safetensors_files_beside_it(sharded, name):
     index(sharded, model__norm__weight=name)

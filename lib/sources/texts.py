@@ -1,8 +1,7 @@
 """Texts by name or path, cut into windows of tokens for calibration and for measuring.
 
 A text is tokenised whole, without special tokens, and cut into pieces that do not overlap, from its start. A window is
-what the model's tokenizer puts before a text (nothing for many, `<bos>` for Gemma, which is another model without it)
-and a piece.
+what the tokenizer puts before a text (nothing for many, `<bos>` for Gemma, another model without it) and a piece.
 """
 
 import hashlib
