@@ -1,5 +1,6 @@
 """Tests keep records, figures and checkpoints of their own, so that they never touch a user's."""
 
+import gc
 import os
 import shutil
 from pathlib import Path
@@ -23,6 +24,15 @@ HOME.mkdir(parents=True, exist_ok=True)
 # by default hypothesis fails a test of which one example takes longer than 200 ms: the clock decides nothing here
 hypothesis.settings.register_profile("no clock", deadline=None)
 hypothesis.settings.load_profile("no clock")
+
+
+@pytest.fixture(autouse=True, scope="module")
+def nothing_imported_is_garbage():
+    """Take what is loaded by now out of the collector's sight: every training ends in a full collection, and one over
+    all objects of torch and transformers takes longer than the training of a tiny model.
+    """
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.fixture

@@ -145,8 +145,8 @@ TYPES = [torch.float32, torch.bfloat16]
 TYPED = [(case, dtype) for dtype in TYPES for case in CASES] + [(case, torch.float16) for case in RANGE]
 
 
-def made(make=untouched, dtype=torch.float32):
-    model = tiny.llama(num_hidden_layers=2).to(dtype)
+def made(make=untouched, dtype=torch.float32, layers=2):
+    model = tiny.llama(num_hidden_layers=layers).to(dtype)
     with torch.no_grad():
         make(model)
     return model
@@ -175,7 +175,7 @@ def expected(method, model):
 @pytest.mark.parametrize("method", METHODS)
 def test_everything_stays_finite(method, case, dtype):
     make, ids = CASES[case]
-    model = made(make, dtype)
+    model = made(make, dtype, layers=2 if dtype == torch.float32 else 1)  # what a block passes on is tried in float32
     with torch.no_grad():
         assert finite(model(input_ids=ids).logits), "the case itself is broken: this would test nothing"
         if (method, case) in REFUSED:
