@@ -107,7 +107,7 @@ def test_a_notebook_runs_on_eighteen_blocks_of_the_packaged_model(name, tmp_path
     depth.drop_blocks_(model, range(10, 22))
     folder = plain.save(model, tokenizer, tmp_path / NAME)
     del model
-    given = SMALL | dict(windows=1, calibration_windows=1)
+    given = SMALL | dict(windows=1, calibration_windows=1, choices=["block_influence"])
     document = run(FOLDER / f"{name}.ipynb", tmp_path, folder, monkeypatch, **given)
     assert document["status"] == "finished" and document["rows"]
     shutil.rmtree(folder)
