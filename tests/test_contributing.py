@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch.nn import functional
 
-from lib import extensions, files, quantizers, tasks
+from lib import architectures, extensions, files, quantizers, tasks
 from lib.decoding.generate import generate
 from lib.decoding.sessions import ModelSession
 from lib.evaluation import run
@@ -32,7 +32,7 @@ def mine(tmp_path_factory):
     for name, content in found:
         (base / name).parent.mkdir(exist_ok=True)
         (base / name).write_text(content)
-    assert len(found) == 7
+    assert len(found) == 8
     sys.path.insert(0, str(base / "mine"))
     yield base / "mine"
     sys.path.remove(str(base / "mine"))
@@ -85,6 +85,18 @@ def test_a_loss(mine):
     torch.testing.assert_close(smoothed.loss(model, {"input_ids": ids}), expected)
     history = loop.train_(model, ids, smoothed.loss, steps=4, batch=4, learning_rate=3e-3)
     assert history.losses[0] == pytest.approx(expected.item(), abs=1e-4) and history.losses[-1] < history.losses[0]
+
+
+def test_an_architecture(mine, tmp_path):
+    sizes = {"vocab_size": 256, "hidden_size": 64, "intermediate_size": 96, "num_hidden_layers": 2}
+    name, ids = str(mine / "squared.py"), tiny.tokens(1, 16)
+    model = architectures.build(name, sizes | {"num_attention_heads": 4}, seed=0)
+    normed = model.model.layers[0].post_attention_layernorm(model.model.embed_tokens(ids))
+    mlp = model.model.layers[0].mlp
+    expected = functional.linear(functional.relu(normed @ mlp.up_proj.weight.T) ** 2, mlp.down_proj.weight)
+    torch.testing.assert_close(mlp(normed), expected)
+    again, _ = models.load(str(tiny.save(tmp_path / "saved", model)))
+    assert type(again) is architectures.by_name(name) and torch.equal(again(ids).logits, model(ids).logits)
 
 
 def test_a_drafter(mine):

@@ -94,8 +94,10 @@ def _skeleton(folder):
     from transformers import AutoConfig, AutoModelForCausalLM, GenerationConfig
     from transformers.initialization import no_init_weights
 
+    from lib import architectures
     from lib.checkpoints import configured
 
+    architectures.make_known()
     with configured(folder), no_init_weights():
         config = AutoConfig.from_pretrained(folder, trust_remote_code=False, local_files_only=True)
         del config.quantization_config

@@ -71,6 +71,8 @@ def flops_per_token(model: nn.Module, context: int = 0) -> int:
     config = blocks.config(model)
     # one product of the query with every key, one of the scores with every value
     attention = 2 * sum(_spans(config, context)) * config.num_attention_heads * _head_size(config)
+    # what an architecture of ours multiplies beside these (talking heads mix the heads for every key)
+    products += sum(part.more_products(config, context) for part in model.modules() if hasattr(part, "more_products"))
     return 2 * (products + attention)
 
 

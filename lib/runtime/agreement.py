@@ -15,7 +15,7 @@ def architecture_of(model) -> Architecture:
     """
     from lib.models import blocks
 
-    config = blocks.config(model).to_dict()
+    config = blocks.config(model).to_dict() | {"architectures": [type(model).__name__]}  # the name in what is refused
     if config.get("layer_types", ()) is None:  # a class fills it in when it is made, so it was taken out
         raise wrong("layer_types", None, "a type of attention for each block")
     found = architecture.read(config, tables={**TABLES, "yarn": ()})

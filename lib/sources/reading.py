@@ -32,8 +32,10 @@ def read(folder: Path, config: dict, dtype=None, *, adapter: str | None = None):
             f"{place(folder)} is quantized already ({quantized}); plain and compressed-tensors checkpoints are loaded, "
             "and adapters are merged into plain ones; choose the original model."
         )
+    from lib import architectures
     from lib.models import blocks
 
+    architectures.make_known()
     with checkpoints.configured(folder):  # which a tokenizer's class is chosen by
         words = tokenizer(folder)
     with _view(folder) as view:
@@ -63,7 +65,8 @@ def _from_transformers(folder, view, config, dtype):
     except (ValueError, KeyError) as error:
         raise ValueError(
             f"{place(folder)} is no decoder-only model that the installed transformers knows "
-            f"(model_type {config.get('model_type')!r}): {str(error).splitlines()[0]} Choose another model."
+            f"(model_type {config.get('model_type')!r}): {str(error).splitlines()[0]} Choose another model, or call "
+            "architectures.by_name with the file that defines this one first."
         ) from error
 
 
