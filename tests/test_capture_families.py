@@ -31,7 +31,6 @@ def test_a_family_whose_blocks_return_tuples_is_captured_and_quantized():
 OTHERS = {
     "Bloom": {"n_head": 4, "n_layer": 2},  # ALiBi for each text and head
     "XGLM": {"d_model": 64, "attention_heads": 4, "num_layers": 2, "ffn_dim": 96},  # a mask for each text
-    "Rwkv": {"num_hidden_layers": 2, "attention_hidden_size": 64},  # a state goes from block to block
 }
 
 

@@ -9,15 +9,17 @@ same loop:
     session.rewind(length)               forget all tokens but the first `length`
 """
 
+import copy
 import itertools
+import json
 from collections.abc import Iterator
 from typing import Protocol
 
 import torch
 from torch import Tensor, nn
 
-from lib.models import blocks, rotary
-from lib.models.logits import device
+from lib.models import blocks, rotary, structure
+from lib.models.logits import device, evaluating
 
 
 class Session(Protocol):
@@ -34,11 +36,14 @@ class ModelSession:
     """A causal language model of transformers behind the protocol: its own forward pass and its dynamic cache.
 
     Logits are those of a forward pass over the whole text so far: where position tables change with its length, keys
-    that were made by other tables are not kept but made anew.
+    that were made by other tables are not kept but made anew. Of a model that keeps states which can't be cut back
+    (Mamba's), or whose cache gives other logits, nothing is kept: each pass reads the whole text.
+    kept: whether a cache serves; None tries it, once for each class of models and configuration.
     """
 
-    def __init__(self, model: nn.Module):
+    def __init__(self, model: nn.Module, *, kept: bool | None = None):
         self.model = model.eval()
+        self._keeps = keeps(model) if kept is None else kept
         self.limit: int | None = getattr(blocks.config(model), "max_position_embeddings", None)
         self._tables = rotary.Tables.of(model)
         self._tokens = torch.empty(0, dtype=torch.long)
@@ -79,6 +84,8 @@ class ModelSession:
             self._clear()
             self._kind = kind
         inputs = self._tokens[self._kept : end].to(device(self.model))[None]
+        if not self._keeps:
+            return self.model(input_ids=inputs, use_cache=False).logits[0, -count:].float()
         kept = 0 if inputs.shape[1] == count else count
         found = self.model(input_ids=inputs, past_key_values=self._cache, use_cache=True, logits_to_keep=kept)
         self._kept = end
@@ -92,14 +99,58 @@ class ModelSession:
             yield end, len(found)
 
     def _clear(self) -> None:
+        self._kept = self._floor = 0  # tokens whose keys are there, and the fewest to which a rewind may cut them
+        self._kind = self._tables.kind(0)
+        if not self._keeps:
+            return
         from transformers import DynamicCache
 
         self._cache = DynamicCache(config=self.model.config)
         # sliding windows would otherwise drop what a rewind needs; they still drop at each rewind what lies before it
         self._cache.activate_past_recording()
         self._slides = any(getattr(layer, "is_sliding", False) for layer in self._cache.layers)
-        self._kept = self._floor = 0  # tokens whose keys are there, and the fewest to which a rewind may cut them
-        self._kind = self._tables.kind(0)
+
+
+_KEEP: dict[tuple[type, str], bool] = {}  # class and configuration of a model -> whether its cache gives its own logits
+
+
+@torch.no_grad()
+def keeps(model: nn.Module) -> bool:
+    """Whether a session of `model` that keeps a cache, and goes back in it, has the logits of whole passes.
+
+    Tried on a few tokens, once for each class of models and configuration.
+    """
+    config = structure.values(model.config.to_dict())
+    kind = type(model), json.dumps([config, model.config._attn_implementation], sort_keys=True, default=str)
+    if kind not in _KEEP:
+        ids = torch.arange(5, 5 + 9) * 7 % model.get_input_embeddings().num_embeddings
+        plain = copy.copy(model)  # without hooks and replacements of one's own, which listen to the work itself
+        plain.__dict__.pop("forward", None)
+        plain._forward_hooks, plain._forward_pre_hooks = {}, {}
+        with evaluating(plain):
+            _KEEP[kind] = _agrees(plain, ids)
+        if not _KEEP[kind]:
+            print(f"{type(model).__name__} keeps no cache that can be cut back: each token reads the whole text again")
+    return _KEEP[kind]
+
+
+def _agrees(model: nn.Module, ids: Tensor) -> bool:
+    """Whether a session that reads `ids` [9] in parts, and goes back, ends in the logits of one pass over them."""
+    session = ModelSession(model, kept=True)
+    if session.limit is not None and session.limit < len(ids):
+        return True  # nothing that is worth keeping
+    own = model(input_ids=ids.to(device(model))[None], use_cache=False).logits[0, -3:].float()
+    try:
+        session.extend(ids[:5], last=True)
+        session.extend(ids[5:8].flip(0))
+        session.rewind(6)
+        session.rewind(5)
+        session.extend(ids[5:6], last=True)
+        found = session.extend(ids[6:])
+    except (TypeError, ValueError, RuntimeError, AttributeError, KeyError, IndexError, NotImplementedError):
+        return False
+    close = 1e-3 if model.dtype == torch.float32 else 0.1
+    return bool((found - own).norm() <= close * own.norm()) or not own.isfinite().all()
 
 
 def read(session: Session, tokens: Tensor) -> None:

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from lib.models import blocks
 from lib.models.running import evaluating
 
-_TUPLES: dict[type, bool] = {}  # class of a block -> whether it answers a tuple, which the decoder then takes apart
+_RESTS: dict[type, tuple | None] = {}  # class of a block -> what it answers behind the states; None for a bare tensor
 
 
 def first(output: Tensor | tuple) -> Tensor:
@@ -24,20 +24,27 @@ def taken(args: tuple, kwargs: dict) -> tuple[Tensor, tuple[tuple, dict]]:
     return kwargs["hidden_states"], ((), {name: value for name, value in kwargs.items() if name != "hidden_states"})
 
 
-def answers_tuple(model: nn.Module) -> bool:
-    """Whether the blocks of `model` answer tuples; from one token, once for each class of blocks."""
+def answers(model: nn.Module) -> Callable[[Tensor], Tensor | tuple]:
+    """How the blocks of `model` answer hidden states: bare, or in a tuple, which the decoder then takes apart.
+
+    Seen on one token, once for each class of blocks. Tensors in the rest of a tuple are left out, since they belong to
+    the inputs of that call.
+    """
     block = blocks.blocks(model)[0]
-    if type(block) not in _TUPLES:
+    if type(block) not in _RESTS:
 
         def look(*args, **kwargs):
             answer = type(block).forward(block, *args, **kwargs)
-            _TUPLES[type(block)] = isinstance(answer, tuple)
+            rest = answer[1:] if isinstance(answer, tuple) else None
+            _RESTS[type(block)] = rest and tuple(None if isinstance(each, Tensor) else each for each in rest)
             return answer
 
         # in eval mode: dropout would draw from a generator that a training draws from
         with evaluating(model), instead(block, look):
-            blocks.decoder(model)(input_ids=torch.zeros(1, 1, dtype=torch.long, device=blocks.device(model)))
-    return _TUPLES[type(block)]
+            ids = torch.zeros(1, 1, dtype=torch.long, device=blocks.device(model))
+            blocks.decoder(model)(input_ids=ids, use_cache=False)
+    rest = _RESTS[type(block)]
+    return (lambda states: states) if rest is None else lambda states: (states, *rest)
 
 
 @contextlib.contextmanager
@@ -74,7 +81,7 @@ def skipped(model: nn.Module, count: int, states: Tensor) -> Iterator[None]:
     if not count:
         yield
         return
-    answer = (states,) if answers_tuple(model) else states
+    answer = answers(model)(states)
     with contextlib.ExitStack() as stack:
         for block in list(blocks.blocks(model))[:count]:
             stack.enter_context(instead(block, lambda *args, **kwargs: answer))

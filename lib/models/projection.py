@@ -159,16 +159,24 @@ def projects(model: nn.Module, tokens: Tensor | None = None) -> bool:
     return _TRIED[model][1]
 
 
+_MORE = (TypeError, AttributeError, RuntimeError, ValueError, IndexError)  # a part asks for more than it is given here
+
+
 def _tried(model: nn.Module, tokens: Tensor | None) -> bool:
-    instead = tokens is None  # no block has to run: what they would answer is given
-    tokens = torch.arange(3, 19)[None] if instead else tokens
-    some = tokens[:1, :16].to(blocks.device(model)) % blocks.embeddings(model).num_embeddings
-    with evaluating(model), _skipped(model, some) if instead else contextlib.nullcontext():
-        own = model(input_ids=some, use_cache=False).logits
-        try:
-            ours = Projection(model)(hidden_states(model, some))
-        except (TypeError, AttributeError, RuntimeError, ValueError, IndexError):  # it asks more of its decoder
-            return False
+    some = torch.arange(3, 19)[None] if tokens is None else tokens[:1, :16]
+    some = some.to(blocks.device(model)) % blocks.embeddings(model).num_embeddings
+    answered = _skipped(model, some) if tokens is None else contextlib.nullcontext()  # then no block has to run
+    with evaluating(model), contextlib.suppress(*_MORE if tokens is None else ()), answered:
+        return _adds_up(model, some)
+    return _tried(model, some)  # its decoder takes more from the blocks than states
+
+
+def _adds_up(model: nn.Module, tokens: Tensor) -> bool:
+    own = model(input_ids=tokens, use_cache=False).logits
+    try:
+        ours = Projection(model)(hidden_states(model, tokens))
+    except _MORE:
+        return False
     if own.shape != ours.shape:
         return False
     # the same operations on the same numbers: no more than their order can differ

@@ -23,11 +23,11 @@ def fingerprint(model: nn.Module) -> str:
     Paths, versions and types of storage are left out: a model that was saved and loaded has the hash that it had.
     """
     modules = [[name, type(each).__name__, each.extra_repr()] for name, each in model.named_modules()]
-    config = _values(blocks.config(model).to_dict())
+    config = values(blocks.config(model).to_dict())
     return hashlib.sha256(json.dumps([modules, config], sort_keys=True, default=str).encode()).hexdigest()
 
 
-def _values(config: dict) -> dict:
+def values(config: dict) -> dict:
     """A configuration without `SAYS_NOTHING`, whose parts (of text, say) may hold configurations too."""
     kept = {key: value for key, value in config.items() if key not in SAYS_NOTHING}
-    return {key: _values(value) if isinstance(value, dict) else value for key, value in kept.items()}
+    return {key: values(value) if isinstance(value, dict) else value for key, value in kept.items()}

@@ -103,6 +103,7 @@ def _described(model, changes: dict) -> nn.Module:
     config = copy.deepcopy(model.config)
     for name, value in changes.items():
         setattr(config.get_text_config(), name, value)
+    config.dtype = config.get_text_config().dtype = model.dtype  # saving leaves its name, which not all take
     with torch.device("meta"):
         return type(model)(config)
 

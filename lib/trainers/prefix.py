@@ -48,12 +48,13 @@ def state(teacher: nn.Module, student: nn.Module, count: int) -> list[tuple]:
 
 def _settings(model: nn.Module) -> dict:
     """What the configuration says of a block, whichever it is: lists with an entry for each block are left out."""
-    found = blocks.config(model).to_dict()
-    count = found["num_hidden_layers"]
+    config = blocks.config(model)
+    count, aliases = config.num_hidden_layers, config.attribute_map  # "n_layer" in some families
+    left_out = {*_COUNTED, *(aliases[name] for name in _COUNTED if name in aliases)}
     return {
         name: value
-        for name, value in found.items()
-        if name not in _COUNTED and not (isinstance(value, list | tuple) and len(value) == count)
+        for name, value in config.to_dict().items()
+        if name not in left_out and not (isinstance(value, list | tuple) and len(value) == count)
     }
 
 
