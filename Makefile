@@ -4,7 +4,7 @@ BIN := .venv/bin
 READY := .venv/ready
 
 .DEFAULT_GOAL := help
-.PHONY: help setup gemma report test lab lint readme clean
+.PHONY: help setup gemma report test coverage lab lint readme clean
 
 help:  ## list the targets
 	@grep -hE '^[a-z]+:.*##' Makefile | sed -E 's/^([a-z]+):.*## (.*)/make \1 - \2/'
@@ -24,12 +24,15 @@ gemma: $(READY)  ## install and convert the second model, Gemma 3 270M (under Go
 report: $(READY)  ## run the notebooks that changed, print the results table, build data/report/index.html
 	$(BIN)/python -m lib.sweep notebooks/batches/report.yaml; status=$$?; $(BIN)/python -m lib.report.site && exit $$status
 
-test: $(READY)  ## unit tests with coverage, side by side, then every notebook through nbval
-	$(BIN)/python -m pytest -n logical --maxprocesses=4 --dist loadfile --cov=lib --cov-report=term --cov-fail-under=90 tests
-	@# notebooks in a run of their own: nbval waits in vain for a kernel that pytest-cov measures. No clock decides here,
-	@# so two run at once; claims that do not depend on one must hold, and tables tagged nbval-check-output are compared
+test: $(READY)  ## unit tests, side by side, then every notebook through nbval
+	$(BIN)/python -m pytest -n logical --maxprocesses=4 --dist loadfile tests
+	@# No clock decides here, so two notebooks run at once; claims that do not depend on one must hold, and tables tagged
+	@# nbval-check-output are compared
 	THIMBLE_CLAIMS=strict OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile --nbval-lax \
 		--nbval-current-env --nbval-cell-timeout=1800 notebooks
+
+coverage: $(READY)  ## unit tests once more, counting which lines they run: half again as long, so no part of `make test`
+	$(BIN)/python -m pytest -n logical --maxprocesses=4 --dist loadfile --cov=lib --cov-report=term --cov-fail-under=90 tests
 
 lab: $(READY)  ## open JupyterLab on the first notebook
 	$(BIN)/jupyter lab notebooks/00_start_here.ipynb
