@@ -49,9 +49,9 @@ def select(values: Tensor, batch: dict) -> Tensor:
 
 
 def inputs(batch: dict) -> dict[str, Tensor]:
-    """What the model is given of `batch`: its tokens, and a mask where some of them are padding."""
+    """What the model is given of `batch`: tokens, positions of packed documents, a mask where there is padding."""
     mask = batch.get("attention_mask")
-    given = {"input_ids": batch["input_ids"]}
+    given = {name: batch[name] for name in ("input_ids", "position_ids") if name in batch}
     return given if mask is None or mask.all() else {**given, "attention_mask": mask}
 
 

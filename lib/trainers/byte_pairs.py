@@ -1,0 +1,76 @@
+"""A tokenizer of a small model's own: byte-level byte-pair encoding, trained on the training text.
+
+A large vocabulary costs a small model most of its weights and time: 49,152 tokens of width 128 are 6.3 M weights
+beside blocks of 0.2 M. Perplexities of models with different tokenizers say nothing about each other; bits per byte do.
+Source: Sennrich et al., arXiv 1508.07909, on bytes as in GPT-2; trained by the `tokenizers` library.
+"""
+
+import random
+from collections.abc import Iterable, Iterator
+
+from torch import nn
+
+from lib import tokenization
+
+END = "<|endoftext|>"  # between documents: the end of one and the beginning of the next
+BYTES = 256
+CHARACTERS = 20_000_000  # of text that is looked at; more changes little
+SPARE = 128  # a model's table may be that much longer than the tokenizer, to a round number
+
+
+def train(documents: Iterable[str], *, vocabulary: int = 4096, characters: int = CHARACTERS, seed: int = 0):
+    """A `PreTrainedTokenizerFast` of `vocabulary` tokens: the 256 bytes, `END`, and the merges that save most.
+
+    characters: how much text is looked at; of more, documents are drawn in an order that `seed` decides. The same
+    documents and seed give the same tokenizer. Save it beside the model, as `model.tokenizer`.
+    Raises ValueError for a vocabulary that holds no bytes, and for text too short to fill it.
+    """
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+    from transformers import PreTrainedTokenizerFast
+
+    if isinstance(vocabulary, bool) or not isinstance(vocabulary, int) or vocabulary <= BYTES:
+        raise ValueError(
+            f"vocabulary={vocabulary!r}; the {BYTES} bytes and {END} are in every one, so whole numbers from "
+            f"{BYTES + 1} are allowed; 2048 to 8192 are usual for small models."
+        )
+    chosen = list(_drawn(list(documents), characters, seed))
+    core = Tokenizer(models.BPE())
+    core.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=True)
+    core.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=vocabulary,
+        special_tokens=[END],
+        initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
+        show_progress=False,
+    )
+    core.train_from_iterator(chosen, trainer)
+    if core.get_vocab_size() < vocabulary:
+        raise ValueError(
+            f"vocabulary={vocabulary} from text of {sum(map(len, chosen)):,} characters, which gives "
+            f"{core.get_vocab_size()}; give more text, or a vocabulary of at most that."
+        )
+    return PreTrainedTokenizerFast(tokenizer_object=core, bos_token=END, eos_token=END, pad_token=END)
+
+
+def check(model: nn.Module, tokenizer) -> None:
+    """Raise ValueError where the table of `model` does not fit the tokens of `tokenizer`."""
+    rows, tokens = model.get_input_embeddings().num_embeddings, len(tokenizer)
+    if not tokens <= rows < tokens + SPARE:
+        raise ValueError(
+            f"vocab_size={rows} of the model for a tokenizer of {tokens} tokens; {tokens} to {tokens + SPARE - 1} are "
+            f"allowed; build the model with vocab_size={tokens}, or train a tokenizer of that size."
+        )
+
+
+def _drawn(documents: list[str], characters: int, seed: int) -> Iterator[str]:
+    """The documents, or where they are longer than `characters` so many of them, in an order of `seed`."""
+    if not any(document.strip() for document in documents):
+        raise ValueError("no text was given; documents with words are needed; give some.")
+    if sum(map(len, documents)) > characters:
+        random.Random(seed).shuffle(documents)
+    left = characters
+    for document in documents:
+        yield tokenization.check(document[:left], "a document")
+        left -= len(document)
+        if left <= 0:
+            return
