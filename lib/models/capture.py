@@ -13,7 +13,7 @@ from lib.models.blocks import blocks, decoder, device, embeddings
 from lib.models.running import evaluating
 
 PANEL = 384  # columns of one panel of the Hessian; panels below the diagonal are mirrored, not computed
-_TRIED: set[tuple[type, str]] = set()  # class and configuration of models whose blocks run by themselves
+_TRIED: set[tuple] = set()  # classes and configurations of models whose blocks run by themselves
 
 
 @dataclass
@@ -82,9 +82,10 @@ def _try(model: nn.Module, parts: list[nn.Module], length: int) -> None:
     model makes of them.
 
     A block may be given more than the states before it: what its text's tokens say (Gemma 3n), or what blocks before
-    it have found. Tried once for each class of models and configuration.
+    it have found. Tried once for each class of models and blocks, and configuration.
     """
-    kind = type(model), json.dumps(structure.values(model.config.to_dict()), sort_keys=True, default=str)
+    config = json.dumps(structure.values(model.config.to_dict()), sort_keys=True, default=str)
+    kind = type(model), *(type(each) for each in parts), config
     if kind in _TRIED:
         return
     tokens, own = torch.arange(3, 3 + 2 * length).view(2, -1) % embeddings(model).num_embeddings, []
