@@ -110,3 +110,18 @@ def unmarked(text: str) -> list[str]:
     rest = re.sub(r"<!-- (\w+):begin -->.*?<!-- \1:end -->", "", _MARK.sub("", text), flags=re.DOTALL)
     units = r"(?:tokens/s|nats|MB/s|GB/s|times as fast|times faster|% of the|samples a second)"
     return re.findall(rf"\d[\d.,]* ± \d[\d.,]*|\d[\d.,]* {units}|perplexity (?:of )?[\d.]+", rest)
+
+
+def marks(name: str) -> tuple[str, str]:
+    """What stands before and behind the part of a page called `name` that a command writes."""
+    return f"<!-- {name}:begin -->", f"<!-- {name}:end -->"
+
+
+def replaced(text: str, name: str, block: str, page: str = "the page") -> str:
+    """`text` with `block` between the two marks of `name`; ValueError where `page` lacks one of them."""
+    begin, end = marks(name)
+    before, found, rest = text.partition(begin)
+    _, closed, after = rest.partition(end)
+    if not found or not closed:
+        raise ValueError(f"{page} lacks {end if found else begin}; both marks, in order, are needed; add them.")
+    return f"{before}{begin}\n{block}\n{end}{after}"

@@ -101,6 +101,9 @@ class _Scheduler:
                 self._start(number, outcome)
             except (OSError, ValueError) as error:  # a notebook changed or a disk filled up since the check
                 outcome.status, outcome.error = "failed", f"{type(error).__name__}: {error}"
+                with contextlib.suppress(OSError):
+                    outputs.discard_results(outcome.run)
+                    outputs.keep_failure(outcome.run, (type(error).__name__, str(error)))
             if outcome.status != "not run":
                 self.progress.ended(number, outcome)
 
@@ -116,9 +119,7 @@ class _Scheduler:
             outcome.status = "unchanged"
             return
         outcome.reason = reason or "asked for"
-        # what the run is about to replace goes first: if it fails, a report shows a gap and not old numbers
-        for old in (finished.state(run), finished.record(run), finished.output(run), outputs.failed(run)):
-            old.unlink(missing_ok=True)
+        outputs.discard_results(run)
         self.progress.started(number, outcome)
         part_file = outputs.part_file(run)
         part_file.parent.mkdir(parents=True, exist_ok=True)

@@ -11,9 +11,8 @@ import sys
 
 import pytest
 
-from lib import files
+from lib import files, published
 from lib.quantizers import METHODS
-from lib.report import marked
 from tests.families import FAMILIES
 
 _BEFORE = "has the norm .*, which is not on the way from the residual stream"
@@ -164,7 +163,7 @@ def _cell(variants: dict[str, str], operations: tuple[str, ...]) -> str:
 def main() -> int:
     """Write the table into README.md."""
     path = files.ROOT / "README.md"
-    files.write_text(path, marked.replaced(path.read_text(encoding="utf-8"), "families", table(), path.name))
+    files.write_text(path, published.replaced(path.read_text(encoding="utf-8"), "families", table(), path.name))
     return 0
 
 

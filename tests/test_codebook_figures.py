@@ -8,15 +8,6 @@ from lib.report import codebooks, style
 from tests import report_data
 from tests.test_figures import texts
 
-LEVELS = {"codebook": [-1, -0.3, 0, 0.4, 1], "symmetric": [-1, -0.5, 0, 0.5, 1]}
-
-
-def weights(seed=0):
-    generator = np.random.default_rng(seed)
-    ratio = np.clip(0.4 * generator.normal(size=4000), -1, 1)
-    distance = {n: np.abs(ratio[:, None] - np.array(v)).min(1) ** 2 for n, v in LEVELS.items()}
-    return pd.DataFrame({"ratio": ratio, **distance})
-
 
 def recorded():
     shared = report_data.base("run-26", "26_codebooks")
@@ -32,15 +23,6 @@ def recorded():
         for order, value in (("in order", 0.38), ("shuffled", 0.12))
     ]
     return pd.DataFrame(found + saved)
-
-
-def test_levels_are_drawn_where_they_are_and_the_error_is_zero_on_them():
-    figure = codebooks.levels(weights(), LEVELS)
-    left, right = figure.axes
-    drawn = [sorted(line[0][0] for line in lines.get_segments()) for lines in left.collections]
-    assert drawn == [pytest.approx(v) for v in LEVELS.values()]
-    assert len(right.lines) == 2 and all(line.get_ydata()[40] < 0.03 for line in right.lines)
-    assert "4,000 weights" in texts(figure) and len(style.png(figure)) < 100_000
 
 
 def test_errors_has_a_panel_a_metric_and_a_point_a_method_and_width():

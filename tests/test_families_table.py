@@ -1,15 +1,14 @@
 """The README's table of families is what the tests of families hold, and names only what is tried."""
 
-from lib import files
+from lib import files, published
 from lib.quantizers import METHODS
-from lib.report import marked
 from tests import supported
 from tests.families import FAMILIES
 
 
 def test_the_readme_shows_what_the_tests_hold():
     text = (files.ROOT / "README.md").read_text(encoding="utf-8")
-    assert text == marked.replaced(text, "families", supported.table(), "README.md"), "run `make readme`"
+    assert text == published.replaced(text, "families", supported.table(), "README.md"), "run `make readme`"
 
 
 def test_refusals_are_of_what_is_tried():

@@ -33,10 +33,10 @@ def drawn(figure):
     assert style.png(figure) == style.png(figure) and 5000 < len(style.png(figure)) < 200_000
 
 
-def test_the_curve_has_a_line_a_way_with_its_intervals():
-    figure = healing.curve(recorded())
-    perplexity, kl = figure.axes
-    assert len(perplexity.containers) == len(kl.containers) == 3
+def test_a_curve_has_a_line_a_way_with_its_intervals():
+    figure = healing.curves(recorded())
+    (perplexity,) = figure.axes
+    assert len(perplexity.containers) == 3
     line, _, bars = perplexity.containers[0]  # distillation is drawn first
     assert line.get_xdata().tolist() == list(AMOUNTS)
     assert line.get_ydata().tolist() == pytest.approx([30, 60, 90])
@@ -51,7 +51,7 @@ def test_the_curve_has_a_line_a_way_with_its_intervals():
 
 def test_the_newest_run_alone_is_drawn():
     older = recorded(run="older").assign(time="2029-01-01T00:00:00+00:00", value=0.99)
-    figure = healing.curve(pd.concat([older, recorded()]))
+    figure = healing.curves(pd.concat([older, recorded()]))
     assert figure.axes[0].containers[0][0].get_ydata()[0] == pytest.approx(30)
 
 
@@ -142,7 +142,7 @@ def test_losses_stand_apart_by_what_they_measure():
     assert len(healing.losses({"full": history(4.0, 3.2, steps=2)}).axes) == 1
 
 
-@pytest.mark.parametrize("figure", [healing.curve, healing.curves, healing.answers])
+@pytest.mark.parametrize("figure", [healing.curves, healing.answers])
 def test_without_records_the_figure_says_so(figure):
     for table in (pd.DataFrame(), recorded(status="failed"), recorded().drop(columns="way")):
         assert healing.NOTEBOOK in texts(figure(table))

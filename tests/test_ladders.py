@@ -5,7 +5,7 @@ import statistics
 import pandas as pd
 import pytest
 
-from lib.report import grids, ladders, site, style, tables
+from lib.report import chapters, grids, ladders, style, tables
 
 
 def run(notebook, values, *, seed=0, bits=3, windows=32, text="wikitext2", day=1, status="finished", **columns):
@@ -28,14 +28,14 @@ def texts(figure):
 def test_each_ladder_of_the_site_draws_its_own_notebook_with_a_caption_that_is_true():
     steps, methods = {"round": 1.0, "+ compensation": 0.5}, {"rtn": 1.2, "hqq": 1.1, "recipe": 0.3}
     table = pd.concat([run("22_gptq", steps), run("29_best_recipe", methods, day=2), run("28_allocation", {"x": 1})])
-    shown = site.shown()
-    gptq, recipe = shown["ladder"][0](table), shown["recipe_ladder"][0](table)
+    shown = chapters.FIGURES
+    gptq, recipe = shown["ladder"].draw(table), shown["recipe_ladder"].draw(table)
     assert rungs(gptq) == list(steps) and rungs(recipe) == list(methods)
     assert any("adds one thing" in text for text in texts(gptq))
     assert not any("one thing" in text for text in texts(recipe)) and any(
         "the original" in text for text in texts(recipe)
     )
-    assert "GPTQ" in shown["ladder"][1] and "recipe" in shown["recipe_ladder"][1]
+    assert "GPTQ" in shown["ladder"].caption and "recipe" in shown["recipe_ladder"].caption
 
 
 def test_seeds_are_a_mean_with_its_spread_in_the_text():

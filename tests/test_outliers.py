@@ -93,17 +93,6 @@ def _legend(axes):
     return axes.get_legend().get_texts() if axes.get_legend() else []
 
 
-def test_features_names_those_that_return_and_the_largest_where_none_does():
-    figure = figures.features(magnitudes())
-    left, right = figure.axes
-    assert [text.get_text() for text in _legend(left)] == ["feature 247", "another feature", "median feature"]
-    assert "6 of 6 blocks have a feature above" in words(figure)
-    named = [text.get_text() for text in right.texts if text.get_text().isdigit()]
-    assert sorted(named) == ["3", "4", "5"]  # the three largest
-    points = {line.get_label(): list(line.get_ydata()) for line in left.lines}
-    assert points["feature 247"] == [11.0, 12.0, 13.0, 14.0] and points["another feature"] == [9.0, 10.0]
-
-
 def test_token_counts_what_falls_below_half_a_step():
     magnitude = np.array([100.0, 2.0, 1.0, 0.3, 0.003])
     frame = pd.DataFrame({"magnitude": magnitude, "outlier": [True, False, False, False, False]})
@@ -128,8 +117,8 @@ def test_split_error_has_a_line_for_each_way_and_says_what_was_saved():
         assert [list(line[0].get_ydata()) for line in axes.containers] == [[8e-3] * 4, [2e-3] * 4, [1e-4] * 4]
 
 
-@pytest.mark.parametrize("draw", [figures.features, figures.split_error])
-def test_a_missing_run_is_a_visible_gap(draw):
+def test_a_missing_run_is_a_visible_gap():
+    draw = figures.split_error
     assert "no finished run of 21_outliers" in words(draw(pd.DataFrame()))
     assert "no finished run" in words(draw(magnitudes().assign(status="failed", metric="split_error")))
 

@@ -1,7 +1,6 @@
 """The figures about the recipe show what they were given: points, bits, intervals, gaps."""
 
 import matplotlib.pyplot as plt
-import numpy as np
 import pandas as pd
 import pytest
 
@@ -36,14 +35,6 @@ def layered(metric, values):
         for block in range(3)
     ]
     return records(metric, [*blocks, {"layers": "embed_tokens, lm_head", "block": None, "value": 4.0, "stderr": None}])
-
-
-def test_tuning_draws_every_step_and_every_block():
-    losses = pd.DataFrame({"step": range(1, 9), "loss": np.linspace(1, 0.5, 8)})
-    moves = pd.DataFrame({"block": [0] * 50 + [7] * 50, "move": np.linspace(-0.02, 0.03, 100)})
-    left, right = recipe.tuning(losses, moves).axes
-    assert list(left.lines[0].get_ydata()) == list(losses["loss"]) and left.get_ylim()[0] == 0
-    assert [text.get_text() for text in right.get_legend().get_texts()] == ["block 0", "block 7"]
 
 
 def test_allocation_writes_the_bits_of_every_group_and_names_the_rest():

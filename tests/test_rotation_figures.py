@@ -18,13 +18,6 @@ def numbers(seed=0):
     return pd.concat([pd.DataFrame({"what": w, "stage": s, "value": v}) for w, s, v in parts], ignore_index=True)
 
 
-def loudness():
-    before = np.ones(64)
-    before[[3, 40]] = 30
-    stages = {"before": before, "after": np.full(64, 6.0)}
-    return pd.concat([pd.DataFrame({"stage": s, "channel": range(64), "value": v}) for s, v in stages.items()])
-
-
 def recorded(layers=6, **columns):
     shared = report_data.base("run-25", "25_rotation") | columns
     ratios = {"rounding": 0.8, "gain": 1.5, "exposure": 0.9, "output_error": 1.08}
@@ -45,13 +38,6 @@ def test_distributions_share_a_scale_in_units_of_their_own_size():
     legend = [text.get_text() for text in inputs.get_legend().get_texts()]
     assert legend[0].startswith("before: largest") and legend[1] in ("after: largest 3", "after: largest 4")
     assert len(style.png(figure)) < 100_000
-
-
-def test_loud_channels_are_counted_before_and_after():
-    figure = rotation.channels(loudness())
-    assert "2 channels are more than twice as loud" in texts(figure)
-    assert "0 channels" in texts(figure) and "Before the rotation" in texts(figure)
-    assert figure.axes[0].get_ylim() == figure.axes[1].get_ylim()
 
 
 def test_factors_show_the_mean_ratio_of_each():

@@ -32,14 +32,6 @@ def weights(count=4000, seed=0):
     return pd.DataFrame({"offset": offset, "distance": distance, "changed": np.abs(offset) > distance})
 
 
-def test_random_choices_stand_beside_nearest_and_learned():
-    axes = rounding.chances(recorded()).axes[0]
-    assert sum(bar.get_height() for bar in axes.patches) == 40
-    labels = [text.get_text() for text in axes.get_legend().get_texts()]
-    assert {"40 random choices", "nearest: 1.00", "learned: 0.29"} == set(labels)
-    assert sorted(line.get_xdata()[0] for line in axes.lines) == [0.29, 1.0] and axes.get_xlim()[0] < 0.29
-
-
 def test_the_share_that_changed_is_what_a_count_gives():
     table = weights()
     figure = rounding.offsets(table)
@@ -66,7 +58,7 @@ def test_curves_show_every_step_of_every_start():
     assert "The loss over 40 steps" in axes.get_title(loc="left")
 
 
-@pytest.mark.parametrize("figure", [rounding.chances, rounding.curves, rounding.ladder])
+@pytest.mark.parametrize("figure", [rounding.curves, rounding.ladder])
 def test_nothing_recorded_is_a_gap_that_says_what_to_run(figure):
     assert "24_rounding" in texts(figure(EMPTY))
 

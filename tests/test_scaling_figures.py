@@ -27,11 +27,6 @@ def recorded(metric, **columns) -> dict:
     return base("run-23", scaling.NOTEBOOK, metric=metric, unit="unit", n=4, higher_is_better=False, **columns)
 
 
-def columns(count=200) -> pd.DataFrame:
-    magnitude = np.exp(np.random.default_rng(0).normal(size=count))
-    return pd.DataFrame({"magnitude": magnitude, "before": 1e-5 * magnitude**2, "after": 2e-5 * magnitude})
-
-
 BEST = {"q_proj": 0.3, "o_proj": 0.2, "gate_proj": 0.4, "down_proj": 0.5}
 
 
@@ -51,26 +46,6 @@ def ladder(widths=(4, 3)) -> pd.DataFrame:
         recorded("kl_divergence", recipe=name, bits=bits, value=0.9 / bits / (1 + place), stderr=0.01)
         for bits, (place, name) in pairs
     ])  # fmt: skip
-
-
-def test_columns_show_both_clouds_and_what_each_loses():
-    table = columns()
-    cloud, total = scaling.columns(table).axes
-    assert [len(line.get_xdata()) for line in cloud.lines] == [198, 198]  # without the quietest 1 %
-    assert [line.get_ydata()[-1] for line in total.lines] == pytest.approx(table[["before", "after"]].sum().tolist())
-    assert all((np.diff(line.get_ydata()) >= 0).all() for line in total.lines)
-    # the loudest column comes first
-    loudest = table.loc[table["magnitude"].idxmax(), "before"]
-    assert total.lines[0].get_ydata()[1] == pytest.approx(loudest)
-    drawn(cloud.figure)
-
-
-def test_a_dead_column_stretches_no_axis():
-    table = columns()
-    table.loc[3, ["magnitude", "before", "after"]] = 0.0
-    figure = scaling.columns(table)
-    assert min(line.get_xdata().min() for line in figure.axes[0].lines) > 0
-    drawn(figure)
 
 
 def test_alpha_marks_the_least_median_of_each_kind():

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import signal
 import sys
 import threading
@@ -13,6 +14,7 @@ import pytest
 
 from lib import files, sweep
 from lib.batches import outcomes, worker
+from lib.report import chapters, site
 from tests.batches import batch_file, notebook
 
 # stands in for a worker: copies the notebook, writes a record and a line of who runs when; `x` decides what goes wrong
@@ -31,7 +33,7 @@ document["metadata"]["papermill"] = {"input_path": job["notebook"], "output_path
 json.dump(document, open(job["output"], "w"))
 os.makedirs(home + "/data/results", exist_ok=True)
 record = dict(run=name, notebook="a", status="running", started=str(time.time()), parameters={}, seed=0)
-record |= dict(machine={}, versions={}, rows=[], inputs=[])
+record |= dict(machine={}, threads=1, versions={}, rows=[], inputs=[])
 json.dump(record, open(f"{home}/data/results/{name}.json", "w"))
 with open(home + "/log", "a") as log:
     log.write(f"end {name}\\n")
@@ -123,6 +125,21 @@ def test_failures_are_kept_and_the_others_go_on(stub, capsys):
     assert "[1/5] a x=2 ... unchanged" in capsys.readouterr().out
 
 
+def test_a_report_after_failures_says_what_failed_and_shows_the_rest(stub, monkeypatch, capsys):
+    monkeypatch.setattr(chapters, "FIGURES", {site.LEADING: chapters.FIGURES[site.LEADING]})
+    assert sweep.main([str(batch_file(stub, "notebooks: [{notebook: a, grid: {x: [2, 66, 88]}}]"))]) == 1
+    shown = capsys.readouterr().out  # what each run cost, and the longest, whatever became of them
+    for run, status in (("a x=2", "finished"), ("a x=66", "failed"), ("a x=88", "failed")):
+        assert re.search(rf"^{run} +{status} +\d+\.\d", shown, re.M)
+    assert re.search(r"^\d+\.\d minutes in all; the longest is a x=\d+ with \d+ s$", shown, re.M)
+    page = site.build().read_text()
+    parts = re.findall(r'<section class="failure">(.*?)</section>', page, re.S)
+    assert "2 notebooks failed" in page and len(parts) == 2
+    for part, name, sentence in zip(parts, ("a-x=66", "a-x=88"), ("ValueError: no good", "with status -9")):
+        assert f">{name}</a>" in part and sentence in part and "<pre>x = 1</pre>" in part
+    assert ">a-x=2</a>" in (files.report() / "chapter-other.html").read_text()
+
+
 def test_success_removes_the_failed_notebook_and_failure_the_old_results(stub):
     batch = batch_file(stub, "notebooks: [{notebook: a, parameters: {x: 2}}]")
     sweep.sweep(batch)
@@ -142,6 +159,9 @@ def test_a_notebook_broken_during_the_sweep_fails_alone(stub):
     (stub / "stub.py").write_text(STUB + breaking)
     found = sweep.sweep(batch_file(stub, "notebooks: [{notebook: a}, {notebook: late}, {notebook: report}]"))
     assert statuses(found) == ["finished", "failed", "finished"] and "late.ipynb is not a notebook" in found[1].error
+    kept = nbformat.read(stub / "data/report/notebooks/late.failed.ipynb", 4)  # so that the report tells of it
+    nbformat.validate(kept)
+    assert "late.ipynb is not a notebook" in kept.cells[0].outputs[0].evalue
 
 
 def test_nothing_runs_where_outputs_cannot_be_written(stub, monkeypatch, capsys):

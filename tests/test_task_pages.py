@@ -4,7 +4,7 @@ import pandas as pd
 import pytest
 
 from lib import files, tasks
-from lib.report import rows, site, task_pages
+from lib.report import chapters, rows, site, task_pages
 from tests import report_data
 
 
@@ -60,11 +60,12 @@ def test_scores_of_a_benchmark_are_named_by_its_configuration():
 
 
 def test_pages_are_linked_and_what_is_missing_is_said(monkeypatch):
-    monkeypatch.setattr(site, "shown", dict)
+    monkeypatch.setattr(chapters, "FIGURES", {site.LEADING: chapters.FIGURES[site.LEADING]})
     table = pd.DataFrame([score("arc_easy", 0.4, 0.36), score("arc_easy", 0.3, 0.2, run="b", model="<i>other</i>")])
     monkeypatch.setattr(site.results, "table", lambda: rows.complete(table))
-    page = site.build().read_text()
-    assert 'href="tasks-multiple-choice.html">multiple choice</a>: 2 scores' in page
+    site.build()
+    page = (files.report() / "chapter-50.html").read_text()
+    assert "href='tasks-multiple-choice.html'>multiple choice</a>: 2 scores" in page
     assert "safety: not measured yet" in page
     own = (files.report() / "tasks-multiple-choice.html").read_text()
     assert "0.400 ± 0.020" in own and (files.report() / "files" / "tasks-multiple-choice.svg").is_file()
@@ -72,5 +73,7 @@ def test_pages_are_linked_and_what_is_missing_is_said(monkeypatch):
 
 
 def test_no_scores_make_no_pages():
-    found = task_pages.build(pd.DataFrame(columns=["metric", "task", "status", "time"]), files.report(), "")
+    found = task_pages.build(
+        pd.DataFrame(columns=["metric", "task", "status", "time"]), files.report(), chapters.of("51_")
+    )
     assert not any(each["file"] for each in found) and not list(files.report().glob("tasks-*.html"))

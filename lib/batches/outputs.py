@@ -25,6 +25,12 @@ def discard_halves(run: batch.Run):
             half.unlink(missing_ok=True)
 
 
+def discard_results(run: batch.Run):
+    """Remove what a run is about to replace: if it fails, a report shows a gap and not old numbers."""
+    for old in (finished.state(run), finished.record(run), finished.output(run), failed(run)):
+        old.unlink(missing_ok=True)
+
+
 def cause(run: batch.Run, status: int | None, log) -> tuple[str, str]:
     """Name and text of the error behind a worker's end, where the notebook itself shows none."""
     if status is None:
@@ -42,9 +48,11 @@ def keep_failure(run: batch.Run, why: tuple[str, str]) -> str:
     try:
         document = json.loads(part_file(run).read_text(encoding="utf-8"))
     except (OSError, ValueError):  # killed before its first save, or during one
-        document = json.loads(run.notebook.read_text(encoding="utf-8"))
-        document["cells"] = [c | {"outputs": []} if c["cell_type"] == "code" else c for c in document["cells"]]
+        document = _unexecuted(run.notebook)
     cells = [cell for cell in document["cells"] if cell["cell_type"] == "code"]
+    if not cells:  # something has to hold the error
+        cells = [{"cell_type": "code", "metadata": {}, "execution_count": None, "source": "", "outputs": []}]
+        document["cells"] += cells
     begun = [cell for cell in cells if cell["metadata"].get("papermill", {}).get("start_time")] or cells[:1]
     shown = [output for cell in begun for output in cell["outputs"] if output["output_type"] == "error"]
     if not shown:
@@ -53,6 +61,16 @@ def keep_failure(run: batch.Run, why: tuple[str, str]) -> str:
         shown = [error]
     keep(document, run, failed(run))
     return " ".join(f"{shown[-1]['ename']}: {shown[-1]['evalue']}".split())[:200]
+
+
+def _unexecuted(path: Path) -> dict:
+    """A notebook without its outputs; an empty one where the file is no notebook any more."""
+    try:
+        document = json.loads(path.read_text(encoding="utf-8"))
+        document["cells"] = [c | {"outputs": []} if c["cell_type"] == "code" else c for c in document["cells"]]
+    except (OSError, ValueError, TypeError, KeyError):
+        document = {"cells": [], "metadata": {}, "nbformat": 4, "nbformat_minor": 4}
+    return document
 
 
 def keep(document: dict, run: batch.Run, target: Path):

@@ -1,4 +1,4 @@
-"""Figures about codebooks: where levels sit among the weights, what errs where, and who wins at how many bits."""
+"""Figures about codebooks: who wins at how many bits, and what the zero point and the norm of the error do."""
 
 import numpy as np
 import pandas as pd
@@ -6,7 +6,6 @@ import pandas as pd
 from lib.report import axes as ax
 from lib.report import rows, style
 
-GRIDS = {"codebook": ("gptq", "normal quantiles"), "symmetric": ("rtn", "evenly spaced")}  # look and name of each
 METHODS = {
     "symmetric": ("depth", "symmetric"),
     "rtn": ("rtn", "asymmetric"),
@@ -20,7 +19,6 @@ PANELS = {
     "uncalibrated_kl": "Model",
 }
 UNITS = ["squared error / squared weights", "lost share of output power", "KL divergence, nats a token"]
-BINS = np.linspace(-1, 1, 81)
 NORMS = {  # look and name; other norms are HQQ's
     "rtn": ("rtn", "minimum and maximum"),
     "refit": ("depth", "minimum and maximum, refit"),
@@ -28,34 +26,6 @@ NORMS = {  # look and name; other norms are HQQ's
 }
 STEPS = np.linspace(0, 0.84, 43)
 FAR = 0.51  # half a step, and what a scale in bfloat16 may add to it
-
-
-def levels(table: pd.DataFrame, values: dict[str, list[float]]):
-    """Weights over the largest of their group with the levels of each grid, and the error made at each of them.
-
-    table: one row a weight; `ratio` from -1 to 1, and for each name in `values` the squared error of its grid, in the
-    same unit. values: the levels of "codebook" and "symmetric", from -1 to 1.
-    """
-    middle = (BINS[1:] + BINS[:-1]) / 2
-    with style.use():
-        figure = style.picture(9.6, 3.9)
-        left, right = figure.subplots(1, 2)
-        left.hist(table["ratio"], BINS, density=True, color="#c9d1da")
-        top = left.get_ylim()[1]
-        for row, (name, own) in enumerate(values.items()):
-            look, text = style.look(GRIDS[name][0]), GRIDS[name][1]
-            left.vlines(own, top * (1.05 + 0.16 * row), top * (1.17 + 0.16 * row), color=look.colour, linewidth=1.6)
-            left.plot([], [], color=look.colour, label=text)
-            mean = table[name].groupby(np.digitize(table["ratio"], BINS[1:-1])).mean().reindex(range(len(middle)))
-            right.plot(middle, np.sqrt(mean), color=look.colour, linestyle=look.line, label=text)
-        left.set(ylim=(0, top * 1.38), xlabel="weight / largest of its group", ylabel="density of the weights")
-        left.legend(loc="upper left", bbox_to_anchor=(0, 0.74), fontsize=8.5)
-        ax.headline(left, "Levels where the weights are", f"{len(table):,} weights; the ticks above are the levels.")
-        right.set(xlabel="weight / largest of its group", ylabel="root of the mean squared error")
-        right.set_ylim(bottom=0)
-        right.legend(loc="upper center", fontsize=8.5)
-        ax.headline(right, "Fine in the middle, coarse outside", "In units of the largest weight of the group.")
-    return figure
 
 
 def errors(table: pd.DataFrame):

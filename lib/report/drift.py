@@ -26,12 +26,12 @@ def drift(table: pd.DataFrame):
         left, right = figure.subplots(1, 2)
         shown = parts[parts["method"].eq(methods[0])]
         for name, (shade, text) in PARTS.items():
-            _line(left, shown[shown["part"].eq(name)], style.look(shade), text)
+            _by_block(left, shown[shown["part"].eq(name)], style.look(shade), text)
         left.set(xlabel="block", ylabel="share of the outputs' power", ylim=(0, None))
         ax.headline(left, "Most of the error comes in" if _mostly(shown) else "Where the error comes from",
                     f"{_name(methods[0])}: mean over a block's layers. Bars: 95 % intervals.")  # fmt: skip
         for method in methods:
-            _line(right, back[back["method"].eq(method)], style.look(method), _name(method))
+            _by_block(right, back[back["method"].eq(method)], style.look(method), _name(method))
         right.axhline(0, color=style.MUTED, linewidth=0.8)
         right.set(xlabel="block", ylabel="share of both parts taken back")
         right.yaxis.set_major_formatter(lambda value, _: f"{100 * value:.3g} %".replace("-", "−"))
@@ -53,10 +53,6 @@ def _mostly(shown: pd.DataFrame) -> bool:
     return means["came_in"] > means["added"]
 
 
-def _line(axes, part: pd.DataFrame, look, text: str) -> None:
+def _by_block(axes, part: pd.DataFrame, look, text: str) -> None:
     part = part.sort_values("block")
-    bars = ax.intervals(part, log=False)
-    axes.errorbar(
-        part["block"], part["value"], yerr=bars, fmt=look.marker, linestyle=look.line,
-        color=look.colour, markersize=4, elinewidth=0.8, label=text,
-    )  # fmt: skip
+    ax.line(axes, part["block"], part, look, text, markersize=4, elinewidth=0.8)

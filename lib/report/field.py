@@ -126,7 +126,7 @@ def _plain(data: pd.DataFrame) -> pd.DataFrame:
 
 
 def _setting(data: pd.DataFrame) -> str:
-    return f"{rows.place(data)}. Filled: ours; hollow: other projects. Bars: 95 % intervals."
+    return f"{rows.measured_on(data)}. Filled: ours; hollow: other projects. Bars: 95 % intervals."
 
 
 def _notes(data: pd.DataFrame) -> list[str]:

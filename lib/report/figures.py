@@ -9,7 +9,7 @@ import math
 import pandas as pd
 
 from lib.report import axes as ax
-from lib.report import rows, style, tables
+from lib.report import labels, rows, style, tables
 from lib.report.layers import layer_error, layer_importance
 from lib.report.quality import pareto, quality_by_bits, quality_by_bytes
 
@@ -34,7 +34,7 @@ def speed_by_bytes(table: pd.DataFrame):
         ax.headline(panels[1], "", f"\n{_original(data, 'decode')}")
         ax.footnote(figure, rows.absent(table))
         for axes, (points, bars) in zip(panels, drawn):
-            ax.place(axes, points, ax.names(data.index), [[(x, 1.0) for x in axes.get_xlim()], *bars])
+            labels.place(axes, points, ax.names(data.index), [[(x, 1.0) for x in axes.get_xlim()], *bars])
     return figure
 
 

@@ -4,11 +4,118 @@ import math
 from collections.abc import Iterator
 
 import pandas as pd
+from scipy.special import stdtr
 
-from lib.report import figures, rows, tables
+from lib.metrics.verdicts import Verdict, holm
+from lib.report import figures, rows, style, tables
 from lib.report.axes import reach
 
 CLOSE = 0.05  # "close to the original": a perplexity at most this share above it
+ALIKE = 0.05  # "about the same size": artifacts at most this share larger than the smallest of them
+LOSSES = {"kl_divergence": "KL divergence from the original", "perplexity": "perplexity"}  # the best one that all have
+
+
+def question(table: pd.DataFrame) -> str:
+    """What the main comparison of the table asks: of which model, on which text, by which methods."""
+    data = rows.wide(table)
+    asked = "At which size is which method best, and what does it cost?"
+    methods = [style.look(method).label for method in dict.fromkeys(data["method"]) if method != "none"]
+    if not methods:
+        return asked
+    count = int(data["method"].ne("none").sum())
+    versions = f"{count} compressed version{'s' * (count > 1)} ({', '.join(methods)})"
+    return f"{asked} Of {rows.title(table)}: the original against {versions}."
+
+
+def answer(table: pd.DataFrame) -> list[str]:
+    """The answer in three sentences: what loses least at which size, what that gains, and how sure it is.
+
+    None where there is nothing to compare. Versions are compared with those of other methods of about their size.
+    """
+    data = rows.having(table, "perplexity", "artifact_bytes")
+    original, compressed = data[data["method"].eq("none")], data[data["method"].ne("none")]
+    if original.empty or compressed.empty:
+        return []
+    loss = next((m for m in LOSSES if m in compressed and compressed[m].notna().all()), "perplexity")
+    pairs = _pairs(compressed, loss)
+    return [_least(compressed, pairs, loss), _gain(original.iloc[0], compressed), _sure(pairs, loss)]
+
+
+def _pairs(data: pd.DataFrame, loss: str) -> list[tuple[pd.Series, pd.Series]]:
+    """At each size, largest first, the version that lost least, and the one of another method that comes next."""
+    found, left = [], data.sort_values("artifact_bytes")
+    while len(left):
+        alike = left["artifact_bytes"] <= (1 + ALIKE) * left["artifact_bytes"].iloc[0]
+        part, left = left[alike].sort_values(loss, kind="stable"), left[~alike]
+        others = part[part["method"].ne(part["method"].iloc[0])]
+        if len(others):
+            found.append((part.iloc[0], others.iloc[0]))
+    return found[::-1]
+
+
+def _least(data: pd.DataFrame, pairs: list, loss: str) -> str:
+    if not pairs:
+        best = data.loc[data[loss].idxmin()]
+        return (
+            f"No two methods were compared at about the same size; of all, {best.name} with {_megabytes(best)} came "
+            f"nearest, at a {LOSSES[loss]} of {_value(best, loss)} ({_windows(data, loss)})."
+        )
+    parts = [
+        f"{best.name} at about {_megabytes(best)} ({_value(best, loss)} against {_value(next_, loss)} of {next_.name})"
+        for best, next_ in pairs
+    ]
+    return f"By {LOSSES[loss]} ({_windows(data, loss)}) the least was lost by {_listed(parts)}."
+
+
+def _gain(original: pd.Series, data: pd.DataFrame) -> str:
+    best, sentence = _smallest(original, data)
+    ratios = {label: tables.ratio(row, "decode") for label, row in zip(data.index, data.to_dict("records"))}
+    timed = {label: ratio for label, (ratio, _) in ratios.items() if math.isfinite(ratio)}
+    if best.name not in timed:
+        return f"{sentence}."
+    text = f"{sentence}; it decodes at {tables.fmt(*ratios[best.name])} times the original's speed"
+    counts = data["decode_n"].dropna().unique() if "decode_n" in data else []
+    text += f" (n = {counts[0]:.0f})" if len(counts) == 1 else ""
+    fastest = max(timed, key=timed.get)
+    return (
+        f"{text}{'' if fastest == best.name else f', the fastest, {fastest}, at {tables.fmt(*ratios[fastest])} times'}."
+    )
+
+
+def _sure(pairs: list, loss: str) -> str:
+    """Which of the leads are more than noise, all of them read as one table."""
+    found = {}
+    for best, next_ in pairs:
+        difference, error, _ = compare(best, next_, loss)
+        n = min(best.get(f"{loss}_n", math.nan), next_.get(f"{loss}_n", math.nan))
+        known = error > 0 and math.isfinite(difference) and n > 1
+        p = float(2 * stdtr(n - 1, -abs(difference) / error)) if known else 1.0
+        found[_megabytes(best)] = Verdict(-difference, p, int(n) if n == n else 0)
+    found = holm(found)
+    seen = [size for size, each in found.items() if each.seen]
+    unseen = [size for size in found if size not in seen]
+    how = f"(Student's t at 5 %, Holm's correction for {len(found)}, errors taken as independent)"
+    if not found:
+        return "Whether any lead is more than noise, these runs cannot say: that needs two methods at one size."
+    if not seen:
+        return f"No lead is more than noise {how}: no difference was seen at {_listed(unseen)}."
+    text = (
+        f"The lead{'s' * (len(seen) > 1)} at {_listed(seen)} {'are' if len(seen) > 1 else 'is'} more than noise {how}"
+    )
+    return f"{text}; at {_listed(unseen)} no difference was seen." if unseen else f"{text}."
+
+
+def _listed(names: list[str]) -> str:
+    return " and ".join(filter(None, [", ".join(names[:-1]), names[-1]]))
+
+
+def _megabytes(row: pd.Series) -> str:
+    return f"{row['artifact_bytes'] / 1e6:,.0f} MB"
+
+
+def _windows(data: pd.DataFrame, metric: str) -> str:
+    counts = sorted(data[f"{metric}_n"].dropna().unique())
+    return f"n = {', '.join(f'{count:,.0f}' for count in counts)}" if counts else "n unknown"
 
 
 def findings(table: pd.DataFrame) -> list[str]:
@@ -19,7 +126,7 @@ def findings(table: pd.DataFrame) -> list[str]:
         return []
     original, compressed = original.iloc[0], data[data["method"].ne("none")]
     return [
-        _smallest(original, compressed),
+        f"{_smallest(original, compressed)[1]}.",
         *_methods(data),
         _front(data),
         *_worse(data),
@@ -38,20 +145,21 @@ def compare(ours: pd.Series, theirs: pd.Series, metric: str = "perplexity") -> t
     return ours[metric] - theirs[metric], math.hypot(*errors), reach(fewest) * math.hypot(*errors)
 
 
-def _smallest(original: pd.Series, compressed: pd.DataFrame) -> str:
+def _smallest(original: pd.Series, compressed: pd.DataFrame) -> tuple[pd.Series, str]:
+    """The smallest version close to the original, or the closest one where none is, and the sentence about it."""
     near = compressed[compressed["perplexity"] <= (1 + CLOSE) * original["perplexity"]]
     if near.empty:
         best = compressed.loc[compressed["perplexity"].idxmin()]
-        return (
+        return best, (
             f"No compressed model stays within {CLOSE:.0%} of the original's perplexity of {_value(original)}; "
-            f"the closest is {best.name} with {_value(best)}."
+            f"the closest is {best.name} with {_value(best)}"
         )
     best = near.sort_values(["artifact_bytes", "perplexity"], kind="stable").iloc[0]
     size, whole = best["artifact_bytes"] / 1e6, original["artifact_bytes"] / 1e6
-    return (
+    return best, (
         f"The smallest artifact within {CLOSE:.0%} of the original's perplexity is {best.name}: "
         f"{size:,.0f} MB, {size / whole:.0%} of the original's {whole:,.0f} MB, "
-        f"at {_value(best)} against {_value(original)} ({_verdict(*compare(best, original))})."
+        f"at {_value(best)} against {_value(original)} ({_verdict(*compare(best, original))})"
     )
 
 

@@ -95,14 +95,9 @@ def _damage(axes, damage: pd.DataFrame) -> None:
     """KL divergence of each arm, the worst on top, with its interval and its number."""
     damage = damage.sort_values("value", ascending=False)
     for place, row in enumerate(damage.to_dict("records")):
-        look = style.look(TEXTBOOK[row["method"]][0])
-        bar = np.array([ax.interval(row["value"], float(row["stderr"]), row["n"], True)]).T
-        axes.errorbar(row["value"], place, xerr=bar, fmt=look.marker, color=look.colour, capsize=3)
-        axes.annotate(f"{row['value']:.2g}", (row["value"], place), (0, 7), textcoords="offset points", ha="center",
-                      fontsize=8.5)  # fmt: skip
-    labels = [f"{TEXTBOOK[m][1]}, {SHARED[g]}" for m, g in zip(damage["method"], damage["granularity"])]
-    axes.set_yticks(range(len(damage)), labels=labels)
-    axes.set(xlabel=NAMES["kl_divergence"], ylim=(len(damage) - 0.5, -0.7))
+        ax.dot(axes, row, place, style.look(TEXTBOOK[row["method"]][0]), "{:.2g}", log=True)
+    ax.lines_of(axes, [f"{TEXTBOOK[m][1]}, {SHARED[g]}" for m, g in zip(damage["method"], damage["granularity"])])
+    axes.set(xlabel=NAMES["kl_divergence"])
     axes.margins(x=0.12)
     axes.set_xscale("log")
     ax.plain_log(axes, "x")
@@ -110,12 +105,7 @@ def _damage(axes, damage: pd.DataFrame) -> None:
 
 
 def _line(axes, part: pd.DataFrame, x: str, method: str, text: str) -> None:
-    look = style.look(method)
-    bars = ax.intervals(part, log=True)
-    axes.errorbar(
-        part[x], part["value"], yerr=bars, fmt=look.marker, linestyle=look.line, color=look.colour,
-        markersize=5, label=text,
-    )  # fmt: skip
+    ax.line(axes, part[x], part, style.look(method), text, log=True, markersize=5)
 
 
 def _searched(data: pd.DataFrame) -> int:

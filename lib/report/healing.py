@@ -18,25 +18,6 @@ METRICS = {"recovered_perplexity": "Perplexity", "recovered_divergence": "KL div
 LABELS = ["way", "healing_tokens"]
 
 
-def curve(table: pd.DataFrame):
-    """Recovered share of the gap against healing tokens, a line a way; of perplexity and of divergence, side by side.
-
-    Rows need the metrics of `METRICS` and the labels way and healing_tokens; those of the newest run are drawn.
-    """
-    parts = {metric: _points(rows.newest(table, metric)) for metric in METRICS}
-    if any(part.empty for part in parts.values()):
-        return ax.gap("What healing brings back", NOTEBOOK)
-    with style.use():
-        figure = style.picture(9.6, 3.9)
-        panels = figure.subplots(1, 2, sharey=True)
-        for axes, (metric, part) in zip(panels, parts.items()):
-            _lines(axes, part)
-            ax.headline(axes, METRICS[metric], f"{int(part['n'].iloc[0])} windows; bars: 95 %, paired over windows.")
-        panels[0].set_ylabel("recovered share of the gap, %")
-        _legend(figure, panels[0])
-    return figure
-
-
 def curves(table: pd.DataFrame, metric: str = "recovered_perplexity"):
     """`curve` for every importance score (columns) and number of removed blocks (rows) that there are runs of.
 
@@ -191,11 +172,7 @@ def _ways(axes, data: pd.DataFrame) -> None:
         return
     for way in [way for way in WAYS if way in set(data["way"])]:
         part, (name, method) = data[data["way"].eq(way)].sort_values("healing_tokens"), WAYS[way]
-        look = style.look(method)
-        axes.errorbar(
-            part["healing_tokens"].astype(float), 100 * part["value"], yerr=ax.reaches(part, 100),
-            color=look.colour, marker=look.marker, linestyle=look.line, capsize=3, label=name,
-        )  # fmt: skip
+        ax.line(axes, part["healing_tokens"].astype(float), part, style.look(method), name, factor=100, capsize=3)
     amounts = sorted(data["healing_tokens"].astype(float).unique())
     ax.span(axes, "x", amounts, 0.08, True)
     axes.set_xticks(amounts, [f"{amount:,.0f}" for amount in amounts])  # few, and the only ones that were measured

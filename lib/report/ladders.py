@@ -32,8 +32,7 @@ def ladder(table: pd.DataFrame, metric: str = "perplexity", notebook: str | None
             if axes is panels[0]:
                 title = ", ".join(filter(None, [_title(names), title]))
             ax.headline(axes, title, f"{_reading(names)} Bars: 95 % intervals." if axes is panels[0] else "")
-        panels[0].set_yticks(range(len(names)), labels=names)
-        panels[0].set_ylim(len(names) - 0.5, -0.7)
+        ax.lines_of(panels[0], names)
         ax.footnote(figure, [line for part in chosen.values() for line in part.attrs["told"]])
     return figure
 
@@ -58,7 +57,7 @@ def ranking(table: pd.DataFrame, metric: str = "kl_divergence") -> pd.DataFrame 
         for place, row in enumerate(part.to_dict("records"), start=1):
             lines.append({"Bits": bits, "Place": place} | _line(row, metric))
     frame = pd.DataFrame(lines).set_index("Bits")
-    frame.attrs["title"] = f"Methods by bit width: {rows.place(shown)}"
+    frame.attrs["title"] = f"Methods by bit width: {rows.measured_on(shown)}"
     frame.attrs["notes"] = [
         "± is one standard error over the windows of one draw of the calibration text; in the column Behind (how much "
         "worse than the method above, draw by draw) over the draws."
@@ -156,8 +155,7 @@ def _weight(part: pd.DataFrame) -> tuple:
 def _rungs(axes, part: pd.DataFrame, names: list[str], metric: str) -> None:
     log, look = ax.is_wide(part["value"]), style.look("gptq")
     places = part["rung"].map(names.index)
-    bars = ax.intervals(part, log=log)
-    axes.errorbar(part["value"], places, xerr=bars, fmt=look.marker, color=look.colour, capsize=3)
+    axes.errorbar(part["value"], places, xerr=ax.intervals(part, log), fmt=look.marker, color=look.colour, capsize=3)
     axes.set(xlabel=_name(metric))
     axes.margins(x=0.08 if part["seeds"].max() < 2 else 0.35)
     if log:

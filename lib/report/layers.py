@@ -41,11 +41,8 @@ def layer_error(table: pd.DataFrame):
 def _errors(axes, part: pd.DataFrame, methods: list[str]) -> None:
     for method in methods:
         line, look = part[part["method"].eq(method)].sort_values("block"), style.look(method)
-        bars = ax.intervals(line, log=True)
-        axes.errorbar(
-            line["block"], line["value"], yerr=bars, fmt=look.marker, linestyle=look.line,
-            color=look.colour, markersize=3.4, linewidth=1.2, elinewidth=0.8, label=look.label,
-        )  # fmt: skip
+        thin = dict(markersize=3.4, linewidth=1.2, elinewidth=0.8)
+        ax.line(axes, line["block"], line, look, look.label, log=True, **thin)
 
 
 def _legend(empty, full) -> None:

@@ -1,131 +1,137 @@
-"""Executed notebooks as small HTML pages that need no network: own style, formulas drawn as SVG, no scripts."""
+"""Executed notebooks as HTML pages: nbconvert does the cells, formulas become MathML, links lead into the report."""
 
-import base64
-import html
-import io
 import json
 import re
 from dataclasses import dataclass
+from html import escape
 from pathlib import Path
 
-from lib import files
-from lib.report import style
+import latex2mathml.converter
+import nbformat
+from nbconvert import HTMLExporter
+from nbconvert.filters.markdown_mistune import IPythonRenderer, MarkdownWithMath
+from nbconvert.preprocessors.coalescestreams import CoalesceStreamsPreprocessor
 
-HERE = Path(__file__).parent
-# a formula in Markdown, unless it stands in code, which is matched first and kept
-FORMULA = re.compile(
-    r"(?P<code>```.*?```|`[^`\n]*`)|\$\$(?P<display>.+?)\$\$|(?<![\\$\w])\$(?P<inline>[^$\n]+?)\$(?![\w$])", re.S
-)
-BACK = "<p class='back'><a href='../index.html'>← Report</a></p>"
-# what matplotlib's mathtext calls by another name
-NAMES = {r"\lVert": r"\Vert", r"\rVert": r"\Vert", r"\lvert": "|", r"\rvert": "|", r"\tfrac": r"\frac"}
+from lib.report import chapters, pages
+
+LINES = 8  # of the cell that failed, and of what it had printed, that the report shows
+TITLE = re.compile(r"^#\s+(.+)$", re.M)
 
 
 @dataclass(frozen=True)
 class Page:
-    """One executed notebook: its name, title, HTML file, whether it failed and with which error."""
+    """One executed notebook: its name, title and HTML file.
+
+    Of one that failed, `error` is its sentence, `cell` the last lines of the cell it stopped in, and `printed` the last
+    lines that this cell had printed.
+    """
 
     name: str
     title: str
     path: Path
     failed: bool
-    error: str
+    error: str = ""
+    cell: str = ""
+    printed: str = ""
 
 
 def convert(folder: Path) -> list[Page]:
     """Convert every executed notebook of `folder` whose HTML is missing or older than it; returns all pages by name.
 
-    `<name>.failed.ipynb` is a notebook that stopped with an error. Pages without their notebook are removed.
+    `<name>.failed.ipynb` is a notebook that stopped with an error. Pages without their notebook are removed. Raises
+    ValueError where a page that is not the report's lies where one has to be.
     """
-    pages = []
+    found, sources = [], [Path(__file__), *pages.FOLDER.iterdir()]
     for path in sorted(each for each in folder.glob("*.ipynb") if not each.name.startswith(".")):
-        target = path.with_suffix(".html")
         document = json.loads(path.read_text(encoding="utf-8"))
-        pages.append(_page(path, document, target))
-        changed = max(source.stat().st_mtime for source in (path, Path(__file__), HERE / "page.css"))
-        if not target.exists() or target.stat().st_mtime < changed:
-            files.write_text(target, page(document, pages[-1].title))
-    for stale in set(folder.glob("*.html")) - {each.path for each in pages}:
-        if BACK.encode() in stale.read_bytes():  # a page of ours, not one that somebody put there
+        page = _page(path, document)
+        found.append(page)
+        changed = max(source.stat().st_mtime for source in (path, *sources))
+        if not page.path.exists() or page.path.stat().st_mtime < changed or not pages.is_ours(page.path):
+            pages.write(page.path, "notebook", title=page.title, chapter=chapters.of(page.name), body=body(document))
+    for stale in set(folder.glob("*.html")) - {each.path for each in found}:
+        if pages.is_ours(stale):
             stale.unlink()
-    return pages
+    return found
 
 
-def _page(path: Path, document: dict, target: Path) -> Page:
-    text = "\n".join("".join(cell["source"]) for cell in document["cells"] if cell["cell_type"] == "markdown")
-    title = re.search(r"^#\s+(.+)$", text, re.M)
-    errors = [
-        f"{output['ename']}: {output['evalue']}"
-        for cell in document["cells"]
-        for output in cell.get("outputs", [])
-        if output["output_type"] == "error"
-    ]
-    name = path.name.removesuffix(".ipynb").removesuffix(".failed")
+def _page(path: Path, document: dict) -> Page:
     failed = path.name.endswith(".failed.ipynb")
-    return Page(name, title[1].strip() if title else name, target, failed, errors[-1][:300] if errors else "")
+    name, stopped, error = path.name.removesuffix(".ipynb").removesuffix(".failed"), {}, ""
+    for cell in document["cells"]:
+        for output in cell.get("outputs", []):
+            if output["output_type"] == "error":
+                stopped, error = cell, f"{output['ename']}: {output['evalue']}"[:300]
+    printed = [output.get("text", "") for output in stopped.get("outputs", [])]
+    parts = [_last(stopped.get("source", "")), _last("".join("".join(text) for text in printed))]
+    return Page(name, heading(document) or name, path.with_suffix(".html"), failed, error, *parts)
 
 
-def page(document: dict, title: str) -> str:
-    """A notebook (its JSON) as one HTML page without any address of the network in it."""
-    import nbformat
-    from nbconvert import HTMLExporter
-    from nbconvert.preprocessors.coalescestreams import CoalesceStreamsPreprocessor
+def _last(text: str | list[str]) -> str:
+    """The last lines of `text`; of a line that a progress bar wrote over itself, what stood there last."""
+    lines = [line.rstrip("\r").rpartition("\r")[2] for line in "".join(text).rstrip().split("\n")]
+    return "\n".join([*(["…"] if len(lines) > LINES else []), *lines[-LINES:]])
 
+
+def prose(document: dict) -> str:
+    """All Markdown of a notebook (its JSON)."""
+    return "\n\n".join("".join(cell["source"]) for cell in document["cells"] if cell["cell_type"] == "markdown")
+
+
+def heading(document: dict) -> str:
+    """The title of a notebook (its JSON), "" where it has none."""
+    found = TITLE.search(prose(document))
+    return found[1].strip() if found else ""
+
+
+def body(document: dict) -> str:
+    """The cells of a notebook (its JSON) as HTML, without scripts and widgets; pictures are named by their heading."""
     exporter = HTMLExporter(template_name="basic", exclude_input_prompt=True, exclude_output_prompt=True)
+    exporter.exclude_anchor_links = True
+    exporter.register_filter("markdown2html", markdown)
     exporter.register_preprocessor(CoalesceStreamsPreprocessor, enabled=True)  # leaves a progress bar's last state
-    notebook = nbformat.reads(json.dumps(document), as_version=4)
+    notebook, section = nbformat.reads(json.dumps(document), as_version=4), "the notebook"
     for cell in notebook.cells:
         if cell.cell_type == "markdown":
-            cell.source = formulas(cell.source)
+            section = re.findall(r"^#+\s+(.+)$", cell.source, re.M)[-1:] or [section]
+            section = section[0]
+        cell.metadata["alt"] = f"Figure of the section “{section}”; the numbers are in the text around it."
         for output in cell.get("outputs", []):
             for kind in [kind for kind in output.get("data", {}) if "widget-view" in kind or "javascript" in kind]:
                 del output["data"][kind]  # the text beside it needs no script
-    body, _ = exporter.from_notebook_node(notebook)
-    return (
-        "<!doctype html>\n<html lang='en'><head><meta charset='utf-8'>"
-        "<meta name='viewport' content='width=device-width, initial-scale=1'>"
-        f"<title>{html.escape(title)}</title><style>{css()}</style></head>\n<body class='notebook'>"
-        f"{BACK}\n{body}\n</body></html>\n"
-    )
+    return re.sub(r"<pre>(?=([^<]+))", _pre, exporter.from_notebook_node(notebook)[0])
 
 
-def css() -> str:
-    """The style of all pages, with the colours of code in light and dark."""
-    from pygments.formatters import HtmlFormatter
-
-    light = HtmlFormatter(style="default").get_style_defs(".highlight")
-    dark = HtmlFormatter(style="github-dark").get_style_defs(".highlight")
-    text = (HERE / "page.css").read_text(encoding="utf-8")
-    return f"{light}\n@media (prefers-color-scheme: dark) {{\n{dark}\n}}\n{text}"
+def _pre(match: re.Match) -> str:
+    """What was printed in columns scrolls in a box of its own; all other text wraps."""
+    return "<pre class='columns'>" if len(re.findall(r"^.*\S {2,}\S", match[1], re.M)) > 1 else "<pre>"
 
 
-def formulas(markdown: str) -> str:
-    """Markdown with `$...$` and `$$...$$` drawn as inline SVG, or as code where matplotlib can't read them."""
-
-    def drawn(match: re.Match) -> str:
-        if match["code"]:
-            return match["code"]
-        tex = (match["display"] or match["inline"]).strip()
-        picture = formula(" ".join(tex.split()))
-        return f'<span class="display">{picture}</span>' if match["display"] else picture
-
-    return FORMULA.sub(drawn, markdown)
+def markdown(text: str) -> str:
+    """Markdown as HTML: formulas are MathML, tables scroll inside their own box, links to notebooks stay inside."""
+    return MarkdownWithMath(renderer=_Renderer(escape=False, exclude_anchor_links=True)).render(text)
 
 
-def formula(tex: str) -> str:
-    """One formula as an HTML image whose baseline sits on that of the text; its TeX is the alternative text."""
-    import matplotlib
-    from matplotlib.font_manager import FontProperties
-    from matplotlib.mathtext import math_to_image
+class _Renderer(IPythonRenderer):
+    def block_math(self, body):
+        return mathml(body, "block")
 
-    plain = re.sub(r"\\[A-Za-z]+", lambda match: NAMES.get(match[0], match[0]), tex)
-    buffer = io.BytesIO()
+    def inline_math(self, body):
+        return mathml(body, "inline")
+
+    def table(self, text):
+        return f"<div class='wide' tabindex='0'><table>{text}</table></div>"
+
+    def link(self, text, url, title=None):
+        if re.fullmatch(r"[\w.-]+\.ipynb", url):  # of the runs of that notebook, its chapter lists all
+            url = f"../{chapters.of(url).file}#{url.removesuffix('.ipynb')}"
+        return super().link(text, url, title)
+
+
+def mathml(tex: str, display: str) -> str:
+    """A formula as MathML, which browsers draw without a script; as code where it can't be read."""
     try:
-        with style.use(), matplotlib.rc_context({"mathtext.fontset": "stix"}):
-            depth = math_to_image(f"${plain}$", buffer, FontProperties(size=12.5), dpi=72, format="svg")
-    except (ValueError, RuntimeError):
-        return f"<code>{html.escape(tex)}</code>"
-    svg = re.sub(rb"<metadata>.*?</metadata>", b"", buffer.getvalue(), flags=re.S)
-    data = base64.b64encode(svg).decode()
-    align = f"style='vertical-align:{-depth * 96 / 72:.1f}px'"
-    return f"<img class='math' {align} alt='{html.escape(tex, quote=True)}' src='data:image/svg+xml;base64,{data}'>"
+        # the converter passes on what it doesn't know, tags of HTML included
+        return latex2mathml.converter.convert(tex.replace("<", r"\lt ").replace(">", r"\gt "), display=display)
+    except Exception:  # whose classes of errors have no common ancestor
+        return f"<code>{escape(tex)}</code>"

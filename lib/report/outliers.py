@@ -14,55 +14,6 @@ WAYS = {
     "split": ("gptq", "outliers split off"),
     "as they are": ("none", "inputs as they are (weights alone)"),
 }
-NAMED = 3  # so many features get their number written beside their points
-
-
-def features(table: pd.DataFrame):
-    """The largest input feature of each block beside the typical one, and the threshold; who it is, by number.
-
-    Metrics read: largest_input and typical_input; labels layer, block, feature, threshold.
-    """
-    largest, typical = rows.newest(table, "largest_input"), rows.newest(table, "typical_input")
-    if largest.empty or typical.empty:
-        return ax.gap("Outlier features by block", NOTEBOOK)
-    with style.use():
-        figure = style.picture(9.6, 4.0)
-        panels = figure.subplots(1, 2, sharey=True)
-        for axes, (kind, title) in zip(panels, KINDS.items()):
-            top, middle = (part[part["layer"].str.endswith(kind)].sort_values("block") for part in (largest, typical))
-            counts = top["feature"].value_counts()
-            again = [feature for feature in counts.index[:NAMED] if counts[feature] > 2]
-            _largest(axes, top, again)
-            look = style.look("none")
-            axes.plot(middle["block"], middle["value"], look.line, color=style.MUTED, label="median feature")
-            axes.axhline(float(top["threshold"].iloc[0]), color=style.INK, linewidth=0.8)
-            axes.set(xlabel="block", yscale="log")
-            axes.xaxis.get_major_locator().set_params(integer=True)
-            axes.legend(loc="upper left", ncols=2)
-            above = int((top["value"] > top["threshold"]).sum())
-            ax.headline(axes, title, f"{above} of {len(top)} blocks have a feature above the threshold (line).")
-        panels[0].set_ylabel("largest magnitude over all tokens")
-        low, high = panels[0].get_ylim()
-        panels[0].set_ylim(low, high * 6)  # room for the legend
-        ax.plain_log(panels[0], "y")
-    return figure
-
-
-def _largest(axes, top: pd.DataFrame, again: list) -> None:
-    """The largest feature of each block: those that return in `again` have a look of their own, the rest are hollow."""
-    for feature, method in zip(again, ("gptq", "depth", "rtn")):
-        part, look = top[top["feature"].eq(feature)], style.look(method)
-        axes.plot(
-            part["block"], part["value"], look.marker, color=look.colour, label=f"feature {int(feature)}", markersize=6
-        )
-    rest = top[~top["feature"].isin(again)]
-    if len(rest):
-        label = "another feature" if again else "largest feature"
-        axes.plot(rest["block"], rest["value"], "o", color=style.INK, markerfacecolor="white", label=label)
-    if not again:  # nobody has a look of his own: name the largest
-        for row in rest.nlargest(NAMED, "value").to_dict("records"):
-            axes.annotate(f"{int(row['feature'])}", (row["block"], row["value"]), (-7, 0), textcoords="offset points",
-                          ha="right", va="center", fontsize=8.5)  # fmt: skip
 
 
 def token(table: pd.DataFrame, threshold: float):

@@ -120,11 +120,9 @@ def quality_by_depth(table: pd.DataFrame):
 def _by_depth(axes, line: pd.DataFrame, place: int, label: str, way: str) -> None:
     line = line[line["value"].gt(0)]  # the original's divergence from itself has no place on a log axis
     colour, marker, dashes = _looks()[place]
-    bars = ax.intervals(line, log=True)
-    axes.errorbar(
-        line["blocks"], line["value"], yerr=bars, fmt=marker, color=colour, capsize=2, label=label,
-        linestyle=dashes if way == "one_shot" else "-", markerfacecolor=colour if way == "one_shot" else "white",
-    )  # fmt: skip
+    face, line_style = (colour, dashes) if way == "one_shot" else ("white", "-")
+    look = style.Look(label, colour, marker, line_style)
+    ax.line(axes, line["blocks"], line, look, label, log=True, capsize=2, markerfacecolor=face)
 
 
 def _looks() -> list[tuple]:
@@ -167,9 +165,5 @@ def cost_by_depth(table: pd.DataFrame):
 def _cost(axes, part: pd.DataFrame, label: str, look: str, factor: float) -> None:
     if part.empty:
         return
-    part, look = part.sort_values("blocks"), style.look(look)
-    values, bars = part["value"].astype(float) * factor, ax.intervals(part, log=False, factor=factor)
-    axes.errorbar(
-        part["blocks"], values, yerr=bars, fmt=look.marker, linestyle=look.line, color=look.colour, capsize=2,
-        label=label,
-    )  # fmt: skip
+    part = part.sort_values("blocks")
+    ax.line(axes, part["blocks"], part, style.look(look), label, factor=factor, capsize=2)

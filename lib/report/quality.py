@@ -6,7 +6,7 @@ import numpy as np
 import pandas as pd
 
 from lib.report import axes as ax
-from lib.report import rows, style
+from lib.report import labels, rows, style
 
 TITLES = {"perplexity": "Perplexity", "kl_divergence": "KL divergence", "top1_agreement": "Top-1 agreement"}
 BEYOND = 8  # a perplexity above so many times the original's is drawn at the edge, with its number
@@ -62,7 +62,7 @@ def _quality(table, metric: str, size: str, factor: float, xlabel: str, against:
         axes.set(xlabel=xlabel, ylabel=f"{TITLES[metric]} ({'lower' if lower else 'higher'} is better)")
         ax.headline(axes, title, f"{rows.title(table)}. Bars: 95 % intervals. Filled: on the Pareto front.")
         ax.footnote(figure, rows.absent(table))
-        ax.place(axes, list(zip(data["x"], data["shown"])), _texts(data), lines)
+        labels.place(axes, list(zip(data["x"], data["shown"])), _texts(data), lines)
     return figure
 
 

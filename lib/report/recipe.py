@@ -5,35 +5,9 @@ import numpy as np
 import pandas as pd
 
 from lib.report import axes as ax
-from lib.report import field, rows, style
+from lib.report import field, labels, rows, style
 
 KINDS = ("q_proj, k_proj, v_proj", "o_proj", "gate_proj, up_proj", "down_proj")
-
-
-def tuning(losses: pd.DataFrame, moves: pd.DataFrame):
-    """What tuning does: the loss by step (columns step, loss), and how far scales move (columns block, move).
-
-    loss: KL from the original in nats a token, on the windows of that step. move: δ, the relative change of a scale.
-    """
-    with style.use():
-        figure = style.picture(9.6, 3.7)
-        left, right = figure.subplots(1, 2)
-        look = style.look("gptq")
-        left.plot(losses["step"], losses["loss"], ".", color=look.colour, alpha=0.45, label="one step's windows")
-        smooth = losses["loss"].rolling(max(2, len(losses) // 8), min_periods=1, center=True).mean()
-        left.plot(losses["step"], smooth, color=look.colour, label="running mean")
-        left.set(xlabel="step", ylabel="KL divergence, nats a token", ylim=(0, None))
-        left.legend()
-        ax.headline(left, "The codes stay, the answers come nearer", "On the calibration windows of each step.")
-        for (name, part), method in zip(moves.groupby("block"), ("none", "rtn", "gptq", "depth")):
-            right.hist(
-                100 * part["move"], 80, histtype="step", density=True, color=style.look(method).colour,
-                label=f"block {name}",
-            )  # fmt: skip
-        right.set(xlabel="change of a scale, %", ylabel="share of scales (density)", yticks=[])
-        right.legend()
-        ax.headline(right, "How far scales move", "Every scale of a block; bfloat16 steps leave the gap around zero.")
-    return figure
 
 
 def allocation(table: pd.DataFrame):
@@ -99,7 +73,7 @@ def embedding(table: pd.DataFrame):
         axes.set(xlabel="embedding and head, MB", ylabel="KL divergence, nats a token")
         ax.headline(axes, "What the embedding costs", "The blocks as they were, the embedding alone rounded.")
         points = list(zip(data["megabytes"], data["value"]))
-        ax.place(axes, points, [f"{width} bits" for width in data["width"]], [points])
+        labels.place(axes, points, [f"{width} bits" for width in data["width"]], [points])
     return figure
 
 
@@ -117,14 +91,11 @@ def by_megabytes(table: pd.DataFrame):
         axes = figure.add_subplot()
         for arm, part in sorted(data.groupby("method"), key=lambda pair: style.order(pair[0])):
             part, look = part.sort_values("megabytes"), style.look(arm)
-            bars = ax.intervals(part, log=True)
-            axes.errorbar(
-                part["megabytes"], part["value"], yerr=bars, fmt=look.marker,
-                linestyle=look.line if len(part) > 1 else "none", color=look.colour, label=look.label, markersize=5,
-            )  # fmt: skip
+            joined = look.line if len(part) > 1 else "none"
+            ax.line(axes, part["megabytes"], part, look, look.label, log=True, linestyle=joined, markersize=5)
         ax.plain_log(axes, "y")
         axes.set(xlabel="artifact, MB (tokenizer left out)", ylabel="KL divergence, nats a token (lower is better)")
         axes.legend()
-        told = f"{rows.place(data)}. Embeddings and head included. Bars: 95 % intervals."
+        told = f"{rows.measured_on(data)}. Embeddings and head included. Bars: 95 % intervals."
         ax.headline(axes, "What a megabyte buys", told)
     return figure

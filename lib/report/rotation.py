@@ -40,25 +40,6 @@ def distributions(table: pd.DataFrame):
     return figure
 
 
-def channels(table: pd.DataFrame):
-    """Root mean square of each input channel (columns `channel`, `stage`, `value`), before and after, on one scale."""
-    with style.use():
-        figure = style.picture(9.6, 3.2)
-        panels = figure.subplots(1, 2, sharey=True)
-        for axes, stage in zip(panels, STAGES):
-            part = table[table["stage"].eq(stage)].sort_values("channel")
-            values = part["value"].to_numpy(float) / np.sqrt(np.square(part["value"].to_numpy(float)).mean())
-            axes.bar(part["channel"], values, width=1.0, color=style.look(STAGES[stage]).colour)
-            axes.set(xlabel="channel", xlim=(-3, part["channel"].max() + 3))
-            over = int((values > 2).sum())
-            noun = "channel is" if over == 1 else "channels are"
-            ax.headline(
-                axes, f"{stage.capitalize()} the rotation", f"{over} {noun} more than twice as loud as typical."
-            )
-        panels[0].set_ylabel("loudness of the input\n(1: the root mean square)")
-    return figure
-
-
 def factors(table: pd.DataFrame):
     """After over before, for each factor of the output error (`metrics.incoherence.factors`): a dot a layer.
 

@@ -16,35 +16,6 @@ RUNGS = {  # the name of each rung, and the look that stands for it
 }
 
 
-def chances(table: pd.DataFrame):
-    """Histogram of the losses of random offsets (metric random_loss), with nearest and learned (learned_loss) beside.
-
-    All are shares of the loss of rounding to nearest.
-    """
-    title = "Chance does not find the right directions"
-    drawn, found = rows.newest(table, "random_loss"), rows.newest(table, "learned_loss")
-    if drawn.empty or found.empty:
-        return ax.gap(title, NOTEBOOK)
-    values, learned = drawn["value"].to_numpy(float), float(found["value"].iloc[-1])
-    with style.use():
-        figure = style.picture(7.6, 3.3)
-        axes = figure.subplots()
-        edges = np.linspace(min(0.95, values.min()), max(1.05, values.max()), 31)
-        axes.hist(values, edges, color=style.look("none").colour, alpha=0.55, label=f"{len(values)} random choices")
-        for value, method, text in ((1.0, "rtn", "nearest"), (learned, "gptq", "learned")):
-            look = style.look(method)
-            axes.axvline(value, color=look.colour, linewidth=2, linestyle=look.line, label=f"{text}: {value:.2f}")
-        axes.set(xlabel="error of the block's outputs (1: round to nearest)", ylabel="random choices")
-        axes.set_xlim(left=min(learned, values.min()) - 0.06)
-        axes.legend(loc="upper center")
-        ax.headline(
-            axes,
-            title,
-            "One grid for all, only up or down differs. Random: the codes of weights near the middle between two.",
-        )
-    return figure
-
-
 def curves(table: pd.DataFrame):
     """Loss of each step's windows (metric step_loss, labels step and start)."""
     data = rows.newest(table, "step_loss")
@@ -105,14 +76,10 @@ def ladder(table: pd.DataFrame):
         for axes, bits in zip(panels, widths):
             part = data[data["bits"].eq(bits)].drop_duplicates("rung", keep="last").set_index("rung")
             for place, name in enumerate(names):
-                if name not in part.index:
-                    continue
-                value, look = part.loc[name, "value"], style.look(RUNGS.get(name, name))
-                reach = np.array(ax.interval(value, part.loc[name, "stderr"], part.loc[name, "n"], False))[:, None]
-                axes.errorbar(value, place, xerr=reach, fmt=look.marker, color=look.colour, capsize=3)
-                axes.annotate(f"{value:.2f}", (value, place), (0, 6), textcoords="offset points", ha="center", size=8.5)
-            axes.set(xlabel="error of the block's outputs (1: nearest)", ylim=(len(names) - 0.5, -0.7))
+                if name in part.index:
+                    ax.dot(axes, part.loc[name], place, style.look(RUNGS.get(name, name)))
+            axes.set(xlabel="error of the block's outputs (1: nearest)")
             axes.margins(x=0.12)
             ax.headline(axes, f"{bits} bits", "Held-out windows, 95 % intervals over them.")
-        panels[0].set_yticks(range(len(names)), labels=names)
+        ax.lines_of(panels[0], names)
     return figure

@@ -176,7 +176,7 @@ def title(table: pd.DataFrame) -> str:
     return f"{model} on {last['text']} text, {float(last['windows']):.0f} windows"
 
 
-def place(data: pd.DataFrame) -> str:
+def measured_on(data: pd.DataFrame) -> str:
     """What rows of one model and text were measured on: `tiny-model on packaged text, 12 to 24 windows by notebook`."""
     low, high = int(data["windows"].min()), int(data["windows"].max())
     count = f"{low} windows" if low == high else f"{low} to {high} windows"

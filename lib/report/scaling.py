@@ -1,49 +1,12 @@
 """Figures about scales and clips: why enlarging columns works, what clipping gives up, and what each brings."""
 
-import numpy as np
 import pandas as pd
 
 from lib.report import axes as ax
 from lib.report import rows, style
 
 NOTEBOOK = "23_scales_and_clips"
-QUIETEST = 0.01  # columns whose inputs are all but zero would stretch the axes
 KINDS = {"q_proj": "none", "o_proj": "rtn", "gate_proj": "gptq", "down_proj": "depth"}  # the look of a kind of layer
-
-
-def columns(table: pd.DataFrame):
-    """Error of each column of a layer against the size of its inputs, and added up from loud to quiet columns.
-
-    table: one row a column, with `magnitude` (root mean square of the inputs), and the share of the layer's output
-    power that the column alone loses, `before` and `after` its scale.
-    """
-    table = table.sort_values("magnitude", ascending=False)
-    shown = table[table["magnitude"] >= table["magnitude"].quantile(QUIETEST)]
-    with style.use():
-        figure = style.picture(9.6, 3.9)
-        left, right = figure.subplots(1, 2, width_ratios=[1.25, 1])
-        for name, method, text in (("before", "rtn", "rounded"), ("after", "gptq", "scaled, then rounded")):
-            look = style.look(method)
-            left.plot(
-                shown["magnitude"], shown[name], look.marker, color=look.colour, markersize=3.4, alpha=0.5,
-                markeredgewidth=0, label=text,
-            )  # fmt: skip
-            total = np.concatenate([[0], table[name].cumsum()])
-            right.plot(np.linspace(0, 1, len(total)), total, look.line, color=look.colour, linewidth=2)
-            right.annotate(f"{100 * total[-1]:.2f} %", (1, total[-1]), (-2, 5), textcoords="offset points", ha="right")
-        left.set(xscale="log", yscale="log", xlabel="root mean square of the column's inputs")
-        left.set_ylabel("share of the output that it loses")
-        left.legend(loc="upper left", markerscale=2.5)
-        ax.headline(
-            left,
-            "Columns with loud inputs lose most",
-            f"One point a column; the quietest {QUIETEST * 100:.0f} % are left out.",
-        )
-        right.set(xlabel="columns, the loudest first", ylim=(0, 1.15 * table[["before", "after"]].sum().max()))
-        for axis in (right.xaxis, right.yaxis):
-            axis.set_major_formatter(lambda value, _: f"{value:.3g}" if value == 0 else f"{100 * value:.3g} %")
-        ax.headline(right, "The loss, added up", "Share of the output that they lose together.")
-    return figure
 
 
 def alpha(table: pd.DataFrame):
@@ -155,8 +118,7 @@ def recipes(table: pd.DataFrame):
         for axes, bits in zip(panels, widths):
             _recipes(axes, data[data["bits"].eq(bits)], names)
             ax.headline(axes, title if bits == widths[0] else "", f"{bits} bits. Bars: 95 % intervals.")
-        panels[0].set_yticks(range(len(names)), labels=names)
-        panels[0].set_ylim(len(names) - 0.5, -0.7)
+        ax.lines_of(panels[0], names)
     return figure
 
 
@@ -164,11 +126,7 @@ def _recipes(axes, part: pd.DataFrame, names: list[str]) -> None:
     log = ax.is_wide(part["value"])
     for row in part.to_dict("records"):
         place, look = names.index(row["recipe"]), style.look("gptq" if "GPTQ" in row["recipe"] else "rtn")
-        bar = np.array([ax.interval(row["value"], row["stderr"], row["n"], log)]).T
-        axes.errorbar(row["value"], place, xerr=bar, fmt=look.marker, color=look.colour, capsize=3)
-        axes.annotate(
-            f"{row['value']:.3f}", (row["value"], place), (0, 6), textcoords="offset points", ha="center", fontsize=8.5
-        )
+        ax.dot(axes, row, place, look, "{:.3f}", log=log)
     axes.set(xlabel="KL divergence, nats a token")
     axes.margins(x=0.12)
     if log:

@@ -1,7 +1,7 @@
 """The report as one folder of HTML that opens without a network: `python -m lib.report.site [--readme]`.
 
-data/report/index.html shows what the records say, data/report/files/ holds figures and tables to download, and
-data/report/notebooks/ the executed notebooks.
+data/report/index.html holds the question, the answer and what failed; a page for each chapter of notebooks holds its
+tables and figures; data/report/files/ has them to download, and data/report/notebooks/ the executed notebooks.
 """
 
 import argparse
@@ -14,97 +14,41 @@ from pathlib import Path
 import pandas as pd
 
 from lib import claims, files, machine, published, records, results
-from lib.report import (
-    changes,
-    compare,
-    decoding,
-    evaluation,
-    field,
-    figures,
-    grids,
-    healing,
-    ladders,
-    marked,
-    notebooks,
-    packed,
-    peers,
-    pruning,
-    recipe,
-    rows,
-    style,
-    tables,
-    task_pages,
-)
-from lib.report.findings import findings
-from lib.report.pages import render
+from lib.report import chapters, figures, ladders, notebooks, outline, pages, rows, style, tables, task_pages
+from lib.report.findings import answer, findings, question
 
-BEGIN, END = marked.marks("results")
 KINDS = {"csv": "CSV with full numbers", "md": "Markdown", "tex": "LaTeX"}
-
-
-def shown() -> dict:
-    """The figures of the report by name: the function that draws each, and its caption."""
-    return {
-        "quality_by_bytes": (figures.quality_by_bytes, "Quality against what has to be stored."),
-        "quality_by_bits": (figures.quality_by_bits, "The same against bits per weight of everything stored."),
-        "kl_by_bytes": (
-            lambda table: figures.quality_by_bytes(table, "kl_divergence"),
-            "Distance from the original's predictions, which sees damage that perplexity hides.",
-        ),
-        "speed_by_bytes": (figures.speed_by_bytes, "Speed relative to the original, timed in turns with it."),
-        "memory_by_method": (figures.memory_by_method, "Memory that running each model took at its peak."),
-        "quality_by_depth": (changes.quality_by_depth, "What removing blocks costs, by the score that chose them."),
-        "layer_importance": (figures.layer_importance, "How much each block matters, by two scores."),
-        "ladder": (
-            lambda table: grids.ladder(table, "kl_divergence", "22_gptq"),
-            "What each ingredient of GPTQ brings, at the same bits and bytes.",
-        ),
-        "recipe_ladder": (
-            lambda table: grids.ladder(table, "kl_divergence", "29_best_recipe"),
-            "Methods and the recipe at the same bits, each from the original on.",
-        ),
-        "allocation": (recipe.allocation, "Bits of each group of layers under a budget of bytes."),
-        "layer_error": (figures.layer_error, "Output error of each layer after quantization, relative to the output."),
-        "cost_by_depth": (pruning.cost_by_depth, "What removing blocks saves in time and memory."),
-        "healing": (healing.curves, "What training after pruning brings back of the perplexity."),
-        "healing_divergence": (
-            lambda table: healing.curves(table, "recovered_divergence"),
-            "The same for the distance from the original's predictions.",
-        ),
-        "healing_tasks": (healing.answers, "What the healed models can do, between the pruned one and the original."),
-        "field": (field.by_megabytes, "Distance from the original against size: our methods and other projects'."),
-        "side_by_side": (peers.side_by_side, "Other projects' quantizers on the same model and tokens, in one run."),
-        "by_megabytes": (recipe.by_megabytes, "Whole artifacts, embedding and head included, and llama.cpp's."),
-        "task_scores": (evaluation.scores, "Tasks, beside chance and the best constant answer."),
-        "task_differences": (compare.forest, "Compressed versions against the original on the same samples."),
-        "decoding": (decoding.by_kind, "Lossless decoding by kind of task, the same tokens in both arms."),
-        "where_time_goes": (packed.where_time_goes, "Where the time of a token goes, original against packed."),
-        "grid_error": (grids.grid_error, "Error of one layer's weights by bits, group size and search."),
-    }
+LEADING = "quality_by_bytes"  # the figure on top
 
 
 def build() -> Path:
     """Write the report from all records and executed notebooks; returns the path of its index.html.
 
-    What is missing is shown as missing. The index is written last: it never points to files that are not there.
+    What is missing is shown as missing. The index is written last: it never points to files that are not there. Raises
+    ValueError where a page that is not the report's lies where one has to be.
     """
     folder = files.report()
     files.check_writable(folder / "index.html", bytes_needed=32 << 20)
     table, documents = results.table(), records.documents()
-    pages = notebooks.convert(folder / "notebooks") if (folder / "notebooks").is_dir() else []
-    context = _measured(documents) | {
-        "css": notebooks.css(),
-        "title": rows.title(table),
-        "findings": [_unbroken(sentence) for sentence in findings(table)],
-        "comparisons": [_comparison(part, folder / "files", i) for i, part in enumerate(rows.settings(table))]
-        + [_ranking(table)],
-        "figures": [_figure(table, name, *each, folder / "files") for name, each in shown().items()],
-        "pages": pages,
-        "groups": task_pages.build(table, folder, notebooks.css()),
-        "problems": _problems(table, documents, pages),
-        "missed": claims.missed(results.newest(documents)),
-    }
-    return files.write_text(folder / "index.html", render("template", **context))
+    executed = notebooks.convert(folder / "notebooks") if (folder / "notebooks").is_dir() else []
+    missed = claims.missed(results.newest(documents))
+    contents = outline.outline(executed, missed)
+    drawn = {name: _figure(table, name, each, folder / "files") for name, each in chapters.FIGURES.items()}
+    groups = task_pages.build(table, folder, chapters.of("51_"))
+    parts = {"20": [_ranking(table)], "50": _measured(table, groups, folder / "files"), "60": _runs(documents)}
+    for before, here, after in zip([None, *contents], contents, [*contents[1:], None]):
+        number = here.chapter.number
+        shown = [drawn[name] for name, each in chapters.FIGURES.items() if each.chapter == number]
+        context = dict(title=here.name, chapter=here, tables=parts.get(number, []), figures=shown)
+        pages.write(folder / here.file, "chapter", before=before, after=after, **context)
+    days = sorted(document["started"][:10] for document in documents)
+    return pages.write(
+        folder / "index.html", "index", title=rows.title(table), asked=_unbroken(question(table)),
+        answer=[_unbroken(sentence) for sentence in answer(table)], figure=drawn[LEADING], chapters=contents,
+        failed=[page for page in executed if page.failed], problems=_problems(table, documents, executed),
+        missed=missed, period=" to ".join(dict.fromkeys([days[0], days[-1]])) if days else "",
+        machines=sorted({machine.label(document["machine"]) for document in documents}),
+    )  # fmt: skip
 
 
 def readme(path: Path | None = None) -> Path:
@@ -116,18 +60,36 @@ def readme(path: Path | None = None) -> Path:
     """
     path = path or files.ROOT / "README.md"
     text, table = path.read_text(encoding="utf-8"), rows.main(results.table())
-    marked.replaced(text, "results", "", path.name)  # a page without marks is refused before anything is drawn
+    published.replaced(text, "results", "", path.name)  # a page without marks is refused before anything is drawn
     frame = tables.benchmark(table)
     if frame.empty:
         raise ValueError(f"no finished run of {rows.BENCHMARK} is on record; a README shows real ones; `make report`.")
     files.write_bytes(files.figures() / "readme.png", style.png(figures.quality_by_bytes(table)))
     block = f"{frame.attrs['title']}\n\n{tables.markdown(frame)}"
-    return files.write_text(path, published.write_marks(marked.replaced(text, "results", block, path.name)))
+    return files.write_text(path, published.write_marks(published.replaced(text, "results", block, path.name)))
 
 
 def _unbroken(sentence: str) -> str:
     """The sentence with spaces that do not break inside `26.2 ± 0.4`, `95 %` and `4 bits`."""
-    return re.sub(r" (?=[±%]|bits|blocks)|(?<=±) ", "\N{NO-BREAK SPACE}", sentence)
+    return re.sub(r" (?=[±%]|bits|blocks|MB)|(?<=±) ", "\N{NO-BREAK SPACE}", sentence)
+
+
+def _measured(table: pd.DataFrame, groups: list[dict], folder: Path) -> list[dict]:
+    """The tables of the benchmark, a setting each, what they say in sentences, and the pages of task scores."""
+    said = "".join(f"<li>{escape(_unbroken(sentence))}</li>" for sentence in findings(table))
+    asked = "".join(
+        f"<li><a href='{group['file']}'>{escape(group['title'])}</a>: {group['count']} scores</li>"
+        if group["file"]
+        else f"<li>{escape(group['title'])}: not measured yet</li>"
+        for group in groups
+    )
+    found = [_comparison(part, folder, number) for number, part in enumerate(rows.settings(table))]
+    found += [_part("What the numbers say", f"<ul>{said}</ul>")] if said else []
+    return [*found, _part("Tasks", f"<ul>{asked}</ul>")]
+
+
+def _part(title: str, table: str, downloads: dict | None = None) -> dict:
+    return {"title": title, "table": table, "downloads": downloads or {}}
 
 
 def _comparison(part: pd.DataFrame, folder: Path, number: int) -> dict:
@@ -137,33 +99,32 @@ def _comparison(part: pd.DataFrame, folder: Path, number: int) -> dict:
         saved = tables.save(part, folder, "benchmark" if number == 0 else f"benchmark-{number + 1}")
         shown_table = tables.html(tables.benchmark(part))
     except ValueError as error:
-        return {"title": title, "table": tables.html(pd.DataFrame({"no table": [str(error)]})), "downloads": {}}
-    return {"title": title, "table": shown_table, "downloads": {KINDS[kind]: name for kind, name in saved.items()}}
+        return _part(title, f"<p>{escape(str(error))}</p>")
+    return _part(title, shown_table, {KINDS[kind]: name for kind, name in saved.items()})
 
 
 def _ranking(table: pd.DataFrame) -> dict:
     """The methods of the ladder by bit width, best first, or the sentence that says what is missing for it."""
     found = ladders.ranking(table)
     if isinstance(found, str):
-        return {"title": "Methods by bit width", "table": f"<p>{escape(found)}</p>", "downloads": {}}
-    return {"title": found.attrs["title"], "table": tables.html(found), "downloads": {}}
+        return _part("Methods by bit width", f"<p>{escape(found)}</p>")
+    return _part(found.attrs["title"], tables.html(found))
 
 
-def _figure(table: pd.DataFrame, name: str, draw, caption: str, folder: Path) -> dict:
+def _figure(table: pd.DataFrame, name: str, wanted: chapters.Figure, folder: Path) -> dict:
     """Draw and save a figure, and copy it into the report so that its folder can be moved on its own."""
-    figure = draw(table)
+    figure = wanted.draw(table)
     for path in style.save(figure, name):
         files.write_bytes(folder / path.name, path.read_bytes())
     width, height = (int(inches * style.SHOWN_DPI) for inches in figure.get_size_inches())
     titles = [axes.get_title("left") for axes in figure.axes] + [figure.get_suptitle()]
-    alt = f"{', '.join(filter(None, titles))}. {caption} The numbers are in the tables."
-    return {"name": name, "caption": caption, "alt": alt, "width": width, "height": height}
+    alt = f"{', '.join(filter(None, titles))}. {wanted.caption} The numbers are in the tables."
+    return {"name": name, "caption": wanted.caption, "alt": alt, "width": width, "height": height}
 
 
-def _problems(table: pd.DataFrame, documents: list[dict], pages: list) -> list[str]:
-    """What failed, never ended or is missing."""
-    lines = [f"{page.name} failed: {page.error}" for page in pages if page.failed]
-    failed = {page.name for page in pages if page.failed}
+def _problems(table: pd.DataFrame, documents: list[dict], executed: list[notebooks.Page]) -> list[str]:
+    """What never ended or is missing, beside the notebooks that failed."""
+    lines, failed = [], {page.name for page in executed if page.failed}
     for document in documents:
         here = document["status"] == "running" and document["run"] in records.started_here
         if document["status"] != "finished" and document["run"] not in failed and not here:
@@ -171,26 +132,22 @@ def _problems(table: pd.DataFrame, documents: list[dict], pages: list) -> list[s
     return lines + rows.absent(table)
 
 
-def _measured(documents: list[dict]) -> dict:
-    """Where the numbers come from: machines, versions, code, times, inputs."""
-    days = sorted(document["started"][:10] for document in documents)
+def _runs(documents: list[dict]) -> list[dict]:
+    """Where the numbers come from: inputs, machines and versions, and every run with its parameters and code."""
     inputs = pd.DataFrame([item for document in documents for item in document.get("inputs", [])])
-    columns = ["kind", "name", "split", "origin", "sha256"]
-    inputs = inputs.reindex(columns=columns).fillna("").astype(str)
+    inputs = inputs.reindex(columns=["kind", "name", "split", "origin", "sha256"]).fillna("").astype(str)
     inputs["sha256"] = inputs["sha256"].str[:12]
-    versions = {
+    versions = sorted({
         f"{machine.label(d['machine'])}, {d['threads']} threads; "
         + ", ".join(f"{name} {version}" for name, version in d["versions"].items() if version)
         for d in documents
-    }
-    return {
-        "machines": sorted({machine.label(document["machine"]) for document in documents}),
-        "versions": sorted(versions),
-        "period": " to ".join(dict.fromkeys([days[0], days[-1]])) if days else "",
-        "inputs": _plain_table(inputs.drop_duplicates().rename(columns=str.capitalize)),
-        "runs": _plain_table(pd.DataFrame([_run(document) for document in documents])),
-        "count": len(documents),
-    }
+    })  # fmt: skip
+    lines = pd.DataFrame([_run(document) for document in documents])
+    return [
+        _part("Data and models", _plain_table(inputs.drop_duplicates().rename(columns=str.capitalize))),
+        _part("Machines and versions", f"<ul>{''.join(f'<li>{escape(line)}</li>' for line in versions)}</ul>"),
+        _part(f"All {len(documents)} runs", _plain_table(lines)),
+    ]
 
 
 def _run(document: dict) -> dict:
@@ -208,9 +165,7 @@ def _run(document: dict) -> dict:
 
 
 def _plain_table(frame: pd.DataFrame) -> str:
-    if frame.empty:
-        return "<p>None on record.</p>"
-    return tables.html(frame).replace("<table>", "<table class='text'>", 1)
+    return "<p>None on record.</p>" if frame.empty else tables.html(frame, "text")
 
 
 def main(arguments: list[str] | None = None) -> int:

@@ -152,22 +152,6 @@ def save(figure, name: str) -> tuple[Path, Path]:
     )
 
 
-def show(figure) -> None:
-    """Show any matplotlib figure here in the notebook (ours show themselves as the last line of a cell)."""
-    from IPython.display import Image, display
-
-    inches = figure.get_size_inches()
-    display(Image(png(figure), width=int(inches[0] * SHOWN_DPI), height=int(inches[1] * SHOWN_DPI)))
-
-
-def grey(colour: str) -> float:
-    """Relative luminance of a colour, 0 black to 1 white (WCAG 2, section 1.4.3)."""
-    from matplotlib.colors import to_rgb
-
-    linear = [c / 12.92 if c <= 0.03928 else ((c + 0.055) / 1.055) ** 2.4 for c in to_rgb(colour)]
-    return 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2]
-
-
 def _bytes(figure, form: str, **options) -> bytes:
     buffer = io.BytesIO()
     with use():  # fonts and SVG ids are looked up when a figure is drawn, not when it is made

@@ -1,7 +1,7 @@
 """The results as tables: numbers with their standard errors, written as HTML, Markdown, CSV, LaTeX or plain text."""
 
-import html as escaping
 import math
+from html import escape
 
 import pandas as pd
 
@@ -154,24 +154,29 @@ def notes(table: pd.DataFrame) -> list[str]:
     return lines + rows.absent(table)
 
 
-def html(frame: pd.DataFrame) -> str:
-    """The frame as an HTML table, escaped, with its notes under it; text on the left, numbers on the right."""
-    body = frame.reset_index() if frame.index.name else frame
-    head = "".join(f"<th scope='col'>{escaping.escape(str(column))}</th>" for column in body.columns)
-    lines = []
-    for first, *rest in body.astype(str).itertuples(index=False):
-        cells = "".join(f"<td>{escaping.escape(cell)}</td>" for cell in rest)
-        lines.append(f"<tr><th scope='row'>{escaping.escape(first)}</th>{cells}</tr>")
-    under = "".join(f"<p class='note'>{escaping.escape(note)}</p>" for note in frame.attrs.get("notes", []))
-    rows_ = "\n".join(lines)
-    return f"<div class='wide'><table><thead><tr>{head}</tr></thead>\n<tbody>\n{rows_}\n</tbody></table></div>{under}"
+def html(frame: pd.DataFrame, kind: str = "numbers") -> str:
+    """The frame as an HTML table in a box of its own to scroll in, everything escaped, with its notes under it.
+
+    kind: "numbers" (aligned right but for the first column, which heads the rows) or "text" (left, lines wrap).
+    """
+    body = _whole(frame).astype(str)  # of a single column, the numbers of the rows head them
+    if len(body.columns) > 1:
+        body = body.set_index(body.columns[0]).rename_axis(index=None, columns=escape(str(body.columns[0])))
+    styler = body.style.format(escape="html").format_index(escape="html").format_index(escape="html", axis="columns")
+    under = "".join(f"<p class='note'>{escape(note)}</p>" for note in frame.attrs.get("notes", []))
+    return f"<div class='wide {kind}' tabindex='0'>{styler.to_html(exclude_styles=True)}</div>{under}"
+
+
+def _whole(frame: pd.DataFrame) -> pd.DataFrame:
+    """The frame with an index that has a name as its first column."""
+    return frame.reset_index() if frame.index.name else frame
 
 
 def markdown(frame: pd.DataFrame) -> str:
     """The frame as a Markdown table with its notes under it; numbers aligned right."""
-    body = frame.reset_index() if frame.index.name else frame
-    escape = [[str(cell).replace("|", "\\|") for cell in line] for line in body.itertuples(index=False)]
-    lines = [list(map(str, body.columns)), [":--", *["--:"] * (len(body.columns) - 1)], *escape]
+    body = _whole(frame)
+    cells = [[str(cell).replace("|", "\\|") for cell in line] for line in body.itertuples(index=False)]
+    lines = [list(map(str, body.columns)), [":--", *["--:"] * (len(body.columns) - 1)], *cells]
     under = "".join(f"\n{note}\n" for note in frame.attrs.get("notes", []))
     return "\n".join("| " + " | ".join(line) + " |" for line in lines) + "\n" + under
 
@@ -192,7 +197,7 @@ def latex(frame: pd.DataFrame) -> str:
     def line(cells) -> str:
         return " & ".join("".join(LATEX.get(sign, sign) for sign in str(cell)) for cell in cells) + r" \\"
 
-    body = frame.reset_index() if frame.index.name else frame
+    body = _whole(frame)
     lines = [r"% \usepackage{booktabs}", r"\begin{tabular}{l" + "r" * (len(body.columns) - 1) + "}", r"\toprule"]
     lines += [line(body.columns), r"\midrule", *map(line, body.itertuples(index=False)), r"\bottomrule"]
     lines += [r"\end{tabular}", *(r"\par\footnotesize " + line([note])[:-3] for note in frame.attrs.get("notes", []))]
@@ -200,16 +205,8 @@ def latex(frame: pd.DataFrame) -> str:
 
 
 def text(frame: pd.DataFrame) -> str:
-    """The frame for a console: columns padded to their width, notes under it."""
-    body = (frame.reset_index() if frame.index.name else frame).astype(str)
-    columns = [[column, *body[column]] for column in body.columns]
-    widths = [max(map(len, column)) for column in columns]
-    lines = []
-    for first, *rest in zip(*columns):
-        padded = [cell.rjust(width) for cell, width in zip(rest, widths[1:])]
-        lines.append("  ".join([first.ljust(widths[0]), *padded]).rstrip())
-    lines.insert(1, "-" * max(map(len, lines)))
-    return "\n".join([*lines, *frame.attrs.get("notes", [])]) + "\n"
+    """The frame for a console, with its notes under it."""
+    return "\n".join([frame.to_string(), *frame.attrs.get("notes", [])]) + "\n"
 
 
 def save(table: pd.DataFrame, folder, name: str = "benchmark") -> dict[str, str]:

@@ -8,13 +8,15 @@ from lib import files, tasks
 from lib.report import evaluation, pages, rows, style, tables
 
 LABELS = ["task", "measured", "low", "high", "chance", "constant"]  # of records of the metric "score"
+ALT = "Scores with their intervals, beside chance and the best constant answer; the numbers are in the table."
 SKILL = {True: "shown", False: "not shown", None: "no baseline"}
 
 
-def build(table: pd.DataFrame, folder: Path, css: str) -> list[dict]:
+def build(table: pd.DataFrame, folder: Path, chapter) -> list[dict]:
     """Write tasks-GROUP.html and its figure for each group of `tasks.GROUPS` into `folder`.
 
-    Returns title, file and number of scores of each; groups without a score have no file.
+    chapter: the `chapters.Chapter` that the pages lead back to. Returns title, file and number of scores of each group;
+    groups without a score have no file.
     """
     found = []
     for group in tasks.GROUPS:
@@ -24,8 +26,11 @@ def build(table: pd.DataFrame, folder: Path, css: str) -> list[dict]:
             continue
         for path in style.save(evaluation.scores(data), name):
             files.write_bytes(folder / "files" / path.name, path.read_bytes())
-        page = pages.render("tasks", css=css, title=group, figure=name, table=tables.html(readable(data)))
-        files.write_text(folder / f"{name}.html", page)
+        title = f"Tasks: {group}"
+        pages.write(
+            folder / f"{name}.html", "tasks", title=title, chapter=chapter, table=tables.html(readable(data)),
+            figure={"name": name, "caption": "The newest run.", "alt": ALT, "width": "", "height": ""},
+        )  # fmt: skip
     return found
 
 
