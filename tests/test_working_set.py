@@ -163,6 +163,7 @@ def test_the_work_is_linear_in_blocks(method):
             )
         return len(counted)
 
-    passes(2)  # what a process tries once of a class of models
+    for count in (2, 4, 8):
+        passes(count)  # what a process tries once of a class of models and its configuration
     few, some, many = passes(2), passes(4), passes(8)
     assert some > few and many - some == 2 * (some - few)
