@@ -1,4 +1,4 @@
-"""One configuration of the benchmark: is it possible, apply it, save it, run it. `50_benchmark` is its user."""
+"""One configuration of the benchmark (`50_benchmark`): check it, compress the model, save it, evaluate it."""
 
 from pathlib import Path
 
@@ -126,17 +126,20 @@ def lookup_gains(running, tokenizer, *, count: int = 2, new_tokens: int = 32, se
 
     Raises RuntimeError should an answer change in the packed engine, whose logits don't depend on drafts.
     """
-    from lib.decoding import guard, lookup, sessions
+    from lib.decoding import draft_controller, lookup, sessions
     from lib.metrics import decoding_speed
     from lib.sources import prompts
 
     session = running if hasattr(running, "rewind") else sessions.ModelSession(running)
     drafter, found = lookup.Lookup(max_ngram=3, draft_length=8), {}
-    costs = guard.step_costs(session, drafter, lengths=(0, 1, 4, 8))
-    arms = {"plain": decoding_speed.Arm(session), "lookup": decoding_speed.Arm(session, drafter, guard.Guard(costs))}
+    costs = draft_controller.step_costs(session, drafter, lengths=(0, 1, 4, 8))
+    systems = {
+        "plain": decoding_speed.System(session),
+        "lookup": decoding_speed.System(session, drafter, draft_controller.DraftController(costs)),
+    }
     for kind in prompts.KINDS:
         given = prompts.tokens(prompts.load(kind, count, characters=1200, seed=seed), tokenizer)
-        said = decoding_speed.measure(arms, given, new_tokens=new_tokens, eos=tokenizer.eos_token_id, seed=seed)
+        said = decoding_speed.measure(systems, given, new_tokens=new_tokens, eos=tokenizer.eos_token_id, seed=seed)
         if session is running and decoding_speed.identical(said["lookup"], said["plain"]).value < 1:
             raise RuntimeError(f"lookup changed an answer to a {kind} prompt; the packed engine must not; report this.")
         found[kind, "tokens_per_step"] = decoding_speed.tokens_per_step(said["lookup"])

@@ -2,9 +2,9 @@
 
     run.claim("GPTQ is nearer to the original than rounding", gptq < rounding, gptq=gptq, rounding=rounding)
 
-What does not hold on another model, text or machine is a finding: it is printed, recorded, listed in the report, and
-the notebook goes on. Only where `THIMBLE_CLAIMS=strict` is set (`make test` does), at the defaults as they were
-committed, does it raise; and never where the numbers come from a clock.
+A claim that does not hold on another model, text or machine is a finding: it is printed, recorded and listed in the
+report, and the notebook goes on. It raises an error only with `THIMBLE_CLAIMS=strict` (as in `make test`), at the
+committed defaults, and never for numbers that come from a clock.
 """
 
 import ast

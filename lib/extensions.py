@@ -1,4 +1,4 @@
-"""Methods, scores and tasks of one's own: a Python file beside the project, called by its path where a name is asked.
+"""User-defined methods, scores and tasks: a Python file whose path is given in place of a built-in name.
 
     quantizers.by_name("mine/ternary.py")      importance.by_name("mine/my_score.py")      tasks.load("mine/riddles.py")
 

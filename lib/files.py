@@ -1,4 +1,4 @@
-"""Where files live, and how they are written: complete or absent, never half. `folders` does so for whole folders."""
+"""Where files live, and atomic writes: a file is complete or absent. `folders` does the same for whole folders."""
 
 import contextlib
 import difflib

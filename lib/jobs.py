@@ -1,4 +1,4 @@
-"""Work that resumes: what is finished lies on disk, complete or absent, under a fingerprint of the job."""
+"""Resumable jobs: finished parts on disk, complete or absent, under a fingerprint of the job."""
 
 import functools
 import hashlib
@@ -17,15 +17,15 @@ BASE = ("models", "quantized")  # packages of lib that every job computes with
 EVERY = 60  # seconds between two saves; a killed job repeats at most these
 
 
-class State:
+class JobState:
     """Finished blocks of a walk in `folder`, one safetensors file each, complete or absent.
 
-    job: what decides the bytes (model, calibration, parameters); `circumstances` are added where they are not given. A
-    folder of another job is refused, with what differs.
+    job: what decides the bytes (model, calibration, parameters); `environment_fingerprint` are added where they are not
+    given. A folder of another job is refused, with what differs.
     """
 
     def __init__(self, folder: Path | str, **job):
-        job = circumstances() | job
+        job = environment_fingerprint() | job
         self.folder, self.job = Path(folder), {key: str(value) for key, value in sorted(job.items())}
         note = self.folder / "job.json"
         if not note.exists() and (found := sorted(self.folder.glob("*.safetensors"))) and not note.exists():
@@ -107,7 +107,7 @@ def fingerprint(model: nn.Module, tokens: Tensor | None = None, device: str | No
     return found if tokens is None else found | {"calibration": files.data_hash(tokens)}
 
 
-def circumstances(package: str = "quantizers") -> dict[str, str]:
+def environment_fingerprint(package: str = "quantizers") -> dict[str, str]:
     """What decides the bytes of a job beside its arguments: the code that computes them, torch, and its threads.
 
     The code is that of `lib/<package>` and of what every package computes with (`lib/models`, `lib/quantized`).

@@ -1,4 +1,4 @@
-"""What a number was measured on: the machine, the versions and the commit, without host or user names."""
+"""The environment of a measurement: machine, versions and commit, without host or user names."""
 
 import functools
 import hashlib

@@ -1,8 +1,8 @@
-"""Results in earnest: one small file a batch in `data/published/`, read by the notebooks 70 to 73 and by the README.
+"""Published results: one small file per batch in `data/published/`, read by notebooks 70 to 73 and the README.
 
-Batches of hours are not run again by a report, so what they measured is kept in the repository. A table holds numbers
-as they were printed, "27.4 ± 1.0"; `numbers` reads them. In the README a number stands between marks that name its
-place, and `make readme` writes it there:
+Batches that take hours are not run again for a report, so their results are kept in the repository. A table holds
+numbers as printed, "27.4 ± 1.0"; `numbers` parses them. In the README a number stands between marks that name its
+source, and `make readme` writes it there:
 
     <!-- peers / 2 bits / the recipe / perplexity -->50.7 ± 2.3<!-- -->
 """

@@ -1,6 +1,6 @@
 """Reading the results store: one table over all records, and the guard against unfair comparisons.
 
-Use them as `results.table()` and `results.arms(table, "bits", metric="perplexity")`.
+Use them as `results.table()` and `results.comparable(table, "bits", metric="perplexity")`.
 """
 
 import json
@@ -13,6 +13,10 @@ from lib.metrics.score import Score
 
 COLUMNS = ["run", "notebook", "metric", "value", "stderr", "n", "unit", "higher_is_better", "baseline"]
 COLUMNS += ["seed", "commit", "dirty", "machine", "threads", "versions", "data_hash", "time", "status"]
+# methods, parts and metrics under the names that records of earlier versions have for them
+RENAMED = {"rounding": "signround", "refined": "gptq_signround"}
+RENAMED |= {"came_in": "inherited", "added": "own", "taken_back": "cancelled"}
+CHOICES = ("method", "arm", "rung", "part")  # columns that hold such names
 started_here: set[str] = set()  # runs of this process: a notebook sees its own records before it has finished
 
 
@@ -50,12 +54,12 @@ def newest(documents: list[dict]) -> list[dict]:
     return [d for d in done if d["run"] in kept.values()]
 
 
-def arms(frame, factor: str, *, metric: str, require_baseline: bool = False):
-    """The rows of `metric`, once it is certain that they may be compared along `factor` (a column).
+def comparable(frame, factor: str, *, metric: str, require_baseline: bool = False):
+    """The rows of `metric`, after checking that they differ only in `factor` (a column).
 
-    Arms are the rows with one value of the factor. ValueError, naming columns and values, where they differ in
-    anything else (any other parameter or label, the seeds; for times, speeds and energies also machine and threads),
-    where rows stem from different data, or, with `require_baseline`, where a row lacks its baseline.
+    Raises ValueError, naming columns and values, where rows differ in any other parameter or label, or in their seeds
+    (for times, speeds and energies also in machine and threads), where they were measured on different data, or, with
+    `require_baseline`, where a row has no baseline.
     """
     if factor not in frame.columns:
         raise ValueError(f"factor={factor!r} is no column of the table; {files.choices(factor, frame.columns)}")
@@ -67,8 +71,8 @@ def arms(frame, factor: str, *, metric: str, require_baseline: bool = False):
         others += ["machine", "threads"]
     _same_everywhere(rows, factor, [c for c in others if c != factor])
     if rows["data_hash"].nunique(dropna=False) > 1:
-        found = rows.groupby("data_hash", dropna=False)[factor].agg(lambda arm: sorted(set(map(str, arm))))
-        found = "; ".join(f"{key}: {factor}={', '.join(arm)}" for key, arm in found.items())
+        found = rows.groupby("data_hash", dropna=False)[factor].agg(lambda values: sorted(set(map(str, values))))
+        found = "; ".join(f"{key}: {factor}={', '.join(values)}" for key, values in found.items())
         raise ValueError(f"{metric} rows of different data ({found}); one data hash is allowed; run them on one text.")
     if require_baseline and rows["baseline"].isna().any():
         found = ", ".join(sorted(set(map(str, rows.loc[rows["baseline"].isna(), factor]))))
@@ -77,19 +81,19 @@ def arms(frame, factor: str, *, metric: str, require_baseline: bool = False):
 
 
 def _same_everywhere(rows, factor, others):
-    """Every arm must hold the same combinations of the other factors."""
+    """Every value of the factor must hold the same combinations of the other factors."""
     text = rows[[factor, *others]].map(lambda cell: "none" if cell is None or cell != cell else str(cell))
-    by_arm = {value: arm for value, arm in text.groupby(factor)}
+    by_value = {value: part for value, part in text.groupby(factor)}
     for columns in [*([c] for c in others), others]:
-        found = {value: frozenset(map(tuple, arm[columns].values)) for value, arm in by_arm.items()}
+        found = {value: frozenset(map(tuple, part[columns].values)) for value, part in by_value.items()}
         if len(set(found.values())) > 1:
-            differ = [c for c in others if len({frozenset(arm[c]) for arm in by_arm.values()}) > 1] or columns
+            differ = [c for c in others if len({frozenset(part[c]) for part in by_value.values()}) > 1] or columns
             seen = "; ".join(
-                f"{factor}={value}: " + ", ".join(f"{c}={'|'.join(sorted(set(arm[c])))}" for c in differ)
-                for value, arm in by_arm.items()
+                f"{factor}={value}: " + ", ".join(f"{c}={'|'.join(sorted(set(part[c])))}" for c in differ)
+                for value, part in by_value.items()
             )
             raise ValueError(
-                f"arms of {factor} differ also in {', '.join(differ)} ({seen}); one factor may differ; "
+                f"rows that differ in {factor} differ also in {', '.join(differ)} ({seen}); one factor may differ; "
                 "filter the table to equal values first."
             )
 
@@ -106,6 +110,8 @@ def _rows(document):
     for row in document["rows"]:
         own = {key: value for key, value in row.items() if key != "labels"}
         cells = document["parameters"] | row["labels"]
+        cells |= {key: RENAMED[cells[key]] for key in CHOICES if str(cells.get(key)) in RENAMED}
+        own["metric"] = RENAMED.get(own["metric"], own["metric"])
         yield shared | own | {k: json.dumps(v) if isinstance(v, list | dict) else v for k, v in cells.items()}
 
 

@@ -18,9 +18,9 @@ from pathlib import Path
 
 from lib import claims, files, machine, sources, tokenization
 from lib.metrics.score import Score
-from lib.records import COLUMNS, arms, newest, read, started_here, table
+from lib.records import COLUMNS, comparable, newest, read, started_here, table
 
-__all__ = ["COLUMNS", "Run", "arms", "close", "newest", "start", "table"]
+__all__ = ["COLUMNS", "Run", "close", "comparable", "newest", "start", "table"]
 
 RUN_ID = "THIMBLE_RUN_ID"  # set by the sweep: the same configuration overwrites its record instead of adding one
 

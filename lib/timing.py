@@ -1,4 +1,4 @@
-"""The clock, read when the device has finished, and the stopwatch on it: the only one of the project."""
+"""Clock and stopwatch, read when the device has finished; the only ones of the project."""
 
 import contextlib
 import sys

@@ -6,7 +6,7 @@ tokenizer's BOS or EOS; here also for what the tokenizer really puts there, whic
 Needs no torch.
 
 A tokenizer can be changed at any time (tokens added, a normalizer replaced, special tokens split like other text), so
-nothing is remembered per object: what is kept of its work is kept under `identity`, a hash of its rules.
+nothing is cached per object: cached results are stored under `identity`, a hash of its rules.
 """
 
 import hashlib

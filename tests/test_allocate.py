@@ -122,13 +122,13 @@ def test_some_budget_gives_embedding_and_head_different_bits(untied):
 def test_blocks_aim_at_the_answers_of_the_model_with_its_own_embedding(measured, monkeypatch):
     original, tokens, losses = measured
     plan = allocate.fit(original, losses, megabytes=0.085, group_size=32)
-    reconstruct, seen = allocate.refined.rounding.reconstruct, []
+    reconstruct, seen = allocate.gptq_signround.signround.reconstruct, []
 
     def look(block, hidden, targets, *rest, **learning):
         seen.append((hidden, targets))
         return reconstruct(block, hidden, targets, *rest, **learning)
 
-    monkeypatch.setattr(allocate.refined.rounding, "reconstruct", look)
+    monkeypatch.setattr(allocate.gptq_signround.signround, "reconstruct", look)
     model = copy.deepcopy(original)
     allocate.apply_(model, tokens, plan, group_size=32, steps=1)
     # every block's answers, of which the last pass through the final norm in transformers' list
@@ -143,7 +143,7 @@ def test_a_killed_allocation_resumes_to_the_same_bytes(measured, tmp_path, monke
     model, tokens, losses = measured
     plan = allocate.fit(model, losses, megabytes=0.09, group_size=32)
     expected = allocate.apply_(copy.deepcopy(model), tokens, plan, group_size=32)
-    gptq, calls = allocate.refined.gptq.gptq, []
+    gptq, calls = allocate.gptq_signround.gptq.gptq, []
 
     def stops(*args, **options):
         calls.append(1)
@@ -152,7 +152,7 @@ def test_a_killed_allocation_resumes_to_the_same_bytes(measured, tmp_path, monke
         return gptq(*args, **options)
 
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr(allocate.refined.gptq, "gptq", stops)
+        patch.setattr(allocate.gptq_signround.gptq, "gptq", stops)
         allocate.apply_(copy.deepcopy(model), tokens, plan, group_size=32, state=tmp_path)
     found = allocate.apply_(copy.deepcopy(model), tokens, plan, group_size=32, state=tmp_path)
     assert found.keys() == expected.keys()

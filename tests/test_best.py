@@ -10,7 +10,7 @@ from lib import quantizers
 from lib.export import compressed_tensors
 from lib.metrics import count, divergence
 from lib.quantized.linear import QuantLinear
-from lib.quantizers import best, calibrate, gptq, refined, scales, sensitivity, time_budget
+from lib.quantizers import best, calibrate, e2e_qp, gptq, gptq_signround, sensitivity, time_budget
 from tests import tiny
 
 
@@ -24,7 +24,7 @@ def same(first, second):
 def quick(monkeypatch):
     """A tiny model's steps are too quick to time; two epochs are enough."""
     monkeypatch.setattr(time_budget, "EPOCHS", 2)
-    monkeypatch.setattr(scales, "LEARNING_RATE", 0.08)
+    monkeypatch.setattr(e2e_qp, "LEARNING_RATE", 0.08)
 
 
 def test_it_comes_nearer_than_gptq_alone(quick):
@@ -54,8 +54,8 @@ def test_little_time_means_fewer_windows_and_no_learning(monkeypatch):
         seen.append((len(tokens), [steps(f"model.layers.{index}") for index in range(4)]))
         return {}
 
-    monkeypatch.setattr(refined, "quantize_", quantize_)
-    monkeypatch.setattr(scales, "seconds_per_step", lambda *_: 1e9)
+    monkeypatch.setattr(gptq_signround, "quantize_", quantize_)
+    monkeypatch.setattr(e2e_qp, "seconds_per_step", lambda *_: 1e9)
     monkeypatch.setattr(time_budget, "predict", lambda *_, **__: parts)
     model, tokens = tiny.llama(), tiny.tokens(40, 16)
     # 16 windows of 5 passes, 4 blocks of 2 seconds: 88 seconds beside the reserve
@@ -86,9 +86,9 @@ def test_what_the_clock_decided_is_kept_so_that_a_resumed_job_ends_in_the_same_b
 
     options["state"] = tmp_path / "second"
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr(scales, "tune_", lambda *_, **__: (_ for _ in ()).throw(KeyboardInterrupt))
+        patch.setattr(e2e_qp, "tune_", lambda *_, **__: (_ for _ in ()).throw(KeyboardInterrupt))
         quantizers.best_(copy.deepcopy(original), tokens, **options)
-    monkeypatch.setattr(scales, "seconds_per_step", lambda *_: 1e9)  # a slower clock must not matter any more
+    monkeypatch.setattr(e2e_qp, "seconds_per_step", lambda *_: 1e9)  # a slower clock must not matter any more
     assert same(quantizers.best_(copy.deepcopy(original), tokens, **options), expected)
     with pytest.raises(ValueError, match="bits=3 there, 2 here"):
         quantizers.best_(copy.deepcopy(original), tokens, **(options | {"bits": 2}))

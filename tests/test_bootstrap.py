@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from lib.evaluation import comparison, scores
-from lib.metrics import compare, intervals
+from lib.metrics import intervals, paired_tests
 from tests.test_comparison import RIGHT, WRONG, agreement, choices, evaluated
 from tests.test_intervals import covered
 
@@ -84,19 +84,19 @@ def test_numbers_of_all_samples_raise_no_more_than_5_percent_false_alarms():
     for _ in range(TRIES):
         labels, *flagged = both(generator, 400, 0.07, 0.65, 0.03)
         first, second = (f1_of(kinds_of(labels, each)) for each in flagged)
-        found, p = compare.whole(lambda places, a=first, b=second: b(places) - a(places), range(400))
-        seen.append(p < compare.LEVEL and not found.low <= 0 <= found.high)
+        found, p = paired_tests.whole(lambda places, a=first, b=second: b(places) - a(places), range(400))
+        seen.append(p < paired_tests.LEVEL and not found.low <= 0 <= found.high)
         hits.append(found.low <= 0 <= found.high)
     assert np.mean(seen) <= ALARMS and 0.93 <= np.mean(hits) <= 0.97
 
 
 def test_a_comparison_of_such_numbers_is_the_simulated_one():
     task = choices(60, metrics=("all", "acc"), aggregate={"all": agreement})
-    arms = {"a": evaluated(task, [RIGHT] * 60), "b": evaluated(task, [RIGHT, RIGHT, WRONG] * 20)}
-    found = comparison.against(arms, "all", task)["b"].comparison
-    logs = np.array([[row.answers[0].logprob for row in arm.rows] for arm in arms.values()])
-    groups = [row.group for row in arms["a"].rows]
-    same, p = compare.whole(lambda places: np.diff(np.exp(logs[:, places].mean(1)))[0], groups)
+    systems = {"a": evaluated(task, [RIGHT] * 60), "b": evaluated(task, [RIGHT, RIGHT, WRONG] * 20)}
+    found = comparison.against(systems, "all", task)["b"].comparison
+    logs = np.array([[row.answers[0].logprob for row in system.rows] for system in systems.values()])
+    groups = [row.group for row in systems["a"].rows]
+    same, p = paired_tests.whole(lambda places: np.diff(np.exp(logs[:, places].mean(1)))[0], groups)
     assert (found.low, found.high, found.p) == pytest.approx((same.low, same.high, p))
 
 
@@ -109,7 +109,7 @@ def test_groups_of_right_or_wrong_scores_raise_no_more_than_5_percent_false_alar
         alike = generator.random(len(labels)) < 0.6
         draws = generator.random((2, len(labels)))
         first, second = np.where(alike, draws[0] < easy, draws < own).astype(float)
-        found = compare.paired(first, second, labels)
+        found = paired_tests.paired(first, second, labels)
         seen.append(found.seen)
         hits.append(found.low <= 0 <= found.high)
         assert found.test == "paired bootstrap"

@@ -56,7 +56,7 @@ def test_every_layer_sees_what_the_compressed_layers_before_it_produce(family):
         together.append([name.rpartition(".")[2] for name in names])
         return gptq.gptq(weight, hessian, bits=3, group_size=32)
 
-    done = calibrate.walk(model, ids, visit)
+    done = calibrate.sequential(model, ids, visit)
     assert together[0][:3] == ["q_proj", "k_proj", "v_proj"]  # and the MLP's input too, where Phi runs both in parallel
     assert list(done) == list(calibrate.layers(model)) and all(
         isinstance(layer, QuantLinear) for layer in calibrate.layers(model).values()
@@ -128,7 +128,7 @@ def test_quantizing_twice_is_refused():
         gptq.quantize_(model, tokens(), **GRID)
 
 
-@pytest.mark.parametrize("method", ["gptq", "rounding"])
+@pytest.mark.parametrize("method", ["gptq", "signround"])
 def test_a_layer_that_never_runs_is_an_error_and_the_remedy_works(method):
     model, block = tiny.llama(), r"model.layers.1" if method == "gptq" else "the block"
     blocks(model)[1].unused = nn.Linear(64, 64)
@@ -168,7 +168,7 @@ def test_hooks_are_gone_afterwards():
 def test_a_visit_that_returns_none_changes_nothing():
     model, ids, names = tiny.llama(), tokens(), []
     before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
-    assert calibrate.walk(model, ids, lambda some, *_: names.extend(some)) == {}
+    assert calibrate.sequential(model, ids, lambda some, *_: names.extend(some)) == {}
     assert sorted(names) == sorted(calibrate.layers(model))
     assert all(torch.equal(before[name], tensor) for name, tensor in model.state_dict().items())
 
@@ -177,7 +177,7 @@ def test_layers_visited_together_get_what_they_would_get_alone():
     ids, handed = tokens(), {}
     model, original = tiny.qwen2(), tiny.qwen2()
     done = gptq.quantize_(model, ids, **GRID)
-    calibrate.walk(original, ids, lambda names, _, hessian: handed.update(dict.fromkeys(names, hessian)))
+    calibrate.sequential(original, ids, lambda names, _, hessian: handed.update(dict.fromkeys(names, hessian)))
     for kind in ("q_proj", "k_proj", "v_proj"):  # of the first block, whose inputs nothing has changed
         name = f"model.layers.0.self_attn.{kind}"
         alone = gptq.gptq(original.get_submodule(name).weight, handed[name], **GRID)

@@ -5,7 +5,7 @@ import importlib
 import pytest
 import torch
 
-from lib.jobs import State, fingerprint
+from lib.jobs import JobState, fingerprint
 from lib.models import capture
 from lib.quantized.linear import QuantLinear
 from lib.quantizers import METHODS, by_name, calibrate, gptq, rtn
@@ -26,23 +26,23 @@ def test_a_killed_walk_resumes_and_ends_in_the_same_bytes(tmp_path):
     visit = lambda *args: calls.append(args)  # noqa: E731
     ids = tokens()
     job = {"method": "gptq", **fingerprint(tiny.llama(), ids), **GRID}
-    again = State(state, **job, symmetric=False, act_order=True, candidates=8)
-    assert same(whole, calibrate.walk(tiny.llama(), ids, visit, state=again)) and not calls
+    again = JobState(state, **job, symmetric=False, act_order=True, candidates=8)
+    assert same(whole, calibrate.sequential(tiny.llama(), ids, visit, state=again)) and not calls
 
 
 def test_blocks_from_a_state_compute_where_their_model_is(tmp_path, monkeypatch):
     ids, folder = tokens(), tmp_path / "state"
     visit = lambda names, weight, hessian: rtn.rtn(torch.ones(weight.shape), **GRID)  # noqa: E731
-    kept = calibrate.walk(tiny.llama(), ids, visit, state=State(folder, job="any"))
+    kept = calibrate.sequential(tiny.llama(), ids, visit, state=JobState(folder, job="any"))
     seen, forward = set(), QuantLinear.forward
     monkeypatch.setattr(
         QuantLinear, "forward", lambda self, x: seen.add((self.codes.device.type, x.device.type)) or forward(self, x)
     )
     captured = capture.capture(tiny.llama(), ids)
     monkeypatch.setattr(capture, "capture", lambda *_: captured)  # masks can't be made on "meta"
-    for state in (State(folder, job="any"), None):
+    for state in (JobState(folder, job="any"), None):
         # a device without memory: what a visit or a file makes on the processor shall not stay there
-        done = calibrate.walk(tiny.llama().to("meta"), ids, visit, state=state)
+        done = calibrate.sequential(tiny.llama().to("meta"), ids, visit, state=state)
         assert done.keys() == kept.keys() and {each.codes.device.type for each in done.values()} == {"meta"}
     assert seen == {("meta", "meta")}
 

@@ -139,7 +139,7 @@ def test_without_calibration_the_largest_weight_is_the_scale():
 
 def test_with_calibration_the_inputs_weigh_the_search():
     model, seen = tiny.llama(), {}
-    calibrate.walk(tiny.llama(), ids(), lambda names, weight, hessian: seen.update({names[0]: (weight, hessian)}))
+    calibrate.sequential(tiny.llama(), ids(), lambda names, weight, hessian: seen.update({names[0]: (weight, hessian)}))
     done, first = codebook.quantize_(model, ids(), **GRID), "model.layers.0.self_attn.q_proj"
     weight, hessian = seen[first]
     expected = codebook.choose(weight, **GRID, importance=hessian.diagonal(), candidates=8)

@@ -44,12 +44,12 @@ RIGHT, WRONG, CLOSE = outcomes(-1.0, -3.0, -4.0), outcomes(-2.0, -1.5, -9.0), ou
 
 def test_each_arm_is_compared_with_the_first():
     task = choices(60)
-    arms = {
+    systems = {
         "original": evaluated(task, [RIGHT] * 40 + [WRONG] * 20),
         "8 bits": evaluated(task, [RIGHT] * 39 + [WRONG] * 21),
         "2 bits": evaluated(task, [RIGHT] * 10 + [WRONG] * 50),
     }
-    found = comparison.against(arms)
+    found = comparison.against(systems)
     assert list(found) == ["8 bits", "2 bits"]
     near, far = found["8 bits"], found["2 bits"]
     assert not near.comparison.seen and far.comparison.seen and far.comparison.lost == 30
@@ -62,16 +62,16 @@ def test_each_arm_is_compared_with_the_first():
 
 def test_nothing_is_retained_where_the_original_is_at_chance():
     task = choices(30)
-    arms = {"a": evaluated(task, [RIGHT] * 10 + [WRONG] * 20), "b": evaluated(task, [RIGHT] * 9 + [WRONG] * 21)}
-    found = comparison.against(arms)["b"]
+    systems = {"a": evaluated(task, [RIGHT] * 10 + [WRONG] * 20), "b": evaluated(task, [RIGHT] * 9 + [WRONG] * 21)}
+    found = comparison.against(systems)["b"]
     assert found.retention is None and found.retained is None
     assert found.basis == "none: the reference 'a' is not told from chance (0.333)"
 
 
 def test_without_chance_retention_is_above_the_constant_answer():
     task = choices(60, chance={})
-    arms = {"a": evaluated(task, [RIGHT] * 50 + [WRONG] * 10), "b": evaluated(task, [RIGHT] * 40 + [WRONG] * 20)}
-    found = comparison.against(arms)["b"]
+    systems = {"a": evaluated(task, [RIGHT] * 50 + [WRONG] * 10), "b": evaluated(task, [RIGHT] * 40 + [WRONG] * 20)}
+    found = comparison.against(systems)["b"]
     assert found.retention.value == pytest.approx((40 / 60 - 0.4) / (50 / 60 - 0.4))
     assert found.basis == "above the best constant answer (0.400)"
     bare = choices(60, chance={}, constant={})
@@ -115,14 +115,14 @@ def test_retention_of_numbers_of_all_samples_together_is_bootstrapped():
 
     beside = dict(chance={"all": 0.2, "acc": 0.2}, constant={})
     task = choices(200, metrics=("all", "acc"), aggregate={"all": share}, **beside)
-    arms = {"a": evaluated(task, [RIGHT] * 150 + [WRONG] * 50), "b": evaluated(task, [WRONG, RIGHT] * 100)}
-    whole = comparison.against(arms, "all", task)["b"]
-    single = comparison.against(arms, "acc")["b"].retention
+    systems = {"a": evaluated(task, [RIGHT] * 150 + [WRONG] * 50), "b": evaluated(task, [WRONG, RIGHT] * 100)}
+    whole = comparison.against(systems, "all", task)["b"]
+    single = comparison.against(systems, "acc")["b"].retention
     assert whole.retention.value == pytest.approx(single.value) == pytest.approx((0.5 - 0.2) / (0.75 - 0.2))
     assert whole.retention.stderr == pytest.approx(single.stderr, rel=0.15)
     assert (whole.retention.low, whole.retention.high) == pytest.approx((single.low, single.high), abs=0.03)
     assert whole.basis == "above chance (0.200)"
-    guessing = {"a": evaluated(task, [RIGHT] * 42 + [WRONG] * 158), "b": arms["b"]}
+    guessing = {"a": evaluated(task, [RIGHT] * 42 + [WRONG] * 158), "b": systems["b"]}
     none = comparison.against(guessing, "all", task)["b"]
     assert none.retention is None and none.basis.startswith("none: the reference 'a' is not told from chance")
 

@@ -11,7 +11,7 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 from lib import files
-from lib.export import compressed_tensors, contents, plain
+from lib.export import compressed_tensors, plain, stored_tensors
 from lib.quantizers import embedding
 from tests import tiny
 from tests.packed import quantize_
@@ -65,7 +65,7 @@ def test_our_loader_gives_the_same_codes_and_logits(tmp_path, bits):
     model = quantize_(tiny.llama(), lambda name: (bits, 32, bits % 2 == 0))
     compressed_tensors.save(model, tiny.tokenizer(), tmp_path / "it")
     again, tokenizer = compressed_tensors.load(tmp_path / "it")
-    before, after = contents.layers(model), contents.layers(again)
+    before, after = stored_tensors.layers(model), stored_tensors.layers(again)
     assert before.keys() == after.keys() and len(after) == 28
     for name in before:
         assert torch.equal(before[name].codes, after[name].codes)
@@ -88,7 +88,7 @@ def test_families_and_dtypes(tmp_path, family, dtype):
 
 def test_config_names_one_group_per_grid():
     def config(choose):
-        return contents.quantization_config(quantize_(tiny.llama(), choose))
+        return stored_tensors.quantization_config(quantize_(tiny.llama(), choose))
 
     one = config(lambda name: (4, 64, False))  # 64 columns are a whole row of all layers but down_proj
     assert [group["targets"] for group in one["config_groups"].values()] == [["Linear"]]
@@ -140,7 +140,7 @@ def test_plain_save_pretrained_writes_the_packed_form_of_a_marked_model(tmp_path
 def test_a_marked_model_whose_layers_are_plain_again_saves_plainly(tmp_path):
     model = compressed_tensors.mark(quantize_(tiny.llama()))
     model.save_pretrained(tmp_path)
-    for name, layer in contents.layers(model).items():
+    for name, layer in stored_tensors.layers(model).items():
         dense = nn.Linear(layer.in_features, layer.out_features, bias=False, dtype=torch.bfloat16)
         dense.weight.data = layer.weight.to(torch.bfloat16)
         model.set_submodule(name, dense)
@@ -181,7 +181,7 @@ def test_models_load_finds_packed_folders(folder):
     from lib.sources import models
 
     model, _ = models.load(str(folder), dtype="float32")
-    assert len(contents.layers(model)) == 28 and model.dtype == torch.float32
+    assert len(stored_tensors.layers(model)) == 28 and model.dtype == torch.float32
 
 
 def test_large_models_are_sharded(tmp_path, monkeypatch):

@@ -3,7 +3,7 @@
 import pytest
 
 from lib.decoding.stops import Stops
-from lib.evaluation import generation, kv_batch, row_backend
+from lib.evaluation import generation_requests, kv_batch, row_backend
 from lib.evaluation.local import Local
 from lib.tasks.task import Generation
 from tests import questions, tiny
@@ -87,14 +87,14 @@ def test_some_only():
 
 def test_a_watch_cuts_at_the_first_stop_string():
     tokenizer = tiny.tokenizer()
-    watch = generation.watch(tokenizer, Generation("", ("END", "é!", ""), 50), {7})
+    watch = generation_requests.watch(tokenizer, Generation("", ("END", "é!", ""), 50), {7})
     ended = [watch.see(token) for token in tokenizer("some é text é!").input_ids]
     assert ended.index(True) == len(ended) - 1
     assert watch.text() == "some é text "
     assert Stops(["two", "END"], tokenizer).cut("one END two") == "one "
-    short = generation.watch(tokenizer, Generation("", (), 2), {7})
+    short = generation_requests.watch(tokenizer, Generation("", (), 2), {7})
     assert [short.see(token) for token in (65, 66)] == [False, True]
-    assert generation.watch(tokenizer, Generation("", ("x",), 9), {7}).see(7)
+    assert generation_requests.watch(tokenizer, Generation("", ("x",), 9), {7}).see(7)
 
 
 def test_refusals():

@@ -8,7 +8,7 @@ from lib.decoding.lookup import Lookup
 from lib.decoding.sessions import ModelSession
 from lib.decoding.speculative import Speculative
 from lib.metrics import decoding_speed
-from lib.metrics.decoding_speed import Arm
+from lib.metrics.decoding_speed import System
 from tests import tiny
 
 
@@ -38,14 +38,14 @@ def test_counts_and_ratios_by_hand():
 @pytest.mark.parametrize("sampling", [None, {"temperature": 1.0, "top_k": 5}], ids=str)
 def test_arms_answer_the_same_prompts_with_one_cap(sampling):
     model, small = (tiny.llama(num_hidden_layers=count, initializer_range=0.15) for count in (2, 1))
-    arms = {
-        "plain": Arm(ModelSession(model)),
-        "again": Arm(ModelSession(model)),
-        "lookup": Arm(ModelSession(model), Lookup(draft_length=4)),
-        "speculative": Arm(ModelSession(model), Speculative(ModelSession(small), draft_length=2)),
+    systems = {
+        "plain": System(ModelSession(model)),
+        "again": System(ModelSession(model)),
+        "lookup": System(ModelSession(model), Lookup(draft_length=4)),
+        "speculative": System(ModelSession(model), Speculative(ModelSession(small), draft_length=2)),
     }
     prompts = [tiny.tokens(1, 4 + i, seed=i)[0] for i in range(3)]
-    found = decoding_speed.measure(arms, prompts, new_tokens=10, sampling=sampling, seed=7)
+    found = decoding_speed.measure(systems, prompts, new_tokens=10, sampling=sampling, seed=7)
     assert all([len(answer.token_ids) for answer in answers] == [10] * 3 for answers in found.values())
     assert decoding_speed.identical(found["again"], found["plain"]).value == 1
     if sampling is None:
@@ -53,7 +53,7 @@ def test_arms_answer_the_same_prompts_with_one_cap(sampling):
         assert decoding_speed.identical(found["speculative"], found["plain"]).value == 1
     assert decoding_speed.tokens_per_step(found["plain"]).value == 1
     with pytest.raises(ValueError, match="0 prompts"):
-        decoding_speed.measure(arms, [])
+        decoding_speed.measure(systems, [])
 
 
 def test_prompts_are_templated_and_refusals_name_the_choices(monkeypatch, tmp_path):

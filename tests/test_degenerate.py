@@ -13,12 +13,12 @@ from lib import quantizers
 from lib.models.blocks import blocks, embeddings
 from lib.quantized.grid import Quantized
 from lib.quantized.linear import QuantLinear
-from lib.quantizers import allocate, calibrate, embedding, learned_zero_points, rtn, scales
+from lib.quantizers import allocate, calibrate, e2e_qp, embedding, learned_zero_points, rtn
 from tests import tiny
 
 USUAL = {"bits": 3, "group_size": 32}
 # what keeps a method short, and lets it learn from one window
-QUICK = {name: {"steps": 3, "batch": 1} for name in ("rounding", "refined")}
+QUICK = {name: {"steps": 3, "batch": 1} for name in ("signround", "gptq_signround")}
 SIZE = {"megabytes": 0.06, "group_size": 32}  # between the fewest bits and the most
 
 
@@ -31,8 +31,8 @@ def tuned(model, ids, tune_):
 
 # what combines methods, and embedding and head: it takes a model and token ids
 COMBINED = {
-    "tune_": lambda model, ids: tuned(model, ids, scales.tune_),
-    "shifts": lambda model, ids: tuned(model, ids, learned_zero_points.tune_),
+    "tune_": lambda model, ids: tuned(model, ids, e2e_qp.tune_),
+    "learned_zero_points": lambda model, ids: tuned(model, ids, learned_zero_points.tune_),
     "embedding": lambda model, ids: embedding.quantize_(model, ids, **USUAL),
     "embedding without calibration": lambda model, ids: embedding.quantize_(model, **USUAL),
     "allocate": lambda model, ids: allocate.quantize_(model, ids, **SIZE),

@@ -6,9 +6,9 @@ import torch
 from lib import runtime
 from lib.decoding import ends
 from lib.decoding.sampling import Sampling
-from lib.evaluation import generation, run
+from lib.evaluation import generation_requests, run
 from lib.evaluation.local import Local
-from lib.evaluation.packed import Packed
+from lib.evaluation.packed_engine import Packed
 from lib.tasks.task import Generation
 from tests import questions, tiny
 
@@ -18,7 +18,7 @@ HOW = {"temperature": 0.9, "top_p": 0.95, "repetition_penalty": 1.1}
 def plainly(model, logits_of, request, seed):
     """One text, token by token: logits_of(ids) gives those behind all of them, [vocabulary]."""
     named = ends.of_task(ends.of_model(model), model.tokenizer)
-    draws, watch = Sampling(**HOW, seed=seed), generation.watch(model.tokenizer, request, named)
+    draws, watch = Sampling(**HOW, seed=seed), generation_requests.watch(model.tokenizer, request, named)
     ids = list(model.tokenizer(request.prompt).input_ids)
     while True:
         token = draws.draw(draws.probabilities(logits_of(ids), torch.tensor(ids)))

@@ -147,7 +147,7 @@ def test_a_busy_server_is_asked_again_with_longer_waits(waits):
         iter([(503, {}, {}), (429, {}, {"Retry-After": "7"}), (500, b"not JSON", {}), (200, b"{", {})]),
     )
     with server(lambda path, body: next(answers, None) or served(path, body)) as (url, asked):
-        (text,) = Endpoint(url, "tiny", at_once=1).generate([Generation("prompt", (), 3)])
+        (text,) = Endpoint(url, "tiny", concurrency=1).generate([Generation("prompt", (), 3)])
     assert text == questions.greedy(served.model, Generation("prompt", (), 3))
     assert len(asked) == 5 and waits == [0.5, 7.0, 14.0, 28.0]
 
@@ -160,7 +160,7 @@ def test_a_dead_server_ends_the_evaluation_and_what_came_before_is_kept(waits, t
         return served(path, body) if alive[0] >= 0 else (502, {"error": "gone"}, {})
 
     with server(dying) as (url, asked):
-        engine = Endpoint(url, "tiny", at_once=1, tries=3)
+        engine = Endpoint(url, "tiny", concurrency=1, tries=3)
         with pytest.raises(EndpointError, match=r"3 tries \(status 502.*3 of 6 requests were answered and stay"):
             run.evaluate(engine, task, cache=tmp_path)
         assert len(asked) == 6 and waits == [0.5, 1.0]
@@ -195,7 +195,7 @@ def test_a_slow_server_is_given_up(waits):
 def test_servers_that_refuse_are_not_asked_again(waits):
     with server(lambda path, body: (404, {"error": "no such model"}, {})) as (url, asked):
         with pytest.raises(EndpointError, match=r"refused .status 404.*no such model"):
-            Endpoint(url, "tiny", at_once=1).generate(questions.generations(3))
+            Endpoint(url, "tiny", concurrency=1).generate(questions.generations(3))
         assert len(asked) == 1 and not waits
         with pytest.raises(EndpointError, match="gives no log-probabilities of prompts"):
             Endpoint(url, "tiny").loglikelihoods(questions.likelihoods(1))

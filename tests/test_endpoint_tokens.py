@@ -118,7 +118,7 @@ def test_likelihoods_are_those_of_the_local_engine(style, knows):
 @pytest.mark.parametrize("asked", ASKED[3:])
 def test_tokens_that_do_not_join_to_the_continuation_are_refused(asked, knows):
     with server(Rendered(WITHOUT_FRAGMENTS[0], knows)) as (url, _):
-        engine = Endpoint(url, "tiny", at_once=1)
+        engine = Endpoint(url, "tiny", concurrency=1)
         engine.loglikelihoods(ASKED[:1])
         with pytest.raises(EndpointError, match=r"texts of the last tokens .* do not join to .*another server"):
             engine.loglikelihoods([asked])
@@ -155,7 +155,7 @@ def test_templated_prompts_have_their_first_token_once_on_every_server(kind):
     text, served = templated(tokenizer()), Beginning(kind)
     asked = [Generation(text, (), 3), Generation("hi", (), 3), Generation(text, (), 3)]
     with server(served) as (url, _):
-        Endpoint(url, "m", at_once=1).generate(asked)
+        Endpoint(url, "m", concurrency=1).generate(asked)
     begun, bare = [0, 2, *letters("hi"), 3], [0, *letters("hi")]
     assert served.read[-3:] == [begun, bare if kind != "adds nothing" else bare[1:], begun]
     assert len(served.read) <= 6  # it is asked how it counts once

@@ -10,7 +10,7 @@ from tests import families, tiny
 from tests.supported import REFUSED, attempt
 
 CALIBRATION = tiny.tokens(2, 24, seed=5)
-OPTIONS = {"rounding": {"steps": 2}, "refined": {"steps": 2}}
+OPTIONS = {"signround": {"steps": 2}, "gptq_signround": {"steps": 2}}
 NEAR = 0.13  # 8 bits leave 0.01 to 0.08, and 0.11 where a codebook meets granite_windows
 # one of each form that weights take: even grids with and without zero points, another norm or head, integer products
 SAVED = ("absmax", "rtn", "codebook", "int8", "awq", "rotation")

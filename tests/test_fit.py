@@ -91,9 +91,9 @@ def test_more_blocks_go_where_the_machine_has_become_slower(clocked, slower, rec
 def test_a_burst_of_other_work_costs_no_blocks(clocked, monkeypatch):
     calls, now, measure = [], timing.clock, speed.measure
 
-    def counted(arms, **options):
-        calls.append(list(arms))
-        return measure(arms, **options)
+    def counted(systems, **options):
+        calls.append(list(systems))
+        return measure(systems, **options)
 
     monkeypatch.setattr(speed, "measure", counted)
     offset = [0.0, 0.0]  # time passes half again as fast in the second measurement, the first beside the whole
@@ -106,15 +106,15 @@ def test_a_burst_of_other_work_costs_no_blocks(clocked, monkeypatch):
     monkeypatch.setattr(timing, "clock", clock)
     wanted = 0.999 / (FIXED + 4 * EACH)
     found = fit.fit_(clocked, tiny.tokens(), tokens_per_second=wanted, **QUICK)
-    assert [len(arms) for arms in calls] == [3, 2, 2] and len(found.removed) == 2 and found.met
+    assert [len(systems) for systems in calls] == [3, 2, 2] and len(found.removed) == 2 and found.met
 
 
 def test_a_miss_within_the_error_of_the_timing_costs_no_blocks(clocked, monkeypatch):
     measure = speed.measure
 
-    def noisy(arms, **options):
-        found = measure(arms, **options)
-        if "whole" in arms:
+    def noisy(systems, **options):
+        found = measure(systems, **options)
+        if "whole" in systems:
             score = found["whole"]["decode"]
             found["whole"]["decode"] = replace(score, value=0.9 * score.value, stderr=0.08 * score.value)
         return found

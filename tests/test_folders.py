@@ -7,7 +7,7 @@ import time
 import pytest
 
 from lib import files, folders
-from lib.folders import manifest, names, renames, targets
+from lib.folders import folder_names, manifest, renames, targets
 
 
 @pytest.fixture(params=["exchanged", "renamed twice"])
@@ -404,18 +404,18 @@ def places(tmp_path, monkeypatch):
 def test_a_path_is_a_path_and_a_name_is_looked_up(places, tmp_path, capsys):
     checkpoint, here, home, user = places
     for name in ("./x", "x/", str(here), here, "../here/x", type(here)("x"), "../here/../here/x/"):
-        assert names.find(name) == here and not capsys.readouterr().out
-    assert names.find("~/x") == user and names.find("checkpoints/x") == checkpoint
+        assert folder_names.find(name) == here and not capsys.readouterr().out
+    assert folder_names.find("~/x") == user and folder_names.find("checkpoints/x") == checkpoint
     for name in ("./checkpoints/x", "../x", "home/x", "", "no", "a\0b", "n" * 300):
-        assert names.find(name) is None
+        assert folder_names.find(name) is None
     capsys.readouterr()
-    assert names.find("x") == checkpoint
+    assert folder_names.find("x") == checkpoint
     assert capsys.readouterr().out == f"x: checkpoints/x is taken; {here} and x is there too, which its path chooses\n"
     here.rmdir(), home.rmdir()
-    assert names.find("x") == checkpoint and not capsys.readouterr().out
-    assert names.find("./x") is None
+    assert folder_names.find("x") == checkpoint and not capsys.readouterr().out
+    assert folder_names.find("./x") is None
     checkpoint.rmdir()
-    assert names.find("x") is None
+    assert folder_names.find("x") is None
     (tmp_path / "here" / "checkpoints").symlink_to(tmp_path / "home" / "checkpoints")
     checkpoint.mkdir()
-    assert names.find("checkpoints/x").samefile(checkpoint) and not capsys.readouterr().out
+    assert folder_names.find("checkpoints/x").samefile(checkpoint) and not capsys.readouterr().out

@@ -135,15 +135,17 @@ def test_a_task_and_drafting(original):
 def test_the_packed_engine_reads_its_folder(original, test_text, tmp_path):
     """Without torch's tokenizer: the same ids, a first token once, and nearly the logits of the quantized model."""
     from lib import runtime
-    from lib.runtime import generation
+    from lib.runtime import text_generation
 
     model = copy.deepcopy(original)
     rtn.quantize_(model, bits=8, group_size=64)
     compressed_tensors.save(model, model.tokenizer, tmp_path / "packed")
     weights = runtime.load(tmp_path / "packed")
     for text in ("The capital of France is", "<bos>The capital", "  two  spaces\n"):
-        ids = generation.tokenization.ids(model.tokenizer, [text])[0]
-        assert generation.tokenization.ids(weights.tokenizer, [text])[0] == ids and ids.count(2) == 1 and ids[0] == 2
+        ids = text_generation.tokenization.ids(model.tokenizer, [text])[0]
+        assert (
+            text_generation.tokenization.ids(weights.tokenizer, [text])[0] == ids and ids.count(2) == 1 and ids[0] == 2
+        )
     ids = texts.tokens(test_text.windows(1, 32), model)
     found, expected = torch.as_tensor(runtime.Session(weights).extend(ids[0])), logits(model, ids)[0]
     assert (found - expected).norm() < 0.1 * expected.norm()

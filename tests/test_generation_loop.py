@@ -8,9 +8,9 @@ import torch
 
 from lib import runtime
 from lib.decoding import settings
+from lib.decoding.draft_controller import DraftController
 from lib.decoding.generate import generate
 from lib.decoding.generation_loop import Loop, likeliest
-from lib.decoding.guard import Guard
 from lib.decoding.lookup import Lookup
 from lib.decoding.requests import Request
 from lib.decoding.sampling import Sampling
@@ -43,12 +43,12 @@ def prompts(count=8, seed=0):
 
 
 def ways(place, tokenizer):
-    """What differs between requests: drafter, guard, sampler, stop strings, number of tokens."""
+    """What differs between requests: drafter, controller, sampler, stop strings, number of tokens."""
     drafters = [None, Lookup(), tabular.Fixed([], length=3, wrong=1.0), Lookup(draft_length=4, adaptive=False)]
     drafters.append(Speculative(ModelSession(tiny.llama(seed=1, num_hidden_layers=1)), draft_length=3))
     return {
         "drafter": drafters[place % 5],
-        "guard": Guard({0: 1.0, 1: 1.1, 4: 1.4}) if place % 5 == 1 and place > 5 else None,
+        "controller": DraftController({0: 1.0, 1: 1.1, 4: 1.4}) if place % 5 == 1 and place > 5 else None,
         "sampling": Sampling(0.8, top_k=50, seed=place) if place % 3 == 2 and place % 5 == 0 else None,
         "stops": Stops(["a", "e", "1"] if place % 4 == 3 else [], tokenizer),
         "ends": {END, place},
@@ -60,7 +60,7 @@ def alone(session, prompt, new_tokens, place, tokenizer, **more):
     how = ways(place, tokenizer)
     return generate(
         session, torch.tensor(prompt), new_tokens=new_tokens, eos=how["ends"], stop=how["stops"].strings,
-        tokenizer=tokenizer, **{name: how[name] for name in ("drafter", "guard", "sampling")}, **more,
+        tokenizer=tokenizer, **{name: how[name] for name in ("drafter", "controller", "sampling")}, **more,
     )  # fmt: skip
 
 

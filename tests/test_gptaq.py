@@ -124,7 +124,7 @@ def test_moments_handed_out_are_those_of_the_original_and_of_the_finished_model(
         handed.update(dict.fromkeys(names, moments))
         return gptaq.gptaq(weight, *moments, **GRID)
 
-    done = calibrate.walk_pairs(model, ids, visit)
+    done = calibrate.sequential_pairs(model, ids, visit)
     assert list(done) == list(handed) == list(calibrate.layers(model))
     seen = [{}, {}]
     for each, where in zip((original, model), seen):
@@ -154,13 +154,13 @@ def test_the_model_drifts_less_than_by_gptq():
 def test_observing_pairs_changes_nothing_and_leaves_no_hooks():
     model, names = tiny.llama(), []
     before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
-    assert calibrate.walk_pairs(model, tiny.tokens(), lambda some, *_: names.extend(some)) == {}
+    assert calibrate.sequential_pairs(model, tiny.tokens(), lambda some, *_: names.extend(some)) == {}
     assert sorted(names) == sorted(calibrate.layers(model))
     assert all(torch.equal(before[name], tensor) for name, tensor in model.state_dict().items())
     assert not any(layer._forward_pre_hooks for layer in calibrate.layers(model).values())
 
 
-@pytest.mark.parametrize("walk", [calibrate.walk, calibrate.walk_pairs])
+@pytest.mark.parametrize("walk", [calibrate.sequential, calibrate.sequential_pairs])
 def test_a_walk_over_the_first_blocks_leaves_the_others(walk):
     model, names = tiny.llama(), []
 

@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 
-from lib.export import compressed_tensors, contents, groups
+from lib.export import compressed_tensors, groups, stored_tensors
 from lib.metrics import count
 from lib.models import blocks
 from lib.quantized import replace
@@ -29,7 +29,7 @@ def logits(model):
 
 
 def same(first, second):
-    before, after = contents.layers(first), contents.layers(second)
+    before, after = stored_tensors.layers(first), stored_tensors.layers(second)
     pairs = [zip(before[name].quantized, after[name].quantized) for name in before]
     return before.keys() == after.keys() and all(
         torch.equal(a, b) if isinstance(a, torch.Tensor) else a == b for pair in pairs for a, b in pair
@@ -98,7 +98,7 @@ def test_a_head_that_went_its_own_way_is_stored_apart(tmp_path):
     again, _ = compressed_tensors.load(tmp_path / "it")
     assert same(model, again) and not blocks.tied(again)
     head.scale, head.codes = head.scale / 2, head.codes.clone()  # equal again, though not the same tensors
-    assert "lm_head.weight_packed" not in contents.packed_state(model)
+    assert "lm_head.weight_packed" not in stored_tensors.packed_state(model)
 
 
 def test_codebooks_come_back_and_plain_transformers_refuses_them(tmp_path):
@@ -144,6 +144,6 @@ def test_unquantized_layers_are_ignored_by_name():
     names = [f"model.layers.{index}.mlp.up_proj" for index in (1, 2)]
     for name in names:
         model.set_submodule(name, torch.nn.Linear(64, 128, bias=False, dtype=torch.bfloat16))
-    config = contents.quantization_config(model)
+    config = stored_tensors.quantization_config(model)
     assert config["ignore"] == ["lm_head", "re:model.layers.(1|2).mlp.up_proj$"]
     assert json.dumps(config).count("layers") == 1

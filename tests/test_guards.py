@@ -1,4 +1,4 @@
-"""Guards: the constant answer, unlike arms, test samples in the training text, cut prompts and empty answers."""
+"""Guards: the constant answer, unlike systems, test samples in the training text, cut prompts and empty answers."""
 
 from dataclasses import replace
 
@@ -68,7 +68,7 @@ def test_arms_that_differ_in_more_stop(other, what):
 
 
 def test_one_arm_is_no_comparison():
-    with pytest.raises(ValueError, match="1 arms; two or more"):
+    with pytest.raises(ValueError, match="1 systems; two or more"):
         guards.same_conditions({"a": evaluation([1, 0])})
 
 

@@ -99,7 +99,7 @@ def test_paths_and_versions_tell_nothing_apart(tmp_path):
 
 def test_the_packed_engine_knows_how_its_tokenizer_begins():
     from lib import runtime
-    from lib.evaluation.packed import Packed
+    from lib.evaluation.packed_engine import Packed
 
     plain, begun = (Packed(runtime.pack_(model)) for model in (tiny.llama(), beginning()))
     assert plain.identity != begun.identity

@@ -105,13 +105,13 @@ def test_instructions(name):
 def test_loose_forgives_a_frame_and_asterisks_but_not_silence():
     quoted, keywords = "startend:quotation", "detectable_format:constrained_response"
     framed = 'Sure, here it is:\n"text"\nI hope this helps!'
-    assert instruction_following.follow(framed, [quoted, keywords], [{}, {}]) == instruction_following.Followed(
-        (False, False), (True, False)
-    )
+    assert instruction_following.follow(
+        framed, [quoted, keywords], [{}, {}]
+    ) == instruction_following.InstructionResults((False, False), (True, False))
     assert instruction_following.follow('**"text"**', [quoted], [{}]).loose == (True,)
-    assert instruction_following.follow("\n", ["punctuation:no_comma"], [{}]) == instruction_following.Followed(
-        (False,), (False,)
-    )
+    assert instruction_following.follow(
+        "\n", ["punctuation:no_comma"], [{}]
+    ) == instruction_following.InstructionResults((False,), (False,))
     assert instruction_following.variants("a\nb\nc") == ["a\nb\nc", "b\nc", "a\nb", "b"] * 2
 
 

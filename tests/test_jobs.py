@@ -7,9 +7,9 @@ import pytest
 import torch
 
 from lib import files, jobs, timing
-from lib.jobs import State, fingerprint, same_job
+from lib.jobs import JobState, fingerprint, same_job
 from lib.quantizers import gptq
-from lib.quantizers.time_budget import Plan
+from lib.quantizers.time_budget import JobLog
 from tests import tiny
 
 GRID = {"bits": 3, "group_size": 32}
@@ -23,8 +23,8 @@ def model():
 
 
 OPENED = {
-    "state": lambda folder, model: State(folder, **fingerprint(model, tiny.tokens()), **GRID),
-    "plan": lambda folder, model: Plan(folder, timing.clock(), model, tiny.tokens(), **GRID).note(),
+    "state": lambda folder, model: JobState(folder, **fingerprint(model, tiny.tokens()), **GRID),
+    "plan": lambda folder, model: JobLog(folder, timing.clock(), model, tiny.tokens(), **GRID).note(),
 }
 
 
@@ -53,9 +53,9 @@ def test_the_device_is_the_one_that_does_the_work(tmp_path, model):
     assert fingerprint(model) == {name: there[name] for name in ("model", "layers", "device")}
     other = tiny.llama(rms_norm_eps=0.3)  # of the same weights, and another model
     assert {name for name in there if fingerprint(other, tiny.tokens())[name] != there[name]} == {"layers"}
-    State(tmp_path, **there)
+    JobState(tmp_path, **there)
     with pytest.raises(ValueError, match=r"\(device=cpu there, cuda here\)"):
-        State(tmp_path, **here)
+        JobState(tmp_path, **here)
 
 
 def test_a_walk_begun_with_other_code_is_not_gone_on_with(tmp_path, monkeypatch):
@@ -118,14 +118,14 @@ def test_of_two_jobs_that_begin_at_once_one_is_refused(tmp_path, model, monkeypa
 
     monkeypatch.setattr(files, "write_first", late)
     with pytest.raises(ValueError, match=r"holds another job \(bits=4 there, 3 here\)"):
-        jobs.State(tmp_path, **jobs.fingerprint(model), **GRID)
+        jobs.JobState(tmp_path, **jobs.fingerprint(model), **GRID)
 
 
 @pytest.mark.parametrize("content", ["{half", "[]"])
 def test_a_note_of_something_else_is_refused(tmp_path, model, content):
     (tmp_path / "job.json").write_text(content)
     with pytest.raises(ValueError, match=r"job\.json names no job"):
-        jobs.State(tmp_path, **GRID)
+        jobs.JobState(tmp_path, **GRID)
     assert (tmp_path / "job.json").read_text() == content
 
 
@@ -133,5 +133,5 @@ def test_a_folder_with_tensors_of_no_job_is_no_state(tmp_path):
     tiny.save(tmp_path)
     before = sorted(tmp_path.iterdir())
     with pytest.raises(ValueError, match=r"holds model\.safetensors and no job\.json, so it is no state"):
-        jobs.State(tmp_path, **GRID)
+        jobs.JobState(tmp_path, **GRID)
     assert sorted(tmp_path.iterdir()) == before

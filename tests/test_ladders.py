@@ -77,7 +77,7 @@ def test_a_quick_run_does_not_hide_one_in_earnest_and_widths_have_panels():
     assert [axes.get_title("left").endswith(f"{bits} bits") for axes, bits in zip(figure.axes, (4, 3, 2))] == [True] * 3
 
 
-ALL = {"rtn": 1.0, "hqq": 0.8, "gptq": 0.40, "refined": 0.35, "recipe": 0.20}
+ALL = {"rtn": 1.0, "hqq": 0.8, "gptq": 0.40, "gptq_signround": 0.35, "recipe": 0.20}
 
 
 def batch():
@@ -86,7 +86,7 @@ def batch():
         run("29_best_recipe", {"gptq": 0.40 + s / 100, "recipe": 0.20 + s / 200}, seed=s, day=day, methods="gptq")
         for s, day in ((2, 1), (3, 3), (4, 4), (5, 5))
     ]
-    return pd.concat([*few, run("29_best_recipe", ALL, seed=1, day=2, methods="rtn, hqq, gptq, refined")])
+    return pd.concat([*few, run("29_best_recipe", ALL, seed=1, day=2, methods="rtn, hqq, gptq, gptq_signround")])
 
 
 def test_rungs_with_more_draws_show_their_spread_beside_those_with_one_in_one_figure():
@@ -115,7 +115,7 @@ def test_the_ranking_has_every_rung_of_each_width_in_order_with_errors_draws_and
     other = run("22_gptq", {"gptq": 0.001}, day=10)
     frame = ladders.ranking(pd.concat([batch(), seconds, size, four, other]))
     assert frame.index.tolist() == [4, 4, 3, 3, 3, 3, 3] and frame["Place"].tolist() == [1, 2, 1, 2, 3, 4, 5]
-    assert frame["Method"].tolist() == ["gptq", "recipe", "recipe", "refined", "gptq", "hqq", "rtn"]
+    assert frame["Method"].tolist() == ["gptq", "recipe", "recipe", "gptq_signround", "gptq", "hqq", "rtn"]
     row = frame[frame["Method"].eq("gptq")].loc[3]
     assert row["KL divergence, nats a token"] == "0.428 ± 0.010" and row["Spread"] == "0.019" and row["Draws"] == "5"
     assert row["Seconds"] == "64.00" and row["MB"] == "103.2"
@@ -129,13 +129,13 @@ def test_the_ranking_says_draw_by_draw_how_far_each_method_is_behind_the_one_abo
     """Calibration texts that are easy or hard for all methods say nothing about the step between two of them."""
     ease, step = [0.0, 0.5, 0.9], [0.10, 0.12, 0.17]
     drawn = [
-        run("29_best_recipe", {"refined": sign * (1 + e), "gptq": sign * (1 + e + s)}, seed=seed, day=seed + 1)
+        run("29_best_recipe", {"gptq_signround": sign * (1 + e), "gptq": sign * (1 + e + s)}, seed=seed, day=seed + 1)
         for seed, (e, s) in enumerate(zip(ease, step))
     ]
     table = pd.concat([*drawn, run("29_best_recipe", {"rtn": sign * 9.0}, seed=0, day=9)])
     table = table.assign(metric=metric, higher_is_better=sign < 0)
     frame = ladders.ranking(table, metric)
-    assert frame["Method"].tolist() == ["refined", "gptq", "rtn"]
+    assert frame["Method"].tolist() == ["gptq_signround", "gptq", "rtn"]
     told = tables.fmt(statistics.mean(step), statistics.stdev(step) / 3**0.5)
     assert frame["Behind"].tolist() == ["–", told, "–"]  # rtn shares a single draw with gptq
     assert any("draw by draw" in note for note in frame.attrs["notes"])

@@ -1,4 +1,4 @@
-"""Tuned zero points: gradients against float64 autograd, wrong ones are found again, resuming, refusals."""
+"""Training zero points: gradients against float64 autograd, wrong ones are found again, resuming, refusals."""
 
 import copy
 
@@ -6,16 +6,16 @@ import pytest
 import torch
 
 from lib.quantized.linear import QuantLinear
-from lib.quantizers import calibrate, codebook, learned_zero_points, rtn, scales
-from tests import test_scales
-from tests.test_scales import interrupted, kl
+from lib.quantizers import calibrate, codebook, e2e_qp, learned_zero_points, rtn
+from tests import test_e2e_qp
+from tests.test_e2e_qp import interrupted, kl
 
 GRID = {"bits": 3, "group_size": 16}
 
 
 def pair(method=rtn, **grid):
     """That of the scales' tests, on this file's grid."""
-    return test_scales.pair(method, **(GRID | grid))
+    return test_e2e_qp.pair(method, **(GRID | grid))
 
 
 def zeros(model):
@@ -26,7 +26,9 @@ def test_product_and_gradients_equal_those_of_the_formula_in_float64():
     generator = torch.Generator().manual_seed(0)
     weight, inputs = torch.randn(12, 32, generator=generator), torch.randn(2, 5, 32, generator=generator)
     quantized = rtn.rtn(weight, bits=3, group_size=8)
-    part = learned_zero_points.Shifted(QuantLinear(quantized, torch.randn(12, generator=generator)), torch.float32)
+    part = learned_zero_points.LearnableZeroPointLinear(
+        QuantLinear(quantized, torch.randn(12, generator=generator)), torch.float32
+    )
     with torch.no_grad():
         part.delta.normal_(0, 0.1, generator=generator)
         part.zeta.normal_(0, 0.5, generator=generator)
@@ -34,7 +36,7 @@ def test_product_and_gradients_equal_those_of_the_formula_in_float64():
     pull = torch.randn(2, 5, 12, generator=generator)
     (part(given) * pull).sum().backward()
 
-    moved = quantized.zero_point.double() + learned_zero_points.PACE * part.zeta.detach().double()
+    moved = quantized.zero_point.double() + learned_zero_points.ZERO_POINT_RATE * part.zeta.detach().double()
     zero = moved.round().clamp(0, 7).requires_grad_()
     assert (zero != quantized.zero_point).any()
     delta, x = part.delta.detach().double().requires_grad_(), inputs.double().requires_grad_()
@@ -44,7 +46,7 @@ def test_product_and_gradients_equal_those_of_the_formula_in_float64():
     (expected * pull.double()).sum().backward()
     assert torch.allclose(part(inputs).double(), expected, atol=1e-5)
     assert torch.allclose(part.delta.grad.double(), delta.grad, atol=1e-4)
-    assert torch.allclose(part.zeta.grad.double(), learned_zero_points.PACE * zero.grad, atol=1e-3)
+    assert torch.allclose(part.zeta.grad.double(), learned_zero_points.ZERO_POINT_RATE * zero.grad, atol=1e-3)
     assert torch.allclose(given.grad.double(), x.grad, atol=1e-5)
 
 
@@ -54,7 +56,7 @@ def test_zero_points_of_a_layer_that_are_off_by_one_are_found_again():
     inputs = torch.randn(256, 32, generator=generator)
     wanted = inputs @ right.dense().T
     wrong = right._replace(zero_point=torch.where(right.zero_point < 7, right.zero_point + 1, right.zero_point - 1))
-    part = learned_zero_points.Shifted(QuantLinear(wrong), torch.float32)
+    part = learned_zero_points.LearnableZeroPointLinear(QuantLinear(wrong), torch.float32)
     optimizer = torch.optim.Adam([part.zeta], lr=0.02)
     for _ in range(60):
         optimizer.zero_grad()
@@ -80,7 +82,9 @@ def test_tuning_brings_the_model_nearer_moves_zero_points_and_leaves_codes():
 
 def test_what_the_last_step_saw_is_what_is_stored():
     _, model, _ = pair()
-    part = learned_zero_points.Shifted(calibrate.layers(model)["model.layers.0.mlp.up_proj"], torch.float32)
+    part = learned_zero_points.LearnableZeroPointLinear(
+        calibrate.layers(model)["model.layers.0.mlp.up_proj"], torch.float32
+    )
     with torch.no_grad():
         part.zeta.uniform_(-0.5, 0.5, generator=torch.Generator().manual_seed(0))
     inputs = torch.randn(5, 64, generator=torch.Generator().manual_seed(1))
@@ -98,8 +102,8 @@ def test_a_stopped_job_resumes_to_the_same_bytes_and_is_no_job_of_scales(tmp_pat
         interrupted(patch, 4)
         learned_zero_points.tune_(again, tokens, original, **options, state=tmp_path)
     assert all(torch.equal(zero, start[name]) for name, zero in zeros(again).items())
-    with pytest.raises(ValueError, match="method=shifts there, scales here"):
-        scales.tune_(again, tokens, original, **options, state=tmp_path)
+    with pytest.raises(ValueError, match="method=learned_zero_points there, e2e_qp here"):
+        e2e_qp.tune_(again, tokens, original, **options, state=tmp_path)
     found = learned_zero_points.tune_(again, tokens, original, **options, state=tmp_path)
     for name, quantized in expected.items():
         assert torch.equal(found[name].scale, quantized.scale)

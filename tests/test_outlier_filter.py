@@ -5,10 +5,10 @@ import torch
 
 from lib.models import capture
 from lib.models.blocks import blocks
-from lib.quantizers import rounding
-from lib.quantizers.rounding import distance
+from lib.quantizers import signround
+from lib.quantizers.signround import distance
 from tests import tiny
-from tests.test_rounding import random
+from tests.test_signround import random
 
 OUTLIER, SIZE = 5, 100  # the feature that one block writes, and how many times as large its weights are
 LEARNED, COUNT = 8, 16  # windows to learn from, and all windows
@@ -31,7 +31,7 @@ def test_the_loss_leaves_out_the_largest_squares_and_nothing_else():
 @torch.no_grad()
 def errors(block, layers, hidden, targets, call):
     """Mean squared error of the block's outputs: of all other features, and of the outlier."""
-    squares = (rounding.run(block, layers, hidden, call) - targets).square()
+    squares = (signround.run(block, layers, hidden, call) - targets).square()
     rest = torch.arange(squares.shape[-1]) != OUTLIER
     return squares[..., rest].mean().item(), squares[..., OUTLIER].mean().item()
 
@@ -45,12 +45,12 @@ def test_the_rest_of_the_outputs_comes_nearer_when_a_planted_outlier_is_left_out
     hidden, call = captured.hidden, captured.calls[0]
     with torch.no_grad():
         targets = capture.run_block(block, hidden, call)
-    starts = rounding.nearest(block, hidden[:4], call, bits=2, group_size=32, symmetric=False, candidates=8)
+    starts = signround.nearest(block, hidden[:4], call, bits=2, group_size=32, symmetric=False, candidates=8)
 
     def learned(filtered):
         settings = {"steps": 40, "batch": 2, "rate": None, "range_rate": None, "filtered": filtered, "seed": 0}
-        learning = rounding.settle(LEARNED, **settings)
-        layers, _ = rounding.reconstruct(block, hidden[:LEARNED], targets[:LEARNED], call, starts, **learning)
+        learning = signround.settle(LEARNED, **settings)
+        layers, _ = signround.reconstruct(block, hidden[:LEARNED], targets[:LEARNED], call, starts, **learning)
         parts = slice(LEARNED), slice(LEARNED, COUNT)
         return [errors(block, layers, hidden[part], targets[part], call) for part in parts]
 

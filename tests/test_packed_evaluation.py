@@ -4,9 +4,9 @@ import pytest
 import torch
 
 from lib import runtime
-from lib.evaluation import estimate, generation, run
+from lib.evaluation import estimate, generation_requests, run
 from lib.evaluation.local import Local
-from lib.evaluation.packed import Packed, is_packed
+from lib.evaluation.packed_engine import Packed, is_packed
 from lib.export import compressed_tensors
 from tests import packed, questions, tiny
 
@@ -28,7 +28,7 @@ def alone(model, request):
 def greedy(model, request):
     """Greedy tokens one by one from a session of its own, up to the first stop."""
     session = runtime.Session(model)
-    watch = generation.watch(model.tokenizer, request, Packed(model).ends)
+    watch = generation_requests.watch(model.tokenizer, request, Packed(model).ends)
     token = int(session.extend(model.tokenizer(request.prompt).input_ids, last=True).argmax())
     while not watch.see(token):
         token = int(session.extend([token]).argmax())

@@ -8,7 +8,7 @@ import torch
 
 from lib import runtime
 from lib.evaluation.local import Local
-from lib.evaluation.packed import Packed
+from lib.evaluation.packed_engine import Packed
 from lib.export import compressed_tensors
 from lib.models import blocks
 from lib.pruners import depth

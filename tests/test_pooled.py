@@ -66,10 +66,10 @@ def test_marks_speak_of_the_score_that_is_shown():
 def test_pooled_numbers_are_compared_with_their_task_only():
     asked = task()
     one, other = said(["plain", "plain"], asked), said(["plain", '"<<title>>"'], asked)
-    arms = {"a": one, "b": other}
+    systems = {"a": one, "b": other}
     with pytest.raises(ValueError, match=r"instruction_strict.*0\.500 of all.*0\.667.*task="):
-        comparison.against(arms, "instruction_strict")
-    found = comparison.against(arms, "instruction_strict", asked)["b"].comparison
+        comparison.against(systems, "instruction_strict")
+    found = comparison.against(systems, "instruction_strict", asked)["b"].comparison
     assert (found.first, found.second) == (pytest.approx(0.5), pytest.approx(1.0))
     assert found.difference == pytest.approx(0.5)
-    assert comparison.against(arms, "prompt_strict")["b"].comparison.difference == pytest.approx(0.5)
+    assert comparison.against(systems, "prompt_strict")["b"].comparison.difference == pytest.approx(0.5)

@@ -37,9 +37,9 @@ def test_every_sequence_runs_in_one_piece_behind_its_station(some, budget):
         owners = {node.owner for node in end.above()}
         assert None not in owners
         last = end.owner
-        covered = [node for station in last.stations() for node in station.nodes] + last.nodes
+        covered = [node for cached in last.cached_prefixes() for node in cached.nodes] + last.nodes
         assert set(end.above()) <= set(covered)
-        before = [passes.index(station) for station in last.stations()]
+        before = [passes.index(cached) for cached in last.cached_prefixes()]
         assert before == sorted(before) and all(place < passes.index(last) for place in before)
 
 

@@ -92,7 +92,7 @@ def test_every_reader_of_hidden_states_has_the_models_own_logits(name, tmp_path)
     batch = {"input_ids": IDS, "window": torch.arange(3)}
     teacher = distill.Distillation(model)
     teacher.check(student)
-    kept = top_k.keep(model, IDS, k=255, folder=tmp_path)
+    kept = top_k.cache_teacher(model, IDS, k=255, folder=tmp_path)
     for loss, close in ((teacher, 1e-5), (kept, 1e-2)):
         assert loss(student, batch).item() == pytest.approx(expected.mean().item(), rel=close)
     remembered = divergence.remember(model, IDS)

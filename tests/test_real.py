@@ -59,7 +59,7 @@ def test_gptq_beats_rounding_by_far_on_a_text_it_has_not_seen(original):
 TWICE = """
 import copy, hashlib, torch
 from lib.models import blocks
-from lib.quantizers import gptq, refined
+from lib.quantizers import gptq, gptq_signround
 from lib.sources import models, texts
 
 torch.set_num_threads(2)
@@ -67,7 +67,7 @@ beginning, _ = models.load()
 del blocks.blocks(beginning)[2:]
 beginning.config.num_hidden_layers = 2
 calibration = texts.load("packaged", split="valid").windows(2, 64)
-for quantize_, options in (gptq.quantize_, {"candidates": 2}), (refined.quantize_, {"steps": 2}):
+for quantize_, options in (gptq.quantize_, {"candidates": 2}), (gptq_signround.quantize_, {"steps": 2}):
     for _ in range(2):
         model, digest = copy.deepcopy(beginning), hashlib.sha256()
         done = quantize_(model, calibration, bits=3, group_size=64, **options)

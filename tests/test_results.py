@@ -173,7 +173,7 @@ def test_arms_that_differ_in_one_factor_pass():
     for bits in (2, 3):
         for block in (0, 1):
             finished_run(labels=dict(block=block), bits=bits, method="rtn", block=block)
-    rows = results.arms(results.table(), "bits", metric="perplexity")
+    rows = results.comparable(results.table(), "bits", metric="perplexity")
     assert len(rows) == 4 and set(rows["bits"]) == {2, 3}
 
 
@@ -181,21 +181,21 @@ def test_arms_that_differ_in_two_factors_are_refused_by_name():
     finished_run(bits=3, method="rtn", windows=4)
     finished_run(bits=4, method="gptq", windows=4)
     with pytest.raises(ValueError, match=r"differ also in method \(bits=3: method=rtn; bits=4: method=gptq\)"):
-        results.arms(results.table(), "bits", metric="perplexity")
+        results.comparable(results.table(), "bits", metric="perplexity")
 
 
 def test_arms_with_different_combinations_of_equal_values_are_refused():
     for bits, method, windows in [(3, "rtn", 4), (3, "gptq", 8), (4, "rtn", 8), (4, "gptq", 4)]:
         finished_run(bits=bits, method=method, windows=windows)
     with pytest.raises(ValueError, match="differ also in"):
-        results.arms(results.table(), "bits", metric="perplexity")
+        results.comparable(results.table(), "bits", metric="perplexity")
 
 
 def test_arms_with_different_seeds_are_refused():
     finished_run(bits=3, seed=0)
     finished_run(bits=4, seed=1)
     with pytest.raises(ValueError, match="differ also in seed"):
-        results.arms(results.table(), "bits", metric="perplexity")
+        results.comparable(results.table(), "bits", metric="perplexity")
 
 
 def test_only_speeds_must_come_from_one_machine():
@@ -205,9 +205,9 @@ def test_only_speeds_must_come_from_one_machine():
             run.record("decode", measured(unit="tokens/s"))
     table = results.table()
     table["machine"] = [f"machine {bits}" for bits in table["bits"]]
-    assert len(results.arms(table, "bits", metric="perplexity")) == 2
+    assert len(results.comparable(table, "bits", metric="perplexity")) == 2
     with pytest.raises(ValueError, match="differ also in machine"):
-        results.arms(table, "bits", metric="decode")
+        results.comparable(table, "bits", metric="decode")
 
 
 def test_rows_of_different_data_or_without_baseline_are_refused():
@@ -215,18 +215,18 @@ def test_rows_of_different_data_or_without_baseline_are_refused():
     finished_run(bits=4)
     table = results.table()
     with pytest.raises(ValueError, match="no baseline for bits=4"):
-        results.arms(table, "bits", metric="perplexity", require_baseline=True)
+        results.comparable(table, "bits", metric="perplexity", require_baseline=True)
     table["data_hash"] = ["one", "two"]
     with pytest.raises(ValueError, match=r"different data \(one: bits=3; two: bits=4\)"):
-        results.arms(table, "bits", metric="perplexity")
+        results.comparable(table, "bits", metric="perplexity")
 
 
 def test_unknown_factor_and_metric_name_the_nearest():
     finished_run(bits=3)
     with pytest.raises(ValueError, match="did you mean 'bits'"):
-        results.arms(results.table(), "bit", metric="perplexity")
+        results.comparable(results.table(), "bit", metric="perplexity")
     with pytest.raises(ValueError, match="did you mean 'perplexity'"):
-        results.arms(results.table(), "bits", metric="perplexities")
+        results.comparable(results.table(), "bits", metric="perplexities")
 
 
 def test_half_a_character_in_a_record_becomes_the_sign_for_it(home):

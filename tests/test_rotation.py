@@ -10,7 +10,7 @@ import torch
 
 from lib.export import compressed_tensors, plain
 from lib.models.blocks import blocks
-from lib.quantizers import rotation, turning
+from lib.quantizers import layer_rotation, rotation
 from lib.quantizers.hadamard import rotation as random_rotation
 from tests import tiny
 
@@ -99,8 +99,12 @@ def test_norms_end_at_one_however_they_count():
     assert all((norm.weight == 1).all() for norm in (llama.model.norm, llama.model.layers[3].post_attention_layernorm))
     layer_norm = phi.model.layers[0].input_layernorm
     assert (layer_norm.weight == 1).all() and (layer_norm.bias == 0).all()
-    assert [turning.added(gemma.model.norm), turning.added(llama.model.norm), turning.added(layer_norm)] == [1, 0, 0]
-    assert turning.subtracts_mean(layer_norm) and not turning.subtracts_mean(gemma.model.norm)
+    assert [
+        layer_rotation.added(gemma.model.norm),
+        layer_rotation.added(llama.model.norm),
+        layer_rotation.added(layer_norm),
+    ] == [1, 0, 0]
+    assert layer_rotation.subtracts_mean(layer_norm) and not layer_rotation.subtracts_mean(gemma.model.norm)
 
 
 def test_outliers_disappear():

@@ -38,7 +38,7 @@ def test_losses_cover_every_matrix_once_and_fall_with_bits(measured):
 def test_a_loss_is_the_divergence_of_the_model_with_that_group_alone_changed(measured):
     model, tokens, losses = measured
     names, seen = ("model.layers.2.mlp.down_proj",), {}
-    calibrate.walk(model, tokens, lambda n, weight, hessian: seen.update({tuple(n): (weight.clone(), hessian)}))
+    calibrate.sequential(model, tokens, lambda n, weight, hessian: seen.update({tuple(n): (weight.clone(), hessian)}))
     weight, hessian = seen[names]
     other = copy.deepcopy(model)
     share, errors = hessian.diagonal(), {}
@@ -68,7 +68,7 @@ def test_a_model_that_lies_on_the_probes_grid_is_measured_at_the_fewest_bits(dty
             assert 0 <= values[1] < 0.02 * values[0], names
 
     names, seen = ("model.layers.2.mlp.down_proj",), {}
-    calibrate.walk(model, tokens, lambda n, weight, hessian: seen.update({tuple(n): (weight.clone(), hessian)}))
+    calibrate.sequential(model, tokens, lambda n, weight, hessian: seen.update({tuple(n): (weight.clone(), hessian)}))
     weight, hessian = seen[names]
     share = hessian.diagonal()
     scale, zero = grid.choose(weight, bits=2, group_size=32, importance=share, candidates=4)

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from lib.decoding.sessions import ModelSession, move, read, room
+from lib.decoding.sessions import ModelSession, read, rewind_to_common_prefix, room
 from tests import tabular, tiny
 
 
@@ -50,7 +50,7 @@ def test_move_keeps_what_is_shared():
     for text, kept in ([1, 2, 0], 2), ([1, 2], 1), ([3], 0):
         session.rewind(0)
         session.extend(known)
-        rest = move(session, torch.tensor(text), known)
+        rest = rewind_to_common_prefix(session, torch.tensor(text), known)
         assert session.length == kept and session.tokens + rest.tolist() == text
 
 

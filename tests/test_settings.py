@@ -16,7 +16,7 @@ from lib.decoding.sessions import ModelSession
 from lib.decoding.speculative import Speculative
 from lib.evaluation import lm_eval_check, run
 from lib.evaluation.local import Local
-from lib.evaluation.packed import Packed
+from lib.evaluation.packed_engine import Packed
 from lib.tasks.task import Generation
 from tests import questions, tabular, tiny
 

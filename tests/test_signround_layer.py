@@ -6,8 +6,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as some
 
 from lib.quantizers.rtn import rtn
-from lib.quantizers.signround_layer import RANGE, Rounded
-from tests.test_rounding import GRID, naive, perturbed, random, same
+from lib.quantizers.signround_layer import RANGE, SignRoundWeight
+from tests.test_signround import GRID, naive, perturbed, random, same
 
 
 @pytest.mark.parametrize("symmetric", [False, True])
@@ -36,14 +36,14 @@ def test_learning_starts_at_the_very_codes_it_is_given(bits, symmetric, data):
     start = rtn(weight, bits=bits, group_size=16, symmetric=symmetric)
     change = torch.randint(-2, 3, start.codes.shape, generator=torch.Generator().manual_seed(seed))
     start = start._replace(codes=(start.codes.int() + change).clamp(0, 2**bits - 1).to(torch.uint8))
-    layer = Rounded(weight, start)
+    layer = SignRoundWeight(weight, start)
     assert same({"": layer.quantized()}, {"": start})
     assert torch.equal(layer.dense.detach(), start.dense())
 
 
 def test_offsets_and_ranges_stay_where_they_belong():
     weight = random(8, 64)
-    layer = Rounded(weight, rtn(weight, **GRID))
+    layer = SignRoundWeight(weight, rtn(weight, **GRID))
     for seed in range(12):
         layer.step_(random(8, 64, seed=seed), 0.5, 0.5)
     assert layer.offset.abs().max() <= 0.5

@@ -8,7 +8,7 @@ import torch
 from safetensors.torch import save_file
 
 from lib import quantizers
-from lib.export import compressed_tensors, contents, packing, plain, size
+from lib.export import compressed_tensors, packing, plain, size, stored_tensors
 from lib.metrics import count
 from lib.quantized import replace
 from lib.quantizers import calibrate, embedding
@@ -48,7 +48,7 @@ def apply_(model, grids):
 
 
 def shipped(model, folder):
-    save = compressed_tensors.save if contents.layers(model) else plain.save
+    save = compressed_tensors.save if stored_tensors.layers(model) else plain.save
     save(model, tiny.tokenizer(), folder)
     table = count.ledger(folder)
     sizes = {path.name: path.stat().st_size for path in folder.iterdir()}
@@ -73,12 +73,12 @@ def test_a_plan_weighs_what_the_saved_model_weighs(tmp_path, family, tied):
     assert size.predict(model) == shipped(model, tmp_path / "all") == expected
 
 
-@pytest.mark.parametrize("method", ["rotation", "codebook", "awq", "refined"])
+@pytest.mark.parametrize("method", ["rotation", "codebook", "awq", "gptq_signround"])
 def test_a_quantized_model_weighs_what_its_save_weighs(tmp_path, method):
     model = build("llama", True)
     tokens = torch.randint(0, 256, (2, 32), generator=torch.Generator().manual_seed(0))
     before = size.predict(model)
-    options = {"steps": 1} if method == "refined" else {}
+    options = {"steps": 1} if method == "gptq_signround" else {}
     quantizers.by_name(method)(model, tokens, bits=3, group_size=32, **options)
     expected = size.predict(model)
     assert expected == shipped(model, tmp_path / "it") < before

@@ -57,9 +57,9 @@ def clock(monkeypatch):
 
 
 def test_prefill_and_decode_are_timed_apart(clock):
-    arms = {"original": Timed("original", clock, steady(2.0, 0.5)), "small": Timed("small", clock, steady(1.0, 0.1))}
-    measured = speed.measure(arms, prompt=16, new_tokens=5, batch=3, rounds=4)
-    values = {arm: {name: score.value for name, score in scores.items()} for arm, scores in measured.items()}
+    systems = {"original": Timed("original", clock, steady(2.0, 0.5)), "small": Timed("small", clock, steady(1.0, 0.1))}
+    measured = speed.measure(systems, prompt=16, new_tokens=5, batch=3, rounds=4)
+    values = {system: {name: score.value for name, score in scores.items()} for system, scores in measured.items()}
     assert values["original"] == pytest.approx({"ttft": 2.0, "tpot": 0.5, "prefill": 24.0, "decode": 6.0})
     assert values["small"] == pytest.approx({"ttft": 1.0, "tpot": 0.1, "prefill": 48.0, "decode": 30.0})
     score = measured["small"]["decode"]
@@ -68,8 +68,8 @@ def test_prefill_and_decode_are_timed_apart(clock):
 
 
 def test_arms_are_interleaved_after_their_warm_up(clock):
-    arms = {name: Timed(name, clock, steady(1.0, 1.0)) for name in "AB"}
-    measured = speed.measure(arms, prompt=4, new_tokens=2, rounds=3)
+    systems = {name: Timed(name, clock, steady(1.0, 1.0)) for name in "AB"}
+    measured = speed.measure(systems, prompt=4, new_tokens=2, rounds=3)
     assert measured.warmups == {"A": 2, "B": 2}
     assert "".join(name for name, _ in clock.log) == "AABB" + "ABABAB"
     assert len({prompt for _, prompt in clock.log}) == 1  # every run sees the same prompt
@@ -94,10 +94,10 @@ def test_medians_ignore_one_disturbed_round(clock):
 
 
 def test_prompts_depend_on_the_seed_alone(clock):
-    arms = {"A": Timed("A", clock, steady(1.0, 1.0))}
+    systems = {"A": Timed("A", clock, steady(1.0, 1.0))}
     state = torch.get_rng_state()
     for seed in (0, 0, 1):
-        speed.measure(arms, prompt=8, new_tokens=2, rounds=1, seed=seed)
+        speed.measure(systems, prompt=8, new_tokens=2, rounds=1, seed=seed)
     assert torch.equal(torch.get_rng_state(), state)
     prompts = [prompt for _, prompt in clock.log]
     assert len(set(prompts)) == 2 and prompts[0] == prompts[3] != prompts[-1]
@@ -143,8 +143,8 @@ def test_ratio_compares_within_rounds(clock):
     # the machine halves its speed after the third prompt; the ratio stays three all the same
     slow = lambda kind, count: 3.0 * (1 if count <= 3 else 2)  # noqa: E731
     fast = lambda kind, count: 1.0 * (1 if count <= 3 else 2)  # noqa: E731
-    arms = {"original": Timed("original", clock, slow), "small": Timed("small", clock, fast)}
-    measured = speed.measure(arms, prompt=4, new_tokens=3, rounds=4)
+    systems = {"original": Timed("original", clock, slow), "small": Timed("small", clock, fast)}
+    measured = speed.measure(systems, prompt=4, new_tokens=3, rounds=4)
     assert measured["original"]["tpot"].stderr > 0
     faster = speed.ratio(measured, "small", "original")
     assert (faster.value, faster.stderr, faster.n, faster.baseline) == (pytest.approx(3.0), pytest.approx(0), 4, 1.0)
@@ -167,7 +167,7 @@ def test_counts_that_are_too_small_are_refused(wrong):
 
 
 def test_no_arms_are_refused():
-    with pytest.raises(ValueError, match="no arms to measure"):
+    with pytest.raises(ValueError, match="no systems to measure"):
         speed.measure({})
 
 

@@ -94,5 +94,5 @@ def test_wrong_arguments_are_refused(options, problem):
 
 
 def test_no_arms_are_refused():
-    with pytest.raises(ValueError, match="no arms to measure"):
+    with pytest.raises(ValueError, match="no systems to measure"):
         throughput.measure({})

@@ -13,7 +13,17 @@ import torch
 from lib import timing
 from lib.models import blocks
 from lib.quantized.linear import QuantLinear
-from lib.quantizers import best, calibrate, embedding, gptq, refined, scales, sensitivity, signround_layer, time_budget
+from lib.quantizers import (
+    best,
+    calibrate,
+    e2e_qp,
+    embedding,
+    gptq,
+    gptq_signround,
+    sensitivity,
+    signround_layer,
+    time_budget,
+)
 from tests import tiny
 
 SIZED = {"megabytes": 0.09, "group_size": 32}
@@ -53,10 +63,10 @@ def world(monkeypatch):
     monkeypatch.setattr(gptq, "gptq", slow_gptq)
     monkeypatch.setattr(embedding, "gptq", slow_gptq)
     for module, name, seconds in (
-        (signround_layer.Rounded, "step_", lambda *_: 0.05),
+        (signround_layer.SignRoundWeight, "step_", lambda *_: 0.05),
         (sensitivity, "_rounded", lambda weight, *_: weight.numel() / 1e5),
         (sensitivity, "_divergence", lambda *_: 0.2),
-        (scales, "_step", lambda *_: 2.0),
+        (e2e_qp, "_step", lambda *_: 2.0),
     ):
         monkeypatch.setattr(module, name, made.takes(getattr(module, name), seconds))
     return made
@@ -89,9 +99,9 @@ def test_the_minutes_hold(world, options, seconds, slower):
 
 def test_tuning_ends_when_the_time_is_out_and_where_it_ended_it_ends_again(world, monkeypatch, tmp_path):
     """Steps that take twice as long as those that were tried."""
-    seen, step = [], scales._step
+    seen, step = [], e2e_qp._step
     monkeypatch.setattr(
-        scales, "_step", lambda *args: seen.append(1) or (len(seen) > 2 and world.spend(2)) or step(*args)
+        e2e_qp, "_step", lambda *args: seen.append(1) or (len(seen) > 2 and world.spend(2)) or step(*args)
     )
     first = run(1.5, **WIDE, state=tmp_path)
     plan = kept(tmp_path)
@@ -105,7 +115,7 @@ def test_tuning_ends_when_the_time_is_out_and_where_it_ended_it_ends_again(world
 def test_blocks_get_fewer_steps_when_those_before_took_longer_and_a_resumed_job_gets_the_same(
     world, monkeypatch, tmp_path
 ):
-    reconstruct, steps = refined.rounding.reconstruct, []
+    reconstruct, steps = gptq_signround.signround.reconstruct, []
 
     def slow(*args, steps_of=steps, **learning):
         steps_of.append(learning["steps"])
@@ -114,7 +124,7 @@ def test_blocks_get_fewer_steps_when_those_before_took_longer_and_a_resumed_job_
             raise KeyboardInterrupt
         return reconstruct(*args, **learning)
 
-    monkeypatch.setattr(refined.rounding, "reconstruct", slow)
+    monkeypatch.setattr(gptq_signround.signround, "reconstruct", slow)
     stop_at = 4
     with pytest.raises(KeyboardInterrupt):
         run(1, **WIDE, state=tmp_path)
@@ -159,7 +169,7 @@ def test_the_least_work_takes_what_was_predicted(world):
     )
     for steps in (1, 4):
         found = taken(
-            lambda steps=steps: refined.quantize_(copy.deepcopy(model), tokens, 3, group_size=32, steps=steps)
+            lambda steps=steps: gptq_signround.quantize_(copy.deepcopy(model), tokens, 3, group_size=32, steps=steps)
         )
         expected = 4 * (parts["block"] + steps * parts["step"]) + time_budget.WALKED * 6 * parts["pass"]
         assert found == pytest.approx(expected, rel=0.15)
@@ -179,8 +189,8 @@ def test_the_least_work_takes_what_was_predicted(world):
     ],
 )
 def test_another_job_in_the_same_folder_is_refused(world, monkeypatch, tmp_path, change, said):
-    monkeypatch.setattr(refined, "quantize_", lambda *_, **__: {})
-    monkeypatch.setattr(scales, "seconds_per_step", lambda *_: 1e9)
+    monkeypatch.setattr(gptq_signround, "quantize_", lambda *_, **__: {})
+    monkeypatch.setattr(e2e_qp, "seconds_per_step", lambda *_: 1e9)
     job = {"minutes": 1.0, "state": tmp_path} | WIDE
     run(**job)
     run(**job)

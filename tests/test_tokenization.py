@@ -9,8 +9,8 @@ from lib.decoding import chat
 from lib.decoding.generate import generate
 from lib.decoding.stops import Stops, Watch
 from lib.evaluation.local import Local
-from lib.evaluation.packed import Packed
-from lib.runtime import generation
+from lib.evaluation.packed_engine import Packed
+from lib.runtime import text_generation
 from lib.runtime.checkpoint import Tokenizer
 from lib.sources import prompts
 from lib.tasks.task import Generation
@@ -78,7 +78,7 @@ def test_every_way_to_a_prompt_writes_the_first_token_once():
     model.tokenizer = made = tokenizer()
     text, wanted = templated(made), [0, 2, *letters("hi"), 3]
     assert text.startswith("<s>") and made(text).input_ids == [0, *wanted]  # what a tokenizer makes of it by itself
-    assert generation._ids(text, made) == wanted
+    assert text_generation._ids(text, made) == wanted
     assert prompts.tokens(["hi"], made)[0].tolist() == wanted
     seen = []
     model.register_forward_pre_hook(

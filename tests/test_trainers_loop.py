@@ -45,10 +45,10 @@ def by_hand(model, tokens, *, steps, learning_rate, batch, seed=0):
     return losses
 
 
-@pytest.mark.parametrize("at_once", [1, 2, 4])
-def test_it_is_the_loop_written_out(at_once):
+@pytest.mark.parametrize("micro_batch", [1, 2, 4])
+def test_it_is_the_loop_written_out(micro_batch):
     tokens, ours, theirs = tiny.tokens(6, LENGTH), tiny.llama(), tiny.llama()
-    history = loop.train_(ours, tokens, next_token.loss, **OPTIONS, at_once=at_once)
+    history = loop.train_(ours, tokens, next_token.loss, **OPTIONS, micro_batch=micro_batch)
     losses = by_hand(theirs, tokens, **OPTIONS)
     assert history.losses == pytest.approx(losses, rel=1e-5)
     for name, weight in weights(theirs).items():
@@ -109,7 +109,7 @@ class Breaks:
 
 @pytest.mark.parametrize("gradient", [False, True])
 def test_nan_stops_and_the_last_good_state_is_kept(tmp_path, gradient):
-    tokens, options = tiny.tokens(8, LENGTH), {**OPTIONS, "batch": 2, "at_once": 2, "steps": 8}
+    tokens, options = tiny.tokens(8, LENGTH), {**OPTIONS, "batch": 2, "micro_batch": 2, "steps": 8}
     what = "gradient's norm is nan" if gradient else "loss is nan"
     without, before = tiny.llama(), weights(tiny.llama())
     with pytest.raises(ValueError, match=rf"{what} at step 5 of 8; .* the weights that it came with: .* below 0.001"):
@@ -133,8 +133,8 @@ def test_nan_stops_and_the_last_good_state_is_kept(tmp_path, gradient):
         ({"tokens": 100}, r"steps=3 and tokens=100; exactly one"),
         ({"steps": None, "tokens": 95}, r"steps=0 from tokens=95; 1 or more .* a step takes 96 tokens"),
         ({"steps": 0}, r"steps=0; 1 or more"),
-        ({"batch": 0}, r"batch=0, at_once=1"),
-        ({"at_once": 3}, r"batch=4, at_once=3.*a divisor"),
+        ({"batch": 0}, r"batch=0, micro_batch=1"),
+        ({"micro_batch": 3}, r"batch=4, micro_batch=3.*a divisor"),
         ({"learning_rate": 0.0}, r"learning_rate=0.0 .* positive rate"),
     ],
 )
@@ -194,7 +194,7 @@ def test_the_optimizer_continues_from_its_tensors():
 def test_watchers_see_every_step():
     seen = []
     history = loop.train_(
-        tiny.llama(), tiny.tokens(4, LENGTH), next_token.loss, **OPTIONS, watch=lambda *args: seen.append(args)
+        tiny.llama(), tiny.tokens(4, LENGTH), next_token.loss, **OPTIONS, on_step=lambda *args: seen.append(args)
     )
     assert seen == list(enumerate(history.losses, 1)) and len(history.seconds) == 3
 

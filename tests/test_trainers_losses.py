@@ -150,7 +150,7 @@ def test_what_was_shared_at_the_check_is_not_taken_for_granted(what):
 def test_kept_answers_are_the_divergence_over_k_outcomes_and_the_rest(tmp_path):
     teacher, model = pair(torch.float32)
     data = batch()
-    kept = top_k.keep(teacher, data["input_ids"], k=12, folder=tmp_path)
+    kept = top_k.cache_teacher(teacher, data["input_ids"], k=12, folder=tmp_path)
     kept.check(model)
     found = kept(model, data)
     with torch.no_grad():
@@ -175,7 +175,7 @@ def test_coarser_answers_never_say_more_than_all_of_them(k, seed):
     generator = torch.Generator().manual_seed(seed)
     p, q = torch.randn(2, 9, 40, generator=generator)
     top = p.log_softmax(-1).topk(k)
-    kept = top_k.Kept(top.indices.int()[None], top.values[None], {}, None, 40)
+    kept = top_k.TopKDistillation(top.indices.int()[None], top.values[None], {}, None, 40)
     found = {}
 
     def catch(model, tokens, of_logits):
@@ -194,22 +194,22 @@ def test_kept_answers_are_computed_once_and_refused_when_changed(tmp_path, monke
     teacher, _ = pair(torch.float32)
     tokens = tiny.tokens(5, 20)
     monkeypatch.setattr(top_k, "PART", 2)
-    first = top_k.keep(teacher, tokens, k=4, folder=tmp_path)
+    first = top_k.cache_teacher(teacher, tokens, k=4, folder=tmp_path)
     parts = sorted(tmp_path.rglob("part-*.safetensors"))
     assert len(parts) == 3
     parts[1].unlink()
     written = parts[0].stat().st_mtime_ns
-    again = top_k.keep(teacher, tokens, k=4, folder=tmp_path)
+    again = top_k.cache_teacher(teacher, tokens, k=4, folder=tmp_path)
     assert torch.equal(again.ids, first.ids) and torch.equal(again.logp, first.logp)
     assert parts[0].stat().st_mtime_ns == written
     content = bytearray(parts[2].read_bytes())
     content[-1] ^= 1
     parts[2].write_bytes(content)
     with pytest.raises(ValueError, match="has changed since it was written"):
-        top_k.keep(teacher, tokens, k=4, folder=tmp_path)
+        top_k.cache_teacher(teacher, tokens, k=4, folder=tmp_path)
     parts[2].write_bytes(content[:20])
     with pytest.raises(ValueError, match="holds no answers"):
-        top_k.keep(teacher, tokens, k=4, folder=tmp_path)
+        top_k.cache_teacher(teacher, tokens, k=4, folder=tmp_path)
 
 
 def test_what_does_not_fit_together_is_refused(tmp_path):
@@ -222,8 +222,8 @@ def test_what_does_not_fit_together_is_refused(tmp_path):
     with pytest.raises(ValueError, match=r"the teacher's tokenizer .* is not the model's"):
         distill.Distillation(teacher).check(model)
     with pytest.raises(ValueError, match="of another"):
-        top_k.keep(teacher, tiny.tokens(2, 8), k=4, folder=tmp_path).check(model)
+        top_k.cache_teacher(teacher, tiny.tokens(2, 8), k=4, folder=tmp_path).check(model)
     with pytest.raises(ValueError, match="k=256 of 256"):
-        top_k.keep(teacher, tiny.tokens(2, 8), k=256, folder=tmp_path)
+        top_k.cache_teacher(teacher, tiny.tokens(2, 8), k=256, folder=tmp_path)
     with pytest.raises(ValueError, match=r"temperature=0.*above 0"):
         distill.Distillation(teacher, temperature=0)

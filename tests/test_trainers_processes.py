@@ -12,7 +12,7 @@ import torch
 
 from lib import files
 from lib.pruners import heal
-from lib.quantizers import rtn, scales
+from lib.quantizers import e2e_qp, rtn
 from lib.trainers import arguments, loop, next_token
 from tests import tiny
 from tests.test_training_data import Stream, rows
@@ -22,13 +22,14 @@ SCRIPT = """
 import sys
 from safetensors.torch import save_model
 from lib.pruners import heal
-from lib.quantizers import rtn, scales
+from lib.quantizers import e2e_qp, rtn
 from tests import tiny
 from tests.test_training_data import Stream, rows
 from tests.test_trainers_processes import SETTINGS
 target, folder = sys.argv[1:]
 model = tiny.llama()
-heal.heal_(model, tiny.tokens(8, 24), way="distill", teacher=tiny.llama(seed=1), at_once=1, folder=folder, **SETTINGS)
+heal.heal_(model, tiny.tokens(8, 24), way="distill", teacher=tiny.llama(seed=1), micro_batch=1, folder=folder,
+    **SETTINGS)
 import torch.distributed
 if torch.distributed.get_rank() == 0:
     save_model(model, target)
@@ -46,7 +47,7 @@ def test_two_processes_do_what_one_does(tmp_path):
 
     alone, found = tiny.llama(), load_file(tmp_path / "model.safetensors")
     before = {name: each.clone() for name, each in alone.state_dict().items()}
-    heal.heal_(alone, tiny.tokens(8, 24), way="distill", teacher=tiny.llama(seed=1), at_once=2, **SETTINGS)
+    heal.heal_(alone, tiny.tokens(8, 24), way="distill", teacher=tiny.llama(seed=1), micro_batch=2, **SETTINGS)
     moved = 0.0
     for name, each in found.items():
         assert torch.allclose(each, alone.state_dict()[name], atol=2e-5), name
@@ -64,7 +65,7 @@ from tests.test_training_data import Stream, rows
 found = []
 for data in (rows(), Stream()):
     model = trained()
-    history = loop.train_(model, data, next_token.loss, at_once=1, **SETTINGS)
+    history = loop.train_(model, data, next_token.loss, micro_batch=1, **SETTINGS)
     found.append([history.losses, history.tokens, sum(each.double().abs().sum().item() for each in model.parameters())])
 found.append(tuned())
 assert torch.distributed.get_backend() == "gloo" and torch.distributed.get_world_size() == 2
@@ -83,7 +84,7 @@ def tuned():
     model = copy.deepcopy(original)
     rtn.quantize_(model, bits=3, group_size=32)
     options = {"steps": 3, "batch": 2, "learning_rate": 0.01}
-    done = scales.tune_(model, tiny.tokens(4, 24), original, **options, watch=lambda _, loss: losses.append(loss))
+    done = e2e_qp.tune_(model, tiny.tokens(4, 24), original, **options, on_step=lambda _, loss: losses.append(loss))
     return [losses, sum(each.scale.double().sum().item() for each in done.values())]
 
 
@@ -98,7 +99,7 @@ def test_two_processes_of_accelerate_have_the_loss_of_one_on_rows_of_unequal_len
     found = json.loads((tmp_path / "found.json").read_text())
     for data, (losses, tokens, size) in zip((rows(), Stream()), found):
         model = trained()
-        history = loop.train_(model, data, next_token.loss, at_once=2, **SETTINGS)
+        history = loop.train_(model, data, next_token.loss, micro_batch=2, **SETTINGS)
         assert losses == pytest.approx(history.losses, rel=1e-5) and tokens == history.tokens
         assert size == pytest.approx(sum(each.double().abs().sum().item() for each in model.parameters()), rel=1e-6)
     losses, size = tuned()
@@ -106,9 +107,9 @@ def test_two_processes_of_accelerate_have_the_loss_of_one_on_rows_of_unequal_len
 
 
 def test_batches_that_cannot_be_shared_are_refused(tmp_path, monkeypatch):
-    settings = {**SETTINGS, "at_once": 2}
+    settings = {**SETTINGS, "micro_batch": 2}
     monkeypatch.setattr("transformers.TrainingArguments.world_size", 3)
-    with pytest.raises(ValueError, match=r"batch=4 in 3 processes of at_once=2 windows; multiples of 6"):
+    with pytest.raises(ValueError, match=r"batch=4 in 3 processes of micro_batch=2 windows; multiples of 6"):
         arguments.make(settings, None, cpu=True)
     monkeypatch.setenv("ACCELERATE_USE_FSDP", "true")
     with pytest.raises(ValueError, match=r"with sharded weights, which no checkpoint of ours holds"):

@@ -74,13 +74,13 @@ class Stream:
         return iter(rows())
 
 
-@pytest.mark.parametrize("at_once", [1, 2, 4])
+@pytest.mark.parametrize("micro_batch", [1, 2, 4])
 @pytest.mark.parametrize("stream", [False, True])
-def test_every_label_of_a_step_weighs_the_same_whatever_rows_it_stands_beside(at_once, stream):
+def test_every_label_of_a_step_weighs_the_same_whatever_rows_it_stands_beside(micro_batch, stream):
     ours, theirs, data = model(), model(), rows()
     order = (lambda step: [place % 8 for place in range(4 * step, 4 * step + 4)]) if stream else None
     order = order or (lambda step: windows(step, 4, 8, 0))
-    history = loop.train_(ours, Stream() if stream else data, next_token.loss, **OPTIONS, at_once=at_once)
+    history = loop.train_(ours, Stream() if stream else data, next_token.loss, **OPTIONS, micro_batch=micro_batch)
     losses = by_hand(theirs, data, order, **OPTIONS)
     assert history.losses == pytest.approx(losses, rel=1e-5)
     assert close(weights(ours), weights(theirs), 5e-5)  # Adam makes steps of 1e-3 of any gradient
@@ -108,8 +108,8 @@ def test_distillation_looks_at_the_same_positions(tmp_path):
     loss.check(student)
     assert loss(student, batch).item() == pytest.approx(expected.item(), rel=1e-5)
     ids = tiny.tokens(2, 12)
-    kept = top_k.keep(teacher, ids, k=255, folder=tmp_path)
-    batch = minibatch.collate(minibatch.told([(0, {"input_ids": ids[0]}), (1, {"input_ids": ids[1]})]))
+    kept = top_k.cache_teacher(teacher, ids, k=255, folder=tmp_path)
+    batch = minibatch.collate(minibatch.with_totals([(0, {"input_ids": ids[0]}), (1, {"input_ids": ids[1]})]))
     batch["labels"][1, :6] = -100
     p, q = (each(input_ids=ids).logits[:, :-1].log_softmax(-1) for each in (teacher, student))
     expected = (p.exp() * (p - q)).sum(-1)[batch["labels"][:, 1:] != -100].mean()
@@ -118,7 +118,7 @@ def test_distillation_looks_at_the_same_positions(tmp_path):
 
 @pytest.mark.parametrize("data", [rows, Stream])
 def test_a_stopped_training_on_rows_ends_in_the_same_bytes(data, tmp_path):
-    options = {**OPTIONS, "steps": 6, "at_once": 2}
+    options = {**OPTIONS, "steps": 6, "micro_batch": 2}
     whole, again = model(), model()
     history = loop.train_(whole, data(), next_token.loss, **options)
 
@@ -130,7 +130,7 @@ def test_a_stopped_training_on_rows_ends_in_the_same_bytes(data, tmp_path):
             raise Killed
 
     with pytest.raises(Killed):
-        loop.train_(again, data(), next_token.loss, **options, folder=tmp_path, every=0, watch=kill)
+        loop.train_(again, data(), next_token.loss, **options, folder=tmp_path, every=0, on_step=kill)
     again = model()
     found = loop.train_(again, data(), next_token.loss, **options, folder=tmp_path)
     assert found.losses == history.losses and found.tokens == history.tokens
@@ -200,10 +200,10 @@ def test_one_file_adds_a_loss(tmp_path):
     trained, options = model(), {**OPTIONS, "steps": 12, "learning_rate": 3e-3}
     batch = preference.collate(pairs)
     before = preference.loss(trained, batch).item()
-    history = loop.train_(trained, pairs, preference.loss, **options, at_once=2, collate=preference.collate)
+    history = loop.train_(trained, pairs, preference.loss, **options, micro_batch=2, collate=preference.collate)
     assert preference.loss(trained, batch).item() < 0.9 * before and len(history.losses) == 12
     again = model()
-    assert loop.train_(again, pairs, preference.loss, **options, at_once=4, collate=preference.collate).losses[
+    assert loop.train_(again, pairs, preference.loss, **options, micro_batch=4, collate=preference.collate).losses[
         0
     ] == pytest.approx(history.losses[0], rel=1e-5)
 
@@ -243,15 +243,15 @@ def test_a_stream_without_a_name_keeps_no_checkpoints_and_a_table_that_changes_n
     assert not (tmp_path / "new").exists()
     rope = {"rope_type": "dynamic", "rope_theta": 1e4, "factor": 4.0}
     changing = tiny.llama(num_hidden_layers=1, rope_parameters=rope, max_position_embeddings=16)
-    with pytest.raises(ValueError, match=r"at_once=2 rows of unequal lengths.*give at_once=1"):
-        loop.train_(changing, rows(), next_token.loss, **OPTIONS, at_once=2)
+    with pytest.raises(ValueError, match=r"micro_batch=2 rows of unequal lengths.*give micro_batch=1"):
+        loop.train_(changing, rows(), next_token.loss, **OPTIONS, micro_batch=2)
     first = mean_of_rows_alone(changing, [rows()[place] for place in windows(0, 4, 8, 0)])
     assert loop.train_(changing, rows(), next_token.loss, **OPTIONS).losses[0] == pytest.approx(first, rel=1e-5)
 
 
 def mean_of_rows_alone(trained, some):
     """As `mean_of_rows`, each row on a model that has read nothing before."""
-    from lib.models.running import evaluating
+    from lib.models.eval_mode import evaluating
 
     with evaluating(trained):
         return mean_of_rows(trained, some).item()

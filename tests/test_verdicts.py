@@ -8,7 +8,7 @@ import scipy.stats
 import torch
 from statsmodels.stats.multitest import multipletests
 
-from lib.metrics import compare, divergence, verdicts
+from lib.metrics import divergence, paired_tests, verdicts
 from tests import tiny
 
 TRIES = 3000
@@ -48,7 +48,7 @@ def test_the_rule_of_two_standard_errors_is_not_the_verdict():
 def test_paired_scores_of_equals_raise_at_most_5_percent_alarms_at_small_n():
     generator = np.random.default_rng(1)
     for n in (3, 4, 8):
-        found = [compare.paired(*generator.normal(0, 1, (2, n))) for _ in range(TRIES)]
+        found = [paired_tests.paired(*generator.normal(0, 1, (2, n))) for _ in range(TRIES)]
         assert np.mean([each.seen for each in found]) <= ALARMS and found[0].test == "Student's t"
         assert np.mean([each.low <= 0 <= each.high for each in found]) == pytest.approx(0.95, abs=0.012)
 
@@ -73,7 +73,7 @@ def test_holm_multiplies_the_smallest_p_by_the_number_of_pairs():
     many = {place: verdicts.Verdict(1.0, p, 9) for place, p in enumerate(np.random.default_rng(0).random(12) ** 3)}
     theirs = multipletests([each.p for each in many.values()], method="holm")[1]
     assert [each.p for each in verdicts.holm(many).values()] == pytest.approx(list(theirs))
-    compared = compare.holm({n: compare.paired([1] * 30, [0] * n + [1] * (30 - n)) for n in (6, 7)})
+    compared = paired_tests.holm({n: paired_tests.paired([1] * 30, [0] * n + [1] * (30 - n)) for n in (6, 7)})
     assert compared[7].p == pytest.approx(2 * 2 * 0.5**7) and compared[6].p == pytest.approx(2 * 0.5**6)
     assert "Holm of 2" in str(compared[7]) and verdicts.verdicts({}) == {}
 
@@ -98,7 +98,7 @@ def test_divergences_are_paired_window_by_window():
 def test_few_groups_that_differ_give_a_finite_interval():
     second = np.ones(40)
     second[:3] = 0  # of twenty pairs of samples two differ
-    found = compare.paired(np.ones(40), second, np.repeat(range(20), 2))
+    found = paired_tests.paired(np.ones(40), second, np.repeat(range(20), 2))
     reach = scipy.stats.t.ppf(0.975, 19) * found.stderr
     assert found.test == "paired bootstrap" and not found.seen
     assert (found.low, found.high) == pytest.approx((found.difference - reach, found.difference + reach))

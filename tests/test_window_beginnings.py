@@ -119,7 +119,7 @@ def test_references_and_kept_answers_are_of_these_windows(tmp_path):
     expected = texts.tokens(text(), made, count=3, length=10)
     reference = divergence.remember(made, text(), windows=3, length=10)
     assert torch.equal(reference.tokens, expected) and bool((expected[:, 0] == 0).all())
-    kept = top_k.keep(made, text().windows(3, 10), k=4, folder=tmp_path)
+    kept = top_k.cache_teacher(made, text().windows(3, 10), k=4, folder=tmp_path)
     own = made(input_ids=expected).logits[:, :-1].topk(4).indices
     assert torch.equal(kept.ids.long().sort(-1).values, own.sort(-1).values)
 

@@ -9,7 +9,7 @@ from transformers import AutoModelForCausalLM
 from lib import runtime, tokenization
 from lib.decoding import ends
 from lib.evaluation.local import Local
-from lib.evaluation.packed import Packed
+from lib.evaluation.packed_engine import Packed
 from lib.export import compressed_tensors
 from lib.metrics import bits_per_byte, perplexity
 from lib.pruners import depth, heal

@@ -9,7 +9,7 @@ import torch
 from lib import quantizers
 from lib.metrics import divergence
 from lib.models import blocks, capture
-from lib.quantizers import activations, allocate, calibrate, embedding, learned_zero_points, scales, sensitivity
+from lib.quantizers import activations, allocate, calibrate, e2e_qp, embedding, learned_zero_points, sensitivity
 from tests import tiny
 
 SIZES = {"hidden_size": 192, "intermediate_size": 768}
@@ -18,12 +18,12 @@ ROWS = 2 * 192 + 2 * 96 + 2 * 768 + 192  # of one block's layers
 SHALLOW, DEEP = 2, 12
 GROWTH = 0.15  # share of the added weights by which the peak may grow: codes alone would be 0.25
 MOST = 45e6  # bytes, at any depth
-QUICK = {"rounding": {"steps": 3}, "refined": {"steps": 3}}  # what keeps a method short
+QUICK = {"signround": {"steps": 3}, "gptq_signround": {"steps": 3}}  # what keeps a method short
 GRIDS = {"int8": {"bits": 8, "group_size": -1}}
 UNCALIBRATED = "codebook without calibration"
 # with all blocks' activations, with one block's
-SCALES = ["scales", "scales, recomputed"]
-SHIFTS = ["shifts", "shifts, recomputed"]
+SCALES = ["e2e_qp", "e2e_qp, recomputed"]
+ZERO_POINTS = ["learned_zero_points", "learned_zero_points, recomputed"]
 
 
 def allocated(model, ids):
@@ -54,12 +54,12 @@ def options(method):
 def prepared(method, blocks):
     """A function without arguments to measure, on a model of so many blocks that is there already."""
     model = tiny.llama(num_hidden_layers=blocks, **SIZES)
-    if method in [*SCALES, *SHIFTS]:
+    if method in [*SCALES, *ZERO_POINTS]:
         tokens = tiny.tokens(8, 16)
         original = divergence.remember(model, tokens)
         # a row's scale: what a scale needs beside it, four numbers, shall not be what is measured
         quantizers.by_name("rtn")(model, bits=3, group_size=-1)
-        tune_ = scales.tune_ if method in SCALES else learned_zero_points.tune_
+        tune_ = e2e_qp.tune_ if method in SCALES else learned_zero_points.tune_
         return lambda: tune_(model, tokens, original, steps=2)
     if method in COMBINED:
         return lambda: COMBINED[method](model, tiny.tokens(8, 64))
@@ -91,15 +91,20 @@ def in_a_process(*args):
     return answer.get()
 
 
-@pytest.mark.parametrize("method", [*quantizers.METHODS, UNCALIBRATED, *SCALES, *SHIFTS, *COMBINED])
+@pytest.mark.parametrize("method", [*quantizers.METHODS, UNCALIBRATED, *SCALES, *ZERO_POINTS, *COMBINED])
 def test_the_working_set_does_not_grow_with_depth(method):
     shallow, deep = (in_a_process(method, blocks) for blocks in (SHALLOW, DEEP))
     told = f"{shallow / 1e6:.1f} MB, then {deep / 1e6:.1f} MB"
     allowed = GROWTH * (DEEP - SHALLOW) * WEIGHTS
-    if method in ("scales", "shifts"):  # those that hold the activations of all blocks, those of one step's window
+    if method in (
+        "e2e_qp",
+        "learned_zero_points",
+    ):  # those that hold the activations of all blocks, those of one step's window
         # the recipe tunes so too, but its walk over all windows, one block at a time, takes more at this depth
         allowed += (DEEP - SHALLOW) * activations.kept(tiny.llama(**SIZES), 16)
-    if method in SHIFTS:  # a zero point learns beside each scale, with a gradient and two moments, in small blocks;
+    if (
+        method in ZERO_POINTS
+    ):  # a zero point learns beside each scale, with a gradient and two moments, in small blocks;
         # of both the loop keeps a copy, to which a training that diverges goes back
         allowed += (DEEP - SHALLOW) * ROWS * 14 * 4
     # Hessians, inputs, codes or copies of the weights, kept for all blocks, would be more than that
@@ -142,8 +147,8 @@ def allotted(model, tokens):
 LINEAR = {
     "best": lambda model, tokens: quantizers.best_(model, tokens, bits=3, steps=2, group_size=32),
     "allocate": allotted,
-    "scales": lambda model, tokens: tuned(scales, model, tokens),
-    "shifts": lambda model, tokens: tuned(learned_zero_points, model, tokens),
+    "e2e_qp": lambda model, tokens: tuned(e2e_qp, model, tokens),
+    "learned_zero_points": lambda model, tokens: tuned(learned_zero_points, model, tokens),
     "embedding": lambda model, tokens: embedding.quantize_(model, tokens, bits=4, group_size=32),
 }
 

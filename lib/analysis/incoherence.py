@@ -1,8 +1,8 @@
 """Incoherence: how evenly numbers are spread, and what an uneven spread costs when weights are rounded.
 
 Kurtosis and peak say how far the largest numbers stand out; for normally distributed ones they are 3 and about
-√(2 ln n). `factors` takes the output error of a rounded layer apart, so that one sees which part a change of
-coordinates moves. Source of the notion: Chee et al., "QuIP: 2-Bit Quantization of Large Language Models With
+√(2 ln n). `factors` splits the output error of a rounded layer into factors, which shows what a rotation changes.
+Source of the notion: Chee et al., "QuIP: 2-Bit Quantization of Large Language Models With
 Guarantees", arXiv 2307.13304, definition 1 (their μ is `peak`, for a matrix of any shape).
 """
 
@@ -42,10 +42,10 @@ def factors(weight: Tensor, other: Tensor, hessian: Tensor) -> dict[str, Score]:
 
     tr(Δ H Δᵀ) / tr(W H Wᵀ) = rounding · gain · exposure, Δ = other - weight, with
     rounding = ‖Δ‖² / ‖W‖²: the error of the weights.
-    gain = ‖W‖² tr(H) / (columns · tr(W H Wᵀ)): how loud white noise on the weights is in the outputs, compared with
-    the weights themselves. A rotation of columns leaves it as it is; scaling columns (folding a norm) does not.
-    exposure = columns · tr(Δ H Δᵀ) / (‖Δ‖² tr(H)): how much of their noise the inputs hear; 1 for white noise, less
-    where it was put into directions in which the inputs are quiet.
+    gain = ‖W‖² tr(H) / (columns · tr(W H Wᵀ)): the output power of white noise on the weights, relative to that of the
+    weights themselves. A rotation of columns does not change it; scaling columns (folding a norm) does.
+    exposure = columns · tr(Δ H Δᵀ) / (‖Δ‖² tr(H)): the output power of the rounding error relative to that of white
+    noise of the same size; below 1 where the error lies in directions in which the inputs are small.
     """
     weight, hessian = weight.detach().double(), hessian.double()
     change, columns, power = other.detach().double() - weight, weight.shape[1], hessian.trace()

@@ -1,8 +1,8 @@
-"""Where the error sits: how much each compressed layer alone changes its outputs.
+"""Layer errors: how much each compressed layer, taken alone, changes its outputs.
 
 For a layer with weights W and compressed weights Ŵ, on the original model's inputs X, the relative output error is
 ‖W X - Ŵ X‖² / ‖W X‖² = tr(Δ H Δᵀ) / tr(W H Wᵀ), Δ = W - Ŵ, with the Hessian H of the inputs; its square root would
-be the ratio of norms. The trivial baseline is 1: a layer that answers zero.
+be the ratio of norms. The trivial baseline is 1: a layer whose outputs are zero.
 """
 
 import torch
@@ -27,7 +27,7 @@ def measure(
 
     found: dict[str, dict[str, Score]] = {method: {} for method in compressed}
 
-    def visit(names: list[str], weight: Tensor, hessian: Tensor) -> None:
+    def observe(names: list[str], weight: Tensor, hessian: Tensor) -> None:
         rows = [original.get_submodule(name).out_features for name in names]
         for name, part in zip(names, weight.split(rows)):
             for method, model in compressed.items():
@@ -39,7 +39,7 @@ def measure(
                     )
                 found[method][name] = relative_error(part, other, hessian)
 
-    calibrate.walk(original, texts.tokens(calibration, original), visit, first=first)
+    calibrate.sequential(original, texts.tokens(calibration, original), observe, first=first)
     return found
 
 

@@ -1,8 +1,8 @@
-"""Which runs of a batch need not run again: by the content of everything that could change their result.
+"""Decides which runs of a batch are up to date, by hashing everything that could change their result.
 
 A finished run leaves a state file with hashes of its notebook's code (not its outputs), the part of `lib` that the
-code reaches, parameters, requirements, machine and input data, and of the record it wrote. All of it equal, and its
-output in place: nothing to do.
+code imports, parameters, requirements, machine and input data, and of the record it wrote. If all of these are equal
+and the output is in place, the run is skipped.
 """
 
 import ast

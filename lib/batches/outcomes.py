@@ -1,4 +1,4 @@
-"""How the runs of a batch ended, and how a person sees it while they run and afterwards."""
+"""Outcomes of the runs of a batch: progress lines while they run, and a summary at the end."""
 
 import collections
 import sys

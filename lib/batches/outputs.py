@@ -1,4 +1,4 @@
-"""What a run leaves: the executed notebook under its final name, or the one that failed with its error."""
+"""Output files of a run: the executed notebook under its final name, or the failed one with its error."""
 
 import json
 from pathlib import Path

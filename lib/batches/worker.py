@@ -1,8 +1,8 @@
-"""One notebook in one process, which ends together with its kernel: when done, when told, or when the sweep dies.
+"""Worker process of one notebook; it ends with its kernel: when done, when stopped, or when the sweep dies.
 
 The kernel of a notebook has a session of its own, so killing a process group misses it. Each worker's environment
-carries a mark that kernels and their children inherit; stopping ends whatever carries it. And each worker reads a pipe
-from the sweep: its end means that the sweep is gone, however it went.
+carries a mark that kernels and their children inherit; stopping ends every process with that mark. Each worker also
+reads a pipe from the sweep, which closes when the sweep ends for whatever reason.
 """
 
 import contextlib

@@ -1,14 +1,15 @@
-"""Is a checkpoint folder safe and whole? Looked at before anything in it is loaded.
+"""Checks that a checkpoint folder is complete and safe, before anything in it is loaded.
 
-Refused, each with what to do: folders without weights or configuration, git-LFS pointers, shards that are missing, cut
-short or changed (SHA-256 in `manifest.json`), pickles, remote code, models that are no decoder, NaN and infinity.
+It refuses folders without weights or configuration, git-LFS pointers, shards that are missing, truncated or changed
+(SHA-256 in `manifest.json`), pickles, remote code, models other than decoders, NaN and infinity; each error says what
+to do.
 """
 
 import contextlib
 import hashlib
 from pathlib import Path
 
-from lib.checkpoints import adapters, stored
+from lib.checkpoints import adapter_files, stored
 from lib.checkpoints.stored import json_object as _json
 from lib.files import place
 from lib.folders import manifest
@@ -32,7 +33,7 @@ def checkpoint(folder: Path | str, *, adapter: str | None = None) -> dict:
     folder = Path(folder)
     for path in sorted(folder.iterdir()):
         _refuse_pointer(path)
-    adapters.check(folder, adapter)
+    adapter_files.check(folder, adapter)
     config = _json(folder / "config.json")
     _refuse_remote_code(folder, config)
     _refuse_other_kinds(folder, config)

@@ -1,7 +1,7 @@
-"""Which files are a checkpoint's weights: one list, that every reader computes with and every fingerprint is of.
+"""The weight files of a checkpoint: one list, used by every reader and by every fingerprint.
 
 A folder may hold more than its model: an older single file beside shards, another type's variant, the layout of
-another program. Readers choose among those by rules of their own, so what could be read in two ways is refused.
+another program. Programs differ in which of these they read, so a folder that could be read in two ways is refused.
 """
 
 import json

@@ -1,4 +1,4 @@
-"""One question, one answer: the chat template applied, the new tokens alone returned."""
+"""Chat: applies the chat template to one question and returns the new text alone."""
 
 import torch
 from torch import nn

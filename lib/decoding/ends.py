@@ -1,8 +1,8 @@
-"""Which tokens end a text: the rule of transformers' `generate`, for models in memory and for folders alike.
+"""End-of-text tokens, by the rule of transformers' `generate`, for models in memory and for folders.
 
 `generate` ends at the `eos_token_id` of the generation settings: those of generation_config.json where a folder has
-one, even if it names none, else those that config.json states. What a configuration class would fill in and what the
-tokenizer has do not count. Tasks end at the tokenizer's own end of text as well: `of_task`.
+one, even if it names none, else those in config.json. Defaults of the configuration class and the tokenizer's own
+token do not count. Tasks also end at the tokenizer's end-of-text token (`of_task`).
 """
 
 import json

@@ -1,4 +1,4 @@
-"""One answer from one session: the one loop with a single request.
+"""Generation for a single prompt: the shared generation loop with one request.
 
 Greedy answers with a drafter are token-identical to plain greedy up to rounding between passes of one and of several
 tokens (`identical.first_divergence` tells where and by how much); sampled ones have the same distribution.
@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 
 from lib.decoding import settings
+from lib.decoding.draft_controller import DraftController
 from lib.decoding.generation_loop import Loop
-from lib.decoding.guard import Guard
 from lib.decoding.requests import Generation, Request, Step
 from lib.decoding.sampling import Sampling
 from lib.decoding.session_backend import Sessions
@@ -28,7 +28,7 @@ def generate(
     *,
     new_tokens: int,
     drafter: Drafter | None = None,
-    guard: Guard | None = None,
+    controller: DraftController | None = None,
     sampling: Sampling | None = None,
     eos: int | Collection[int] | None = (),
     stop: str | Collection[str] = (),
@@ -38,17 +38,18 @@ def generate(
 ) -> Generation:
     """Continue `prompt` (LongTensor [length], one text) by at most `new_tokens` tokens.
 
-    session: the model; it is rewound to nothing first. drafter: prompt lookup, a smaller model, or None. guard: decides
-    how far to draft. eos: ids that end the answer, None (where a tokenizer has no end token) for none. stop: strings
-    that end it (they need `tokenizer`). stream: called with the new token ids of each step. plain: leave out what the
-    model's generation settings do to logits, which transformers' `generate` applies to greedy answers too (`settings`).
-    Raises ValueError for an empty prompt, for fewer than one new token, and where prompt and answer exceed the context.
+    session: the model; it is rewound to nothing first. drafter: prompt lookup, a smaller model, or None. controller:
+    decides how far to draft. eos: ids that end the answer, None (where a tokenizer has no end token) for none. stop:
+    strings that end it (they need `tokenizer`). stream: called with the new token ids of each step. plain: leave out
+    what the model's generation settings do to logits, which transformers' `generate` applies to greedy answers too
+    (`settings`). Raises ValueError for an empty prompt, for fewer than one new token, and where prompt and answer
+    exceed the context.
     """
     own = settings.of(session, plain)
     stops = Stops([*([stop] if isinstance(stop, str) else stop), *own.stop_strings], tokenizer)
     _check(session, prompt, new_tokens)
     request = Request(
-        prompt.tolist(), new_tokens, sampling=sampling, own=own, stops=stops, drafter=drafter, guard=guard,
+        prompt.tolist(), new_tokens, sampling=sampling, own=own, stops=stops, drafter=drafter, controller=controller,
         ends={eos} if isinstance(eos, int) else eos or (), stream=stream,
     )  # fmt: skip
     Loop(Sessions([session]), [request]).run()

@@ -1,12 +1,13 @@
-"""The one loop of all generation: requests come and go, and each pass of the model serves all that are under way.
+"""The generation loop (continuous batching): requests join and leave, each forward pass serves all active ones.
 
-A step lets each request draft, reads all drafts in one pass, and keeps of each what the model itself would have
-written (`verify`); a request that has ended makes room at once for the next (iteration-level scheduling, Orca, Yu et
-al. 2022, OSDI). Without a drafter a draft is empty, so that two arms of a comparison differ in nothing but their
-drafts. What a request gets depends on no other one: it has its own random numbers, stop strings, drafter and limit.
+In each step every request drafts tokens, one forward pass reads all drafts, and each request keeps the tokens that the
+model itself would have written (`verify`). A finished request makes room for the next one at once (iteration-level
+scheduling, Orca, Yu et al. 2022, OSDI). Without a drafter the draft is empty, so that compared systems differ only in
+their drafts. An answer does not depend on other requests: each has its own random numbers, stop strings, drafter and
+limit.
 
-The model stands behind a backend: sessions (`session_backend`), rows of transformers' model that share their
-beginnings (`evaluation.row_backend`), or the packed engine (`runtime.slots`).
+The model runs behind a backend: sessions (`session_backend`), rows of a transformers model that share prefixes
+(`evaluation.row_backend`), or the packed engine (`runtime.slots`).
 """
 
 from collections import deque

@@ -1,7 +1,7 @@
-"""Where two answers to one prompt part, and whether rounding explains it.
+"""Where two generated texts for one prompt diverge, and whether rounding explains it.
 
 Passes of one token and of several sum in different orders, so logits differ in their last digits. Where the two
-likeliest tokens are that close, greedy answers may part; a gap far above the rounding means that something is wrong.
+likeliest tokens are that close, greedy answers may diverge; a gap far above rounding error indicates a bug.
 """
 
 import math

@@ -1,7 +1,7 @@
-"""Prompt lookup: what followed these words the last time follows them again.
+"""Prompt lookup decoding: drafts the tokens that followed the latest occurrence of the last n tokens.
 
-The last n tokens are searched in the prompt and in what was generated, the longest n first; what stood behind the
-latest such place is the draft. It costs no model, and pays where answers repeat their prompt: summaries, quotations,
+It searches the prompt and the generated text for the last n tokens, the longest n first; the tokens behind the latest
+match are the draft. It needs no drafting model, and helps where answers repeat their prompt: summaries, quotations,
 edited code.
 
 Source: Saxena, "Prompt Lookup Decoding" (github.com/apoorvumang/prompt-lookup-decoding, 2023); Yang et al.,

@@ -1,4 +1,4 @@
-"""One request: a prompt, how its tokens are chosen, what ends it, what drafts for it, and the answer that grows.
+"""A generation request: prompt, sampling, stop conditions, drafter, and the tokens generated so far.
 
 Needs torch only where a request draws, drafts, or has settings of a checkpoint that change logits.
 """
@@ -58,8 +58,8 @@ class Request:
     """Continue `prompt` (token ids, one or more) by at most `new_tokens` tokens; `answer` is what came of it.
 
     sampling: a `sampling.Sampling`, None for greedy; own: the checkpoint's settings (`settings.of`). stops, ends: stop
-    strings and token ids that end the answer. drafter, guard: what drafts, and what decides how far. stream: called
-    with the new token ids of each step; finished: with the answer, once it has ended.
+    strings and token ids that end the answer. drafter, controller: what drafts, and what decides how far. stream:
+    called with the new token ids of each step; finished: with the answer, once it has ended.
     """
 
     def __init__(
@@ -72,13 +72,13 @@ class Request:
         stops: Stops = NOWHERE,
         ends: Collection[int] = (),
         drafter=None,
-        guard=None,
+        controller=None,
         stream: Callable[[list[int]], None] | None = None,
         finished: Callable[[Generation], None] | None = None,
     ):
         self.prompt, self.new_tokens, self.sampling, self.own = list(prompt), new_tokens, sampling, own
         self.watch, self.answer = Watch(stops, ends, new_tokens), Generation()
-        self.drafter, self.guard, self.stream, self.finished = drafter, guard, stream, finished
+        self.drafter, self.controller, self.stream, self.finished = drafter, controller, stream, finished
         self.drafting = 0.0  # seconds of the last draft
 
     def begin(self) -> None:
@@ -94,8 +94,8 @@ class Request:
             self.choosing = (self.sampling or Sampling()).answering(self.own, self.prompt, self.new_tokens)
         if self.drafter is not None:
             self.drafter.begin(self._tensor(self.known - 1))
-        if self.guard is not None:
-            self.guard.start()
+        if self.controller is not None:
+            self.controller.start()
 
     def propose(self):
         """A `verify.Draft` of what may follow, one token less than fits; None where nothing is drafted."""
@@ -104,7 +104,7 @@ class Request:
             return None
         with timing.stopwatch() as watch:
             known = self._tensor(self.known)
-            at_most = room if self.guard is None else self.guard.longest(room, self.drafter.waiting(known))
+            at_most = room if self.controller is None else self.controller.longest(room, self.drafter.unread(known))
             draft = self.drafter.draft(known, at_most) if at_most > 0 else None
         self.drafting = watch.seconds
         if draft is None or not len(draft.token_ids):
@@ -132,8 +132,8 @@ class Request:
         self.text[self.known : self.known + kept] = found[:kept]
         self.known += kept
         self.answer.steps.append(Step(drafted, len(found) - 1, kept, seconds))
-        if self.guard is not None:
-            self.guard.record(drafted, len(found) - 1, seconds, self.drafting)
+        if self.controller is not None:
+            self.controller.record(drafted, len(found) - 1, seconds, self.drafting)
         self.drafting = 0.0
         if self.stream is not None:
             self.stream(found[:kept])

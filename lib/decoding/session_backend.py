@@ -1,4 +1,4 @@
-"""Sessions behind the one loop: each request has one of its own while it is answered."""
+"""Backend of the generation loop for sessions: each active request has a session of its own."""
 
 from collections import deque
 from collections.abc import Iterator

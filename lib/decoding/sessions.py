@@ -1,7 +1,6 @@
-"""Sessions: a model, the tokens it has read, and a way back.
+"""Sessions: a model together with the tokens it has read, which can be rewound.
 
-Whatever generates here needs three things of a model, so that transformers' models and the packed runtime serve the
-same loop:
+Generation needs three things of a model, so that transformers' models and the packed runtime serve the same loop:
 
     session.length                       tokens read so far (int)
     session.extend(tokens, last=False)   read tokens [k]; logits after each of them, float32 [k, vocabulary], or after
@@ -165,7 +164,7 @@ def room(session: Session) -> int | None:
     return getattr(session, "limit", None) or getattr(weights, "limit", None)
 
 
-def move(session: Session, tokens: Tensor, known: Tensor) -> Tensor:
+def rewind_to_common_prefix(session: Session, tokens: Tensor, known: Tensor) -> Tensor:
     """Rewind a session that has read `known` [any] to what it shares with `tokens` [k]; the tokens left to read.
 
     At least the last token is left, whose logits are needed.

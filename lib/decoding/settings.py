@@ -1,9 +1,9 @@
-"""What a checkpoint's generation settings do to logits: transformers' `generate` obeys them, and so do all loops here.
+"""Generation settings of a checkpoint that change logits, applied as transformers' `generate` applies them.
 
-A generation_config may penalise repetition, forbid n-grams or words, ask for a least length, favour sequences, and
-more; each of these changes even the greedy text. They are applied by transformers' own processors, made by its own
-`_get_logits_processor`, so that a text here is the text there. What temperature, top-k and the like say holds for draws
-only, and those the caller describes (`sampling.Sampling`). Needs torch only where a checkpoint has such settings.
+A generation_config may penalise repetition, forbid n-grams or words, set a minimum length, favour sequences, and more;
+each of these changes even greedy text. They are applied by transformers' own processors, made by its own
+`_get_logits_processor`, so that the texts are equal. Temperature, top-k and the like affect sampling only, and the
+caller sets them (`sampling.Sampling`). Needs torch only where a checkpoint has such settings.
 """
 
 import json

@@ -1,4 +1,4 @@
-"""Speculative decoding: a smaller model writes ahead, the model itself checks.
+"""Speculative decoding: a smaller model drafts tokens, the target model verifies them.
 
 The drafting model M_q may be a low-bit or depth-pruned version of the model M_p, or a smaller one of its family; it
 must have the same vocabulary, since its probabilities are compared token by token.
@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from lib.decoding.lookup import Length
 from lib.decoding.sampling import Sampling
-from lib.decoding.sessions import Session, move, read, room
+from lib.decoding.sessions import Session, read, rewind_to_common_prefix, room
 from lib.decoding.verify import NOTHING, Draft, Drafter
 from lib.models import blocks
 
@@ -39,10 +39,10 @@ class Speculative(Drafter):
         self.length.forget()
         limit = room(self.session)
         if len(token_ids) and (limit is None or len(token_ids) <= limit):  # no draft behind longer ones
-            read(self.session, move(self.session, token_ids, self._known))
+            read(self.session, rewind_to_common_prefix(self.session, token_ids, self._known))
             self._known = token_ids.clone()
 
-    def waiting(self, token_ids: Tensor) -> int:
+    def unread(self, token_ids: Tensor) -> int:
         """Tokens that came since the last draft, but for those that a step of drafts brings."""
         return max(0, len(token_ids) - self.session.length - self.length.longest - 1)
 
@@ -68,7 +68,7 @@ class Speculative(Drafter):
 
     def _read(self, token_ids: Tensor) -> Tensor:
         """Bring the session to the end of `token_ids`, keeping what it knows already; the last logits."""
-        rest = move(self.session, token_ids, self._known)
+        rest = rewind_to_common_prefix(self.session, token_ids, self._known)
         if len(rest) > self.length.longest + 1:  # a new prompt, not the tokens of one step
             read(self.session, rest[:-1])
             rest = rest[-1:]

@@ -1,8 +1,8 @@
-"""Where an answer ends: at an end token, at a stop string, or at as many tokens as were asked for.
+"""Stop conditions: an end token, a stop string, or the maximum number of new tokens.
 
-One rule for strings, that of lm-evaluation-harness's `HFLM` and transformers' `StopStringCriteria`: they are looked for
-in the text of the new tokens as it is written, special tokens included, so that "<|user|>" ends an answer and "ab" is
-not found in "a<|user|>b". What is returned is the text without special tokens, up to the first stop string in it.
+Stop strings follow the rule of lm-evaluation-harness's `HFLM` and transformers' `StopStringCriteria`: they are searched
+in the text of the new tokens, special tokens included, so that "<|user|>" ends an answer and "ab" is not found in
+"a<|user|>b". The returned text has no special tokens and ends before the first stop string in it.
 """
 
 from __future__ import annotations

@@ -1,11 +1,10 @@
-"""One step of lossless decoding: which of the drafted tokens stay, and which token follows them.
+"""One verification step of lossless decoding: which drafted tokens are accepted, and which token follows.
 
 A drafter proposes x_1 ... x_γ; the model reads them in one pass and has its own distributions p_1 ... p_{γ+1}. The
-tokens that leave this step are distributed exactly as if drawn one by one from p, whatever was proposed.
+accepted tokens are distributed exactly as if drawn one by one from p, whatever was proposed.
 
 Source: Leviathan, Kalman, Matias, "Fast Inference from Transformers via Speculative Decoding", arXiv 2211.17192,
-section 2.3 and Algorithm 1. A drafter without probabilities (prompt lookup) is the case in which q is certain of its
-token: q(x) = 1.
+section 2.3 and Algorithm 1. A drafter without probabilities (prompt lookup) is the special case q(x) = 1.
 """
 
 from abc import ABC, abstractmethod
@@ -38,7 +37,7 @@ class Drafter(ABC):
         """Another answer begins; its prompt is `token_ids` (LongTensor [length], length from 0) and one more token."""
         return  # most drafters keep nothing between answers
 
-    def waiting(self, token_ids: Tensor) -> int:
+    def unread(self, token_ids: Tensor) -> int:
         """How many of `token_ids` [length] have to be read before a draft, those of the last draft's step left out."""
         return 0
 

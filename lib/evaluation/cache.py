@@ -1,8 +1,8 @@
-"""Answers on disk, a line a sample: what was answered is not asked again, and a killed evaluation resumes.
+"""Answers on disk, one line per sample: answered samples are not asked again, a killed evaluation resumes.
 
-A folder holds one evaluation, told apart by the engine's identity, the hash of the task's requests and the decoding
-settings; each process appends to a file of its own in it. A line is on the disk before the next sample counts as
-finished, and a last line that a kill has torn is dropped.
+Each folder holds one evaluation, identified by the engine, the hash of the task's requests and the decoding settings;
+each process appends to its own file there. A line is on disk before its sample counts as finished, and a last line
+left incomplete by a kill is dropped.
 """
 
 import contextlib

@@ -1,4 +1,4 @@
-"""Evaluations side by side: each arm against the first, on the same samples, and which samples changed."""
+"""Compares evaluations on the same samples: each system with the first, and the samples whose answers changed."""
 
 import math
 from dataclasses import dataclass
@@ -7,15 +7,15 @@ import numpy as np
 
 from lib.evaluation import retention
 from lib.evaluation.scores import Evaluation
-from lib.metrics import compare, guards, intervals
-from lib.metrics.compare import Comparison
+from lib.metrics import guards, intervals, paired_tests
+from lib.metrics.paired_tests import Comparison
 from lib.metrics.score import Score
 from lib.tasks.task import Generation, Likelihood, Outcome, Sample, Task
 
 
 @dataclass(frozen=True)
 class Compared:
-    """One arm against the arm named `reference`: the paired difference, and the marks that its score must carry.
+    """One system against the system named `reference`: the paired difference, and the marks that its score must carry.
 
     retention: what is left of the reference's score above chance, or above the best constant answer where chance is
     not known. basis: above which of them ("above chance (0.250)"), or why there is no retention ("none: ...").
@@ -40,27 +40,27 @@ class Compared:
         return None if kept is None else Score(kept.value, kept.stderr, kept.n, "share", True, 1.0)
 
 
-def against(arms: dict[str, Evaluation], metric: str | None = None, task: Task | None = None) -> dict[str, Compared]:
-    """Compare every arm with the first one, the reference. metric: the main one by default.
+def against(systems: dict[str, Evaluation], metric: str | None = None, task: Task | None = None) -> dict[str, Compared]:
+    """Compare every system with the first one, the reference. metric: the main one by default.
 
     task: needed for a metric that is no mean over samples (F1, corpus BLEU), whose difference is bootstrapped.
-    Raises ValueError where the arms differ in anything but the model (see `guards.same_conditions`).
+    Raises ValueError where the systems differ in anything but the model (see `guards.same_conditions`).
     """
-    guards.same_conditions(arms)
-    (first_name, reference), *others = arms.items()
+    guards.same_conditions(systems)
+    (first_name, reference), *others = systems.items()
     metric = metric or next(iter(reference))
     if metric not in reference:
         raise ValueError(f"metric={metric!r}; {', '.join(reference)} are allowed for {reference.task}; choose one.")
     groups, found = [row.group for row in reference.rows], {}
-    for name, arm in others:
+    for name, system in others:
         scores = None
         if task is not None and metric in task.aggregate:
-            comparison = _whole(reference, arm, task, metric, groups)
+            comparison = _whole(reference, system, task, metric, groups)
         else:
-            scores = _scores(reference, metric), _scores(arm, metric)
-            comparison = compare.paired(*scores, groups)
-        retained, basis = retention.of((first_name, reference), arm, metric, scores, task)
-        found[name] = Compared(comparison, retained, tuple(guards.marks(arm, metric)), first_name, basis)
+            scores = _scores(reference, metric), _scores(system, metric)
+            comparison = paired_tests.paired(*scores, groups)
+        retained, basis = retention.of((first_name, reference), system, metric, scores, task)
+        found[name] = Compared(comparison, retained, tuple(guards.marks(system, metric)), first_name, basis)
     return found
 
 
@@ -81,16 +81,16 @@ def _whole(first: Evaluation, second: Evaluation, task: Task, metric: str, group
     """The difference of a number that only all samples together have, with its bootstrap over groups."""
     samples = {sample.id: sample for sample in task.samples}
     function = task.aggregate[metric]
-    pairs = [[(samples[row.id], row.answers) for row in arm.rows] for arm in (first, second)]
+    pairs = [[(samples[row.id], row.answers) for row in system.rows] for system in (first, second)]
 
     def difference(places) -> float:
-        before, after = ([arm[place] for place in places] for arm in pairs)
+        before, after = ([system[place] for place in places] for system in pairs)
         return function(after) - function(before)
 
-    found, p = compare.whole(difference, groups)
+    found, p = paired_tests.whole(difference, groups)
     changed = [(row.scores.get(metric), other.scores.get(metric)) for row, other in zip(first.rows, second.rows)]
     gained, lost = (sum(a is not None and sign * (b - a) > 0 for a, b in changed) for sign in (1, -1))
-    detectable = compare.POWER * found.stderr
+    detectable = paired_tests.POWER * found.stderr
     values = (first[metric].value, second[metric].value, found.value, found.stderr, found.low, found.high, p)
     return Comparison(*values, found.n, gained, lost, detectable, "bootstrap")
 

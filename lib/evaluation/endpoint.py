@@ -17,7 +17,7 @@ from concurrent.futures import FIRST_COMPLETED, ThreadPoolExecutor, wait
 
 from lib import tokenization
 from lib.decoding.stops import Stops
-from lib.evaluation.drawing import Drawing
+from lib.evaluation.sampling_mixin import SamplingMixin
 from lib.evaluation.served_tokens import EndpointError, FirstToken, Refused, ending
 from lib.tasks.task import Generation, Likelihood, Outcome
 
@@ -25,10 +25,10 @@ AGAIN = (408, 409, 425, 429)  # statuses that may pass, besides 500 and above
 sleep = time.sleep  # tests put a clock of their own here
 
 
-class Endpoint(Drawing):
+class Endpoint(SamplingMixin):
     """An engine behind `url` (such as "http://localhost:8000/v1") that serves `model`.
 
-    chat: ask by chat completions; the server applies its template. key: sent as a bearer token. at_once: requests
+    chat: ask by chat completions; the server applies its template. key: sent as a bearer token. concurrency: requests
     under way at a time; tries: of each; seconds: that an answer may take. revision: what tells apart two models that
     the server calls by the same name; part of the identity. first: the text of the model's first token, where it is
     none of `served_tokens.FIRST`: a prompt that begins with it gets no second one. sampling: arguments of
@@ -45,7 +45,7 @@ class Endpoint(Drawing):
         *,
         chat=False,
         key: str | None = None,
-        at_once=8,
+        concurrency=8,
         tries=5,
         seconds=120.0,
         revision="",
@@ -53,13 +53,14 @@ class Endpoint(Drawing):
         sampling: dict | None = None,
         seed=0,
     ):
-        if not url.startswith(("http://", "https://")) or at_once < 1 or tries < 1:
+        if not url.startswith(("http://", "https://")) or concurrency < 1 or tries < 1:
             raise ValueError(
-                f"url={url!r}, at_once={at_once}, tries={tries}; an address that begins with http:// or https:// and "
+                f"url={url!r}, concurrency={concurrency}, tries={tries}; an address that begins with http:// or "
+                "https:// and "
                 'numbers from 1 are allowed, as in Endpoint("http://localhost:8000/v1", "my-model").'
             )
         self.url, self.model, self.chat, self.revision = url.rstrip("/"), model, chat, revision
-        self.at_once, self.tries, self.seconds = at_once, tries, seconds
+        self.concurrency, self.tries, self.seconds = concurrency, tries, seconds
         self.headers = {"Authorization": f"Bearer {key}"} if key else {}
         self._reader: Callable | None = None
         self._given, self._first = first, FirstToken(self._tokens, first)
@@ -172,10 +173,10 @@ class Endpoint(Drawing):
         return Outcome(float(sum(values[n] for n in places)), greedy, len(places))
 
     def _all(self, ask: Callable, requests: list, order: list[int], finished: Callable | None) -> list:
-        """Ask for `order`, `at_once` at a time; answers that came before an error are told before it is raised."""
+        """Ask for `order`, `concurrency` at a time; answers that came before an error are told before it is raised."""
         answers, waiting, failed = [None] * len(requests), iter(order), None
-        with ThreadPoolExecutor(self.at_once) as pool:
-            running = {pool.submit(ask, requests[n]): n for _, n in zip(range(self.at_once), waiting)}
+        with ThreadPoolExecutor(self.concurrency) as pool:
+            running = {pool.submit(ask, requests[n]): n for _, n in zip(range(self.concurrency), waiting)}
             while running:
                 for done in wait(running, return_when=FIRST_COMPLETED).done:
                     place = running.pop(done)

@@ -1,9 +1,9 @@
-"""What an evaluation will cost and what it can show, before it runs."""
+"""Estimates, before an evaluation runs, how long it takes and how small a difference it can detect."""
 
 from dataclasses import dataclass
 
 from lib.evaluation.run import engine_of
-from lib.metrics import compare
+from lib.metrics import paired_tests
 from lib.tasks.task import Task
 
 
@@ -37,7 +37,7 @@ def before(engine, task: Task, *, limit: int | None = None, disagreement: float 
     """
     engine = engine_of(engine)
     samples = task.samples[:limit]
-    detectable = compare.minimum_detectable(max(2, len(samples)), disagreement=disagreement)
+    detectable = paired_tests.minimum_detectable(max(2, len(samples)), disagreement=disagreement)
     requests = [request for sample in samples for request in sample.requests]
     if not hasattr(engine, "tokens"):
         return Estimate(task.name, len(samples), None, None, None, detectable)

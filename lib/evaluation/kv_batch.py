@@ -1,4 +1,4 @@
-"""Keys and values of a batch whose rows come and go: each row begins at the first column and grows by itself."""
+"""KV cache of a batch whose rows come and go: each row starts at the first column and grows independently."""
 
 import torch
 from torch import Tensor, nn
@@ -9,8 +9,8 @@ from lib.models import blocks
 SPARE = 256  # columns added when a buffer is full: it is copied every so many steps
 
 
-class Rows:
-    """Rows of a batch, numbered 0, 1, ...; the last one takes the place of one that is removed.
+class KVBatch:
+    """KVBatch of a batch, numbered 0, 1, ...; the last one takes the place of one that is removed.
 
     Buffers are [rows, heads, columns, size] a layer; row b occupies the columns [0, lengths[b]).
     """
@@ -87,7 +87,7 @@ def _column_class():
     from transformers.cache_utils import DynamicLayer
 
     class Column(DynamicLayer):
-        def __init__(self, rows: Rows, layer: int, columns: Tensor, width: int):
+        def __init__(self, rows: KVBatch, layer: int, columns: Tensor, width: int):
             super().__init__()
             self.rows, self.layer, self.columns, self.width = rows, layer, columns, width
             self.is_initialized = True

@@ -3,7 +3,7 @@
 For a context c and a continuation x_1 ... x_n the answer is sum_i log p(x_i | c, x_<i) and whether every x_i is the
 model's first choice. The rules by which text becomes tokens are the harness's (Gao et al. 2021,
 doi:10.5281/zenodo.5371628): context and continuation are encoded together, spaces at the context's end move to the
-continuation, an empty context is what a text begins with, and what is too long loses its left end.
+continuation, an empty context becomes the token that a text begins with, and long inputs are cut on the left.
 """
 
 from collections.abc import Callable

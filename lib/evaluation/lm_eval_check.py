@@ -1,9 +1,9 @@
-"""The same requests, answered here and by lm-evaluation-harness: are the numbers equal, and who is faster?
+"""Answers the same requests here and with lm-evaluation-harness, and compares numbers and speed.
 
     print(lm_eval_check.compare(model, tasks.load("mmlu", each=20)))
 
 The harness (`pip install lm-eval`) runs in this process, with its own tokenization, batching and scoring of tokens,
-on the very model; both read every prompt from text, and both clocks run from there to the last answer.
+on the same model. Both start from the prompts as text, and both times run from there to the last answer.
 """
 
 from dataclasses import dataclass
@@ -39,7 +39,7 @@ class Comparison:
 
 
 def compare(model, task: Task, *, limit: int | None = None, batch: int = 1) -> Comparison:
-    """Answer a task's requests by `engine.Local` and by the harness's `HFLM` with `batch` rows; float32 is compared.
+    """Answer a task's requests by `local.Local` and by the harness's `HFLM` with `batch` rows; float32 is compared.
 
     Raises ImportError where lm-eval is not installed.
     """

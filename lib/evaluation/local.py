@@ -1,9 +1,9 @@
 """The local engine: a model on this machine answers the requests of tasks.
 
 An engine is anything with `loglikelihoods`, `generate`, `identity` and `truncated`, and, where it can draw, `greedy`
-and `settings` (see `drawing`); `packed.Packed` and `endpoint.Endpoint` are the others.
-Both methods take all requests of a task; `wanted` says which to answer, `finished(index, answer)` is told of each
-answer as it comes.
+and `settings` (see `sampling_mixin`); `packed_engine.Packed` and `endpoint.Endpoint` are the others.
+Both methods take all requests of a task; `wanted` selects which to answer, and `finished(index, answer)` is called with
+each answer as it comes.
 """
 
 import copy
@@ -18,9 +18,9 @@ from lib.decoding import ends, settings
 from lib.decoding.generation_loop import Loop
 from lib.decoding.session_backend import Sessions
 from lib.decoding.sessions import ModelSession
-from lib.evaluation import generation, likelihood, prefixes
-from lib.evaluation.drawing import Drawing
+from lib.evaluation import generation_requests, likelihood, prefixes
 from lib.evaluation.row_backend import ROWS, RowBackend
+from lib.evaluation.sampling_mixin import SamplingMixin
 from lib.models import blocks, logits, rotary, structure
 from lib.tasks.task import Generation, Likelihood, Outcome
 
@@ -29,7 +29,7 @@ TYPES = (torch.float32, torch.bfloat16, torch.float16)
 WITHOUT_LENGTH = 2048  # tokens, where a model names none
 
 
-class Local(Drawing):
+class Local(SamplingMixin):
     """Answers by `model` (any decoder that transformers knows, plain, quantized or pruned) and its tokenizer.
 
     dtype: "float32", "bfloat16", ... computes in a copy of that type; None in the model's own. Float32 answers are
@@ -133,11 +133,11 @@ class Local(Drawing):
                 Loop(backend, asked(sorted(together))).run()
         return asked.texts
 
-    def _asked(self, requests: list[Generation], finished: Callable | None) -> generation.Asked:
+    def _asked(self, requests: list[Generation], finished: Callable | None) -> generation_requests.Asked:
         """The requests of a task for the loop, their prompts encoded; notes which of these lost their left end."""
-        prompts = generation.encode(self.tokenizer, requests, self.longest, bos=self.bos)
+        prompts = generation_requests.encode(self.tokenizer, requests, self.longest, bos=self.bos)
         self.truncated = [place for place, each in enumerate(prompts) if each.truncated]
-        return generation.Asked(
+        return generation_requests.Asked(
             self.tokenizer, requests, prompts, self.ends, self.sampling, self.seed, self.own, finished or nothing
         )
 
@@ -159,7 +159,9 @@ class Local(Drawing):
         asked = [each for each in requests if isinstance(each, Likelihood)]
         written = [each for each in requests if isinstance(each, Generation)]
         read = [each.inputs for each in likelihood.encode(self.tokenizer, asked, self.longest, bos=self.bos)]
-        return read + [each.tokens for each in generation.encode(self.tokenizer, written, self.longest, bos=self.bos)]
+        return read + [
+            each.tokens for each in generation_requests.encode(self.tokenizer, written, self.longest, bos=self.bos)
+        ]
 
     def pace(self) -> tuple[float, float]:
         """(seconds per token read, seconds per token generated), from one trial of each after a warm-up."""
@@ -205,7 +207,7 @@ def nothing(index: int, answer) -> None:
 def shares_prefixes(model: nn.Module) -> bool:
     """Whether a kept beginning and packed endings give this model's own logits; what it can't do, it says by raising.
 
-    Tried on two sequences that share half their tokens: behind a station, and in one pass.
+    Tried on two sequences that share half their tokens: behind a cached prefix, and in one pass.
     """
     vocabulary = blocks.embeddings(model).weight.shape[0]
     begin, ends = [7, 3, 5, 2, 6, 4, 9, 8], [[1, 9, 4, 2, 5, 3, 8, 6], [6, 2, 2, 7, 1, 5, 4, 3]]
@@ -222,8 +224,8 @@ def _agree(model: nn.Module, sequences: list[tuple[int, ...]], own: list[Tensor]
     root, runner, projection = prefixes.tree(sequences), prefixes.Runner(model), logits.Projection.of(model)
     middle = next(iter(root.children.values()))
     leaves = list(middle.children.values())
-    station = prefixes.Pass(None, [middle], keep=True)
-    last = prefixes.Pass(station, leaves) if kept else prefixes.Pass(None, [middle, *leaves])
+    cached = prefixes.Pass(None, [middle], keep=True)
+    last = prefixes.Pass(cached, leaves) if kept else prefixes.Pass(None, [middle, *leaves])
     *_, (_, hidden) = runner(last)
     found, count = projection(hidden).float(), len(leaves[0].tokens)
     close = 1e-3 if found.dtype == own[0].dtype else 0.1  # in shorter types the rounding alone differs by percents

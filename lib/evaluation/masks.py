@@ -1,4 +1,4 @@
-"""Attention masks of our own making, in the form in which a model takes them."""
+"""Builds custom attention masks in the form that a model accepts."""
 
 import torch
 from torch import Tensor, nn

@@ -1,16 +1,16 @@
-"""Requests that begin alike share one forward pass over their common beginning.
+"""Prefix sharing: requests that begin alike share one forward pass over their common prefix.
 
-All token sequences together form a tree (a radix trie): the few-shot examples are near its root, a passage above its
-endings, four choices are four leaves. Each node is computed once. Two ways lead there:
+All token sequences together form a prefix tree (a radix trie): few-shot examples are near its root, a passage is above
+its endings, four choices are four leaves. Each node is computed once, in two ways:
 
-- inside one pass a part of the tree lies flat, `tokens [1, N]`, and a mask lets each token see its ancestors alone,
-  at the positions that they have in their own sequence: nothing is padded (tree attention, as in SpecInfer,
-  arXiv 2305.09781, section 4.2);
-- between passes the keys and values of a long common beginning, a `Station`, are kept while the passes below it run
-  (as in RadixAttention, arXiv 2312.07104, section 3).
+- inside one pass, part of the tree is flattened to `tokens [1, N]`, and a mask lets each token attend to its ancestors
+  only, at the positions of its own sequence, without padding (tree attention, as in SpecInfer, arXiv 2305.09781,
+  section 4.2);
+- between passes, the keys and values of a long common prefix are kept while the passes below it run (as in
+  RadixAttention, arXiv 2312.07104, section 3).
 
-The plan depends on the sequences alone, and a pass on the plan alone: whoever runs a part of the passes, after an
-interruption or on another machine, gets the bits of the whole run.
+The plan depends only on the sequences, and each pass only on the plan: running part of the passes, after an
+interruption or on another machine, gives the same bits as the whole run.
 """
 
 from bisect import bisect_right
@@ -54,12 +54,12 @@ class Node:
 
 @dataclass(eq=False)
 class Pass:
-    """One forward pass: `nodes`, parents before children, behind the kept `station` (None: behind nothing).
+    """One forward pass: `nodes`, parents before children, behind the kept `cached` (None: behind nothing).
 
-    keep: the nodes are a chain and become a station of their own, for passes that follow.
+    keep: the nodes are a chain and become a cached prefix of their own, for passes that follow.
     """
 
-    station: "Pass | None"
+    cached: "Pass | None"
     nodes: list[Node]
     keep: bool = False
 
@@ -73,12 +73,12 @@ class Pass:
         """Tokens that this pass computes."""
         return sum(len(node.tokens) for node in self.nodes)
 
-    def stations(self) -> list["Pass"]:
-        """The stations behind which this pass runs, from the root down."""
-        chain, station = [], self.station
-        while station is not None:
-            chain.append(station)
-            station = station.station
+    def cached_prefixes(self) -> list["Pass"]:
+        """The cached prefixes behind which this pass runs, from the root down."""
+        chain, cached = [], self.cached
+        while cached is not None:
+            chain.append(cached)
+            cached = cached.cached
         return chain[::-1]
 
 
@@ -118,26 +118,26 @@ def plan(root: Node, ends: set[Node], budget: int) -> list[Pass]:
 
     A beginning is kept where repeating it in the passes below would cost more than a pass of its own.
     """
-    passes, waiting = [], [(root, None, root)]  # (where to go on, the station above it, that station's last node)
+    passes, waiting = [], [(root, None, root)]  # (where to go on, the cached prefix above it, that prefix's last node)
     while waiting:
-        top, station, anchor = waiting.pop()
+        top, cached, anchor = waiting.pop()
         pack, inside, count = [], set(), 0
         for node, keep in _leaves(top, anchor, ends, budget):
             chain = node.above(anchor)
             if keep:
-                kept = Pass(station, chain, keep=True)
+                kept = Pass(cached, chain, keep=True)
                 waiting.append((node, kept, node))
                 continue
             new = [part for part in chain if part not in inside]
             if pack and count + sum(len(part.tokens) for part in new) > budget:
-                passes.append(Pass(station, pack))
+                passes.append(Pass(cached, pack))
                 pack, inside, count, new = [], set(), 0, chain
             pack, count = pack + new, count + sum(len(part.tokens) for part in new)
             inside.update(new)
         if pack:
-            passes.append(Pass(station, pack))
+            passes.append(Pass(cached, pack))
         if waiting and waiting[-1][1] is not None:
-            passes.append(waiting[-1][1])  # the station runs before what is below it
+            passes.append(waiting[-1][1])  # the cached prefix runs before what is below it
     for made in passes:
         for node in made.nodes:
             node.owner = node.owner or made
@@ -169,17 +169,18 @@ def shared(first: tuple, last: tuple, start: int = 0) -> int:
 
 
 class Runner:
-    """Runs passes of a plan in their order, keeping the keys and values of the stations that they stand behind."""
+    """Runs the passes of a plan in order, keeping the keys and values of the cached prefixes that they follow."""
 
     def __init__(self, model: nn.Module):
         self.model, self.cache, self.held = model, None, []
 
     def __call__(self, wanted: Pass) -> Iterator[tuple[Pass, Tensor]]:
-        """(pass, hidden states [N, hidden] after the final norm) of each station still to be run, then of `wanted`.
+        """(pass, hidden states [N, hidden] after the final norm) of each cached prefix not yet run, then of `wanted`.
 
-        While the caller holds the last pair, `self.cache` has the keys and values of its tokens behind the stations.
+        While the caller holds the last pair, `self.cache` has the keys and values of its tokens behind the cached
+        prefixes.
         """
-        chain = [*wanted.stations(), wanted]
+        chain = [*wanted.cached_prefixes(), wanted]
         same = 0
         while same < min(len(chain), len(self.held)) and chain[same] is self.held[same]:
             same += 1

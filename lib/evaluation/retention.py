@@ -1,9 +1,9 @@
-"""What a compressed model keeps of the original's score above the floor that needs no model."""
+"""Retention: the share of the original's score above a model-free floor that a compressed model keeps."""
 
 import numpy as np
 
 from lib.evaluation.scores import Evaluation
-from lib.metrics import compare, intervals
+from lib.metrics import intervals, paired_tests
 from lib.tasks.task import Task
 
 
@@ -19,12 +19,12 @@ def above(reference: Evaluation, metric: str) -> tuple[float | None, str]:
 
 
 def of(
-    reference: tuple[str, Evaluation], arm: Evaluation, metric: str, scores: tuple | None, task: Task | None
+    reference: tuple[str, Evaluation], system: Evaluation, metric: str, scores: tuple | None, task: Task | None
 ) -> tuple[intervals.Interval | None, str]:
-    """(retention of `arm`, above what it is), or (None, why there is none).
+    """(retention of `system`, above what it is), or (None, why there is none).
 
-    reference: its name and evaluation. scores: the per-sample scores (reference, arm) [n]; None for a number that only
-    all samples of `task` together have, whose retention is bootstrapped over groups.
+    reference: its name and evaluation. scores: the per-sample scores (reference, system) [n]; None for a number that
+    only all samples of `task` together have, whose retention is bootstrapped over groups.
     """
     name, first = reference
     floor, basis = above(first, metric)
@@ -32,9 +32,9 @@ def of(
         return None, basis
     groups = [row.group for row in first.rows]
     if scores is None:
-        found = _whole(first, arm, task, metric, floor)
+        found = _whole(first, system, task, metric, floor)
     else:
-        found = compare.retention(scores[1], scores[0], floor, groups)
+        found = paired_tests.retention(scores[1], scores[0], floor, groups)
     return (
         (None, f"none: the reference {name!r} is not told from {basis}") if found is None else (found, f"above {basis}")
     )
@@ -45,10 +45,10 @@ def _whole(first: Evaluation, second: Evaluation, task: Task, metric: str, floor
     first at the floor or below: the ratio's interval would have no end."""
     samples = {sample.id: sample for sample in task.samples}
     function, denominators = task.aggregate[metric], []
-    pairs = [[(samples[row.id], row.answers) for row in arm.rows] for arm in (first, second)]
+    pairs = [[(samples[row.id], row.answers) for row in system.rows] for system in (first, second)]
 
     def ratio(places) -> float:
-        before, after = (float(function([arm[place] for place in places])) - floor for arm in pairs)
+        before, after = (float(function([system[place] for place in places])) - floor for system in pairs)
         denominators.append(before)
         return after / before
 

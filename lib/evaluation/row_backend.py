@@ -1,7 +1,7 @@
-"""A model of transformers behind the one loop of generation: many requests in each of its passes.
+"""Backend of the generation loop for transformers models: many requests in each forward pass.
 
-Prompts are read as `prefixes` plans it: a common beginning once, several endings in one pass. Each then becomes a row
-of a batch in which every step adds tokens to every row, as many as its request drafts and one more.
+Prompts are read as `prefixes` plans it: a common prefix once, several endings in one pass. Each then becomes a row of
+a batch, to which every step adds as many tokens as its request drafts, and one more.
 """
 
 from collections import deque
@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from lib.decoding.requests import Request
 from lib.evaluation import prefixes
-from lib.evaluation.kv_batch import Rows
+from lib.evaluation.kv_batch import KVBatch
 from lib.models import blocks, logits
 
 ROWS = {"cpu": 16, "cuda": 64}  # rows of a step: the weights are read once for all of them
@@ -36,7 +36,7 @@ class RowBackend:
 
     def __init__(self, model: nn.Module, *, budget: int, most: int):
         self.model, self.budget, self.most, self.allowed = model, budget, most, most
-        self.projection, self.rows = logits.Projection.of(model), Rows(model, most)
+        self.projection, self.rows = logits.Projection.of(model), KVBatch(model, most)
         self.order: list[Request] = []  # of each row
         self._arriving: Iterator[_Arrival] = iter(())
 

@@ -1,9 +1,9 @@
-"""Evaluate a model on a task: ask what is not yet answered, keep each answer, score them all.
+"""Evaluates a model on a task: asks samples without a stored answer, stores each answer, scores them all.
 
     found = run.evaluate(model, tasks.load("mmlu"))
     run.record("acc", found["acc"], task="mmlu")
 
-Interrupted anywhere, the same call goes on at the first sample without an answer and ends in the same numbers.
+After an interruption, the same call continues at the first sample without an answer and ends with the same numbers.
 """
 
 from dataclasses import replace
@@ -65,13 +65,13 @@ def evaluate(
 
 
 def engine_of(model, *, dtype=None):
-    """The engine for a model: `packed.Packed` where it is packed, else `Local`; an engine is given back.
+    """The engine for a model: `packed_engine.Packed` where it is packed, else `Local`; an engine is given back.
 
     Raises ValueError for a packed model in another type than its own.
     """
     if hasattr(model, "loglikelihoods"):
         return model
-    from lib.evaluation.packed import Packed, is_packed
+    from lib.evaluation.packed_engine import Packed, is_packed
 
     if not is_packed(model):
         return Local(model, dtype=dtype)

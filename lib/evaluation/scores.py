@@ -1,4 +1,4 @@
-"""From answers to scores: each with its error, its baseline, and the rows behind it."""
+"""Computes scores from answers, each with its standard error, its baseline and the rows behind it."""
 
 import math
 from dataclasses import dataclass, field
@@ -29,7 +29,7 @@ class Evaluation(dict):
     truncated: samples of which a prompt lost its left end; empty: generations without text.
     seconds: spent on `asked` samples, the others having come from the cache. engine: its identity.
     requests: hash of all that was asked, prompts and caps, and settings: how the engine chose its tokens (sampling,
-    seed, a server's chat template), so that arms can be held to the same.
+    seed, a server's chat template), so that systems can be held to the same.
     """
 
     task: str

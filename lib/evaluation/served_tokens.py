@@ -1,4 +1,4 @@
-"""Tokens as servers show and read them: the last ones of a prompt, and a first one that is not to be there twice."""
+"""Tokens of a server: the last ones of a prompt, and a first one that must not appear twice."""
 
 from bisect import bisect_left
 from collections.abc import Callable

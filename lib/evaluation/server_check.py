@@ -1,4 +1,4 @@
-"""The same requests, answered here and by a server that serves the same model: do its answers come back unchanged?
+"""Answers the same requests here and by a server of the same model, and compares the answers.
 
     python -m lib.evaluation.server_check MODEL http://localhost:8000/v1 NAME [task ...]
 

@@ -1,10 +1,9 @@
-"""One evaluation, several processes or machines: each answers a part of the samples, and all see the same scores.
+"""Splits one evaluation over several processes or machines; all of them end with the same scores.
 
-A part is a stretch of the samples sorted by their text, so that what begins alike stays together. The passes of
-likelihoods are planned from all requests, so on machines alike their bits do not depend on the number of parts. Texts
-are generated in batches of the part's own rows, and where two tokens are all but equally likely, the rounding of
-another batch may choose the other: in float32 and in bfloat16 the tests see no text that differs, but none promises
-it. Three ways:
+A part is a range of the samples sorted by their text, so that samples with a common prefix stay together. Likelihood
+passes are planned from all requests, so on equal machines their bits do not depend on the number of parts. Texts are
+generated in batches of the part's own rows; where two tokens are nearly equally likely, another batch may round to the
+other one. The tests see no text that differs in float32 or bfloat16, but this is not guaranteed. Three ways:
 
 - `accelerate launch` or `torchrun` set RANK and WORLD_SIZE: the parts are exchanged at the end, over the network;
 - THIMBLE_PART=2/4, the third of four, in the environment of notebooks or sweeps: the parts meet in the folder that

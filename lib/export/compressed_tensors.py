@@ -13,8 +13,8 @@ codebooks (it knows no such type), and experts left as they are (it asks for pac
 vLLM describes the same convention for linear layers and, by the class "Embedding", for embeddings that aren't tied;
 that was not tried here.
 
-A tied matrix is stored once, under the embedding's name, and config.json says whether there is one. Bytes count: see
-`groups` for how little config.json says, and `size.predict` for what a folder will weigh.
+A tied matrix is stored once, under the embedding's name, and config.json says whether the model is tied. `groups` keeps
+config.json short; `size.predict` gives the size of a folder before it is written.
 """
 
 from pathlib import Path
@@ -23,8 +23,8 @@ import torch
 from torch import nn
 
 from lib import folders
-from lib.export import groups, names
-from lib.export.contents import layers
+from lib.export import groups, tensor_names
+from lib.export.stored_tensors import layers
 from lib.models import blocks
 from lib.quantized import replace
 
@@ -72,7 +72,7 @@ def _load(folder, adapter):
     for path in checkpoints.weights(folder):
         tensors |= load_file(path)
     model = _skeleton(folder)
-    tensors = names.of_model(tensors, model)
+    tensors = tensor_names.of_model(tensors, model)
     _fill(model, groups.unpack(tensors, config, model), tensors)
     model.tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False, local_files_only=True)
     return mark(model).eval(), model.tokenizer

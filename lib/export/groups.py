@@ -1,8 +1,8 @@
-"""The grids of a checkpoint's matrices as config.json states them: one config group per grid, with its targets.
+"""Config groups of compressed-tensors: the grids in config.json, one group per grid with its target modules.
 
 A target is the name of a module, "re:" and a regular expression that names begin with, or a class of modules. Exact
-names come before expressions and those before classes, so the most frequent grid takes the class and the others are
-exceptions to it. Layers of many blocks share one expression: a list of names would weigh as much as small matrices do.
+names come before expressions and those before classes, so the most frequent grid is given to the class and the others
+are exceptions. Layers of many blocks share one expression: a list of names would be as large as small matrices.
 """
 
 import re

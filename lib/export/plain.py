@@ -53,8 +53,8 @@ def write(model: nn.Module, tokenizer, folder: Path | str, **origin) -> Path:
 
 def size(model: nn.Module) -> int:
     """Bytes of the tensors that a checkpoint of `model` holds: tied ones once, quantized layers packed."""
-    from lib.export import contents
+    from lib.export import stored_tensors
 
-    state = contents.packed_state(model, pack=packing.outline)
+    state = stored_tensors.packed_state(model, pack=packing.outline)
     sizes = {tensor.data_ptr() or key: tensor.nbytes for key, tensor in state.items()}  # no address: on the meta device
     return sum(sizes.values())

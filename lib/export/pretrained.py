@@ -3,7 +3,7 @@
 from transformers.quantizers.base import HfQuantizer
 from transformers.utils.quantization_config import QuantizationConfigMixin
 
-from lib.export import contents
+from lib.export import stored_tensors
 from lib.models import blocks
 
 
@@ -20,10 +20,10 @@ class Packed(HfQuantizer):
     def get_state_dict_and_metadata(self, model):
         """The tensors to write, and no metadata; writes the layers' grids into `model.config` on the way."""
         blocks.state_tying_(model)
-        config = contents.quantization_config(model)
+        config = stored_tensors.quantization_config(model)
         if config:
             model.config.quantization_config = config
-            return contents.packed_state(model), {}
+            return stored_tensors.packed_state(model), {}
         if hasattr(model.config, "quantization_config"):
             del model.config.quantization_config
         return None, {}

@@ -1,4 +1,4 @@
-"""Which grid a checkpoint's config.json gives to a matrix; read without torch, for a process that only generates.
+"""Reads from config.json which grid a matrix has, without torch, for a process that only generates.
 
 A target is the name of a module, "re:" and a regular expression that names begin with, or a class of modules, "Linear"
 or "Embedding"; of several that match, a name comes before an expression and an expression before a class.

@@ -1,7 +1,7 @@
 """The size of an artifact to the byte, before it is written and before anything is packed or even quantized.
 
-A budget in bytes is met by asking, not by saving and looking: the tensors are known by type and shape, a safetensors
-header follows from those, and the configuration is a few kilobytes of JSON.
+Type and shape of every tensor are known, the safetensors header follows from those, and the configuration is a few
+kilobytes of JSON, so that a budget in bytes can be met without saving anything.
 """
 
 import copy
@@ -12,7 +12,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from lib.export import contents, packing, plain
+from lib.export import packing, plain, stored_tensors
 from lib.models import blocks
 from lib.quantized.grid import Quantized
 
@@ -45,7 +45,7 @@ def predict(model: nn.Module, planned: dict[str, Quantized] | None = None) -> in
     table = blocks.path_of(model, blocks.embeddings(model))
     if table in planned and blocks.tied(model):
         planned[blocks.path_of(model, blocks.head(model))] = planned[table]
-    state = contents.packed_state(model, planned, pack=packing.outline)
+    state = stored_tensors.packed_state(model, planned, pack=packing.outline)
     kept = remove_tied_weights_from_state_dict({key: part for key, part in state.items() if not part.is_meta}, model)
     state = {key: tensor for key, tensor in state.items() if tensor.is_meta or key in kept}
     if getattr(model, "_weight_conversions", None) != []:  # nothing to revert would still take a while
@@ -83,7 +83,7 @@ def _configuration(model: nn.Module, planned: dict[str, Quantized]) -> int:
     ends = [planned.get(blocks.path_of(model, part)) for part in (table, head)]
     config.tie_word_embeddings = blocks.alike(model) and ends[0] is ends[1]
     config.dtype, config.architectures = str(model.dtype).removeprefix("torch."), [type(model).__name__]
-    config.quantization_config = contents.quantization_config(model, planned)
+    config.quantization_config = stored_tensors.quantization_config(model, planned)
     if config.quantization_config is None:
         del config.quantization_config
     with tempfile.TemporaryDirectory() as folder:

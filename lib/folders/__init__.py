@@ -1,8 +1,8 @@
-"""Folders that are complete or absent, replace nothing but what the project wrote, and may have several writers.
+"""Atomic writing of folders: complete or absent, several writers, and only folders of the project are replaced.
 
-A folder is written under a temporary name beside its place, and exchanged with what is there in one step of the
-system's; where the system has none, two renames do it, and `recover` mends what a kill leaves between them. Writers
-of one place take turns: the last one's folder stays, whole. Readers that use `unchanged` see one version.
+A folder is written under a temporary name beside its target and exchanged with it in one system call. Where the system
+has no such call, two renames do it, and `recover` repairs what a kill between them leaves. Writers of one target take
+turns: the last one's folder stays, complete. Readers that use `unchanged` see one version.
 """
 
 import contextlib

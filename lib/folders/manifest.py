@@ -1,4 +1,4 @@
-"""manifest.json: what a folder that the project wrote holds, with the SHA-256 of every file, and whether it still does.
+"""manifest.json: the SHA-256 of every file in a folder that the project wrote, and whether they still match.
 
 Only such folders are ever replaced: what is not listed, or has changed since, is somebody else's work.
 """

@@ -1,4 +1,4 @@
-"""Two paths exchanged in one step of the system's, where it has one (renameat2 of Linux)."""
+"""Exchanges two paths atomically where the system can (renameat2 of Linux)."""
 
 import ctypes
 import errno

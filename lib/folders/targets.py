@@ -1,4 +1,4 @@
-"""Where a folder may be written: looked at before the work, and refused with a reason."""
+"""Checks, before the work, where a folder may be written, and refuses other places with a reason."""
 
 import contextlib
 import os

@@ -1,4 +1,4 @@
-"""Writers of one place take turns, and readers see one version of it, by locks of the system's on folders."""
+"""Locks on folders: writers of one place take turns, and readers see one version of it."""
 
 import contextlib
 import fcntl

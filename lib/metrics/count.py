@@ -1,4 +1,4 @@
-"""What can be counted exactly: weights, bytes on disk, bytes and operations per token."""
+"""Exact counts: weights, bytes on disk, bytes and operations per token."""
 
 import json
 import struct

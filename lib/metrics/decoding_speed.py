@@ -1,7 +1,7 @@
-"""What drafting brings: tokens a step, accepted tokens, time per token, with one sampler and one cap for all arms.
+"""Speed of lossless decoding: tokens per step, acceptance, time per token; same sampler and limit for all systems.
 
-The arms answer every prompt in turns (A B A B), so that a machine that slows down slows all of them; speed-ups are
-compared within prompts.
+The systems answer every prompt in turns (A B A B), so that a slower phase of the machine affects all of them; speed-ups
+are computed within prompts.
 """
 
 import math
@@ -12,8 +12,8 @@ from dataclasses import dataclass
 import numpy as np
 from torch import Tensor
 
+from lib.decoding.draft_controller import DraftController
 from lib.decoding.generate import Generation, generate
-from lib.decoding.guard import Guard
 from lib.decoding.sampling import Sampling
 from lib.decoding.sessions import Session
 from lib.decoding.verify import Drafter
@@ -21,16 +21,16 @@ from lib.metrics.score import Score, bootstrap
 
 
 @dataclass
-class Arm:
+class System:
     """One way to decode: a model, and what drafts for it (nothing: plain decoding)."""
 
     session: Session
     drafter: Drafter | None = None
-    guard: Guard | None = None
+    controller: DraftController | None = None
 
 
 def measure(
-    arms: dict[str, Arm],
+    systems: dict[str, System],
     prompts: list[Tensor],
     *,
     new_tokens: int = 64,
@@ -38,25 +38,25 @@ def measure(
     sampling: dict | None = None,
     seed: int = 0,
 ) -> dict[str, list[Generation]]:
-    """The answers of every arm to every prompt (LongTensors [length]), greedy unless `sampling` says how to draw.
+    """The answers of every system to every prompt (LongTensors [length]), greedy unless `sampling` says how to draw.
 
-    sampling: arguments of `Sampling`, the same for all arms; prompt i has seed `seed` + i in each of them. Every arm
-    answers the first prompt once before, which does not count. Raises ValueError for no arms and no prompts.
+    sampling: arguments of `Sampling`, the same for all systems; prompt i has seed `seed` + i in each of them. Every
+    system answers the first prompt once before, which does not count. Raises ValueError for no systems and no prompts.
     """
-    if not arms or not prompts:
-        raise ValueError(f"{len(arms)} arms and {len(prompts)} prompts; one of each or more is needed.")
-    found = {name: [] for name in arms}
+    if not systems or not prompts:
+        raise ValueError(f"{len(systems)} systems and {len(prompts)} prompts; one of each or more is needed.")
+    found = {name: [] for name in systems}
     for place in (-1, *range(len(prompts))):
-        for name, arm in arms.items():
+        for name, system in systems.items():
             drawn = Sampling(**(sampling or {}), seed=seed + max(place, 0))
-            if getattr(arm.drafter, "sampling", None) is not None:
-                arm.drafter.sampling = drawn  # a drafting model draws as the model does
+            if getattr(system.drafter, "sampling", None) is not None:
+                system.drafter.sampling = drawn  # a drafting model draws as the model does
             answer = generate(
-                arm.session,
+                system.session,
                 prompts[max(place, 0)],
                 new_tokens=min(new_tokens, 8) if place < 0 else new_tokens,
-                drafter=arm.drafter,
-                guard=arm.guard,
+                drafter=system.drafter,
+                controller=system.controller,
                 sampling=drawn,
                 eos=eos,
             )
@@ -80,7 +80,7 @@ def seconds_per_token(answers: list[Generation]) -> Score:
 def speed_up(answers: list[Generation], reference: list[Generation]) -> Score:
     """Seconds per token of `reference` over those of `answers` to the same prompts; above 1 is faster.
 
-    The standard error is the bootstrap's over prompts, both arms of a prompt drawn together.
+    The standard error is the bootstrap's over prompts, both systems of a prompt drawn together.
     """
     if len(answers) != len(reference):
         raise ValueError(f"{len(answers)} answers against {len(reference)}; compare answers to the same prompts.")

@@ -1,7 +1,8 @@
 """Divergence: how far a compressed model's predictions are from the original's, on the same tokens.
 
-Perplexity can stay level while a model changes its mind in both directions; the mean Kullback-Leibler divergence
-KL(original || compressed) per token and the share of tokens on which both put the same token first see that damage.
+Perplexity can stay the same while predictions get better in some places and worse in others. The mean Kullback-Leibler
+divergence KL(original || compressed) per token, and the share of tokens on which both models rank the same token first
+(top-1 agreement), detect that damage.
 """
 
 from dataclasses import dataclass

@@ -1,8 +1,8 @@
-"""What keeps a number from being read as more than it is: guards that stop a comparison, and marks beside a score.
+"""Guards against misleading numbers: checks that stop an unfair comparison, and marks beside a score.
 
-A guard model that was reported a success at 92.2 % accuracy was worse than always answering "safe" (92.7 %); here it
-would carry a mark. Arms that differ in more than the model are no comparison and stop; a test sample that stands in
-the training text is named.
+A guard model with a reported accuracy of 92.2 % was worse than always answering "safe" (92.7 %); here its score would
+carry a mark. Comparing systems that differ in more than the model is an error, and a test sample that occurs in the
+training text is reported by name.
 """
 
 import re
@@ -50,24 +50,24 @@ def marks(evaluation, metric: str | None = None) -> list[str]:
     return [mark for mark in found if mark]
 
 
-def same_conditions(arms: dict) -> None:
-    """Stop a comparison of evaluations `arms` (name -> evaluation) that differ in anything but the model.
+def same_conditions(systems: dict) -> None:
+    """Stop a comparison of evaluations `systems` (name -> evaluation) that differ in anything but the model.
 
     Compared: the task, its data, the engine's settings (sampling, seed, a server's chat template), the samples in
     their order, and the requests with their caps.
-    Raises ValueError that names the two arms, what differs and both values.
+    Raises ValueError that names the two systems, what differs and both values.
     """
-    names = list(arms)
+    names = list(systems)
     if len(names) < 2:
-        raise ValueError(f"{len(names)} arms; two or more are compared; give the original and what was made of it.")
-    conditions = {name: _conditions(evaluation) for name, evaluation in arms.items()}
+        raise ValueError(f"{len(names)} systems; two or more are compared; give the original and what was made of it.")
+    conditions = {name: _conditions(evaluation) for name, evaluation in systems.items()}
     for name in names[1:]:
         for what, value in conditions[names[0]].items():
             other = conditions[name][what]
             if value != other:
                 raise ValueError(
-                    f"{what} of {names[0]!r} is {_short(value)}, that of {name!r} is {_short(other)}; arms that differ "
-                    "in the model alone are comparable; evaluate both with the same task, settings and samples."
+                    f"{what} of {names[0]!r} is {_short(value)}, that of {name!r} is {_short(other)}; systems that "
+                    "differ in the model alone are comparable; evaluate both with the same task, settings and samples."
                 )
 
 

@@ -3,8 +3,9 @@
 Strict: the response as it is. Loose: one of eight variants follows (without the first line, the last, both, and each
 of these without asterisks), for answers that are right inside a polite frame or Markdown.
 
-Two of its 541 prompts ask how often a character stands that is no letter ("#" in key 1122, "!" in 1129). The published
-program, and lm-evaluation-harness's, draw a letter at random in its place; here the character itself is counted.
+Two of its 541 prompts ask for the frequency of a character that is no letter ("#" in key 1122, "!" in 1129). The
+published program, and lm-evaluation-harness's, draw a letter at random in its place; here the character itself is
+counted.
 """
 
 import difflib
@@ -12,14 +13,14 @@ from dataclasses import dataclass
 
 
 @dataclass(frozen=True)
-class Followed:
+class InstructionResults:
     """Verdicts on one response, one per instruction: on the response as it is, and on the best of its variants."""
 
     strict: tuple[bool, ...]
     loose: tuple[bool, ...]
 
 
-def follow(response: str, instructions: list[str], arguments: list[dict]) -> Followed:
+def follow(response: str, instructions: list[str], arguments: list[dict]) -> InstructionResults:
     """Check one response against the instructions of its prompt.
 
     instructions: identifiers such as "punctuation:no_comma". arguments: for each a dict of what it asks for; None
@@ -27,7 +28,7 @@ def follow(response: str, instructions: list[str], arguments: list[dict]) -> Fol
     Raises ValueError for an unknown instruction, and for lists of different lengths.
     """
     checks = _checks(instructions, arguments)
-    return Followed(
+    return InstructionResults(
         strict=tuple(_follows(check, response, given) for check, given in checks),
         loose=tuple(any(_follows(check, text, given) for text in variants(response)) for check, given in checks),
     )

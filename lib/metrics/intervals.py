@@ -1,8 +1,8 @@
 """Uncertainty of a mean over samples: standard errors, clustered where samples share a group, and 95 % intervals.
 
-Samples that share a passage or a subject are alike, so n of them tell less than n independent ones. Every function
-takes `groups`, one label a sample. Without them, or where all labels differ or all are the same (one subject is then
-the whole population asked about), samples count as independent.
+Samples that share a passage or a subject are correlated, so n of them carry less information than n independent ones.
+Every function takes `groups`, one label a sample. Without them, or where all labels differ or all are the same (one
+subject is then the whole population asked about), samples count as independent.
 """
 
 import math

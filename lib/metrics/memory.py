@@ -1,11 +1,11 @@
 """Memory: the highest use while a block of code runs, and by how much that exceeds what was in use before.
 
 On Linux the kernel itself keeps the high-water mark of resident memory (VmHWM) and resets it on request
-(`clear_refs`), so no peak is missed. Elsewhere, or where a sandbox forbids it, a thread looks every 5 ms and may miss
-a short peak. On CUDA the allocator's own counter is read. `Peak.how` says which it was.
+(`clear_refs`), so no peak is missed. Elsewhere, or where a sandbox forbids it, a thread samples every 5 ms and may miss
+a short peak. On CUDA the allocator's own counter is read. `Peak.how` says which was used.
 
-Left alone, glibc keeps freed blocks of up to 32 MiB and tears holes into its heap, which makes the peak of one and the
-same computation differ by hundreds of megabytes. While a peak is measured it hands back blocks of 4 MiB or more.
+By default glibc keeps freed blocks of up to 32 MiB and fragments its heap, so that the peak of the same computation
+varies by hundreds of megabytes. While a peak is measured, it returns blocks of 4 MiB or more to the system.
 """
 
 import contextlib

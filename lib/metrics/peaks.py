@@ -1,7 +1,7 @@
-"""What the machine at hand can do at best: bytes read per second and operations per second, measured, never guessed.
+"""Peak memory bandwidth and arithmetic rate of this machine: measured, never guessed.
 
-Measured in a few seconds once per machine, number of threads and device, and kept in the cache folder. What a busy
-machine showed is kept for the moment only: the next call measures again and keeps the better of the two.
+Measured in a few seconds once per machine, number of threads and device, and stored in the cache folder. A result
+measured on a busy machine is provisional: the next call measures again and keeps the better of the two.
 """
 
 import json

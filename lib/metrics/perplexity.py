@@ -1,4 +1,4 @@
-"""Perplexity: between how many equally likely tokens a model hesitates, on average, at each step of a text.
+"""Perplexity: the exponential of a model's mean negative log-likelihood per predicted token.
 
 The text is concatenated, tokenized without special tokens and cut into windows that do not overlap, each begun with
 what the model's tokenizer puts before a text (see `sources.texts`). A window of `length` tokens predicts `length - 1`

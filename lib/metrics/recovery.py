@@ -1,8 +1,8 @@
-"""How much of what pruning lost has healing brought back: the recovered fraction of a gap, with its interval.
+"""Recovery: the fraction of the quality lost by pruning that healing restores, with its interval.
 
-1 is the original's quality, 0 the pruned model's, below 0 is worse than before healing. Of the perplexity it may
-exceed 1: a model that has read text of the same kind can predict it better than the original does. That of the
-divergence can't, since nothing is nearer to the original than the original.
+1 is the original's quality, 0 the pruned model's; below 0 is worse than before healing. For perplexity it may exceed 1:
+a model trained on text of the same kind can predict it better than the original. For the divergence from the original
+it cannot.
 """
 
 import numpy as np

@@ -1,10 +1,10 @@
 """Speed: the only stopwatch of the project.
 
-`measure` times prefill and decoding of several models ("arms") in one process. Each round times every arm once, in
-the same order (A B A B), so that a machine that slows down slows all of them; `ratio` then compares within rounds.
-Every arm is warmed up until two runs in a row agree. Before each run the cache of keys and values is new, garbage is
-collected and the device's free memory returned; while the clock runs, garbage collection is off and the clock is
-read only when the device has finished.
+`measure` times prefill and decoding of several models ("systems") in one process. Each round times every system once,
+in the same order (A B A B), so that a slower phase of the machine affects all of them; `ratio` compares within rounds.
+Every system is warmed up until two runs in a row agree. Before each run the cache of keys and values is new, garbage is
+collected and the device's free memory returned; while the clock runs, garbage collection is off and the clock is read
+only when the device has finished.
 """
 
 import contextlib
@@ -24,22 +24,25 @@ _METRICS = {"ttft": ("s", False), "tpot": ("s", False), "prefill": ("tokens/s", 
 
 
 class Measured(dict):
-    """{arm: {metric: Score}}, with every round's value in `samples[arm][metric]` and the `warmups` each arm took."""
+    """{system: {metric: Score}}; `samples[system][metric]` has every round's value, `warmups` the runs before them."""
 
     def __init__(self, samples: dict[str, dict[str, list[float]]], warmups: dict[str, int]):
         self.samples, self.warmups = samples, warmups
         super().__init__(
-            {arm: {name: _median(values[name], *_METRICS[name]) for name in values} for arm, values in samples.items()}
+            {
+                system: {name: _median(values[name], *_METRICS[name]) for name in values}
+                for system, values in samples.items()
+            }
         )
 
-    def spread(self, arm: str, metric: str) -> tuple[float, float]:
+    def spread(self, system: str, metric: str) -> tuple[float, float]:
         """The 10th and 90th percentile over rounds."""
-        low, high = np.percentile(self.samples[arm][metric], [10, 90])
+        low, high = np.percentile(self.samples[system][metric], [10, 90])
         return float(low), float(high)
 
 
 def measure(
-    arms: dict,
+    systems: dict,
     *,
     prompt: int = 128,
     new_tokens: int = 32,
@@ -47,25 +50,25 @@ def measure(
     rounds: int = 3,
     seed: int = 0,
 ) -> Measured:
-    """Time to the first token and per further token, for every arm; medians over `rounds`.
+    """Time to the first token and per further token, for every system; medians over `rounds`.
 
-    arms: name -> a model of transformers, or a session of the packed runtime (batch 1).
+    systems: name -> a model of transformers, or a session of the packed runtime (batch 1).
     Metrics: `ttft` (s, the prompt's forward pass and the choice of the first token), `tpot` (s per further token,
     mean over the `new_tokens - 1` of a run), `prefill` (prompt tokens/s) and `decode` (new tokens/s), the last two
-    summed over the `batch`. All arms get the same random prompts [batch, prompt]; tokens are chosen greedily, one
+    summed over the `batch`. All systems get the same random prompts [batch, prompt]; tokens are chosen greedily, one
     forward pass each, with a growing cache. `Score.stderr` is the bootstrap's standard error of the median, which
     few rounds only hint at; `spread` gives the 10th and 90th percentile.
-    Raises ValueError for no arms, or counts that are too small.
+    Raises ValueError for no systems, or counts that are too small.
     """
-    _check(arms, prompt=prompt, new_tokens=new_tokens, batch=batch, rounds=rounds)
-    tokens = _prompts(arms, (batch, prompt), seed)
-    warmups = {arm: _warm_up(model, tokens, min(new_tokens, 4)) for arm, model in arms.items()}
-    samples = {arm: {name: [] for name in _METRICS} for arm in arms}
+    _check(systems, prompt=prompt, new_tokens=new_tokens, batch=batch, rounds=rounds)
+    tokens = _prompts(systems, (batch, prompt), seed)
+    warmups = {system: _warm_up(model, tokens, min(new_tokens, 4)) for system, model in systems.items()}
+    samples = {system: {name: [] for name in _METRICS} for system in systems}
     for _ in range(rounds):
-        for arm, model in arms.items():
+        for system, model in systems.items():
             first, further = run(model, tokens, new_tokens)
             for name, value in zip(_METRICS, (first, further, batch * prompt / first, batch / further)):
-                samples[arm][name].append(value)
+                samples[system][name].append(value)
     return Measured(samples, warmups)
 
 
@@ -85,18 +88,18 @@ def run(model, tokens: torch.Tensor, new_tokens: int) -> tuple[float, float]:
     return first - start, (end - first) / (new_tokens - 1)
 
 
-def ratio(measured: Measured, arm: str, reference: str, metric: str = "decode") -> Score:
-    """`arm` over `reference` within each round: the median of the rounds' ratios; 1 means no difference.
+def ratio(measured: Measured, system: str, reference: str, metric: str = "decode") -> Score:
+    """`system` over `reference` within each round: the median of the rounds' ratios; 1 means no difference.
 
     The direction is the metric's own: above 1 is better for tokens/s, below 1 for seconds.
-    Raises KeyError for an arm or a metric that was not measured.
+    Raises KeyError for a system or a metric that was not measured.
     """
     from lib.files import choices
 
-    for given, allowed in ((arm, measured), (reference, measured), (metric, _METRICS)):
+    for given, allowed in ((system, measured), (reference, measured), (metric, _METRICS)):
         if given not in allowed:
             raise KeyError(f"{given!r} was not measured; {choices(given, allowed)}")
-    pairs = zip(measured.samples[arm][metric], measured.samples[reference][metric])
+    pairs = zip(measured.samples[system][metric], measured.samples[reference][metric])
     return _median([ours / theirs for ours, theirs in pairs], "ratio", _METRICS[metric][1], baseline=1.0)
 
 
@@ -174,10 +177,11 @@ def _undisturbed() -> Iterator[None]:
             gc.enable()
 
 
-def _prompts(arms: dict, shape: tuple[int, int], seed: int) -> torch.Tensor:
-    """Random token ids that every arm's vocabulary has."""
+def _prompts(systems: dict, shape: tuple[int, int], seed: int) -> torch.Tensor:
+    """Random token ids that every system's vocabulary has."""
     vocabulary = min(
-        arm.weights.vocabulary if _is_session(arm) else blocks.embeddings(arm).num_embeddings for arm in arms.values()
+        system.weights.vocabulary if _is_session(system) else blocks.embeddings(system).num_embeddings
+        for system in systems.values()
     )
     return torch.randint(vocabulary, shape, generator=torch.Generator().manual_seed(seed))
 
@@ -192,12 +196,12 @@ def _scaled(score: Score, value: float) -> Score:
     return Score(value, stderr, score.n, "share of peak", True, None)
 
 
-def _check(arms: dict, **counts: int) -> None:
-    if not arms:
-        raise ValueError("no arms to measure; give at least one model, such as {'original': model}.")
+def _check(systems: dict, **counts: int) -> None:
+    if not systems:
+        raise ValueError("no systems to measure; give at least one model, such as {'original': model}.")
     least = {"prompt": 1, "new_tokens": 2, "batch": 1, "rounds": 1}
     for name, value in counts.items():
         if value < least[name]:
             raise ValueError(f"{name}={value}; choose a whole number from {least[name]}.")
-    if counts["batch"] > 1 and any(map(_is_session, arms.values())):
+    if counts["batch"] > 1 and any(map(_is_session, systems.values())):
         raise ValueError(f"batch={counts['batch']} with a session, which holds one sequence; set batch=1.")

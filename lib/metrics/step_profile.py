@@ -1,4 +1,4 @@
-"""Where a decoding step's time goes: in the packed engine by its own clock, in transformers by torch's profiler."""
+"""Profile of a decoding step: the packed engine by its own clock, transformers by torch's profiler."""
 
 from torch import Tensor, nn
 

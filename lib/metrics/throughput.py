@@ -3,8 +3,8 @@
 The protocol runs the model on one input of 2000 tokens again and again, logits of all positions and the cache
 included, and reports inferences per second and the highest memory. Its published script reads the clock before the
 device has finished and never resets the peak, so that loading the model counts; here the device is waited for, the
-peak is reset before each arm, arms take turns, and the median stands for the mean. What generating costs is told
-apart by `metrics.speed`: time to the first token, and for each further one.
+peak is reset before each system, systems take turns, and the median replaces the mean. `metrics.speed` measures
+generation: time to the first token, and per further token.
 """
 
 import torch
@@ -19,28 +19,28 @@ LENGTH = 2000  # tokens of an input
 
 
 def measure(
-    arms: dict[str, nn.Module], *, length: int = LENGTH, batch: int = 1, rounds: int = 5, seed: int = 0
+    systems: dict[str, nn.Module], *, length: int = LENGTH, batch: int = 1, rounds: int = 5, seed: int = 0
 ) -> dict[str, dict[str, Score]]:
-    """{arm: {"throughput": inferences/s, "memory": bytes}} for models that take turns, each `rounds` times.
+    """{system: {"throughput": inferences/s, "memory": bytes}} for models that take turns, each `rounds` times.
 
-    An inference is one pass over `batch` inputs of `length` random tokens, the same for all arms. throughput: median
+    An inference is one pass over `batch` inputs of `length` random tokens, the same for all systems. throughput: median
     with the bootstrap's error. memory: the model's own tensors and the most that a pass adds to what was in use, so
-    that several arms in one process, which may share weights, don't count each other.
-    Raises ValueError for no arms, counts below 1, and inputs longer than a model's context.
+    that several systems in one process, which may share weights, don't count each other.
+    Raises ValueError for no systems, counts below 1, and inputs longer than a model's context.
     """
     import numpy as np
 
-    tokens = _inputs(arms, length=length, batch=batch, rounds=rounds, seed=seed)
-    used = {arm: peak(model, tokens) for arm, model in arms.items()}
-    taken: dict[str, list[float]] = {arm: [] for arm in arms}
+    tokens = _inputs(systems, length=length, batch=batch, rounds=rounds, seed=seed)
+    used = {system: peak(model, tokens) for system, model in systems.items()}
+    taken: dict[str, list[float]] = {system: [] for system in systems}
     for _ in range(rounds):
-        for arm, model in arms.items():
-            taken[arm].append(speed.seconds(forward, model, tokens, rounds=1, warmups=0).value)
+        for system, model in systems.items():
+            taken[system].append(speed.seconds(forward, model, tokens, rounds=1, warmups=0).value)
     found = {}
-    for arm, seconds in taken.items():
+    for system, seconds in taken.items():
         rates = [batch / each for each in seconds]
         rate = Score(np.median(rates), bootstrap(rates, np.median), rounds, "inferences/s", True)
-        found[arm] = {"throughput": rate, "memory": used[arm]}
+        found[system] = {"throughput": rate, "memory": used[system]}
     return found
 
 
@@ -62,16 +62,18 @@ def held(model: nn.Module) -> int:
     return sum({id(part): part.nbytes for part in (*model.parameters(), *model.buffers())}.values())
 
 
-def _inputs(arms: dict[str, nn.Module], *, length: int, batch: int, rounds: int, seed: int) -> torch.Tensor:
-    """Random token ids [batch, length] that every arm knows, after all arguments have been checked."""
-    if not arms:
-        raise ValueError("no arms to measure; give at least one model, such as {'original': model}.")
+def _inputs(systems: dict[str, nn.Module], *, length: int, batch: int, rounds: int, seed: int) -> torch.Tensor:
+    """Random token ids [batch, length] that every system knows, after all arguments have been checked."""
+    if not systems:
+        raise ValueError("no systems to measure; give at least one model, such as {'original': model}.")
     for name, value in {"length": length, "batch": batch, "rounds": rounds}.items():
         if value < 1:
             raise ValueError(f"{name}={value}; choose a whole number from 1.")
-    for arm, model in arms.items():
+    for system, model in systems.items():
         context = getattr(blocks.config(model), "max_position_embeddings", None) or length
         if length > context:
-            raise ValueError(f"length={length} and {arm!r} reads at most {context} tokens; choose at most {context}.")
-    vocabulary = min(blocks.embeddings(model).num_embeddings for model in arms.values())
+            raise ValueError(
+                f"length={length} and {system!r} reads at most {context} tokens; choose at most {context}."
+            )
+    vocabulary = min(blocks.embeddings(model).num_embeddings for model in systems.values())
     return torch.randint(vocabulary, (batch, length), generator=torch.Generator().manual_seed(seed))

@@ -1,8 +1,8 @@
 """The verdict on a paired difference: a gain, a loss, or no difference seen.
 
-Student's t on the differences of the samples that both saw (Student 1908, doi:10.1093/biomet/6.1.1), which is right
-at three windows as at three hundred; where several pairs stand in one table, their p values are corrected together
-(Holm 1979, doi:10.2307/4615733), so that the whole table calls noise a difference in at most 5 % of cases.
+Student's t on the paired differences (Student 1908, doi:10.1093/biomet/6.1.1), which is valid for three windows as for
+three hundred. Where one table holds several pairs, their p values are corrected together (Holm 1979,
+doi:10.2307/4615733), so that the whole table reports a difference that is only noise in at most 5 % of cases.
 """
 
 import math

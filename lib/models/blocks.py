@@ -1,4 +1,4 @@
-"""Where a model keeps its parts: embeddings, blocks, final norm, head, and the linear layers inside a block.
+"""Anatomy of a model: embeddings, blocks, final norm, head, and the linear layers inside a block.
 
 Nothing here lists architectures: the blocks are the one `nn.ModuleList` as long as `config.num_hidden_layers`, and
 the rest is found from there. That covers Llama, Mistral, Qwen2, Qwen3, Phi, Phi3, Gemma 1 to 3 (text), OPT,

@@ -1,4 +1,4 @@
-"""What the layers of a model receive: the inputs of its blocks, and the second moments of its layers' inputs."""
+"""Captures what the layers of a model receive: block inputs, and the second moments of layer inputs."""
 
 import contextlib
 import json
@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from lib.models import partial, rotary, structure
 from lib.models.blocks import blocks, decoder, device, embeddings
-from lib.models.running import evaluating
+from lib.models.eval_mode import evaluating
 
 PANEL = 384  # columns of one panel of the Hessian; panels below the diagonal are mirrored, not computed
 _TRIED: set[tuple] = set()  # classes and configurations of models whose blocks run by themselves

@@ -1,9 +1,9 @@
-"""Whether a change of weights leaves what a model computes: tried on copies of its blocks, before the change is made.
+"""Tests on copies of a model's blocks whether a change of weights preserves what they compute.
 
-What lies between two layers is not always known (a clipped value, a gate, a norm of a head), so no list of families
-decides. Each block is copied, changed and run beside the original: with the weights and the activations at hand, and
-with random weights, in which the layers whose outputs change are loud, so that what acts on large values alone acts.
-Only one copy of a block is held at a time.
+What lies between two layers is not always known (a clipped value, a gate, a norm per head), so no list of families
+decides. Each block is copied, changed and run beside the original: with its own weights and activations, and with
+random weights, large in the layers whose outputs change, so that operations which act only on large values (clipping)
+show. Only one copy of a block is held at a time.
 """
 
 import copy
@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from lib.models import blocks, partial
-from lib.models.running import evaluating
+from lib.models.eval_mode import evaluating
 
 LENGTH = 16  # tokens that are plenty for a trial
 LEFT = 1e-3  # share of what a block adds to its inputs by which its answer may differ; rounding leaves about 1e-6
@@ -32,7 +32,7 @@ def first_difference(
 ) -> tuple[int, float] | None:
     """The first block that answers otherwise once changed, and by which share of what it adds; None where all agree.
 
-    captured: what `inputs.capture` gives of a few tokens. change_(block, trial): changes `trial`, a float32 copy of
+    captured: what `capture.capture` gives of a few tokens. change_(block, trial): changes `trial`, a float32 copy of
     `block`, in place. stream: an orthogonal matrix [hidden, hidden] by which the changed blocks' inputs and answers
     are turned. loud: layers of `model` whose outputs the change turns or scales; random weights are tried for these.
     """
@@ -85,7 +85,7 @@ def randomised(block: nn.Module, generator: torch.Generator | None = None) -> nn
 
 
 def run(block: nn.Module, hidden: Tensor, call: tuple[tuple, dict]) -> Tensor:
-    """Hidden states after `block`, called as `inputs.capture` recorded it."""
+    """Hidden states after `block`, called as `capture.capture` recorded it."""
     return partial.first(block(hidden, *call[0], **call[1]))
 
 

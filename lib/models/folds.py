@@ -1,9 +1,10 @@
-"""Where a scale can move: a norm or linear layer that can divide its outputs by what the next layers multiply back.
+"""Scale folding: finds a norm or linear layer that can divide its outputs by what the next layers multiply back.
 
-Dividing channel c of a norm by s_c and multiplying column c of every layer that reads it by s_c leaves the function of
-the block as it was. Which layer feeds which is not listed by architecture: each candidate is tried in a copy of the
-block with random weights, and counts when it takes back what scaling the columns alone does to the copy's output. So
-a gated MLP passes a scale through its `up` half, ReLU does and GELU does not, and heads that share values share it.
+Dividing channel c of a norm by s_c and multiplying column c of every layer that reads it by s_c preserves the function
+of the block. Which layer feeds which is not listed by architecture: each candidate is tried in a copy of the block with
+random weights, and is accepted if it undoes the change that scaling the columns alone makes in the copy's output. Thus
+a gated MLP passes a scale through its `up` half, ReLU passes one and GELU does not, and heads that share values share
+their scales.
 """
 
 import copy
@@ -90,7 +91,7 @@ def _multiply_(layer: nn.Module, scale: Tensor) -> None:
 def find(model: nn.Module, block: nn.Module, call: tuple[tuple, dict], length: int) -> list[Fold]:
     """The folds of `block`, one for each group of layers that read the same inputs, in the order in which they run.
 
-    call: how the model calls the block on `length` tokens, as `inputs.capture` records it.
+    call: how the model calls the block on `length` tokens, as `capture.capture` records it.
     """
     generator = torch.Generator().manual_seed(0)
     trial = randomised(copy.deepcopy(block).float(), generator)

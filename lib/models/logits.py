@@ -13,8 +13,8 @@ from torch import Tensor, nn
 from lib import progress
 from lib.models import blocks, partial
 from lib.models.blocks import device
+from lib.models.eval_mode import evaluating
 from lib.models.projection import Projection, Whole, hidden_states, projects, split
-from lib.models.running import evaluating
 
 __all__ = ["Projection", "Whole", "device", "evaluating", "hidden_states", "projects", "split"]
 

@@ -1,4 +1,4 @@
-"""Runs of a part of a model: its first blocks are skipped, or what reaches a block is listened to."""
+"""Partial forward passes: skips the first blocks of a model, or records what reaches a block."""
 
 import contextlib
 from collections.abc import Callable, Iterator
@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from lib.models import blocks
-from lib.models.running import evaluating
+from lib.models.eval_mode import evaluating
 
 _RESTS: dict[type, tuple | None] = {}  # class of a block -> what it answers behind the states; None for a bare tensor
 

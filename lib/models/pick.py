@@ -1,6 +1,6 @@
-"""Choosing blocks and layers by what they are, so that a notebook runs on any model and names none of one model's.
+"""Chooses blocks and layers by position and role, so that a notebook runs on any model.
 
-A place is a share of the way up: 0 is the first block, 1 the last. A kind is what a linear does in its block.
+A place is the relative depth: 0 is the first block, 1 the last. A kind is the role of a linear layer in its block.
 """
 
 from torch import nn

@@ -1,8 +1,8 @@
-"""From hidden states to logits: the model's own way, apart from its decoder, where that can be.
+"""From hidden states to logits by the model's own forward pass without its decoder, where that is possible.
 
-Losses, scores and measurements run the decoder once and the head chunk by chunk, since logits are large. What stands
-between the two differs by family, so it is not rebuilt: the model's own code runs on given hidden states, and is used
-only where it then gives the model's own logits.
+Losses, scores and measurements run the decoder once and the head chunk by chunk, since logits are large. The operations
+between the two differ by family, so they are not reimplemented: the model's own code runs on given hidden states, and
+is used only where that reproduces the model's own logits.
 """
 
 import contextlib
@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from lib.models import blocks, partial
-from lib.models.running import evaluating
+from lib.models.eval_mode import evaluating
 
 
 class Projection:

@@ -1,4 +1,4 @@
-"""What is kept of an original model, so that comparing with it costs its head alone instead of a forward pass."""
+"""Stored hidden states of an original model: comparing with it costs only its head, not a forward pass."""
 
 import hashlib
 import json

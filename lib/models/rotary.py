@@ -1,12 +1,12 @@
-"""Position tables that change with the length of a text: what was computed for a short one is wrong for a long one.
+"""Rotary position tables that change with text length: one made for a short text is wrong for a long one.
 
 Two kinds of rotary embeddings choose their frequencies by the longest position of the call, for all of its positions:
 
     longrope   one set up to `original_max_position_embeddings` tokens, another beyond (Ding et al., arXiv 2402.13753)
     dynamic    one set up to `max_position_embeddings` tokens, beyond a set of its own for each length (NTK scaling)
 
-A request that shares a pass with a longer one, or keys that were kept while the text grew, thus get another answer
-than the request alone. Whoever shares or keeps anything asks `Tables` whether two lengths have the same ones.
+A request that shares a pass with a longer one, or keys cached while the text grew, would thus give another answer than
+the request alone. Code that shares a pass or a cache asks `Tables` whether two lengths have the same tables.
 """
 
 import contextlib

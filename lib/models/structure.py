@@ -1,7 +1,7 @@
-"""What, beside its weights, decides what a model computes: its layers and its configuration.
+"""Fingerprint of what, beside its weights, decides a model's outputs: its layers and its configuration.
 
-Two models of one state dict may answer otherwise: `Int8Linear` saves what `QuantLinear` saves, and no weight holds a
-rotary base or an epsilon.
+Two models with the same state dict may compute different outputs: `Int8Linear` and `QuantLinear` save the same tensors,
+and no weight holds a rotary base or an epsilon.
 """
 
 import hashlib

@@ -1,9 +1,10 @@
-"""Peers: other people's quantizers, run side by side with ours on the same model, tokens and grid.
+"""Peers: quantizers of other projects, run side by side with ours on the same model, tokens and grid.
 
 Each peer is one file, a script that the peer's *own* interpreter runs, because their requirements contradict ours and
-one another's. `run.quantize` checks, starts the script and returns an ordinary checkpoint with the peer's weights.
+one another's. `environments.quantize` checks, starts the script and returns an ordinary checkpoint with the peer's
+weights.
 
-    python -m lib.peers.<file> arguments.json      # what `run` executes, inside the peer's environment
+    python -m lib.peers.<file> arguments.json      # what it executes, inside the peer's environment
 
 Thimble itself is one of them, `thimble.py`, so that its seconds and memory are taken in the same way.
 
@@ -21,7 +22,7 @@ PEERS = {
     "auto-round": "lib.peers.auto_round",
     "gptqmodel": "lib.peers.gptqmodel",
     "llmcompressor": "lib.peers.llmcompressor",
-    "hqq": "lib.peers.hqq",
+    "hqq": "lib.peers.hqq_package",
     "llama.cpp": "lib.peers.llama_cpp",
 }
 

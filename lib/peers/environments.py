@@ -1,9 +1,9 @@
-"""Run a peer on a checkpoint and tokens, in the peer's own environment; what comes back is an ordinary checkpoint.
+"""Runs a peer on a checkpoint and tokens in the peer's own environment, and reads back an ordinary checkpoint.
 
     THIMBLE_PEERS=/some/folder        # one virtual environment a peer: auto-round/, gptqmodel/, hqq/, llmcompressor/,
                                       # and llama.cpp/ (sources, build/bin, venv)
 
-    peers.run.quantize("auto-round", folder_of_model, tokens, bits=4, folder=result, iterations=200)
+    peers.environments.quantize("auto-round", folder_of_model, tokens, bits=4, folder=result, iterations=200)
 
 A peer's file says in INSTALL how its environment is made; every error here about a missing one repeats it.
 """

@@ -1,4 +1,4 @@
-"""What every peer's script does besides quantizing: read its arguments, take the time, write a plain checkpoint.
+"""The common part of every peer's script: reads arguments, takes the time, writes a plain checkpoint.
 
 This runs in the peer's own interpreter: it needs the standard library, torch, transformers and safetensors only.
 """

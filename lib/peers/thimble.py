@@ -1,8 +1,8 @@
-"""Thimble itself, run as its peers are: in a process of its own, on the same checkpoint, tokens and stopwatch.
+"""Thimble itself as a peer: in a process of its own, on the same checkpoint, tokens and stopwatch.
 
-`method` is a quantizer of `lib.quantizers`, or "best" for the recipe, which `minutes` is the time for; 0 leaves out
-what is learned, and then no clock decides anything: it works on slow machines too. With `megabytes` the recipe shrinks
-the whole artifact, embedding and head included, and `bits` says nothing.
+`method` is a quantizer of `lib.quantizers`, or "best" for the recipe, whose time limit is `minutes`; 0 leaves training
+out, so that the clock decides nothing and slow machines give the same result. With `megabytes` the recipe compresses
+the whole artifact, embedding and head included, and `bits` is ignored.
 """
 
 from lib.peers import script

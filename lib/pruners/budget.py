@@ -1,4 +1,4 @@
-"""When enough blocks are gone: a number or a share of them, or a budget of weights, bytes, memory or time."""
+"""Pruning budgets: a number or a share of blocks, or a limit on weights, bytes, memory or speed."""
 
 import math
 from collections.abc import Sequence
@@ -16,13 +16,13 @@ KINDS = ("blocks", "ratio", *LIMITS)
 
 
 class Budget:
-    """What is asked of the pruned model; of several demands all have to be met. `spare` blocks must stay.
+    """One or more demands on the pruned model, all of which must be met. Blocks in `spare` are never removed.
 
-    blocks: how many to remove. ratio: which share of the blocks, rounded up. parameters: weights that may be left.
-    megabytes: of 10⁶ bytes, for the saved artifact, exact to the byte. memory_megabytes: for weights and working
-    memory of a pass over 2000 tokens. tokens_per_second: to be reached in `phase` "decode" or "prefill". The last two
-    are predicted from measured depths. Raises ValueError, before anything is scored, for a budget that cannot be met,
-    a nonsensical one, or none; TypeError for one that is unknown.
+    blocks: how many to remove. ratio: the share of blocks to remove, rounded up. parameters: most weights left.
+    megabytes: largest saved artifact (10⁶ bytes), exact to the byte. memory_megabytes: most memory for weights and a
+    pass over 2000 tokens. tokens_per_second: least speed in `phase` "decode" or "prefill". The last two are predicted
+    from measured depths. Raises ValueError, before anything is scored, for a budget that cannot be met, is out of
+    range, or is missing; TypeError for an unknown one.
     """
 
     def __init__(
@@ -35,7 +35,7 @@ class Budget:
         lines: dict[str, probe.Line] | None = None,
         **wanted,
     ):
-        """timing: options of `probe.seconds`. lines: what was measured already, by kind."""
+        """timing: options of `probe.seconds`. lines: fits measured earlier, by kind."""
         self.model, self.phase, self.timing = model, probe.known(phase), timing or {}
         self.count = len(blocks(model))
         self.wanted = {kind: value for kind, value in wanted.items() if value is not None}
@@ -46,13 +46,14 @@ class Budget:
         self._check_room(self.most, len(free))
 
     def met(self, removed: Sequence[int]) -> bool:
-        """Whether the model without the blocks `removed` keeps the budget."""
+        """Whether the model without the blocks `removed` meets the budget."""
         return all(self._keeps(kind, value, removed) for kind, value in self.wanted.items())
 
     def predict(self, kind: str, removed: Sequence[int]) -> float:
-        """What the model without the blocks `removed` has of `kind`, one of `LIMITS`; measures depths once, if need be.
+        """Predicted value of `kind`, one of `LIMITS`, for the model without the blocks `removed`.
 
-        Only its number of blocks decides over memory and speed: blocks of different kinds are taken as their average.
+        Memory and speed depend on the number of blocks only: blocks of different kinds count as their average. The
+        depths that the prediction needs are measured at the first call.
         """
         left = self.count - len(removed)
         if kind == "parameters":
@@ -67,8 +68,8 @@ class Budget:
         value = self.lines[kind].at(left)
         return 1 / value if kind == "tokens_per_second" else value / 1e6
 
-    def at_pace(self, seconds: float) -> None:
-        """From here on predict speeds for a machine on which a token of the whole model takes so many seconds."""
+    def scale_to(self, seconds: float) -> None:
+        """Scale speed predictions to a machine on which one token of the whole model takes `seconds`."""
         line = self.lines["tokens_per_second"]
         self.lines["tokens_per_second"] = line.times(seconds / line.at(self.count))
 

@@ -1,4 +1,4 @@
-"""Contiguous: one span of neighbouring blocks goes, the one that changes least.
+"""Contiguous pruning: removes the span of neighbouring blocks that changes the hidden state least.
 
 Source: The Unreasonable Ineffectiveness of the Deeper Layers, Gromov et al., arXiv 2403.17887, section 3.1.
 """

@@ -1,4 +1,4 @@
-"""Depth pruning: choose whole blocks, remove them, and leave an ordinary, smaller model behind."""
+"""Depth pruning: chooses whole blocks and removes them, which leaves an ordinary, smaller model."""
 
 import importlib
 from collections.abc import Iterable, Sequence

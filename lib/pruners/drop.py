@@ -1,4 +1,4 @@
-"""Remove whole blocks from a model, and leave an ordinary, smaller model behind."""
+"""Removes given blocks from a model, which leaves an ordinary, smaller model."""
 
 import copy
 import numbers

@@ -1,4 +1,4 @@
-"""To a budget: how many blocks must go for a size, a memory or a speed, what that costs, and what came of it."""
+"""Pruning to a budget: how many blocks must go for a size, a memory or a speed, as predicted and as measured."""
 
 import warnings
 from collections.abc import Iterable, Sequence
@@ -16,12 +16,12 @@ from lib.pruners.budget import Budget
 
 @dataclass(frozen=True)
 class Fit:
-    """What `fit_` did. removed: blocks, counted from 0 as in the whole model, in the order in which they went.
+    """The result of `fit_`. removed: indices of the removed blocks in the whole model, in order of removal.
 
-    wanted: the demands. predicted: `parameters`, `megabytes`, `tokens_per_second` and, where it was asked for,
-    `memory_megabytes`, before anything was cut; the speed as a multiple of the whole model's, which is timed again in
-    turns with the pruned one, so that a machine that has changed its pace since is no error. measured: the same of the
-    pruned model, `megabytes` only where it was saved.
+    wanted: the demands. predicted: `parameters`, `megabytes`, `tokens_per_second` and, where asked for,
+    `memory_megabytes`, before anything was removed. The predicted speed is a multiple of the whole model's, which is
+    timed again in turns with the pruned one, so that a change in the machine's speed does not count as an error.
+    measured: the same quantities of the pruned model; `megabytes` only where it was saved.
     """
 
     removed: list[int]
@@ -31,12 +31,12 @@ class Fit:
 
     @property
     def errors(self) -> dict[str, float]:
-        """How far each prediction is from what was measured, as a share of that."""
+        """Relative error of each prediction."""
         return {kind: abs(self.predicted[kind] / score.value - 1) for kind, score in self.measured.items()}
 
     @property
     def missed(self) -> list[str]:
-        """The demands that what was measured (predicted, where nothing was) does not keep."""
+        """The demands that the measured values (or the predicted ones, where none was measured) do not meet."""
         found = self.predicted | {kind: score.value for kind, score in self.measured.items()}
         more = {"tokens_per_second"}  # of all others less is better
         kept = {
@@ -68,14 +68,14 @@ def fit_(
     new_tokens: int = 32,
     rounds: int = 3,
 ) -> Fit:
-    """Remove as few blocks of `model`, in place, as the budget takes; returns the `Fit`.
+    """Remove as few blocks of `model`, in place, as meet the budget.
 
     The budget is one or more of parameters, megabytes (10⁶ bytes of the saved artifact), memory_megabytes (weights
     and a pass over 2000 tokens) and tokens_per_second (batch 1, `phase` "decode" or "prefill", with so many tokens of
-    `prompt` and `new_tokens`). Sizes are predicted exactly; memory and speed by a line through depths measured first,
-    on this machine as it is now: what other programs take later is not in it. Where the machine has become slower
-    until the choice is made, more blocks go; a warning says where that does not suffice, or what is measured misses
-    the demand. folder: where to save the result. way, score, protect and state are those of `depth.choose`.
+    `prompt` and `new_tokens`). Sizes are predicted exactly; memory and speed by a straight line through depths that are
+    measured first on this machine, without the load of programs started later. If the machine has become slower when
+    the choice is made, more blocks are removed; a warning says where that is not enough, or where a measured value
+    misses the demand. folder: where to save the result. way, score, protect and state are those of `depth.choose`.
 
     Raises ValueError, before anything is timed, for names, blocks and models that `depth.choose` refuses, and before
     anything is cut for a budget that can't be met; PermissionError or OSError, as early, for folders that can't hold
@@ -86,7 +86,7 @@ def fit_(
     demands |= {"memory_megabytes": memory_megabytes, "tokens_per_second": tokens_per_second}
     depth.checked(model, calibration, way=way, score=score, protect=protect)
     _check_folders(model, folder, state)
-    budget = _Paced(Budget(model, protect, phase=phase, timing=timing, **demands))
+    budget = _TimedBudget(Budget(model, protect, phase=phase, timing=timing, **demands))
     removed = depth.choose(model, calibration, way=way, score=score, protect=protect, state=state, budget=budget)
     measured = {"tokens_per_second": budget.time(removed)}
     asked = [kind for kind in demands if kind != "memory_megabytes" or memory_megabytes is not None]
@@ -100,11 +100,11 @@ def fit_(
     return found
 
 
-class _Paced:
-    """A `Budget` that is `met` at a speed only when the pruned model, timed in turns with the whole one, says so too.
+class _TimedBudget:
+    """A `Budget` whose speed is met only when timing confirms it: the pruned model in turns with the whole one.
 
-    A miss within the error of that timing is none, and one beyond it is timed again: a burst of other work costs no
-    blocks. Where not even the deepest cut is enough at the pace of now, the cut that was enough before stays.
+    A shortfall smaller than the timing error is ignored; a larger one is timed again, so that background load does not
+    remove extra blocks. If even the deepest cut is too slow now, the cut chosen earlier is kept.
     """
 
     def __init__(self, budget: Budget):
@@ -126,20 +126,20 @@ class _Paced:
         return fast < self.of.wanted["tokens_per_second"]
 
     def time(self, removed: Sequence[int], again: bool = False) -> Score:
-        """Tokens per second of the model without the blocks `removed`; the prediction moves to the pace of now."""
+        """Tokens per second of the model without the blocks `removed`; scales the prediction to the present speed."""
         key, budget = frozenset(removed), self.of
         if again or key not in self.timed:
             budget.predict("tokens_per_second", [])  # the line, where only sizes were asked for
-            arms = {"whole": budget.model, "pruned": depth.without(budget.model, removed)}
-            found = speed.measure(arms, **budget.timing)
+            systems = {"whole": budget.model, "pruned": depth.without(budget.model, removed)}
+            found = speed.measure(systems, **budget.timing)
             whole, self.timed[key] = found["whole"][budget.phase], found["pruned"][budget.phase]
-            budget.at_pace(1 / whole.value)
+            budget.scale_to(1 / whole.value)
             self.error = (whole.stderr or 0.0) / whole.value
         return self.timed[key]
 
 
 def _sizes(model: nn.Module, folder: Path | str | None, *, memory: bool) -> dict[str, Score]:
-    """What the pruned model weighs: its weights, a pass's memory if asked for, and the artifact where it is saved."""
+    """Sizes of the pruned model: weights, memory of a pass if asked for, and the artifact where it is saved."""
     found = {"parameters": exact(count.parameters(model), "weights", higher_is_better=False)}
     if memory:
         used = throughput.measure({"pruned": model}, rounds=1)["pruned"]["memory"]
@@ -150,7 +150,7 @@ def _sizes(model: nn.Module, folder: Path | str | None, *, memory: bool) -> dict
 
 
 def _check_folders(model: nn.Module, folder: Path | str | None, state, megabytes: float = 0.0) -> None:
-    """Raise what writing the result, or the steps of a greedy choice, would raise at its end."""
+    """Raise before the work what writing the result, or the steps of a greedy choice, would raise at its end."""
     from lib.export import plain
 
     if folder is not None:
@@ -161,9 +161,9 @@ def _check_folders(model: nn.Module, folder: Path | str | None, state, megabytes
 
 
 def _warn(found: Fit, kind: str, budget: Budget) -> None:
-    """Say that a demand was missed, with all three figures."""
+    """Warn that a demand was missed, with the wanted, predicted and measured values."""
     measured = f", {found.measured[kind].value:.4g} measured" if kind in found.measured else ""
-    reach = "" if budget.met(budget.most) else " No depth keeps it at the pace that the machine has now."
+    reach = "" if budget.met(budget.most) else " No depth reaches it at the machine's present speed."
     warnings.warn(
         f"{kind}={found.wanted[kind]:.4g} was asked: {found.predicted[kind]:.4g} predicted{measured} with "
         f"{len(found.removed)} of {budget.count} blocks removed.{reach} Ask for a little more, or use a quiet machine.",

@@ -1,7 +1,7 @@
-"""Greedy: remove the least important block, score what is left anew, and so on.
+"""Greedy pruning: removes the least important block, scores the remaining ones again, and repeats.
 
-A score says what one missing block costs; once it is gone, its neighbours may have become indispensable. n block passes
-become n for each block removed.
+A score measures the cost of removing one block; once it is gone, its neighbours may have become more important. Scoring
+again takes n block passes for each removed block instead of n in all.
 """
 
 import json
@@ -56,10 +56,10 @@ class _Steps:
     """Finished steps in `folder`, one JSON file each (None keeps nothing)."""
 
     def __init__(self, folder: Path | str | None, model: nn.Module, tokens: Tensor, **job):
-        from lib.jobs import State, circumstances, fingerprint
+        from lib.jobs import JobState, environment_fingerprint, fingerprint
 
-        job |= circumstances("pruners") | fingerprint(model, tokens) if folder else {}
-        self.folder = folder and State(folder, method="greedy", **job).folder
+        job |= environment_fingerprint("pruners") | fingerprint(model, tokens) if folder else {}
+        self.folder = folder and JobState(folder, method="greedy", **job).folder
 
     def load(self, step: int) -> int | None:
         """The block that went in `step`, None where that is not finished."""

@@ -1,7 +1,7 @@
-"""Healing: a pruned model learns again what its missing blocks did.
+"""Healing: trains a pruned model to make up for its missing blocks.
 
-The ways that the literature uses, by name. They differ in what is learned (the next token, or the unpruned model's
-answers) and in what is trained (all weights behind the first gap, adapters on them, or head and last blocks).
+`WAYS` names the methods of the literature. They differ in the target (the next token, or the unpruned model's
+predictions) and in the trained weights (all behind the first removed block, adapters on them, or head and last blocks).
 """
 
 from collections.abc import Callable
@@ -17,7 +17,7 @@ BATCH = 4  # windows of a step
 
 @dataclass(frozen=True)
 class Way:
-    """What is learned (from a `teacher`, or from the text), what is trained, and at which peak learning rate."""
+    """A healing method: whether it distils from a teacher, which weights it trains, and its peak learning rate."""
 
     teacher: bool
     trained: Callable
@@ -56,10 +56,10 @@ def heal_(
 
     way: one of `WAYS`. teacher: the unpruned model, for ways that distil. first: the first block to train, best that
     of the first gap (`min(removed)`): what comes before it is as it was, and a distillation runs it once for both.
-    loss: instead of the way's own, kept answers of the teacher (`top_k.Kept`), say. batch: windows of a step; None
-    takes 4, or fewer where `tokens` would then make less than 8 steps. Further options, `tokens` or `steps` among
-    them, are `loop.train_`'s. Raises ValueError as that does, for fewer windows than a batch among others, and for a
-    distillation without teacher.
+    loss: instead of the way's own, kept answers of the teacher (`top_k.TopKDistillation`), say. batch: windows of a
+    step; None takes 4, or fewer where `tokens` would then make less than 8 steps. Further options, `tokens` or `steps`
+    among them, are `loop.train_`'s. Raises ValueError as that does, for fewer windows than a batch among others, and
+    for a distillation without teacher.
     """
     chosen = check(way)
     if chosen.teacher and teacher is None and loss is None:
@@ -68,7 +68,7 @@ def heal_(
     known = options.get("tokens") and source.length
     eighth = int(options["tokens"] // (8 * source.length)) if known else BATCH
     options["batch"] = min(BATCH, max(1, eighth)) if batch is None else batch
-    options.setdefault("at_once", 2 if options["batch"] % 2 == 0 else 1)
+    options.setdefault("micro_batch", 2 if options["batch"] % 2 == 0 else 1)
     loss = loss or (distill.Distillation(teacher) if chosen.teacher else next_token.loss)
     place = {} if chosen.trained is adapters.head_and_last_ else {"first": first}
     if chosen.trained is adapters.lora_:

@@ -1,4 +1,4 @@
-"""Prune, heal, prune, heal: a model that loses its blocks a few at a time recovers before the next ones go.
+"""Iterative pruning: removes a few blocks, heals the model, and repeats.
 
 Source: Muralidharan et al., "Compact Language Models via Pruning and Knowledge Distillation", arXiv 2407.14679,
 section 4 (iterative against one-shot pruning).

@@ -1,4 +1,4 @@
-"""One shot: score the blocks once, and remove the lowest."""
+"""One-shot pruning: scores the blocks once and removes the lowest."""
 
 from collections.abc import Callable, Sequence
 

@@ -1,7 +1,7 @@
-"""What a depth will cost, before it is cut: lines through two or three depths that were measured.
+"""Predicts speed and memory of a pruned model by straight lines through two or three measured depths.
 
-Blocks that are alike take the same time and memory, and what is left (embeddings, norm, head) does not depend on
-their number, so that seconds and bytes are straight lines in it.
+Equal blocks take equal time and memory, and the rest (embeddings, norm, head) does not depend on their number, so that
+seconds and bytes are linear in it.
 """
 
 from collections.abc import Sequence
@@ -58,10 +58,10 @@ def seconds(model: nn.Module, phase: str, *, prompt: int = 128, new_tokens: int 
     Raises ValueError for another phase, or a model with one block.
     """
     known(phase)
-    arms = {str(count): shallow for count, shallow in _shallower(model).items()}
-    found = speed.measure(arms, prompt=prompt, new_tokens=new_tokens, rounds=rounds)
+    systems = {str(count): shallow for count, shallow in _shallower(model).items()}
+    found = speed.measure(systems, prompt=prompt, new_tokens=new_tokens, rounds=rounds)
     each = prompt if phase == "prefill" else 1
-    return Line.through([(int(count), found[count][PHASES[phase]].value / each) for count in arms])
+    return Line.through([(int(count), found[count][PHASES[phase]].value / each) for count in systems])
 
 
 def known(phase: str) -> str:
@@ -76,9 +76,9 @@ def known(phase: str) -> str:
 def memory(model: nn.Module, *, length: int = throughput.LENGTH) -> Line:
     """Bytes that the protocol of `metrics.throughput` finds, as a line in the number of blocks."""
     shallow = list(_shallower(model).items())
-    arms = {str(count): each for count, each in (shallow[0], shallow[-1])}
-    found = throughput.measure(arms, length=length, rounds=1)
-    return Line.through([(int(count), found[count]["memory"].value) for count in arms])
+    systems = {str(count): each for count, each in (shallow[0], shallow[-1])}
+    found = throughput.measure(systems, length=length, rounds=1)
+    return Line.through([(int(count), found[count]["memory"].value) for count in systems])
 
 
 def _shallower(model: nn.Module) -> dict[int, nn.Module]:

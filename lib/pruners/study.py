@@ -1,4 +1,4 @@
-"""What the notebooks on pruning compare: one choice of blocks at several depths, and pruning with quantizing."""
+"""Experiments of the pruning notebooks: one choice of blocks at several depths, pruning with quantizing."""
 
 import hashlib
 from collections.abc import Sequence
@@ -68,7 +68,7 @@ def both_orders_(
 
 
 def _folder(model: nn.Module, tokens: Tensor, choice: str):
-    from lib.jobs import circumstances, fingerprint
+    from lib.jobs import environment_fingerprint, fingerprint
 
-    job = [*(fingerprint(model, tokens) | circumstances("pruners")).values(), choice]
+    job = [*(fingerprint(model, tokens) | environment_fingerprint("pruners")).values(), choice]
     return files.cache() / "pruning" / hashlib.sha256(" ".join(job).encode()).hexdigest()[:16]

@@ -1,6 +1,6 @@
-"""QuantLinear: a linear layer that holds integer codes and computes with the weights that they stand for.
+"""QuantLinear: a linear layer that stores integer codes and computes with the dequantized weights.
 
-`QuantizedModule` is what it shares with `table.QuantEmbedding`: the codes and the grid, as buffers.
+`QuantizedModule` is the base that it shares with `quant_embedding.QuantEmbedding`: codes and grid as buffers.
 """
 
 import torch

@@ -1,4 +1,4 @@
-"""QuantEmbedding: a table of rows by token id, held as codes and grids; what `QuantLinear` is to a linear layer."""
+"""QuantEmbedding: an embedding that stores integer codes and grids, as `QuantLinear` does for linear layers."""
 
 import torch
 from torch import Tensor, nn

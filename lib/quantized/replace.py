@@ -1,4 +1,4 @@
-"""Putting quantized layers into a model, in the place of its linear layers, embedding and head."""
+"""Replaces linear layers, embedding and head of a model by quantized ones."""
 
 from torch import nn
 

@@ -1,4 +1,4 @@
-"""Quantizers: one file a method, one signature for all.
+"""Quantizers: one file per method, one signature for all.
 
     quantize_(model, calibration, *, bits, group_size, ...) -> dict[str, Quantized]
 
@@ -24,8 +24,8 @@ METHODS = {
         "gptq",
         "gptaq",
         "corrected",
-        "rounding",
-        "refined",
+        "signround",
+        "gptq_signround",
         "rotation",
     )
 }

@@ -11,7 +11,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
-from lib.jobs import State, fingerprint
+from lib.jobs import JobState, fingerprint
 from lib.quantized.grid import HUGE, TINY, Quantized, check, quantize
 from lib.quantizers import calibrate, layerwise
 
@@ -78,5 +78,5 @@ def round_(
     calibrate.check_layers(model, bits=bits, group_size=-1 if per_tensor else group_size)
     settings = {"bits": bits, "group_size": group_size}
     if state is not None:
-        state = State(state, method=method.__name__, **fingerprint(model), **settings, **job)
+        state = JobState(state, method=method.__name__, **fingerprint(model), **settings, **job)
     return layerwise.replace_(model, lambda weight: method(weight, **settings), state=state)

@@ -1,9 +1,9 @@
-"""Activations of a training through the whole model: kept for the backward pass, or computed anew block by block.
+"""Activation memory of training through the whole model: keep activations, or recompute them block by block.
 
-A method that visits one block at a time holds the activations of that block. One that trains through all blocks at
-once needs those of all of them in its backward pass. Where they don't fit, each block keeps its inputs alone and runs a
-second time when the backward pass reaches it (Chen et al., "Training Deep Nets with Sublinear Memory Cost",
-arXiv 1604.06174): the same numbers, for about a third more time.
+A method that trains one block at a time holds the activations of that block. One that trains through all blocks at once
+needs those of all of them in its backward pass. Where they don't fit, each block keeps only its inputs and runs again
+when the backward pass reaches it (activation checkpointing: Chen et al., "Training Deep Nets with Sublinear Memory
+Cost", arXiv 1604.06174): the same numbers, for about a third more time.
 """
 
 import contextlib

@@ -1,7 +1,8 @@
-"""Bits where they count: the widths of all layers that cost the least divergence within a budget of bytes.
+"""Bit allocation: the bit widths of all layers with the least divergence within a budget of bytes.
 
-Losses of different layers are taken to add up (HAWQ-V2, Dong et al., arXiv 1911.03852, equation 7). The least sum under
-a budget is then a knapsack problem with one choice per group of layers, which dynamic programming solves exactly.
+The losses of different layers are assumed to add up (HAWQ-V2, Dong et al., arXiv 1911.03852, equation 7). Minimising
+their sum under a budget is then a knapsack problem with one choice per group of layers, which dynamic programming
+solves exactly.
 """
 
 import math
@@ -15,7 +16,7 @@ from torch import nn
 from lib.export import packing, size
 from lib.models import blocks, capture
 from lib.quantized.grid import BITS, Quantized
-from lib.quantizers import calibrate, embedding, refined, sensitivity
+from lib.quantizers import calibrate, embedding, gptq_signround, sensitivity
 from lib.quantizers.sensitivity import Losses
 
 UNITS = 20_000  # steps of the budget that the dynamic programming tells apart, at most
@@ -68,8 +69,9 @@ def apply_(
 ) -> dict[str, Quantized]:
     """Quantize embedding and head, then each layer inside the blocks by GPTQ, at the bits of `plan` (by layer name).
 
-    steps: of rounding from GPTQ's codes on, with the `learning` of `refined.quantize_`. Raises ValueError, before the
-    work, for a plan that lacks a matrix or gives it bits that it can't take; of a tied model the embedding is enough.
+    steps: of rounding from GPTQ's codes on, with the `learning` of `gptq_signround.quantize_`. Raises ValueError,
+    before the work, for a plan that lacks a matrix or gives it bits that it can't take; of a tied model the embedding
+    is enough.
     """
     from lib.sources import texts
 
@@ -78,12 +80,12 @@ def apply_(
     ends = {"bits": plan[table], "head_bits": plan.get(head), "group_size": group_size}
     embedding.check_parts(model, **ends)
     tokens = texts.tokens(calibration, model)
-    refined.check(model, tokens, plan, group_size=group_size, steps=steps, **learning)
+    gptq_signround.check(model, tokens, plan, group_size=group_size, steps=steps, **learning)
     clean = capture.capture(model, tokens).hidden  # the original's answers begin with its own embedding
     parts = [None, None] if state is None else [Path(state) / part for part in ("embedding", "blocks")]
     done = embedding.quantize_(model, tokens, **ends, state=parts[0], device=device)
     learning |= {"steps": steps, "clean": clean, "state": parts[1], "device": device}
-    return done | refined.quantize_(model, tokens, plan, group_size=group_size, **learning)
+    return done | gptq_signround.quantize_(model, tokens, plan, group_size=group_size, **learning)
 
 
 def fit(model: nn.Module, losses: Losses, *, megabytes: float, group_size: int = 64) -> dict[str, int]:

@@ -1,14 +1,14 @@
-"""AWQ: before rounding, enlarge the columns that meet large inputs, so that their weights lose less.
+"""AWQ: scales up the weight columns that meet large inputs before rounding, so that they lose less precision.
 
 Source: Lin et al., "AWQ: Activation-aware Weight Quantization for LLM Compression and Acceleration", arXiv 2306.00978.
 Symbols are the paper's: W [rows, columns] the weights of layers that read the same inputs X, s > 0 one scale a column,
 Q rounding to the nearest point of a group's grid. Q(W diag(s)) meets inputs diag(s)⁻¹ X, whose division costs nothing
 because the norm or linear layer before does it (`lib.models.folds`).
 
-One thing differs: the size of inputs is their root mean square, which the Hessian's diagonal holds, instead of the
-mean absolute value; it minds rare large inputs more. Scales are any positive numbers: powers of two would fold without
-rounding even in bfloat16, but they are too coarse (packaged model, 4 bits, 4 windows of calibration and test: the KL
-divergence is 0.153 with them and 0.131 without, of which the rounding of the fold is 0.002).
+One thing differs from the paper: the size of inputs is their root mean square (the Hessian's diagonal) instead of the
+mean absolute value, which gives rare large inputs more weight. Scales are any positive numbers: powers of two would
+fold without rounding even in bfloat16, but they are too coarse (packaged model, 4 bits, 4 windows of calibration and
+test: the KL divergence is 0.153 with them and 0.131 without, of which the rounding of the fold is 0.002).
 """
 
 from pathlib import Path
@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from lib import files
-from lib.jobs import State, fingerprint
+from lib.jobs import JobState, fingerprint
 from lib.models import capture, equivalence, folds
 from lib.models.blocks import blocks, path_of_blocks
 from lib.models.folds import Fold, fold_
@@ -83,13 +83,13 @@ def scale_(
     of_layer = {name: fold for fold in found for name in fold.layers}
     parts: dict[str, list[tuple[Tensor, Tensor]]] = {fold.layers[0]: [] for fold in found}
 
-    def visit(names: list[str], weight: Tensor, hessian: Tensor) -> None:
+    def quantize_layer(names: list[str], weight: Tensor, hessian: Tensor) -> None:
         fold = of_layer[names[0]]
         if fold.source is not None:
             make = lambda: search(weight, hessian, fold, bits=bits, group_size=group_size)  # noqa: E731
             parts[fold.layers[0]].append(keep(names[0], make))
 
-    calibrate.walk(model, tokens, visit, device=device)
+    calibrate.sequential(model, tokens, quantize_layer, device=device)
     answers = [_decide(fold, parts[fold.layers[0]]) for fold in found]
     _check_function(model, tokens, found, answers)
     for fold, answer in zip(found, answers):
@@ -180,7 +180,7 @@ class _Kept:
     """Searches that are done, one file each in the folder `state`, complete or absent."""
 
     def __init__(self, state, model: nn.Module, tokens: Tensor, device, **settings):
-        self.folder = state and State(state, method="awq", **fingerprint(model, tokens, device), **settings).folder
+        self.folder = state and JobState(state, method="awq", **fingerprint(model, tokens, device), **settings).folder
 
     def __call__(self, name: str, make) -> tuple[Tensor, Tensor]:
         """Read the search of the layer `name`, or do it by `make()` and write it."""

@@ -1,12 +1,12 @@
-"""The recipe: what measured best on the ladder of `29_best_recipe`, fitted to a size and to the minutes at hand.
+"""The recipe: the combination of methods that measured best in `29_best_recipe`, fitted to a size and a time limit.
 
-    1. bits: the same for all layers, or for a budget in megabytes those that `allocate` gives each layer; embedding
+    1. bits: the same for all layers or, given a budget in megabytes, chosen for each layer by `allocate`; embedding
        and head are then quantized first;
-    2. per block GPTQ, on grids whose ranges are searched, and from its codes on SignRound (`refined`);
-    3. scales end to end, for the time that is left.
+    2. for each block, GPTQ on grids with searched ranges, then SignRound starting from GPTQ's codes (`gptq_signround`);
+    3. training of the scales end to end (`e2e_qp`), for the time that is left.
 
-How much of each, `pace` decides by the clock. Each step is a function of its own in this folder; the notebook says
-what each one is worth at each bit width.
+`time_budget` decides how many steps each part gets. Each part is a function of its own in this folder; the notebook
+shows what each one is worth at each bit width.
 """
 
 import math
@@ -17,8 +17,8 @@ from torch import nn
 from lib import timing
 from lib.metrics import divergence
 from lib.quantized.grid import Quantized
-from lib.quantizers import allocate, calibrate, refined, scales, sensitivity
-from lib.quantizers.time_budget import Fixed, Pace, Plan
+from lib.quantizers import allocate, calibrate, e2e_qp, gptq_signround, sensitivity
+from lib.quantizers.time_budget import FixedSteps, JobLog, TimeBudget
 
 BATCH = 2  # windows in a step of rounding
 
@@ -37,17 +37,18 @@ def quantize_(
 ) -> dict[str, Quantized]:
     """Quantize `model` in place as well as `minutes` allow; returns all quantized matrices by layer name.
 
-    calibration: windows of text, or token ids [count, length]. Either bits: of the layers inside the blocks, all
-    alike, with embedding and head left as they are; or megabytes: of 10⁶ bytes, for the whole saved artifact.
-    minutes: learning takes what is left of them beside the work that can't be divided (measuring the sensitivities,
-    quantizing embedding and blocks without learning). They are exceeded only where that work takes longer than it did
-    when it was tried on the first block, and by that much. steps: of rounding in each block, and as many of tuning,
-    whatever they take, on all windows: the bytes then depend on the arguments alone, and minutes say nothing.
-    state: folder for finished parts and for what the clock decided (`plan.json`), so that a killed job resumes; the
-    time before the kill counts. Raises ValueError unless exactly one of bits and megabytes is given, for megabytes that
-    are fewer than the least artifact takes and minutes that are fewer than the least work takes (which is said), and
-    for a state of other arguments; nothing is written then. With megabytes, the time that measuring takes grows with
-    the square of the number of blocks (`sensitivity.measure`); all else is linear in it.
+    calibration: windows of text, or token ids [count, length]. Give either bits, for the layers inside the blocks, with
+    embedding and head left as they are, or megabytes (10⁶ bytes), for the whole saved artifact.
+    minutes: a limit on the whole job. Training gets what the fixed work leaves (measuring sensitivities, quantizing the
+    embedding, quantizing the blocks without training). The limit can be exceeded only by as much as the fixed work runs
+    over its estimate from the first block. steps: instead of minutes, this many SignRound steps in each block and as
+    many training steps of the scales, on all windows, so that the result depends on the arguments alone.
+    state: folder for finished parts and for the decisions made by the clock (`plan.json`), so that a killed job
+    resumes; the time before the kill counts.
+    Raises ValueError, before anything is written, unless exactly one of bits and megabytes is given, for megabytes
+    below the smallest possible artifact, for minutes below the fixed work (the message names the least), and for a
+    state of other arguments. With megabytes, measuring takes time that grows with the square of the number of blocks
+    (`sensitivity.measure`); everything else grows linearly.
     """
     from lib.sources import texts
 
@@ -55,28 +56,33 @@ def quantize_(
     _check(model, bits, megabytes, minutes, steps, group_size)
     tokens = texts.tokens(calibration, model)
     job = {"bits": bits, "megabytes": megabytes, "group_size": group_size, "seed": seed, "steps": steps}
-    plan = Plan(state, begun, model, tokens, **job, minutes=minutes if steps is None else None)
+    log = JobLog(state, begun, model, tokens, **job, minutes=minutes if steps is None else None)
     grid = {"group_size": group_size, "batch": min(BATCH, len(tokens))}
-    pace = Pace(plan, model, tokens, minutes=minutes, sized=bits is None, **grid) if steps is None else Fixed(steps)
-    tokens = tokens[: pace.windows(tokens)]
+    if steps is None:
+        budget = TimeBudget(log, model, tokens, minutes=minutes, sized=bits is None, **grid)
+    else:
+        budget = FixedSteps(steps)
+    tokens = tokens[: budget.windows(tokens)]
     calibrate.check_memory(model, tokens, streams=2)
     reference = divergence.remember(model, tokens)
     if bits is None:
-        bits = plan.once("bits", lambda: _widths(model, tokens, megabytes, group_size, pace, plan.folder("losses")))
+        bits = log.once("bits", lambda: _widths(model, tokens, megabytes, group_size, budget, log.folder("losses")))
 
-    compress_ = refined.quantize_ if isinstance(bits, int) else allocate.apply_
-    done = compress_(model, tokens, bits, steps=pace.rounding(), seed=seed, state=plan.folder("blocks"), **grid)
-    count = plan.once("steps", lambda: pace.tuning(model, tokens, reference))
+    compress_ = gptq_signround.quantize_ if isinstance(bits, int) else allocate.apply_
+    done = compress_(model, tokens, bits, steps=budget.rounding(), seed=seed, state=log.folder("blocks"), **grid)
+    count = log.once("steps", lambda: budget.tuning(model, tokens, reference))
     if count:
-        tuning = {"steps": count, "seed": seed, "state": plan.folder("scales"), "stop": pace.stop}
-        done |= scales.tune_(model, tokens, reference, **tuning)
-        plan.once("tuned", lambda: count)  # a finished job that is asked for again has no time left
+        tuning = {"steps": count, "seed": seed, "state": log.folder("scales"), "stop": budget.stop}
+        done |= e2e_qp.tune_(model, tokens, reference, **tuning)
+        log.once("tuned", lambda: count)  # a finished job that is asked for again has no time left
     return done
 
 
-def _widths(model: nn.Module, tokens, megabytes: float, group_size: int, pace: Pace | Fixed, state) -> dict[str, int]:
+def _widths(
+    model: nn.Module, tokens, megabytes: float, group_size: int, budget: TimeBudget | FixedSteps, state
+) -> dict[str, int]:
     """Bits by layer name that fit into `megabytes`."""
-    with pace.measuring():
+    with budget.measuring():
         losses = sensitivity.measure(model, tokens, group_size=group_size, state=state)
     return allocate.fit(model, losses, megabytes=megabytes, group_size=group_size)
 

@@ -1,10 +1,10 @@
-"""The walk over a model's blocks: the one place that hooks a model.
+"""Sequential calibration: the loop over a model's blocks that hands each method the inputs of every linear layer.
 
-`walk` visits the blocks in order. Each block runs on the outputs of the compressed blocks before it, and inside the
-block each linear layer sees inputs that the already compressed layers of the same block produced. That takes one
-forward pass: a hook sees the inputs of all calibration windows at once, the algorithm answers with a `Quantized`, its
-values are put in the layer's place, and the pass goes on. Only one block's working set is alive at a time, and with
-`device` only one block needs to be there, so a model larger than the device's memory streams through it.
+`sequential` goes through the blocks in order. Each block runs on the outputs of the compressed blocks before it, and
+inside the block each linear layer sees inputs that the already compressed layers of the same block produced. That takes
+one forward pass: a hook sees the inputs of all calibration windows at once, the method answers with a `Quantized`, its
+values replace the layer's weights, and the pass goes on. Only one block's working set is alive at a time, and with
+`device` only one block is on the device, so a model larger than the device's memory streams through it.
 """
 
 from collections.abc import Callable
@@ -14,64 +14,64 @@ import torch
 from torch import Tensor, nn
 
 from lib import progress
-from lib.jobs import State
+from lib.jobs import JobState
 from lib.models import capture
 from lib.models.blocks import blocks, config, linears, path_of_blocks, refuse_adapters
 from lib.quantized.grid import Quantized, check, check_candidates, check_finite
 from lib.quantized.replace import replace_
 
-Visit = Callable[[list[str], Tensor, Tensor], Quantized | None]
-VisitPair = Callable[[list[str], Tensor, Tensor, Tensor], Quantized | None]
-VisitBlock = Callable[[str, nn.Module, Tensor, Tensor, tuple], dict[str, Quantized]]
+QuantizeLayer = Callable[[list[str], Tensor, Tensor], Quantized | None]
+QuantizePair = Callable[[list[str], Tensor, Tensor, Tensor], Quantized | None]
+QuantizeBlock = Callable[[str, nn.Module, Tensor, Tensor, tuple], dict[str, Quantized]]
 ROUTED = "layers behind a router are not supported; use a method that needs no calibration (rtn, hqq)."
 
 
 @torch.no_grad()
-def walk(
+def sequential(
     model: nn.Module,
     tokens: Tensor,
-    visit: Visit,
+    quantize_layer: QuantizeLayer,
     *,
     first: int | None = None,
-    state: State | None = None,
+    state: JobState | None = None,
     device: str | None = None,
 ) -> dict[str, Quantized]:
-    """Replace every linear layer inside the blocks by what `visit(names, weight, hessian)` returns; return all by name.
+    """Replace every linear layer inside the blocks by the result of `quantize_layer`; return all results by layer name.
 
-    Layers that read the same inputs (query, key and value) are visited together: `names` are theirs and `weight`
-    [rows, columns] is their rows, one layer below the other, because no row depends on another once the inputs are
-    given. A visit that returns None leaves them as they are, which is how a model is observed without a change.
-    tokens: [count, length]. hessian: `inputs.second_moment`. first: visit only so many blocks, the others stay as they
-    are. state: keeps each finished block on disk, so that a killed walk resumes at the first unfinished block and ends
-    in the same bytes. device: where a block is while it is visited (default: where it already is).
+    quantize_layer(names, weight, hessian) -> Quantized | None. Layers that read the same inputs (query, key and value)
+    are quantized together: `names` are theirs, `weight` [rows, columns] stacks their rows, since no row depends on
+    another once the inputs are given. None leaves them unchanged, which is how a model is only observed.
+    tokens: [count, length]. hessian: `capture.second_moment` of the inputs. first: only so many blocks; the others stay
+    as they are. state: keeps each finished block on disk, so that a killed job resumes at the first unfinished block
+    and ends in the same bytes. device: where a block is while it is quantized (default: where it already is).
     """
 
     def step(prefix: str, block: nn.Module, hidden: Tensor, call: tuple) -> tuple[Tensor, dict[str, Quantized]]:
-        def look(names: list[str], weight: Tensor, seen: Tensor) -> Quantized | None:
-            return visit([f"{prefix}.{name}" for name in names], weight, capture.second_moment(seen))
+        def quantize_shared(names: list[str], weight: Tensor, seen: Tensor) -> Quantized | None:
+            return quantize_layer([f"{prefix}.{name}" for name in names], weight, capture.second_moment(seen))
 
-        return visit_layers(block, hidden, call, prefix, look)
+        return quantize_layers(block, hidden, call, prefix, quantize_shared)
 
     return _each_block(model, tokens, step, first=first, state=state, device=device)
 
 
 @torch.no_grad()
-def walk_pairs(
+def sequential_pairs(
     model: nn.Module,
     tokens: Tensor,
-    visit: VisitPair,
+    quantize_layer: QuantizePair,
     *,
     first: int | None = None,
-    state: State | None = None,
+    state: JobState | None = None,
     device: str | None = None,
 ) -> dict[str, Quantized]:
-    """As `walk`, for methods that aim at the original's outputs: `visit(names, weight, given, clean)`.
+    """As `sequential`, for methods that aim at the original's outputs (asymmetric calibration).
 
-    given: the inputs [count, length, columns] that the layers have behind the compressed layers. clean: those that
-    they have in the original model; the same in the first layers of the first block. `inputs.second_moment(given)` and
-    `inputs.cross_moment(clean, given)` are what most methods make of them. Each block runs once more, before it is
-    compressed, on the original's stream; of that run the layers' inputs are kept until their visit: one block's
-    inputs more than `walk` needs (`check_memory(..., streams=2)`).
+    quantize_layer(names, weight, given, clean) -> Quantized | None. given: the layers' inputs [count, length, columns]
+    behind the compressed layers. clean: their inputs in the original model, the same in the first layers of the first
+    block. Most methods need `capture.second_moment(given)` and `capture.cross_moment(clean, given)`. Each block runs
+    once more on the original's stream before it is compressed, and the layers' inputs of that run are kept until they
+    are quantized: one block's inputs more than `sequential` needs (`check_memory(..., streams=2)`).
     """
     stream: list[Tensor] = []
     original: dict[str, Tensor] = {}
@@ -85,38 +85,38 @@ def walk_pairs(
         original.update(seen)
 
     def step(prefix: str, block: nn.Module, hidden: Tensor, call: tuple) -> tuple[Tensor, dict[str, Quantized]]:
-        def look(names: list[str], weight: Tensor, seen: Tensor) -> Quantized | None:
-            *_, clean = map(original.pop, names)  # all the same tensor, which nothing holds after this visit
-            return visit([f"{prefix}.{name}" for name in names], weight, seen, clean)
+        def quantize_shared(names: list[str], weight: Tensor, seen: Tensor) -> Quantized | None:
+            *_, clean = map(original.pop, names)  # all the same tensor, which nothing holds afterwards
+            return quantize_layer([f"{prefix}.{name}" for name in names], weight, seen, clean)
 
-        return visit_layers(block, hidden, call, prefix, look)
+        return quantize_layers(block, hidden, call, prefix, quantize_shared)
 
     return _each_block(model, tokens, step, first=first, state=state, device=device, before=before)
 
 
 @torch.no_grad()
-def walk_blocks(
+def sequential_blocks(
     model: nn.Module,
     tokens: Tensor,
-    visit: VisitBlock,
+    quantize_block: QuantizeBlock,
     *,
     clean: Tensor | None = None,
-    state: State | None = None,
+    state: JobState | None = None,
     device: str | None = None,
 ) -> dict[str, Quantized]:
-    """As `walk`, a block at a time: `visit(prefix, block, hidden, targets, call)` returns the block's layers by name.
+    """As `sequential`, a block at a time.
 
-    hidden: inputs [count, length, hidden size] that the compressed blocks before it produce. targets: the outputs of
-    the original block on the original model's inputs, which is what the compressed block should answer. call: the
-    other arguments of the block, for `inputs.run_block(block, hidden, call)`. Names are relative to the block.
-    clean: what the original's first block receives, [count, length, hidden size], where that is not what it receives
-    now because the embedding is compressed already.
-    Gradients are off; a visit that trains turns them on for itself and leaves the block's weights as they were.
+    quantize_block(prefix, block, hidden, targets, call) -> the block's layers by their names in it. hidden: inputs
+    [count, length, hidden size] from the compressed blocks before it. targets: outputs of the original block on the
+    original model's inputs, which the compressed block should reproduce. call: the block's other arguments, for
+    `capture.run_block(block, hidden, call)`. clean: the original first block's inputs, [count, length, hidden size],
+    where they differ from today's because the embedding is already compressed.
+    Gradients are off; a method that trains turns them on for itself and leaves the block's weights unchanged.
     """
     original: list[Tensor] = [] if clean is None else [clean]
 
     def step(prefix: str, block: nn.Module, hidden: Tensor, call: tuple) -> tuple[Tensor, dict[str, Quantized]]:
-        kept = visit(prefix, block, hidden, original[0], call)
+        kept = quantize_block(prefix, block, hidden, original[0], call)
         replace_(block, kept)
         return capture.run_block(block, hidden, call), kept
 
@@ -129,7 +129,7 @@ def walk_blocks(
 
 
 def _each_block(model, tokens, step, *, first=None, state, device, before=None) -> dict[str, Quantized]:
-    """Compress each block by `step(prefix, block, hidden, call) -> (outputs, layers)`, or read it from `state`."""
+    """Quantize each block by `step(prefix, block, hidden, call) -> (outputs, layers)`, or read it from `state`."""
     captured, path = capture.capture(model, tokens), path_of_blocks(model)
     hidden, done = captured.hidden, {}
     for index, block in enumerate(progress.bar(blocks(model)[:first], desc="blocks", unit="block")):
@@ -151,17 +151,18 @@ def _each_block(model, tokens, step, *, first=None, state, device, before=None) 
         for name in kept:
             block.get_submodule(name).forget()
         block.to(home)
-        # as the layers hold them: what `device` made would stay there, block by block
+        # the layers' own tensors: those made on `device` would accumulate there, block by block
         done |= {f"{path}.{index}.{name}": block.get_submodule(name).quantized for name in kept}
     if done:
         mark(model)
     return done
 
 
-def visit_layers(block, hidden, call, prefix, look) -> tuple[Tensor, dict[str, Quantized]]:
-    """One forward pass of `block` over all windows; layers are compressed when their inputs arrive.
+def quantize_layers(block, hidden, call, prefix, quantize_shared) -> tuple[Tensor, dict[str, Quantized]]:
+    """One forward pass of `block` over all windows; each layer is quantized when its inputs arrive.
 
-    look(names, weight, seen) -> Quantized | None, with names relative to the block and the inputs that they share.
+    quantize_shared(names, weight, seen) -> Quantized | None, with names relative to the block and the inputs that they
+    share.
     """
     layers, found = linears(block), {}
     sharing = capture.sharing(block, layers, hidden[:1], call)
@@ -174,7 +175,7 @@ def visit_layers(block, hidden, call, prefix, look) -> tuple[Tensor, dict[str, Q
             if name != names[0]:
                 return
             weights = [layers[each].weight for each in names]
-            quantized = look(names, torch.cat(weights), args[0])
+            quantized = quantize_shared(names, torch.cat(weights), args[0])
             if quantized is not None:
                 for each, weight, part in zip(names, weights, split(quantized, [len(w) for w in weights])):
                     found[each] = part

@@ -1,18 +1,18 @@
-"""Clip: give up the extreme weights of a group so that the others get a finer grid; each end is searched on its own.
+"""Clip: shrinks each group's range so that its grid becomes finer; both ends are searched separately.
 
 Source: Du et al., "BitDistiller: Unleashing the Potential of Sub-4-Bit LLMs via Self-Distillation", arXiv 2402.10631,
 section 3.1 (asymmetric quantization and clipping): α*, β* = argmin ‖Q(w) X - w X‖ with w clipped to [α, β], α from the
 smallest weight of the group up, β from the largest down. Three things differ. The error is weighed by the diagonal of
-the Hessian H = 2 X Xᵀ, which is what the norm of the outputs becomes when the channels of the inputs are taken as
-independent, so that every group is a search of its own. The ends are searched in turns instead of in pairs, which
-finds as much in a quarter of the time. And ranges down to 1/32 are tried: where one input is a thousand times larger
-than the others, its weight decides alone.
+the Hessian H = 2 X Xᵀ, which equals the norm of the outputs if input channels are independent, so that every group can
+be searched by itself. The two ends are searched in turns instead of in pairs, which finds equally good ranges in a
+quarter of the time. And ranges down to 1/32 are tried: where one input is a thousand times larger than the others, only
+its weight matters.
 """
 
 import torch
 from torch import Tensor, nn
 
-from lib.jobs import State, fingerprint
+from lib.jobs import JobState, fingerprint
 from lib.quantized.grid import HUGE, TINY, Quantized, check, quantize
 from lib.quantizers import calibrate
 
@@ -35,12 +35,12 @@ def quantize_(
     tokens = texts.tokens(calibration, model)
     calibrate.check_memory(model, tokens)
     if state is not None:
-        state = State(state, method="clip", **fingerprint(model, tokens, device), bits=bits, group_size=group_size)
+        state = JobState(state, method="clip", **fingerprint(model, tokens, device), bits=bits, group_size=group_size)
 
-    def visit(names: list[str], weight: Tensor, hessian: Tensor) -> Quantized:
+    def quantize_layer(names: list[str], weight: Tensor, hessian: Tensor) -> Quantized:
         return clip(weight, hessian, bits=bits, group_size=group_size)
 
-    return calibrate.walk(model, tokens, visit, state=state, device=device)
+    return calibrate.sequential(model, tokens, quantize_layer, state=state, device=device)
 
 
 @torch.no_grad()

@@ -2,13 +2,13 @@
 
 Source: Dettmers et al., "QLoRA: Efficient Finetuning of Quantized LLMs", arXiv 2305.14314, section 3 (equation 4) and
 appendix E (the 16 levels of NF4). The weights of a group, divided by the largest of them, look like normal numbers;
-levels at the quantiles of that distribution are each met by about as many weights.
+levels at the quantiles of that distribution are each used by about equally many weights.
 """
 
 import torch
 from torch import Tensor, nn
 
-from lib.jobs import State, fingerprint
+from lib.jobs import JobState, fingerprint
 from lib.quantized.grid import AT_ONCE, HUGE, SHRINK, TINY, Quantized, check, check_candidates
 from lib.quantizers import calibrate, layerwise
 
@@ -38,18 +38,18 @@ def quantize_(
     settings = {"bits": bits, "group_size": group_size}
     if calibration is None:
         if state is not None:
-            state = State(state, method="codebook", **fingerprint(model), **settings)
+            state = JobState(state, method="codebook", **fingerprint(model), **settings)
         return layerwise.replace_(model, lambda weight: codebook(weight, **settings), state=state)
     tokens = texts.tokens(calibration, model)
     calibrate.check_memory(model, tokens)
     settings["candidates"] = candidates
     if state is not None:
-        state = State(state, method="codebook", **fingerprint(model, tokens, device), **settings)
+        state = JobState(state, method="codebook", **fingerprint(model, tokens, device), **settings)
 
-    def visit(names: list[str], weight: Tensor, hessian: Tensor) -> Quantized:
+    def quantize_layer(names: list[str], weight: Tensor, hessian: Tensor) -> Quantized:
         return codebook(weight, importance=hessian.diagonal(), **settings)
 
-    return calibrate.walk(model, tokens, visit, state=state, device=device)
+    return calibrate.sequential(model, tokens, quantize_layer, state=state, device=device)
 
 
 @torch.no_grad()

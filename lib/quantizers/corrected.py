@@ -1,20 +1,20 @@
-"""GPTQ towards corrected weights: aim at the original's outputs, and trust the correction as far as it was tested.
+"""GPTQ with a corrected target (asymmetric calibration): approximates the original's outputs, with a tested correction.
 
 Behind compressed layers a layer sees inputs X where the original sees X̃. With ΔX = X̃ - X and H = 2 X Xᵀ, and up to a
-constant that no Ŵ changes,
+constant that does not depend on Ŵ,
 
     ‖W X̃ - Ŵ X‖²  =  ‖(W + W ΔX Xᵀ (X Xᵀ)⁻¹ - Ŵ) X‖²
 
-so that GPTQ, asked to approach W + W C H⁻¹ with C = 2 ΔX Xᵀ in the place of W, minimizes what GPTAQ (arXiv 2504.02692)
-minimizes; the grids then are those of the corrected weights. The regression C H⁻¹ has as many coefficients a column as
-the layer has columns, and a few thousand tokens overfit it. Therefore only a share of it is used, measured for each
-layer: the regression of one half of the tokens is held against the other half (`held_out_share`).
+so that GPTQ with the target W + W C H⁻¹, C = 2 ΔX Xᵀ, instead of W minimizes GPTAQ's objective (arXiv 2504.02692); the
+grids are then those of the corrected weights. The regression C H⁻¹ has as many coefficients per column as the layer has
+columns, and a few thousand tokens overfit it. Therefore only a fraction of it is used, measured for each layer: the
+regression from one half of the tokens is tested on the other half (`held_out_share`).
 """
 
 import torch
 from torch import Tensor, nn
 
-from lib.jobs import State, fingerprint
+from lib.jobs import JobState, fingerprint
 from lib.models.capture import cross_moment, second_moment
 from lib.quantized.grid import Quantized
 from lib.quantizers import calibrate
@@ -48,13 +48,13 @@ def quantize_(
     settings = {"bits": bits, "group_size": group_size, "symmetric": symmetric}
     settings |= {"act_order": act_order, "candidates": candidates}
     if state is not None:
-        state = State(state, method="corrected", **fingerprint(model, tokens, device), **settings)
+        state = JobState(state, method="corrected", **fingerprint(model, tokens, device), **settings)
 
-    def visit(names: list[str], weight: Tensor, given: Tensor, clean: Tensor) -> Quantized:
+    def quantize_layer(names: list[str], weight: Tensor, given: Tensor, clean: Tensor) -> Quantized:
         target, hessian = aim(weight, given, clean)
         return gptq(target, hessian, **settings)
 
-    return calibrate.walk_pairs(model, tokens, visit, state=state, device=device)
+    return calibrate.sequential_pairs(model, tokens, quantize_layer, state=state, device=device)
 
 
 @torch.no_grad()

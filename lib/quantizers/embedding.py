@@ -1,9 +1,9 @@
-"""Embeddings and head on a grid of their own: the two matrices that no walk over the blocks meets.
+"""Quantizes embedding and head, the two matrices outside the blocks, on a grid of their own.
 
-In a small model they are most of what is left: of SmolLM2-135M they are 21 % of the weights, and at 16 bits 65 % of the
-bytes beside 2-bit blocks. Their rows are vocabulary entries. The head multiplies every row with the same final hidden
-states x, so GPTQ (arXiv 2210.17323) applies with H = 2/n Σ x xᵀ; the embedding hands out single rows, in which every
-column weighs alike. Where both are one matrix (tied), it is rounded once, under
+In a small compressed model they are the largest part: in SmolLM2-135M they are 21 % of the weights, and at 16 bits 65 %
+of the bytes beside 2-bit blocks. Their rows are vocabulary entries. The head multiplies every row with the same final
+hidden states x, so GPTQ (arXiv 2210.17323) applies with H = 2/n Σ x xᵀ; the embedding looks up single rows, in which
+all columns have equal weight. Where both are one matrix (tied), it is quantized once, under
 
     H + ridge · mean(diag H) · I        the head's objective, and a share of the embedding's.
 """
@@ -11,7 +11,7 @@ column weighs alike. Where both are one matrix (tied), it is rounded once, under
 import torch
 from torch import Tensor, nn
 
-from lib.jobs import State, fingerprint
+from lib.jobs import JobState, fingerprint
 from lib.models import blocks
 from lib.quantized.grid import Quantized, check, check_candidates, check_finite
 from lib.quantized.quant_embedding import factor_of
@@ -55,7 +55,7 @@ def quantize_(
     settings |= {} if head_bits in (None, bits) else {"head_bits": head_bits}  # the same bits are the same job
     tokens, done = None if calibration is None else texts.tokens(calibration, model), None
     if tokens is not None and state is not None:
-        state = State(state, method="embedding", **fingerprint(model, tokens, device), **settings, ridge=ridge)
+        state = JobState(state, method="embedding", **fingerprint(model, tokens, device), **settings, ridge=ridge)
         done = state.load(0)
     if done is None:
         hessian = None if tokens is None else final_moment(model, tokens)

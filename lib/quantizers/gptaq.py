@@ -1,7 +1,7 @@
 """GPTAQ: as GPTQ, but the outputs to keep are those of the original model on the original model's inputs.
 
 Behind compressed layers a layer no longer sees its original inputs X̃ but inputs X that have drifted. GPTQ keeps
-W X; GPTAQ keeps W X̃, so that each layer takes back what it can of the drift that the layers before it left.
+W X; GPTAQ keeps W X̃, so that each layer cancels part of the error that the layers before it have caused.
 
 Source: Li et al., "GPTAQ: Efficient Finetuning-Free Quantization for Asymmetric Calibration", arXiv 2504.02692.
 Symbols are the paper's: ΔX = X̃ - X, H = 2 X Xᵀ, and U is GPTQ's factor, Uᵀ U = H⁻¹.
@@ -10,7 +10,7 @@ Symbols are the paper's: ΔX = X̃ - X, H = 2 X Xᵀ, and U is GPTQ's factor, U�
 import torch
 from torch import Tensor, nn
 
-from lib.jobs import State, fingerprint
+from lib.jobs import JobState, fingerprint
 from lib.models.capture import cross_moment, second_moment
 from lib.quantized.grid import Quantized, check, choose
 from lib.quantizers import calibrate
@@ -45,12 +45,12 @@ def quantize_(
     settings = {"bits": bits, "group_size": group_size, "symmetric": symmetric}
     settings |= {"act_order": act_order, "candidates": candidates, "alpha": alpha}
     if state is not None:
-        state = State(state, method="gptaq", **fingerprint(model, tokens, device), **settings)
+        state = JobState(state, method="gptaq", **fingerprint(model, tokens, device), **settings)
 
-    def visit(names: list[str], weight: Tensor, given: Tensor, clean: Tensor) -> Quantized:
+    def quantize_layer(names: list[str], weight: Tensor, given: Tensor, clean: Tensor) -> Quantized:
         return gptaq(weight, second_moment(given), cross_moment(clean, given), **settings)
 
-    return calibrate.walk_pairs(model, tokens, visit, state=state, device=device)
+    return calibrate.sequential_pairs(model, tokens, quantize_layer, state=state, device=device)
 
 
 @torch.no_grad()
@@ -68,7 +68,7 @@ def gptaq(
 ) -> Quantized:
     """Quantize `weight` [rows, columns] so that Ŵ X comes closest to W X̃.
 
-    hessian: 2/n X Xᵀ, cross: 2/n ΔX Xᵀ (`inputs.cross_moment`), both [columns, columns].
+    hessian: 2/n X Xᵀ, cross: 2/n ΔX Xᵀ (`capture.cross_moment`), both [columns, columns].
     """
     check_alpha(alpha)
     size = check(weight.shape[1], bits=bits, group_size=group_size)

@@ -1,4 +1,4 @@
-"""GPTQ: quantize one column at a time, and let the columns that follow make up for its error.
+"""GPTQ: quantizes one column at a time and compensates its error in the columns that follow.
 
 Source: Frantar et al., "GPTQ: Accurate Post-Training Quantization for Generative Pre-trained Transformers",
 arXiv 2210.17323. Symbols are the paper's: W [rows, columns] the weights, X their inputs, H = 2 X Xᵀ the Hessian of
@@ -10,7 +10,7 @@ import itertools
 import torch
 from torch import Tensor, nn
 
-from lib.jobs import State, fingerprint
+from lib.jobs import JobState, fingerprint
 from lib.quantized.grid import Quantized, check, choose
 from lib.quantizers import calibrate
 
@@ -44,12 +44,12 @@ def quantize_(
     settings = {"bits": bits, "group_size": group_size, "symmetric": symmetric}
     settings |= {"act_order": act_order, "candidates": candidates}
     if state is not None:
-        state = State(state, method="gptq", **fingerprint(model, tokens, device), **settings)
+        state = JobState(state, method="gptq", **fingerprint(model, tokens, device), **settings)
 
-    def visit(names: list[str], weight: Tensor, hessian: Tensor) -> Quantized:
+    def quantize_layer(names: list[str], weight: Tensor, hessian: Tensor) -> Quantized:
         return gptq(weight, hessian, **settings)
 
-    return calibrate.walk(model, tokens, visit, state=state, device=device)
+    return calibrate.sequential(model, tokens, quantize_layer, state=state, device=device)
 
 
 @torch.no_grad()

@@ -1,7 +1,7 @@
-"""Hadamard matrices with random signs: rotations that share every coordinate out evenly over many others.
+"""Randomized Hadamard matrices: rotations that spread every coordinate evenly over many others.
 
-Turned by one, a vector with a single large entry becomes a vector of equal entries, and any fixed vector one whose
-entries look Gaussian: none is above √(2 ln(2n/δ)/n) of its length with probability 1 - δ.
+Such a rotation turns a vector with a single large entry into one with entries of equal size, and any fixed vector into
+one whose entries look Gaussian: with probability 1 - δ none is above √(2 ln(2n/δ)/n) of its length.
 
 Source: Tseng et al., "QuIP#: Even Better LLM Quantization with Hadamard Incoherence and Lattice Codebooks",
 arXiv 2402.04396, section 3 and lemma 3.1; Ashkboos et al., "QuaRot", arXiv 2404.00456, section 3.

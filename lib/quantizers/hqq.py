@@ -13,7 +13,7 @@ every group. Our zero points are integers: the real-valued optimum is rounded at
 import torch
 from torch import Tensor, nn
 
-from lib.jobs import State, fingerprint
+from lib.jobs import JobState, fingerprint
 from lib.quantized.grid import AT_ONCE, HUGE, TINY, Quantized, check, quantize
 from lib.quantizers import calibrate, layerwise
 
@@ -43,7 +43,7 @@ def quantize_(
     calibrate.check_layers(model, bits=bits, group_size=group_size)
     settings = {"bits": bits, "group_size": group_size, "norm": norm, "steps": steps}
     if state is not None:
-        state = State(state, method="hqq", **fingerprint(model), **settings)
+        state = JobState(state, method="hqq", **fingerprint(model), **settings)
     return layerwise.replace_(model, lambda weight: hqq(weight, **settings), state=state)
 
 

@@ -1,9 +1,9 @@
 """LLM.int8(): multiply in 8-bit integers, except for the few input features that are far larger than all others.
 
 Both factors of a product are quantized by absmax, each vector with a scale of its own: the inputs X of one token, and
-the weights W of one output. One feature of 60 in a token whose others are about 1 would leave those two or three codes
-each, and one of 3000 none at all. So features that exceed the threshold α anywhere are taken out of the integer
-product and multiplied in floating point.
+the weights W of one output. If one feature of a token is 60 and the others are about 1, those get two or three codes
+each; if it is 3000, they all round to zero. So features that exceed the threshold α in any token are taken out of the
+integer product and multiplied in floating point.
 
 Source: Dettmers et al., "LLM.int8(): 8-bit Matrix Multiplication for Transformers at Scale", arXiv 2208.07339,
 sections 3.1 (vector-wise quantization) and 3.2 (mixed-precision decomposition). Symbols are the paper's; our matrices

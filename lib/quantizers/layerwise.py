@@ -1,11 +1,11 @@
-"""Methods that need no calibration: layer after layer, each replaced as soon as its codes are there."""
+"""Layer-by-layer quantization, for methods that need no calibration."""
 
 from collections.abc import Callable
 
 import torch
 from torch import Tensor, nn
 
-from lib.jobs import State
+from lib.jobs import JobState
 from lib.models.blocks import blocks, linears, path_of_blocks
 from lib.quantized import replace
 from lib.quantized.grid import Quantized
@@ -14,13 +14,13 @@ from lib.quantizers import calibrate
 
 @torch.no_grad()
 def replace_(
-    model: nn.Module, method: Callable[[Tensor], Quantized], *, state: State | None = None
+    model: nn.Module, method: Callable[[Tensor], Quantized], *, state: JobState | None = None
 ) -> dict[str, Quantized]:
     """Put `method(weight)` in the place of every linear layer inside the blocks of `model`; return all by layer name.
 
     weight: [rows, columns]. Each layer's weights go before the next layer's codes are made, so that no more is held
     than the model and what `method` needs for one layer (and, with a state, the bytes of one block's file).
-    state: keeps each finished block on disk, as in `calibrate.walk`.
+    state: keeps each finished block on disk, as in `calibrate.sequential`.
     """
     done, path = {}, path_of_blocks(model)
     for index, block in enumerate(blocks(model)):

@@ -1,4 +1,4 @@
-"""A quantized layer whose scales learn: what stands in a `QuantLinear`'s place while `scales` tunes a model."""
+"""A linear layer with quantized weights and trainable scales; it replaces `QuantLinear` during `e2e_qp`."""
 
 from collections.abc import Callable
 
@@ -9,10 +9,10 @@ from lib.quantized.grid import HUGE, TINY
 from lib.quantized.linear import QuantLinear
 
 
-class Tuned(nn.Module):
+class LearnableScaleLinear(nn.Module):
     """A `QuantLinear` whose scale is s₀ (1 + δ) with a trainable δ [rows, groups], float32."""
 
-    METHOD = "scales"  # what a state says of itself
+    METHOD = "e2e_qp"  # what a state says of itself
 
     def __init__(self, layer: QuantLinear, dtype: torch.dtype):
         super().__init__()

@@ -1,20 +1,21 @@
-"""Scales and zero points end to end: `scales` with a second thing to learn, how far each group's grid is shifted.
+"""Trains scales and zero points end to end: `e2e_qp` with a learned shift of each group's grid.
 
-A zero point z is an integer from 0 to 2**bits - 1, which a gradient can't move. So a real-valued shift ζ is learned
-beside δ, and what every pass sees, and the layer gets in the end, is its zero point to the nearest integer,
+A zero point z is an integer from 0 to 2**bits - 1, which a gradient can't move. So a real-valued shift ζ is trained
+beside δ, and each pass (and the final layer) uses the zero point rounded to the nearest integer,
 
-    W = s₀ (1 + δ) (q - z),   z = clamp(round(z₀ + PACE ζ)),
+    W = s₀ (1 + δ) (q - z),   z = clamp(round(z₀ + ZERO_POINT_RATE ζ)),
 
-with the gradient of z taken for that of z₀ + PACE ζ, straight through rounding and clamping (as EfficientQAT does in
-its first phase: Chen et al., arXiv 2407.11062, section 3.2). Its second phase, which `scales` is, leaves z alone.
+with the gradient of z taken for that of z₀ + ZERO_POINT_RATE ζ, straight through rounding and clamping (as EfficientQAT
+does in its first phase: Chen et al., arXiv 2407.11062, section 3.2). Its second phase, E2E-QP (`e2e_qp`), keeps z
+fixed.
 
-It is no part of the recipe: a zero point moves a whole group by a whole step of its grid, and no setting that was tried
-gained by it. On the packaged model at 2 bits (GPTQ's codes, 32 windows of WikiText-2, 60 steps) scales alone came to
-0.906 ± 0.030 nats a token. At this `PACE` and the usual rate no ζ gets half a step far within so few steps, so that the
-result is the same; at 10, 1.2 % of the zero points moved, and the divergence was 0.993 ± 0.032. On a random model of 4
-blocks at 3 bits, a tenth of whose zero points had been put off by one (40 steps), it fell from 0.171 to 0.0282 nats by
-scales alone and to 0.0290 with this; a larger `PACE` made it worse (10: 0.092), and so did a shift that every pass sees
-unrounded (0.038 to 0.063).
+The recipe does not use it: a zero point moves a whole group by a whole step of its grid, and no tried setting improved
+the result. On the packaged model at 2 bits (GPTQ's codes, 32 windows of WikiText-2, 60 steps) scales alone reached
+0.906 ± 0.030 nats per token. At this `ZERO_POINT_RATE` and the usual learning rate no ζ moves by half a step within so
+few steps, so that the result is the same; at 10, 1.2 % of the zero points moved, and the divergence was 0.993 ± 0.032.
+On a random model of 4 blocks at 3 bits, with a tenth of the zero points changed by one (40 steps), the divergence fell
+from 0.171 to 0.0282 nats by training scales alone and to 0.0290 with zero points; a larger `ZERO_POINT_RATE` made it
+worse (10: 0.092), and so did using the shift unrounded in every pass (0.038 to 0.063).
 """
 
 import torch
@@ -22,16 +23,16 @@ from torch import Tensor, nn
 
 from lib.quantized.grid import Quantized
 from lib.quantized.linear import QuantLinear
-from lib.quantizers import calibrate, scales
-from lib.quantizers.learnable_scale import Tuned, dense
+from lib.quantizers import calibrate, e2e_qp
+from lib.quantizers.learnable_scale import LearnableScaleLinear, dense
 
-PACE = 2  # a zero point has farther to go than a scale; one learning rate serves both
+ZERO_POINT_RATE = 2  # a zero point has farther to go than a scale; one learning rate serves both
 
 
 def tune_(model: nn.Module, calibration, reference, **options) -> dict[str, Quantized]:
     """Tune scales and zero points of every quantized layer inside the blocks of `model`, in place; return all by name.
 
-    The arguments, and what is raised, are those of `scales.tune_`. Layers without zero points (symmetric grids,
+    The arguments, and what is raised, are those of `e2e_qp.tune_`. Layers without zero points (symmetric grids,
     codebooks) learn their scales alone; ValueError where no layer has any.
     """
     layers = calibrate.layers(model).values()
@@ -39,22 +40,22 @@ def tune_(model: nn.Module, calibration, reference, **options) -> dict[str, Quan
     if quantized and all(layer.zero_point is None for layer in quantized):
         raise ValueError(
             f"none of the {len(quantized)} quantized layers of {type(model).__name__} has zero points; they are what "
-            "this tunes beside scales; use scales.tune_, or quantize with symmetric=False."
+            "this tunes beside scales; use e2e_qp.tune_, or quantize with symmetric=False."
         )
-    return scales.tune_(model, calibration, reference, kind=Shifted, **options)
+    return e2e_qp.tune_(model, calibration, reference, layer_class=LearnableZeroPointLinear, **options)
 
 
-class Shifted(Tuned):
+class LearnableZeroPointLinear(LearnableScaleLinear):
     """A `QuantLinear` with a trainable δ and, where it has zero points, a trainable ζ; both [rows, groups], float32."""
 
-    METHOD = "shifts"
+    METHOD = "learned_zero_points"
 
     def __init__(self, layer: QuantLinear, dtype: torch.dtype):
         super().__init__(layer, dtype)
         self.zeta = None if layer.zero_point is None else nn.Parameter(torch.zeros_like(self.start))
 
     def learned(self) -> dict[str, nn.Parameter]:
-        """δ as in `scales`, and ζ."""
+        """δ as in `e2e_qp`, and ζ."""
         return super().learned() | ({} if self.zeta is None else {":shift": self.zeta})
 
     def settle_(self) -> None:
@@ -65,7 +66,7 @@ class Shifted(Tuned):
 
     def zero_point(self) -> Tensor:
         """Integers from 0 to 2**bits - 1, float32 [rows, groups]; gradients pass straight through to ζ."""
-        moved = self.layer.zero_point + PACE * self.zeta
+        moved = self.layer.zero_point + ZERO_POINT_RATE * self.zeta
         return moved + (moved.round().clamp(0, 2**self.layer.bits - 1) - moved).detach()
 
     def forward(self, inputs: Tensor) -> Tensor:
@@ -83,7 +84,7 @@ class Product(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(ctx, inputs: Tensor, scale: Tensor, zero: Tensor, part: Shifted) -> Tensor:
+    def forward(ctx, inputs: Tensor, scale: Tensor, zero: Tensor, part: LearnableZeroPointLinear) -> Tensor:
         ctx.save_for_backward(inputs, scale, zero)
         ctx.part = part
         return inputs @ dense(_levels(part, zero), scale).T
@@ -99,7 +100,7 @@ class Product(torch.autograd.Function):
         return of_inputs, of_scale, of_zero, None
 
 
-def _levels(part: Shifted, zero: Tensor) -> Tensor:
+def _levels(part: LearnableZeroPointLinear, zero: Tensor) -> Tensor:
     """q - z [rows, groups, columns of a group]: integers up to 255, exact in bfloat16."""
     # the sum that makes a zero point pass its gradient on may miss the integer by a rounding
     return part.layer.codes.to(part.dtype).view(*zero.shape, -1).sub_(zero.round().to(part.dtype)[..., None])

@@ -1,13 +1,13 @@
-"""Rotation: turn the space in which a model computes, so that no weight and no input stands out, then quantize.
+"""Rotation: rotates the hidden space of a model to remove outliers from weights and inputs, then quantizes.
 
-A norm with weight 1 answers a rotated residual stream with a rotated answer. So an orthogonal Q can be multiplied
-into the weights on both sides of the stream, and a smaller R into the values and the output projection of each
-attention, where the two cancel: the model computes the same function, and each of its new coordinates is a sum of many
-old ones, in which outliers disappear.
+A norm with weight 1 maps a rotated residual stream to a rotated output. So an orthogonal Q can be multiplied into the
+weights on both sides of the stream, and a smaller R into the values and the output projection of each attention, where
+the two cancel: the model computes the same function, and each new coordinate is a sum of many old ones, which averages
+outliers away.
 
 Sources: Ashkboos et al., "QuaRot: Outlier-Free 4-Bit Inference in Rotated LLMs", arXiv 2404.00456, section 4, stages
 1a and 1b; Liu et al., "SpinQuant: LLM Quantization with Learned Rotations", arXiv 2405.16406, section 3.1, whose R1
-and R2 are `residual` and `values` here. Nothing is learned, and nothing is left to do while the model runs.
+and R2 are `residual` and `values` here. Nothing is trained, and inference needs no extra operation.
 """
 
 import contextlib
@@ -18,12 +18,12 @@ import psutil
 import torch
 from torch import Tensor, nn
 
-from lib.jobs import State, fingerprint
+from lib.jobs import JobState, fingerprint
 from lib.models import blocks, capture, equivalence, logits, partial
 from lib.quantized.grid import Quantized
 from lib.quantizers import calibrate, gptq
 from lib.quantizers.hadamard import rotation
-from lib.quantizers.turning import AT_ONCE, Turn, factors, neutral_, subtracts_mean, times, turn_
+from lib.quantizers.layer_rotation import AT_ONCE, LayerRotation, factors, neutral_, subtracts_mean, times, turn_
 
 FLIPPED = "a Hadamard rotation of it flips signs and mixes nothing"  # no power of two but 1 divides it
 REMEDY = "choose rotate_(values=False), which turns the residual stream alone"
@@ -56,12 +56,12 @@ def quantize_(
     grid = {"bits": bits, "group_size": group_size, "symmetric": symmetric, "candidates": candidates}
     if state is not None:
         job = {**fingerprint(model, tokens, device), **grid, "seed": seed, "act_order": act_order}
-        state = State(state, method="rotation", **job)
+        state = JobState(state, method="rotation", **job)
 
-    def visit(names: list[str], weight: Tensor, hessian: Tensor) -> Quantized:
+    def quantize_layer(names: list[str], weight: Tensor, hessian: Tensor) -> Quantized:
         return gptq.gptq(weight, hessian, act_order=act_order, **grid)
 
-    return calibrate.walk(rotate_(model, seed=seed), tokens, visit, state=state, device=device)
+    return calibrate.sequential(rotate_(model, seed=seed), tokens, quantize_layer, state=state, device=device)
 
 
 @torch.no_grad()
@@ -80,11 +80,13 @@ def rotate_(model: nn.Module, *, seed: int = 0, residual: bool = True, values: b
     norms, generator = list(dict.fromkeys(readers.values())), torch.Generator().manual_seed(seed)
     mean = any(subtracts_mean(norm, table.embedding_dim) for norm in norms)
     whole = rotation(table.embedding_dim, generator, keep_mean=mean)
-    turns = {layer: Turn() for layer in layers}
+    turns = {layer: LayerRotation() for layer in layers}
     if residual:
         for layer in (*layers, blocks.head(model)):
-            turns[layer] = Turn(readers[layer], inner=whole) if layer in readers else Turn(outer=whole)
-        turns[table] = Turn(inner=whole)
+            turns[layer] = (
+                LayerRotation(readers[layer], inner=whole) if layer in readers else LayerRotation(outer=whole)
+            )
+        turns[table] = LayerRotation(inner=whole)
     for value, output, size in pairs:
         heads = rotation(size, generator)
         turns[value] = turns[value]._replace(outer=heads)
@@ -99,7 +101,9 @@ def rotate_(model: nn.Module, *, seed: int = 0, residual: bool = True, values: b
     return model
 
 
-def _try(model: nn.Module, turns: dict[nn.Module, Turn], norms: list[nn.Module], stream: Tensor | None) -> None:
+def _try(
+    model: nn.Module, turns: dict[nn.Module, LayerRotation], norms: list[nn.Module], stream: Tensor | None
+) -> None:
     """Raise ValueError where `model` would compute something else with these turns, each part of it tried on a copy."""
 
     def change_(block: nn.Module, trial: nn.Module) -> None:

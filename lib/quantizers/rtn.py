@@ -6,7 +6,7 @@ The baseline that every other method has to beat. Source: Nagel et al., arXiv 21
 import torch
 from torch import nn
 
-from lib.jobs import State, fingerprint
+from lib.jobs import JobState, fingerprint
 from lib.quantized.grid import Quantized, check, choose, quantize
 from lib.quantizers import calibrate, layerwise
 
@@ -31,7 +31,7 @@ def quantize_(
     calibrate.check_layers(model, bits=bits, group_size=group_size, candidates=candidates)
     settings = {"bits": bits, "group_size": group_size, "symmetric": symmetric, "candidates": candidates}
     if state is not None:
-        state = State(state, method="rtn", **fingerprint(model), **settings)
+        state = JobState(state, method="rtn", **fingerprint(model), **settings)
     return layerwise.replace_(model, lambda weight: rtn(weight, **settings), state=state)
 
 

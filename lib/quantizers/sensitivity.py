@@ -1,16 +1,16 @@
-"""Sensitivity: how far the predictions move when one group of layers alone has fewer bits.
+"""Sensitivity: how far the predictions move when one group of layers alone gets fewer bits.
 
-The divergence of each group is measured at `PROBE` bits, on a few windows, and carried to the other widths by the
-ratio of the output errors that their grids leave:
+The divergence of each group is measured at `PROBE` bits on a few windows, and extrapolated to the other widths by the
+ratio of output errors:
 
     loss_b = loss_probe · err_b / err_probe,      err_b = Σ h (w - ŵ_b)²,    h the diagonal of the Hessian,
 
-because a small change of a layer moves the divergence by a square of its size (HAWQ-V2, Dong et al., arXiv
-1911.03852, section 3.1, has the same second-order argument with a Hessian of the training loss). Layers are rounded
-here, not compensated: which ones matter is the same question, and it is answered in a tenth of the time.
+because a small change of a layer changes the divergence quadratically (HAWQ-V2, Dong et al., arXiv 1911.03852, section
+3.1, has the same second-order argument with a Hessian of the training loss). Layers are rounded to nearest here, not
+compensated: that ranks the layers alike, in a tenth of the time.
 
-A layer that lies on a grid of `PROBE` bits already, as in a model that was quantized before, has next to no error
-there, and a ratio to it would say nothing: its divergence is measured at the fewest of the widths instead.
+A layer whose weights already lie on a grid of `PROBE` bits, as in a model that was quantized before, has almost no
+error there, and the ratio would be meaningless: its divergence is measured at the fewest bits instead.
 """
 
 import itertools
@@ -22,7 +22,7 @@ import torch
 from torch import Tensor, nn
 
 from lib import files, timing
-from lib.jobs import State, fingerprint
+from lib.jobs import JobState, fingerprint
 from lib.metrics import divergence
 from lib.models import blocks, capture, logits
 from lib.quantized.grid import BITS, Quantized, choose, quantize
@@ -56,11 +56,11 @@ def measure(
     few, found, grid = tokens[:windows], {}, {"widths": widths, "group_size": group_size}
     calibrate.check_memory(model, tokens, streams=2)
     if state is not None:
-        state = State(state, method="sensitivity", **fingerprint(model, tokens), **grid, windows=len(few))
+        state = JobState(state, method="sensitivity", **fingerprint(model, tokens), **grid, windows=len(few))
     reference = divergence.remember(model, few)
     calls, parts = capture.capture(model, few).calls, list(blocks.blocks(model))
 
-    def visit(prefix: str, block: nn.Module, hidden: Tensor, _: Tensor, call: tuple) -> dict:
+    def measure_block(prefix: str, block: nn.Module, hidden: Tensor, _: Tensor, call: tuple) -> dict:
         index = parts.index(block)
         rest = list(zip(parts[index:], calls[index:]))
 
@@ -71,11 +71,11 @@ def measure(
         return {}
 
     with logits.evaluating(model):
-        calibrate.walk_blocks(model, tokens, visit)
+        calibrate.sequential_blocks(model, tokens, measure_block)
         return found | _once(state, "embedding", _of_embedding, model, tokens, reference, few, **grid)
 
 
-def _once(state: State | None, unit: str, work: Callable[..., Losses], *args, **grid) -> Losses:
+def _once(state: JobState | None, unit: str, work: Callable[..., Losses], *args, **grid) -> Losses:
     """The losses of a `unit`, a block or the embedding: as `state` keeps them, or else those that `work` finds."""
     path = state and state.folder / f"losses-{unit}.json"
     if path and path.exists():

@@ -1,11 +1,11 @@
-"""Weights with an offset each, which decides between rounding up and down, and ranges whose ends can move.
+"""Weights for SignRound: a learned offset decides between rounding up and down, learned ends move each range.
 
     W̃ = s · (clip(⌊W/s + V⌉ + z, 0, 2^bits - 1) - z),  |V| ≤ 1/2
     s = (α · high - β · low) / (2^bits - 1),            z = ⌊-β · low / s⌉
 
 Source: Cheng et al., "Optimize Weight Rounding via Signed Gradient Descent for the Quantization of LLMs",
-arXiv 2309.05516, whose W, s, V, α and β these are. Its range starts at the ends of the weights; here low and high are
-the ends of any grid that learning starts from.
+arXiv 2309.05516, with its symbols W, s, V, α and β. In the paper the range starts at the smallest and largest weight;
+here low and high are the ends of any initial grid.
 """
 
 import torch
@@ -17,7 +17,7 @@ RANGE = (0.5, 1.5)  # where α and β stay
 SLACK = 0.05  # how far from the middle between two codes a weight starts at least, in codes
 
 
-class Rounded:
+class SignRoundWeight:
     """A layer's weights W [rows, columns] rounded with learned offsets V on learned ranges; starts at given codes.
 
     dense: the rounded values, in the dtype of W, as a tensor that asks for gradients.
@@ -98,8 +98,8 @@ class Rounded:
 def reachable(weight: Tensor, start: Quantized) -> Tensor:
     """`weight` [rows, groups, size], moved where it must be to round to the codes of `start` with `SLACK` to spare.
 
-    Codes of a method that compensates may lie several steps from their weights. The smallest move keeps what is known
-    of a weight: from which side its code is approached.
+    Codes of a method that compensates may lie several steps from their weights. The smallest move preserves on which
+    side of its code a weight lies.
     """
     scale = start.scale.float()[..., None]
     codes = start.codes.view_as(weight).float()

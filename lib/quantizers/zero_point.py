@@ -2,7 +2,7 @@
 
     scale = (max X - min X) / (2**bits - 1),  zero = round(-min X / scale),  X_q = round(X / scale) + zero
 
-A lopsided distribution uses all codes that way, where absmax wastes those on its shorter side; the price is the zero
+A skewed distribution uses all codes that way, where absmax wastes those on its shorter side; the cost is the zero
 point. The range always includes zero, so that zero is exact and its code fits into the bits of a code.
 Source: Dettmers et al., "LLM.int8()", arXiv 2208.07339, section 2.1, zeropoint quantization (with codes from 0 up).
 """

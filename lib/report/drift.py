@@ -6,17 +6,17 @@ from lib.report import axes as ax
 from lib.report import rows, style
 
 NAMES = {"gptaq": "GPTAQ", "corrected": "GPTQ, corrected target"}
-PARTS = {"came_in": ("none", "came in: W (X̃ − X)"), "added": ("rtn", "added: (W − Ŵ) X")}
+PARTS = {"inherited": ("none", "inherited: W (X̃ − X)"), "own": ("rtn", "own: (W − Ŵ) X")}
 
 
 def drift(table: pd.DataFrame):
     """Where a layer's error comes from, and what each method takes back of it, by block.
 
-    Metrics read: drift (label `part`: came_in, added) and taken_back; labels `block` and `method`. The left panel
+    Metrics read: drift (label `part`: inherited, added) and cancelled; labels `block` and `method`. The left panel
     shows the parts of the first method in the order of `style.order`.
     """
     title = "What comes in, what a layer adds, what it takes back"
-    parts, back = rows.newest(table, "drift"), rows.newest(table, "taken_back")
+    parts, back = rows.newest(table, "drift"), rows.newest(table, "cancelled")
     if parts.empty or back.empty:
         return ax.gap(title, "22_gptq")
     parts, back = (part.assign(block=pd.to_numeric(part["block"])) for part in (parts, back))
@@ -50,7 +50,7 @@ def _name(method: str) -> str:
 def _mostly(shown: pd.DataFrame) -> bool:
     """Whether more came in than was added, in the mean over blocks."""
     means = shown.groupby("part")["value"].mean()
-    return means["came_in"] > means["added"]
+    return means["inherited"] > means["own"]
 
 
 def _by_block(axes, part: pd.DataFrame, look, text: str) -> None:

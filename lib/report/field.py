@@ -7,7 +7,7 @@ from lib.report import axes as ax
 from lib.report import ladders, peers, rows, style
 
 LADDER, PEERS, ARTIFACTS = ladders.RECIPE, "53_peers", "54_artifacts"
-OURS = ("rtn", "gptq", "rounding", "best")  # arms of those notebooks that are ours; the others are other projects
+OURS = ("rtn", "gptq", "signround", "best")  # arms of those notebooks that are ours; the others are other projects
 COLUMNS = ["notebook", "model", "text", "windows", "method", "ours", "detail", "megabytes", "value", "stderr", "n"]
 COLUMNS += ["time"]
 TITLE = "Quality against bytes, all methods and peers"

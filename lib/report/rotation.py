@@ -41,7 +41,7 @@ def distributions(table: pd.DataFrame):
 
 
 def factors(table: pd.DataFrame):
-    """After over before, for each factor of the output error (`metrics.incoherence.factors`): a dot a layer.
+    """After over before, for each factor of the output error (`analysis.incoherence.factors`): a dot a layer.
 
     Rows need the metrics of that function and the labels layer and stage; the bar is the 95 % interval of the mean.
     """

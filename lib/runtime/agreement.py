@@ -1,11 +1,11 @@
-"""Whether a model in memory computes what its configuration says: settings may have been changed after it was made."""
+"""Checks that a model in memory computes what its configuration says; settings may have changed since."""
 
 import numpy as np
 
 from lib.runtime import architecture
 from lib.runtime.architecture import Architecture, refuse
 from lib.runtime.families import FAMILIES
-from lib.runtime.rotary import TABLES, wrong
+from lib.runtime.rope_frequencies import TABLES, wrong
 
 
 def architecture_of(model) -> Architecture:

@@ -1,14 +1,14 @@
-"""What a configuration asks the engine to compute, read as the family's own class in transformers reads it.
+"""Reads a model's architecture from its configuration, as the family's own class in transformers does.
 
-A setting that changes the forward pass is computed or refused, and so is a key that this project does not know. Needs
-neither torch nor transformers, so that a process which only generates does without them.
+A setting that changes the forward pass is either implemented or refused, and an unknown key is refused. Needs neither
+torch nor transformers, so that a process that only generates does without them.
 """
 
 from dataclasses import dataclass
 
-from lib.runtime import rotary
+from lib.runtime import rope_frequencies
 from lib.runtime.families import ACTIVATIONS, ATTENTION, FAMILIES, HARMLESS, LINEARS, ONLY, ROTARY, Family
-from lib.runtime.rotary import wrong
+from lib.runtime.rope_frequencies import wrong
 
 # rotary embeddings that this file can't tell the frequencies of, and what helps
 _ELSEWHERE = {"yarn": " (load it with sources.models.load, then use runtime.pack_)"} | dict.fromkeys(
@@ -76,7 +76,7 @@ class Architecture:
         return self.size if norm in ("query_norm", "key_norm") else self.hidden
 
 
-def read(config: dict, *, tables=rotary.TABLES) -> Architecture:
+def read(config: dict, *, tables=rope_frequencies.TABLES) -> Architecture:
     """The architecture of a configuration, as config.json or `to_dict` of one of transformers' has it.
 
     tables: types of rotary embeddings that are allowed. Raises ValueError for families, parts and keys that the engine
@@ -180,9 +180,9 @@ def _windows(found: dict, blocks: int, limit: int) -> tuple[list[str], tuple[int
 def _rotations(config: dict, family: Family, kinds: list[str], limit: int, tables) -> dict[str, dict]:
     """The rotary embeddings of a configuration by kind of attention; refuses those whose frequencies are not known."""
     if family.local:
-        found = {kind: rotary.local(config, kind, limit) for kind in sorted({*kinds})}
+        found = {kind: rope_frequencies.local(config, kind, limit) for kind in sorted({*kinds})}
     else:
-        found = {"every": rotary.settings(config, limit)}
+        found = {"every": rope_frequencies.settings(config, limit)}
     for rope in found.values():
         kind, part = rope["rope_type"], rope.get("partial_rotary_factor", 1)
         if kind not in tables:

@@ -11,7 +11,7 @@ import numpy as np
 from lib.decoding import ends, settings
 from lib.runtime import architecture, fused
 from lib.runtime.architecture import Architecture
-from lib.runtime.rotary import Rotation, frequencies
+from lib.runtime.rope_frequencies import Rotation, frequencies
 from lib.runtime.tensors import Tensors, bfloat16
 from lib.runtime.tokenizer import Tokenizer
 from lib.runtime.weights import Weights, check_bits

@@ -3,8 +3,8 @@
 The sources have no dependency but the standard library, so a process that only runs a packed model needs neither torch
 nor transformers in memory. torch's extension loader builds them (with ninja, in a process of its own) into the folder
 where it keeps extensions (`TORCH_EXTENSIONS_DIR`, else ~/.cache/torch_extensions), under a name that holds the
-instruction set and a hash of sources, flags, compiler and torch: what is stale is never found. `built.json` beside the
-library says what it needs of a CPU and what its bytes must be; both are looked at before it is opened.
+instruction set and a hash of sources, flags, compiler and torch, so that a stale build is never used. `built.json`
+beside the library states the CPU features that it needs and its hash; both are checked before it is loaded.
 """
 
 import contextlib

@@ -1,6 +1,6 @@
-"""The families that the engine computes: what their configurations say, with the defaults of transformers' classes.
+"""Families that the packed engine supports: what their configurations mean, with transformers' defaults.
 
-`read` of architecture.py goes by this table. Each key of a configuration is one that changes the forward pass
+`architecture.read` uses this table. Each key of a configuration is one that changes the forward pass
 (`Family.defaults`, `ROTARY`), one that changes nothing (`HARMLESS`), or one that is allowed at a single value
 (`ONLY`); a model with any other key is refused.
 """

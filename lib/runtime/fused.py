@@ -1,6 +1,7 @@
 """Parts of a packed matrix that hold several layers one below the other, such as the queries, keys and values of Phi-3.
 
-A packed matrix lies in tiles of 16 rows, so a part that begins at one of them is a packed matrix in the same memory.
+A packed matrix consists of tiles of 16 rows, so a part that begins at a tile is itself a packed matrix in the same
+memory.
 """
 
 import numpy as np

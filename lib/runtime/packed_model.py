@@ -8,7 +8,7 @@ from lib.runtime import fused
 from lib.runtime.agreement import architecture_of
 from lib.runtime.architecture import Architecture, refuse
 from lib.runtime.modules import PackedEmbedding, PackedLinear
-from lib.runtime.rotary import Rotation
+from lib.runtime.rope_frequencies import Rotation
 from lib.runtime.weights import Weights, array
 
 

@@ -1,8 +1,8 @@
-"""The packed engine behind the one loop of generation: slots whose sequences come and go. Needs no torch.
+"""Backend of the generation loop for the packed engine: slots whose sequences come and go. Needs no torch.
 
-A prompt begins where it parts from what lies in some slot already: the keys of their common beginning are copied, or
-stay where they are. Prompts that share nothing are read in one pass. A row's logits are the same bits whatever is
-computed beside it, so an answer depends on no other request.
+A prompt is read from where it differs from a sequence already in some slot: the keys of their common prefix are copied,
+or stay in place. Prompts without a common prefix are read in one pass. A row's logits have the same bits whatever else
+is in the batch, so an answer does not depend on other requests.
 """
 
 from collections import deque

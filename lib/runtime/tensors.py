@@ -1,6 +1,6 @@
 """Tensors of safetensors files for the packed engine, read some rows at a time: no dequantized copy, no torch.
 
-Nothing is believed: a tensor has the shape, the type and as many bytes as its reader asks for, and finite numbers.
+Every tensor is checked: it must have the expected shape, type and number of bytes, and finite numbers.
 """
 
 from pathlib import Path
@@ -172,7 +172,7 @@ def bfloat16(values: np.ndarray) -> np.ndarray:
 
 
 def nearest(weight: np.ndarray, bits: int, group: int) -> tuple[np.ndarray, np.ndarray]:
-    """Codes and scales (bits of bfloat16) of float32 rows on the symmetric grid of `quantizers.grid`."""
+    """Codes and scales (bits of bfloat16) of float32 rows on the symmetric grid of `quantized.grid`."""
     groups, middle = weight.reshape(len(weight), -1, group), 2 ** (bits - 1)
     high, low = np.maximum(groups.max(-1), 0), np.minimum(groups.min(-1), 0)
     stored = bfloat16(np.maximum(high / np.float32(middle - 1), (0 - low) / np.float32(middle)))

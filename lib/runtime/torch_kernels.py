@@ -1,4 +1,4 @@
-"""The packed products and the model's step in plain torch: what runs without a compiler, and what kernels are held to.
+"""Packed products and the model's step in plain torch: fallback without a compiler, reference for the kernels.
 
 The same numbers are rounded in the same places as in products.h and attention.h: activations to int8 with a scale a
 block, keys and values to bfloat16. Only the order of float additions differs.

@@ -1,6 +1,6 @@
-"""What a packed model consists of, and how to get it out of a model; `checkpoint.py` gets it from a folder.
+"""The weights of a packed model, and how to get them from a model; `checkpoint.py` reads them from a folder.
 
-Whatever way they come, `Weights` compares every array with the architecture before native code may read it.
+In both cases `Weights` compares every array with the architecture before native code may read it.
 """
 
 from dataclasses import dataclass, field
@@ -11,7 +11,7 @@ from lib.runtime import pack
 from lib.runtime.architecture import Architecture
 from lib.runtime.families import LINEARS, NORMS
 from lib.runtime.pack import Packed
-from lib.runtime.rotary import Rotation
+from lib.runtime.rope_frequencies import Rotation
 
 
 @dataclass

@@ -1,4 +1,4 @@
-"""What is known of one data set that tasks read: where it lies, how its lines become rows, and what a row must hold."""
+"""Schema of a data set that tasks read: where it lies, how its lines become rows, which fields a row needs."""
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -7,7 +7,7 @@ from lib.sources import record_adapters
 
 
 @dataclass(frozen=True)
-class Needs:
+class RequiredFields:
     """What every row must hold. texts: fields with text that is not blank; lists: fields with a list of texts, not all
     of them blank; choices: how many there are (None: two or more, where a row has choices at all)."""
 
@@ -57,7 +57,7 @@ class Benchmark:
     revision: str | None = None
     splits: dict[str, str] = field(default_factory=dict)
     hub_line: Callable[[dict], dict] | None = None
-    needs: Needs = Needs()
+    needs: RequiredFields = RequiredFields()
     origin: str = ""
 
 

@@ -5,7 +5,7 @@ to us: the Hub's newest is then loaded and its commit recorded. Licences are the
 """
 
 from lib.sources import record_adapters
-from lib.sources.benchmark_schema import Benchmark, Needs
+from lib.sources.benchmark_schema import Benchmark, RequiredFields
 from lib.sources.subjects import BBH, CEVAL
 
 _QUESTION = ("question",)
@@ -15,14 +15,14 @@ def _arc(part):
     citation = "Clark et al. 2018, Think you have Solved Question Answering? Try ARC, arXiv 1803.05457"
     files = {split: (f"arc/ARC-{part}-{name}.jsonl",) for split, name in (("test", "Test"), ("validation", "Dev"))}
     hub = "allenai/ai2_arc", (f"ARC-{part}",), "210d026faf9955653af8916fad021475a3f00453"
-    return Benchmark("CC BY-SA 4.0", citation, files, record_adapters.labelled, *hub, needs=Needs(_QUESTION))
+    return Benchmark("CC BY-SA 4.0", citation, files, record_adapters.labelled, *hub, needs=RequiredFields(_QUESTION))
 
 
 def _trace(folder, licence, splits=("test", "eval", "train")):
     citation = "Wang et al. 2023, TRACE, arXiv 2310.06762"
     files = {split: (f"trace/{folder}/{split}.jsonl",) for split in splits}
     origin = f"zjwang21/TRACE @ cb1bfea893e6, TRACE-Benchmark/LLM-CL-Benchmark_500/{folder}"
-    return Benchmark(licence, citation, files, needs=Needs(("prompt", "answer")), origin=origin)
+    return Benchmark(licence, citation, files, needs=RequiredFields(("prompt", "answer")), origin=origin)
 
 
 _TRUTHFUL = "Lin et al. 2022, TruthfulQA: Measuring How Models Mimic Human Falsehoods, arXiv 2109.07958"
@@ -44,7 +44,7 @@ BENCHMARKS = {
         ("all",),
         "c30699e8356da336a370243923dbaf21066bb9fe",
         {"test": "test", "dev": "dev"},
-        needs=Needs(("question", "group"), choices=4),
+        needs=RequiredFields(("question", "group"), choices=4),
     ),
     "arc_easy": _arc("Easy"),
     "arc_challenge": _arc("Challenge"),
@@ -56,7 +56,7 @@ BENCHMARKS = {
         "Rowan/hellaswag",
         revision="218ec52e09a7e7462a5400043bb9a69a41d06b76",
         hub_line=record_adapters.hellaswag_hub,
-        needs=Needs(_QUESTION, choices=4),
+        needs=RequiredFields(_QUESTION, choices=4),
     ),
     "piqa": Benchmark(
         "AFL-3.0",
@@ -65,7 +65,7 @@ BENCHMARKS = {
         record_adapters.piqa,
         "baber/piqa",
         revision="142f6d7367fd9877f0fb3b5734ea6a545f54cdd1",
-        needs=Needs(_QUESTION, choices=2),
+        needs=RequiredFields(_QUESTION, choices=2),
     ),
     "winogrande": Benchmark(
         "CC BY 4.0",
@@ -75,7 +75,7 @@ BENCHMARKS = {
         "allenai/winogrande",
         ("winogrande_xl",),
         "01e74176c63542e6b0bcb004dcdea22d94fb67b5",
-        needs=Needs(choices=2),
+        needs=RequiredFields(choices=2),
     ),
     "boolq": Benchmark(
         "CC BY-SA 3.0",
@@ -85,7 +85,7 @@ BENCHMARKS = {
         "aps/super_glue",
         ("boolq",),
         "3de24cf8022e94f4ee4b9d55a6f539891524d646",
-        needs=Needs(("passage", "question"), choices=2),
+        needs=RequiredFields(("passage", "question"), choices=2),
     ),
     "openbookqa": Benchmark(
         "Apache-2.0",
@@ -96,7 +96,7 @@ BENCHMARKS = {
         ("main",),
         "388097ea7776314e93a529163e0fea805b8a6454",
         hub_line=record_adapters.openbook,
-        needs=Needs(_QUESTION, choices=4),
+        needs=RequiredFields(_QUESTION, choices=4),
     ),
     "commonsenseqa": Benchmark(
         "MIT",
@@ -105,7 +105,7 @@ BENCHMARKS = {
         record_adapters.labelled,
         "tau/commonsense_qa",
         revision="94630fe30dad47192a8546eb75f094926d47e155",
-        needs=Needs(_QUESTION, choices=5),
+        needs=RequiredFields(_QUESTION, choices=5),
     ),
     "truthfulqa_mc": Benchmark(
         "Apache-2.0",
@@ -115,7 +115,7 @@ BENCHMARKS = {
         "truthfulqa/truthful_qa",
         ("multiple_choice",),
         _TRUTHFUL_COMMIT,
-        needs=Needs(_QUESTION),
+        needs=RequiredFields(_QUESTION),
     ),
     "truthfulqa_gen": Benchmark(
         "Apache-2.0",
@@ -125,7 +125,7 @@ BENCHMARKS = {
         "truthfulqa/truthful_qa",
         ("generation",),
         _TRUTHFUL_COMMIT,
-        needs=Needs(_QUESTION, ("correct_answers", "incorrect_answers")),
+        needs=RequiredFields(_QUESTION, ("correct_answers", "incorrect_answers")),
     ),
     "ceval": Benchmark(
         "CC BY-NC-SA 4.0",
@@ -134,7 +134,7 @@ BENCHMARKS = {
         record_adapters.ceval,
         "ceval/ceval-exam",
         tuple(CEVAL),
-        needs=Needs(_QUESTION, choices=4),
+        needs=RequiredFields(_QUESTION, choices=4),
         origin="hiyouga/LLaMA-Factory @ 65ea7a0d7c37, evaluation/ceval/ceval.zip",
     ),
     "chid": Benchmark(
@@ -142,7 +142,7 @@ BENCHMARKS = {
         "Zheng et al. 2019, ChID, arXiv 1906.01265; Xu et al. 2021, FewCLUE, arXiv 2107.07498",
         {"test": ("chid/test_public.jsonl",), "validation": ("chid/dev_few_all.jsonl",)},
         record_adapters.chid,
-        needs=Needs(choices=7),
+        needs=RequiredFields(choices=7),
         origin="CLUEbenchmark/FewCLUE @ 62a02c6f31cf, datasets/chid",
     ),
     "gsm8k": Benchmark(
@@ -153,7 +153,7 @@ BENCHMARKS = {
         hub="openai/gsm8k",
         configs=("main",),
         revision="740312add88f781978c0658806c59bc2815b9866",
-        needs=Needs(("question", "answer")),
+        needs=RequiredFields(("question", "answer")),
     ),
     "bbh": Benchmark(
         "MIT",
@@ -162,7 +162,7 @@ BENCHMARKS = {
         record_adapters.bbh,
         "SaylorTwift/bbh",
         BBH,
-        needs=Needs(("group", "input", "target")),
+        needs=RequiredFields(("group", "input", "target")),
         origin="suzgunmirac/BIG-Bench-Hard @ 9ee07bd481fe, bbh",
     ),
     "bbh_prompts": Benchmark(
@@ -174,7 +174,7 @@ BENCHMARKS = {
         ("few_shot_prompts",),
         "76eaa8c29ad448752cd44201a1246618e2454cac",
         {"train": "few_shot_prompts"},
-        needs=Needs(("group", "prompt")),
+        needs=RequiredFields(("group", "prompt")),
     ),
     "humaneval": Benchmark(
         "MIT",
@@ -183,7 +183,7 @@ BENCHMARKS = {
         record_adapters.program,
         "openai/openai_humaneval",
         revision="7dce6050a7d6d172f3cc5c32aa97f52fa1a2e544",
-        needs=Needs(("id", "prompt", "test", "entry_point")),
+        needs=RequiredFields(("id", "prompt", "test", "entry_point")),
     ),
     "ifeval": Benchmark(
         "Apache-2.0",
@@ -193,7 +193,7 @@ BENCHMARKS = {
         "google/IFEval",
         revision="966cd89545d6b6acfd7638bc708b98261ca58e84",
         splits={"test": "train"},
-        needs=Needs(("prompt",), ("instructions",)),
+        needs=RequiredFields(("prompt",), ("instructions",)),
     ),
     "toxicchat": Benchmark(
         "CC BY-NC 4.0",
@@ -202,7 +202,7 @@ BENCHMARKS = {
         record_adapters.toxicchat,
         "lmsys/toxic-chat",
         ("toxicchat0124",),
-        needs=Needs(("id", "text")),
+        needs=RequiredFields(("id", "text")),
         origin="dmg-illc/JUDGE-BENCH @ 5a0bf5003250, data/toxic_chat (the rows that people judged)",
     ),
     "xstest": Benchmark(
@@ -211,7 +211,7 @@ BENCHMARKS = {
         {"test": ("xstest/prompts.jsonl",)},
         record_adapters.xstest,
         "walledai/XSTest",
-        needs=Needs(("group", "prompt")),
+        needs=RequiredFields(("group", "prompt")),
         origin="paul-rottger/exaggerated-safety @ d7bb5bd738c1, xstest_prompts.csv",
     ),
     "multi_news": Benchmark(
@@ -221,7 +221,7 @@ BENCHMARKS = {
         record_adapters.long_context,
         "Xnhyacinth/LongBench",
         ("multi_news",),
-        needs=Needs(("id", "context"), ("answers",)),
+        needs=RequiredFields(("id", "context"), ("answers",)),
         origin="Zefan-Cai/KVCache-Factory @ c97f9d706d63, data/LongBench",
     ),
     "ruler_niah": Benchmark(
@@ -229,7 +229,7 @@ BENCHMARKS = {
         "Hsieh et al. 2024, RULER: What's the Real Context Size of Your Long-Context Models?, arXiv 2404.06654",
         {"test": ("longbench/ruler_niah_multikey_3_4096_100.jsonl",)},
         record_adapters.needle,
-        needs=Needs(("input",), ("outputs",)),
+        needs=RequiredFields(("input",), ("outputs",)),
         origin="Zefan-Cai/KVCache-Factory @ c97f9d706d63, data/RULER/4096/niah_multikey_3.jsonl",
     ),
     "trace_20minuten": _trace("20Minuten", "research use"),

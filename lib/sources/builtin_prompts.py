@@ -1,4 +1,4 @@
-"""A few prompts of each kind, written for this project: what decoding is tried on where no data set is at hand."""
+"""Built-in prompts of each kind, written for this project, for decoding without a data set."""
 
 _HARBOUR = (
     "The harbour board of Lindvik voted on Monday to close the old ferry pier for the winter. Divers had found that "

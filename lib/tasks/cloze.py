@@ -1,5 +1,7 @@
-"""Gaps: WinoGrande and CHID. Each choice fills the gap, and the text after it is scored (partial evaluation,
-Trinh and Le 2018, arXiv 1806.02847): the choice that makes what follows most probable is the answer.
+"""Cloze tasks: WinoGrande and CHID.
+
+Each choice fills the gap, and the text after it is scored (partial evaluation, Trinh and Le 2018, arXiv
+1806.02847): the choice that makes what follows most probable is the answer.
 
 WinoGrande's form is lm-evaluation-harness's: the choice belongs to the context. CHID's idioms differ in meaning, so the
 idiom is scored with the text after it: that orders the choices as the log-likelihood of the whole text does.

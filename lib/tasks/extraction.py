@@ -1,4 +1,4 @@
-"""Answers out of generated text: the first or last match of a pattern, and exact match after normalising both sides.
+"""Extracts answers from generated text: first or last match of a pattern, exact match after normalising.
 
 The rules are those of lm-evaluation-harness's `regex` filter and `exact_match` metric.
 """

@@ -1,4 +1,4 @@
-"""How a task is described: which data, one template, one scoring rule. Adding a task is adding one `Form`."""
+"""Description of a task: data, one template, one scoring rule. Adding a task is adding one `Form`."""
 
 from collections.abc import Callable
 from dataclasses import dataclass, field

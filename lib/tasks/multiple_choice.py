@@ -1,8 +1,8 @@
 """Multiple choice by log-likelihood: the answer whose text is most probable after the question.
 
 Where a prompt shows its choices (MMLU), the continuations are letters; elsewhere (ARC, HellaSwag) they are the choices
-themselves, and `acc_norm` divides each log-likelihood by its choice's number of characters, so that short ones do not
-win for being short. Templates and rules are those of lm-evaluation-harness 0.4.13.
+themselves, and `acc_norm` divides each log-likelihood by its choice's number of characters, so that short choices have
+no advantage. Templates and rules are those of lm-evaluation-harness 0.4.13.
 """
 
 from collections import Counter

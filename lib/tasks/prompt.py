@@ -1,4 +1,4 @@
-"""How a question becomes the text that a model reads: plain, or through a chat template.
+"""Prompt formatting: turns a question into the text that a model reads, plain or through a chat template.
 
 The forms are those of lm-evaluation-harness (Gao et al. 2021, doi:10.5281/zenodo.5371628): description, examples with
 their answers, blank lines between, then the question; in a chat the description is the system message, and every

@@ -1,4 +1,4 @@
-"""What summaries score that need no model: an empty text, a sentence that suits anything, and how the source begins."""
+"""Baselines for summaries that need no model: an empty text, a generic sentence, the start of the source."""
 
 import re
 from collections.abc import Callable

@@ -1,8 +1,8 @@
-"""What a task is: samples that ask a model for something, and a rule that scores the answers.
+"""Tasks: samples that ask a model for something, and a rule that scores the answers.
 
 A sample is one line of data, formed by one template. What it asks is a `Likelihood` (how probable is this continuation
-of this context) or a `Generation` (continue this prompt); what comes back is an `Outcome` or a string. Nothing here
-knows a model: whatever answers requests can be evaluated.
+of this context) or a `Generation` (continue this prompt); the answer is an `Outcome` or a string. Nothing here depends
+on a model: anything that answers requests can be evaluated.
 """
 
 from collections.abc import Callable

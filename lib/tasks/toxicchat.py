@@ -1,8 +1,8 @@
 """ToxicChat: a model as guard, by the probability of its verdict and by the verdict it writes (arXiv 2310.17389).
 
-`toxicchat` asks any model in words of ours; `toxicchat_guard` gives a guard model the message alone, in a chat whose
-template says the rest (Llama Guard's form; its verdict is "safe", or "unsafe" and a category). About one message in
-14 is toxic, so a guard that always says "safe" is right in 93 % of all cases: read F1, AUROC and AUPRC.
+`toxicchat` asks any model with a prompt of ours; `toxicchat_guard` gives a guard model the message alone, and its chat
+template adds the instructions (Llama Guard's form; its verdict is "safe", or "unsafe" and a category). About one
+message in 14 is toxic, so a guard that always says "safe" is right in 93 % of all cases: read F1, AUROC and AUPRC.
 """
 
 import numpy as np

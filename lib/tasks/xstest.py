@@ -1,7 +1,7 @@
 """XSTest: refusals of safe prompts that only sound unsafe, beside answers to unsafe ones (arXiv 2308.01263).
 
 A refusal is recognised by how the answer begins, with the phrases of XSTest's own string matching. It sees full
-refusals only; the authors' judgement by people or GPT-4 also knows partial ones.
+refusals only; the authors' annotation by people or GPT-4 also recognises partial ones.
 """
 
 import numpy as np

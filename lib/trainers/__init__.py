@@ -1,1 +1,1 @@
-"""Training: one loop over the Hugging Face `Trainer`, losses of one signature, and what of a model is trained."""
+"""Training: one loop over the Hugging Face `Trainer`, losses of one signature, and the choice of trained weights."""

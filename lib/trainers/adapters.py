@@ -1,6 +1,6 @@
-"""What of a model is trained: all weights of the blocks, low-rank adapters, or head and last blocks only.
+"""Chooses the trained weights: all weights of the blocks, low-rank adapters, or head and last blocks only.
 
-Each is a context manager that chooses the trained weights, and puts everything back when it ends:
+Each is a context manager that makes these weights trainable and restores the model's settings when it ends:
 
     with adapters.lora_(model, rank=16):
         loop.train_(model, windows, next_token.loss, tokens=500_000, learning_rate=1e-3)

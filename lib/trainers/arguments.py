@@ -1,4 +1,4 @@
-"""The settings of a training in the words of the Hugging Face `Trainer`, for one process or several."""
+"""Settings of the Hugging Face `Trainer`, for one process or several."""
 
 import os
 from pathlib import Path
@@ -18,7 +18,7 @@ def make(settings: dict, folder: Path | None, *, cpu: bool):
     made = TrainingArguments(
         output_dir=str(folder or files.cache() / "trainer"),
         max_steps=settings["steps"],
-        per_device_train_batch_size=settings["at_once"],
+        per_device_train_batch_size=settings["micro_batch"],
         learning_rate=settings["learning_rate"],
         weight_decay=0.0,
         max_grad_norm=settings.get("clip", 1.0),
@@ -35,11 +35,11 @@ def make(settings: dict, folder: Path | None, *, cpu: bool):
         accelerator_config={"dispatch_batches": False},
         use_cpu=cpu,
     )
-    together = settings["at_once"] * made.world_size
+    together = settings["micro_batch"] * made.world_size
     if settings["batch"] % together:
         raise ValueError(
-            f"batch={settings['batch']} in {made.world_size} processes of at_once={settings['at_once']} windows; "
-            f"multiples of {together} are allowed; change one."
+            f"batch={settings['batch']} in {made.world_size} processes of micro_batch={settings['micro_batch']} "
+            f"windows; multiples of {together} are allowed; change one."
         )
     made.gradient_accumulation_steps = settings["batch"] // together
     if folder and sharded(made):

@@ -1,9 +1,9 @@
 """The Hugging Face `Trainer` with checkpoints of our own: safetensors and JSON, whole or absent, known to be good.
 
-The Trainer's own keep optimizer and random state as pickle, are written in place, and are written before anything has
-computed with the new weights. Here the state after step k is written when the loss and the gradients of step k + 1
-have turned out finite, just before that step is taken; what led to NaN is therefore never the newest checkpoint.
-A checkpoint holds the trained weights only: all others are those of the model that the training began with.
+The Trainer's own checkpoints store optimizer and random state as pickle, are written in place, and are written before
+the new weights have been used. Here the state after step k is written once the loss and the gradients of step k + 1 are
+known to be finite, just before that step is taken, so that the newest checkpoint never leads to NaN. A checkpoint holds
+the trained weights only; all others are those of the initial model.
 """
 
 import json
@@ -41,9 +41,9 @@ class Loop(Trainer):
     folder: of the checkpoints, None for none. every: seconds between two of them.
     """
 
-    def __init__(self, *, loss, folder: Path | None, every: float, watch=None, stop=None, **options):
+    def __init__(self, *, loss, folder: Path | None, every: float, on_step=None, stop=None, **options):
         super().__init__(**options)
-        self.loss, self.folder, self.every, self.watch, self.stop = loss, folder, every, watch, stop
+        self.loss, self.folder, self.every, self.on_step, self.stop = loss, folder, every, on_step, stop
         self.loss_is_scaled_for_ga = False  # the mean over the windows of a forward pass, whatever is accumulated
         self.elapsed, self._begun, self._saved = 0.0, time.monotonic(), time.monotonic()
         for callback in (PrinterCallback, ProgressCallback):
@@ -104,8 +104,8 @@ class Loop(Trainer):
         super().log(logs | {"seconds": self.seconds(), "tokens": self.step_tokens}, start_time)
         if "loss" in logs:
             self.bar.update()
-            if self.watch:
-                self.watch(self.state.global_step, logs["loss"])
+            if self.on_step:
+                self.on_step(self.state.global_step, logs["loss"])
             if self.stop and self.state.global_step < self.state.max_steps and self.stop(self.state.global_step):
                 self.control.should_training_stop = True
 
@@ -224,7 +224,7 @@ def history(checkpoint: Path) -> list[dict]:
 
 
 def random_state() -> dict:
-    """State of Python's, NumPy's and torch's global generators, as tensors and plain values."""
+    """JobState of Python's, NumPy's and torch's global generators, as tensors and plain values."""
     version, numbers, gauss = random.getstate()
     kind, keys, *rest = np.random.get_state()
     tensors = {"torch": torch.get_rng_state(), "numpy": torch.from_numpy(keys.astype(np.int64))}

@@ -1,9 +1,8 @@
-"""The head's part of a loss, a chunk of positions at a time.
+"""Losses over the vocabulary, computed from the head a chunk of positions at a time.
 
-The logits of one window of 512 tokens take 100 MB in float32, and autograd would keep several such tensors. A loss
-over the vocabulary has a gradient that is known in closed form as soon as the logits are there, so each chunk is
-carried all the way to the gradient by the hidden states, and then forgotten. The head's own gradient, where it is
-trained, adds up in float32.
+The logits of one window of 512 tokens take 100 MB in float32, and autograd would keep several such tensors. The
+gradient of a loss over the vocabulary has a closed form, so each chunk of logits is reduced at once to the gradient by
+the hidden states, and freed. The head's own gradient, where it is trained, is accumulated in float32.
 """
 
 from collections.abc import Callable

@@ -1,4 +1,4 @@
-"""Distillation: the model learns the whole next-token distribution of a teacher, not only the token that came.
+"""Distillation: trains a model towards a teacher's whole next-token distribution, not only the next token.
 
 Source: Hinton et al., "Distilling the Knowledge in a Neural Network", arXiv 1503.02531, section 2; for healing pruned
 language models: Muralidharan et al., "Compact Language Models via Pruning and Knowledge Distillation" (Minitron),

@@ -1,4 +1,4 @@
-"""What is known of a training when it has ended."""
+"""History of a training: losses, times and learning rates, one entry per step."""
 
 from dataclasses import dataclass
 

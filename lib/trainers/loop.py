@@ -1,7 +1,7 @@
-"""The one training loop, over the Hugging Face `Trainer`.
+"""The training loop, built on the Hugging Face `Trainer`.
 
-What is trained is what requires a gradient (`adapters` chooses it), towards any `loss(model, batch) -> Tensor`.
-Rows are drawn without repetition until all have been seen, in an order that the seed decides.
+It trains the parameters that require a gradient (`adapters` chooses them) by any `loss(model, batch) -> Tensor`. Rows
+are drawn without repetition until all have been used, in an order that depends on the seed.
 """
 
 import contextlib
@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from lib import files, folders
-from lib.jobs import State, circumstances
+from lib.jobs import JobState, environment_fingerprint
 from lib.models import logits, rotary, structure
 from lib.trainers import minibatch, training_data
 from lib.trainers.history import History
@@ -31,14 +31,14 @@ def train_(
     tokens: int | None = None,
     learning_rate: float,
     batch: int = 4,
-    at_once: int = 1,
+    micro_batch: int = 1,
     seed: int = 0,
     folder: Path | str | None = None,
     every: float = EVERY,
-    watch: Callable[[int, float], None] | None = None,
+    on_step: Callable[[int, float], None] | None = None,
     stop: Callable[[int], bool] | None = None,
     collate: Callable[[list[dict]], dict] | None = None,
-    kind: type[torch.optim.Optimizer] | None = None,
+    optimizer: type[torch.optim.Optimizer] | None = None,
     clip: float = 1.0,
 ) -> History:
     """Train what requires a gradient in `model`, in place.
@@ -48,14 +48,13 @@ def train_(
     {"input_ids", "labels", "attention_mask" [rows, length], "window" [rows]}, the rows' places; it answers its mean
     over the targets (over the rows, where it has `mean_over = "rows"`). collate: what makes a batch of a list of rows,
     `minibatch.collate` where it is None; then rows may have other columns.
-    steps, or tokens: how long; `tokens` are rounded down to whole steps of `batch` rows. at_once: rows of one forward
-    pass; gradients of batch / at_once passes add up. learning_rate: the peak of AdamW's.
-    folder: keeps checkpoints, `every` so many seconds; a killed training resumes there and on a CPU ends in the same
-    bytes (not with weights that FSDP spreads over processes: those train without a folder only). watch: called after
-    each step with its number, from 1, and its loss. stop: asked before each step with the number of those done; True
-    ends the training there. kind: torch's optimizer that steps float32 copies of the weights, AdamW where it is None.
-    clip: the norm to which a longer gradient is shortened.
-    A loss with `evaluates = True` is computed in eval mode.
+    steps, or tokens: how long; `tokens` are rounded down to whole steps of `batch` rows. micro_batch: rows of one
+    forward pass; gradients of batch / micro_batch passes add up. learning_rate: the peak of AdamW's. folder: keeps
+    checkpoints, `every` so many seconds; a killed training resumes there and on a CPU ends in the same bytes (not with
+    weights that FSDP spreads over processes: those train without a folder only). on_step: called after each step with
+    its number, from 1, and its loss. stop: asked before each step with the number of those done; True ends the training
+    there. optimizer: torch's optimizer that steps float32 copies of the weights, AdamW where it is None. clip: the norm
+    to which a longer gradient is shortened. A loss with `evaluates = True` is computed in eval mode.
 
     Raises ValueError, before anything is trained, for data shorter than a batch, a model without trained weights,
     arguments out of range, and a folder that holds a training with other arguments; OSError where its disk is too
@@ -64,9 +63,15 @@ def train_(
     """
     source = training_data.of(data, model, checked=collate is None)
     trained = {name: each for name, each in model.named_parameters() if each.requires_grad}
-    steps = _check(source, trained, steps, tokens, batch, at_once, learning_rate)
-    training_data.check_tables(model, source, at_once)
-    settings = {"steps": steps, "batch": batch, "at_once": at_once, "learning_rate": learning_rate, "seed": seed}
+    steps = _check(source, trained, steps, tokens, batch, micro_batch, learning_rate)
+    training_data.check_tables(model, source, micro_batch)
+    settings = {
+        "steps": steps,
+        "batch": batch,
+        "micro_batch": micro_batch,
+        "learning_rate": learning_rate,
+        "seed": seed,
+    }
     settings |= {} if clip == 1 else {"clip": clip}
     if hasattr(loss, "check"):
         loss.check(model)
@@ -77,8 +82,8 @@ def train_(
         folder = _open(Path(folder), model, source, loss, trained, settings)
     with _as_it_was(model), _undone(trained) as undo:
         rows = training_data.in_steps(source, model, settings, checked=collate is None)
-        options = {"folder": folder, "every": every, "watch": watch, "stop": stop}
-        trainer = _trainer(model, rows, loss, trained, settings, collate, kind, **options)
+        options = {"folder": folder, "every": every, "on_step": on_step, "stop": stop}
+        trainer = _trainer(model, rows, loss, trained, settings, collate, optimizer, **options)
         return _run(trainer, undo, folder, learning_rate, source.tokens)
 
 
@@ -117,20 +122,20 @@ def _left(there: list[Path], undo: Callable) -> list[dict]:
     return checkpoints.history(there[-1])
 
 
-def _trainer(model, rows, loss, trained, settings: dict, collate, kind, *, folder, **options):
+def _trainer(model, rows, loss, trained, settings: dict, collate, optimizer, *, folder, **options):
     from lib.trainers import arguments
     from lib.trainers.checkpoints import Loop
     from lib.trainers.optimizer import AdamW
 
     made = arguments.make(settings, folder, cpu=logits.device(model).type == "cpu")
     rate = settings["learning_rate"]
-    optimizer = None if arguments.sharded(made) else AdamW(trained, learning_rate=rate, kind=kind)
+    adamw = None if arguments.sharded(made) else AdamW(trained, learning_rate=rate, optimizer_class=optimizer)
     return Loop(
         model=model,
         args=made,
         train_dataset=rows,
         data_collator=collate or minibatch.collate,
-        optimizers=(optimizer, None),
+        optimizers=(adamw, None),
         loss=loss,
         folder=folder,
         **options,
@@ -157,7 +162,7 @@ def _open(folder: Path, model, source: training_data.Source, loss, trained: dict
     job = {"model": checkpoints.fingerprint(model), "layers": structure.fingerprint(model), **adapters.chosen(model)}
     job |= {"data": source.identity, "names": names, "device": logits.device(model).type}
     refuse_others(folder)
-    State(folder, **circumstances("trainers"), **job, **identity, **settings)
+    JobState(folder, **environment_fingerprint("trainers"), **job, **identity, **settings)
     folders.remove_leftovers(folder / "checkpoint", kept=KEPT, name=r"checkpoint-\d+")
     return folder
 
@@ -202,17 +207,19 @@ def tokens_of(data, model: nn.Module) -> Tensor:
     return torch.stack([torch.as_tensor(source.rows[place]["input_ids"]) for place in range(source.count)])
 
 
-def _check(source: training_data.Source, trained, steps, tokens, batch: int, at_once: int, learning_rate: float) -> int:
+def _check(
+    source: training_data.Source, trained, steps, tokens, batch: int, micro_batch: int, learning_rate: float
+) -> int:
     """The number of steps."""
     length = source.length
     if not trained:
         raise ValueError("no weight of the model requires a gradient; choose some with trainers.adapters.")
     if (steps is None) == (tokens is None):
         raise ValueError(f"steps={steps} and tokens={tokens}; exactly one of them says how long; give one.")
-    if (length or 2) < 2 or batch < 1 or at_once < 1 or batch % at_once or not learning_rate > 0:
+    if (length or 2) < 2 or batch < 1 or micro_batch < 1 or batch % micro_batch or not learning_rate > 0:
         raise ValueError(
-            f"batch={batch}, at_once={at_once}, learning_rate={learning_rate} on windows of {length} tokens; allowed "
-            "are batches of 1 or more windows, a divisor of it at once, a positive rate, and 2 or more tokens."
+            f"batch={batch}, micro_batch={micro_batch}, learning_rate={learning_rate} on windows of {length} tokens; "
+            "allowed are batches of 1 or more windows, a divisor of it at once, a positive rate, and 2 or more tokens."
         )
     if source.count is not None and source.count < batch:
         has = f"the healing text has {source.described().removeprefix('the ')}"

@@ -1,7 +1,7 @@
-"""What a training reads: windows of text, rows of unequal lengths, or a stream; and how rows become a batch.
+"""Training rows (windows of text, rows of unequal lengths, or a stream), and their collation into batches.
 
-A row is a dict with `input_ids` [length], and where it has more to say `labels` (-100 where nothing is to be learned),
-`attention_mask` and further columns. A batch has the same columns side by side: [rows, length], padded at the right.
+A row is a dict with `input_ids` [length] and optionally `labels` (-100 at positions without loss), `attention_mask` and
+further columns. A batch stacks these columns to [rows, length], padded at the right.
 """
 
 from collections.abc import Callable, Iterable, Iterator
@@ -55,7 +55,7 @@ def inputs(batch: dict) -> dict[str, Tensor]:
     return given if mask is None or mask.all() else {**given, "attention_mask": mask}
 
 
-class Drawn(Dataset):
+class ShuffledRows(Dataset):
     """The rows of all steps, one after the other: of `rows` (sized) in an order that `seed` decides.
 
     Each row is told its place (`window`), and how many tokens and targets its whole step has.
@@ -72,11 +72,11 @@ class Drawn(Dataset):
         step = place // self.batch
         if self._step[0] != step:
             places = [self.order[each] for each in range(step * self.batch, (step + 1) * self.batch)]
-            self._step = step, told([(each, self.check(self.rows[each], each)) for each in places])
+            self._step = step, with_totals([(each, self.check(self.rows[each], each)) for each in places])
         return self._step[1][place % self.batch]
 
 
-class Streamed(IterableDataset):
+class StreamedRows(IterableDataset):
     """The rows of an iterable as they come, `batch` of them a step; it is begun again when it ends."""
 
     def __init__(self, rows: Iterable[dict], *, batch: int, check: Callable[[dict, int], dict]):
@@ -90,7 +90,7 @@ class Streamed(IterableDataset):
                 waiting.append((place, self.check(row, place)))
                 place += 1
                 if len(waiting) == self.batch:
-                    yield from told(waiting)
+                    yield from with_totals(waiting)
                     waiting = []
             if place == before:
                 raise ValueError(
@@ -99,7 +99,7 @@ class Streamed(IterableDataset):
                 )
 
 
-def told(rows: list[tuple[int, dict]]) -> list[dict]:
+def with_totals(rows: list[tuple[int, dict]]) -> list[dict]:
     """The (place, row) pairs of a step, each row with its place, and the step's number of tokens and of targets."""
     whole = {}
     if all("attention_mask" in row for _, row in rows):

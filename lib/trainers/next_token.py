@@ -1,4 +1,4 @@
-"""Next-token loss: how surprised the model is by the text itself."""
+"""Next-token loss: the mean cross-entropy of the text's own tokens."""
 
 import torch
 from torch import Tensor, nn

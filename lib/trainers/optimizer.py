@@ -1,7 +1,7 @@
-"""AdamW whose memory is float32 even where the weights are bfloat16.
+"""AdamW with float32 weights and moments for models in bfloat16.
 
 A step of a typical size, 1e-4 of a weight, is lost when it is added to a bfloat16 number, which has 8 bits. So each
-weight has a float32 copy that takes the steps, and the model computes with its rounded value.
+weight has a float32 copy that is updated, and the model computes with its rounded value.
 Sources: Loshchilov and Hutter, arXiv 1711.05101 (AdamW); Micikevicius et al., arXiv 1710.03740, section 3.1.
 """
 
@@ -15,7 +15,7 @@ MOMENTS = ("exp_avg", "exp_avg_sq", "step")  # what AdamW keeps of each weight
 class AdamW(torch.optim.Optimizer):
     """AdamW on float32 copies of `parameters` (name -> parameter); the learning rate is that of `param_groups`.
 
-    kind: another optimizer of torch with Adam's arguments and memory, `torch.optim.Adam` say.
+    optimizer_class: another optimizer of torch with Adam's arguments and memory, `torch.optim.Adam` say.
     """
 
     def __init__(
@@ -24,14 +24,14 @@ class AdamW(torch.optim.Optimizer):
         *,
         learning_rate: float,
         weight_decay: float = 0.0,
-        kind: type[torch.optim.Optimizer] | None = None,
+        optimizer_class: type[torch.optim.Optimizer] | None = None,
     ):
         super().__init__(list(parameters.values()), {"lr": learning_rate})
         self.names = dict(parameters)
         self.copies = {name: parameter.detach().float().clone() for name, parameter in parameters.items()}
         options = {"lr": learning_rate, "betas": BETAS, "weight_decay": weight_decay}
-        options |= {"fused": True} if kind is None else {}
-        self.inner = (kind or torch.optim.AdamW)(self.copies.values(), **options)
+        options |= {"fused": True} if optimizer_class is None else {}
+        self.inner = (optimizer_class or torch.optim.AdamW)(self.copies.values(), **options)
 
     @torch.no_grad()
     def step(self, closure=None):

@@ -1,15 +1,15 @@
-"""The blocks that teacher and student have in common at the start: run once, for both.
+"""Shared prefix of teacher and student: identical leading blocks run once for both.
 
-Pruning leaves the blocks before the first one removed as they were. Where they also stay as they were during healing
-(`adapters.full_(model, first=...)`), both models compute the same hidden states there, to the last bit. They are the
-teacher's, which runs in eval mode: no dropout is drawn in blocks that are shared.
+Pruning does not change the blocks before the first removed one. Where healing does not train them either
+(`adapters.full_(model, first=...)`), both models compute the same hidden states there, to the last bit. The shared
+blocks run as part of the teacher, in eval mode: without dropout.
 """
 
 import torch
 from torch import Tensor, nn
 
 from lib.models import blocks, partial
-from lib.models.running import evaluating
+from lib.models.eval_mode import evaluating
 
 _COUNTED = ("num_hidden_layers", "layer_types", "dtype", "architectures", "tie_word_embeddings")
 

@@ -1,4 +1,4 @@
-"""Which rows a step of a training reads, and at which share of its learning rate."""
+"""The order of rows in a training, and its learning-rate schedule."""
 
 import math
 

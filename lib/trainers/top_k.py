@@ -1,8 +1,8 @@
-"""A teacher's answers kept on disk: its k likeliest tokens at each position, instead of the teacher beside the pupil.
+"""Top-k distillation: the teacher's k likeliest tokens per position, kept on disk in place of the teacher.
 
-One position takes 6 k bytes: 64 tokens are 384 bytes where all 49152 would be 98 kB. What the k tokens leave over is
-one more outcome, "any other token", so the loss is a divergence over k + 1 outcomes: never more than the full one, and
-zero only where the model gives the k tokens the teacher's probabilities. Within a sweep the teacher runs once.
+One position takes 6 k bytes: 64 tokens take 384 bytes where all 49152 would take 98 kB. The remaining probability
+counts as one more outcome, "any other token", so the loss is a divergence over k + 1 outcomes: at most the full one,
+and zero only where the model gives the k tokens the teacher's probabilities. Within a sweep the teacher runs once.
 """
 
 import json
@@ -22,7 +22,7 @@ PART = 64  # windows of one file: what a killed job repeats at most
 
 
 @dataclass(frozen=True, eq=False)
-class Kept:
+class TopKDistillation:
     """The loss against kept answers; called as `loss(model, batch)`, batch["window"] says which windows these are.
 
     ids int32 and logp float32 [windows, length - 1, k]: the teacher's likeliest tokens, and their log-probabilities.
@@ -67,7 +67,7 @@ class Kept:
         return chunked.mean(model, batch, of_logits)
 
 
-def keep(teacher: nn.Module, windows, *, k: int = K, folder: Path | str | None = None) -> Kept:
+def cache_teacher(teacher: nn.Module, windows, *, k: int = K, folder: Path | str | None = None) -> TopKDistillation:
     """Run `teacher` over `windows` of text and keep its `k` likeliest tokens at each position.
 
     folder: a cache of ours where it is None. It is named after weights, tokens and k; files are complete or absent,
@@ -94,7 +94,7 @@ def keep(teacher: nn.Module, windows, *, k: int = K, folder: Path | str | None =
             parts.append(_read(path))
     ids, logp = (torch.cat(tensors) for tensors in zip(*parts))
     tokenizer = texts.tokenizer_hash(teacher) if getattr(teacher, "tokenizer", None) is not None else None
-    return Kept(ids, logp.float(), {"loss": "top_k", **made_of}, tokenizer, vocabulary)
+    return TopKDistillation(ids, logp.float(), {"loss": "top_k", **made_of}, tokenizer, vocabulary)
 
 
 def _answers(teacher: nn.Module, tokens: Tensor, k: int) -> tuple[Tensor, Tensor]:

@@ -1,4 +1,4 @@
-"""What may be given to a training as its data, and what is known of it before the first step."""
+"""The data that a training accepts, checked and described before the first step."""
 
 import hashlib
 from collections.abc import Iterable, Sequence
@@ -64,12 +64,12 @@ def of(data, model: nn.Module, *, checked: bool = True) -> Source:
     )
 
 
-def check_tables(model: nn.Module, source: Source, at_once: int) -> None:
+def check_tables(model: nn.Module, source: Source, micro_batch: int) -> None:
     """Raise ValueError where rows of one forward pass would be read by the position tables of the longest of them."""
-    if at_once > 1 and not source.alike and rotary.Tables.of(model).change:
+    if micro_batch > 1 and not source.alike and rotary.Tables.of(model).change:
         raise ValueError(
-            f"at_once={at_once} rows of unequal lengths, and position tables of {type(model).__name__} that change "
-            "with the length: a row would depend on those beside it; give at_once=1."
+            f"micro_batch={micro_batch} rows of unequal lengths, and position tables of {type(model).__name__} that "
+            "change with the length: a row would depend on those beside it; give micro_batch=1."
         )
 
 
@@ -77,9 +77,9 @@ def in_steps(source: Source, model: nn.Module, settings: dict, *, checked: bool 
     """The rows of all steps in their order, as torch's data loaders take them; settings: steps, batch and seed."""
     check = minibatch.checker(model) if checked else lambda row, place: row
     if source.count is None:
-        return minibatch.Streamed(source.rows, batch=settings["batch"], check=check)
+        return minibatch.StreamedRows(source.rows, batch=settings["batch"], check=check)
     order = {name: settings[name] for name in ("steps", "batch", "seed")}
-    return minibatch.Drawn(source.rows, **order, check=check)
+    return minibatch.ShuffledRows(source.rows, **order, check=check)
 
 
 class _Windows(Sequence):

@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from lib import quantizers
-from lib.quantizers import calibrate, learned_zero_points, rtn, scales, sensitivity
+from lib.quantizers import calibrate, e2e_qp, learned_zero_points, rtn, sensitivity
 from tests import tiny
 
 GRID = {"bits": 3, "group_size": 32}
@@ -42,8 +42,8 @@ def planned(bits):
 # what each job is begun with, beside the model and the calibration
 BEGUN = {f"{name}.quantize_": GRID for name in quantizers.METHODS} | {
     "int8.quantize_": {"bits": 8, "group_size": -1},
-    "rounding.quantize_": GRID | QUICK,
-    "refined.quantize_": GRID | QUICK,
+    "signround.quantize_": GRID | QUICK,
+    "gptq_signround.quantize_": GRID | QUICK,
     "awq.scale_": GRID,
     "allocate.quantize_": SIZED | {"widths": (2, 4), "windows": 2},
     "allocate.apply_": {"plan": planned(3), "group_size": 32},
@@ -51,11 +51,11 @@ BEGUN = {f"{name}.quantize_": GRID for name in quantizers.METHODS} | {
     "best.quantize_": GRID | QUICK,
     "best.quantize_ to a size": SIZED | QUICK,
     "best.quantize_ by the clock": GRID | {"minutes": 0.02},
-    "scales.tune_": QUICK,
+    "e2e_qp.tune_": QUICK,
     "learned_zero_points.tune_": QUICK,
     "sensitivity.measure": {"widths": (2, 4), "group_size": 32, "windows": 2},
 }
-TUNED = ("scales.tune_", "learned_zero_points.tune_")
+TUNED = ("e2e_qp.tune_", "learned_zero_points.tune_")
 # what starts from a quantized model, and what has an embedding and a head to tell apart
 MODELS = dict.fromkeys(TUNED, rounded) | {"embedding.quantize_": apart}
 # another legal value of every argument
@@ -82,7 +82,7 @@ OTHER = {
     "ridge": lambda _: 0.5,
     "norm": lambda _: 0.5,
     "learning_rate": lambda _: 0.125,
-    "kind": lambda _: learned_zero_points.Shifted,
+    "layer_class": lambda _: learned_zero_points.LearnableZeroPointLinear,
     "megabytes": lambda _: 0.055,
     "minutes": lambda _: 0.03,
     "plan": lambda _: planned(4),
@@ -91,13 +91,13 @@ OTHER = {
     "losses": lambda _: {names: {2: 2.0, 4: 1.0} for names in measured()},
 }
 # by what name the refusal calls it, where that is another: the class by its method, a plan by the bits in it
-CALLED = {"kind": "method", "plan": "bits"}
+CALLED = {"layer_class": "method", "plan": "bits"}
 CALLED |= {("allocate.quantize_", name): "bits" for name in ("megabytes", "widths", "windows", "losses")}
 # of two arguments one is given: what goes when the other comes
 INSTEAD = {("best.quantize_", "megabytes"): {"bits": None}, ("best.quantize_ to a size", "bits"): {"megabytes": None}}
 INSTEAD[("best.quantize_ by the clock", "megabytes")] = {"bits": None}
 # where the work is kept and done (there may be no other device here), who looks on, and when it is left
-FREE = ("state", "device", "watch", "stop")
+FREE = ("state", "device", "on_step", "stop")
 # minutes say nothing beside steps; some methods look at weights alone
 IDLE = {("best.quantize_", "minutes"), ("best.quantize_ to a size", "minutes")}
 IDLE |= {(f"{name}.quantize_", "calibration") for name in ("absmax", "zero_point", "rtn", "hqq", "int8")}
@@ -121,15 +121,17 @@ def resuming():
             own = inspect.isfunction(each) and each.__module__ == f"lib.quantizers.{module.name}"
             if own and name[0] != "_" and {"calibration", "state"} <= inspect.signature(each).parameters.keys():
                 found.append(f"{module.name}.{name}")
-    return [*found, "learned_zero_points.tune_"]  # it hands its options to `scales.tune_`
+    return [*found, "learned_zero_points.tune_"]  # it hands its options to `e2e_qp.tune_`
 
 
 def arguments(method):
     known = inspect.signature(
-        scales.tune_ if method == "learned_zero_points.tune_" else function(method)
+        e2e_qp.tune_ if method == "learned_zero_points.tune_" else function(method)
     ).parameters.values()
     names = [each.name for each in known if each.kind is not inspect.Parameter.VAR_KEYWORD]
-    return [name for name in names if name not in FREE and (method, name) != ("learned_zero_points.tune_", "kind")]
+    return [
+        name for name in names if name not in FREE and (method, name) != ("learned_zero_points.tune_", "layer_class")
+    ]
 
 
 JOBS = [name for name in BEGUN if name.split(" ")[0] in resuming()]

@@ -15,13 +15,13 @@ import pytest
 import torch
 
 from lib import jobs, quantizers
-from lib.quantizers import allocate, embedding, learned_zero_points, rtn, scales, sensitivity
+from lib.quantizers import allocate, e2e_qp, embedding, learned_zero_points, rtn, sensitivity
 from tests import tiny
 
 BLOCKS = 12
 GRID = {"bits": 3, "group_size": 32}
 # few steps, which keep a method short, and the only grid that one has
-OWN = {"rounding": {"steps": 3}, "refined": {"steps": 3}, "int8": {"bits": 8, "group_size": -1}}
+OWN = {"signround": {"steps": 3}, "gptq_signround": {"steps": 3}, "int8": {"bits": 8, "group_size": -1}}
 TOKENS = {"count": 4, "length": 48}
 UNCALIBRATED = ["absmax", "zero_point", "rtn", "hqq", "int8"]  # these know nothing but the weights
 MANY = dict.fromkeys(["absmax", "zero_point", "rtn", "int8"], 48)  # blocks, of which these take few milliseconds each
@@ -48,8 +48,8 @@ JOBS = {
     "best_ to a size": (quantizers.best_, {"megabytes": 0.25, "group_size": 32, "steps": 2}),
     "allocate": (allocate.quantize_, {"megabytes": 0.25, "group_size": 32, "widths": (2, 4), "windows": 1}),
     "sensitivity": (measure, {"group_size": 32, "widths": (2, 4), "windows": 1}),
-    "tune_": (functools.partial(tune_, scales), GRID | {"steps": 12}),
-    "shifts": (functools.partial(tune_, learned_zero_points), GRID | {"steps": 12}),
+    "tune_": (functools.partial(tune_, e2e_qp), GRID | {"steps": 12}),
+    "learned_zero_points": (functools.partial(tune_, learned_zero_points), GRID | {"steps": 12}),
     "embedding": (embedding.quantize_, GRID),
 }
 ONE = {"embedding"}  # a single unit of work: there is nothing between its beginning and its end
@@ -206,7 +206,12 @@ def test_another_calibration_or_parameter_is_refused_and_nothing_is_lost(tmp_pat
     parameter = OTHER.get(method, {"bits": 4})
     said = "megabytes=0.25 there, 0.3 here" if method == "best_ to a size" else "bits=3 there, 4 here"
     # what follows from the parameter
-    follows = {"allocate": "bits=", "tune_": "model=", "shifts": "model=", "sensitivity": r"widths=\(2, 4\) there"}
+    follows = {
+        "allocate": "bits=",
+        "tune_": "model=",
+        "learned_zero_points": "model=",
+        "sensitivity": r"widths=\(2, 4\) there",
+    }
     follows |= {"int8": "threshold=6.0 there, 5.0 here"}
     said = follows.get(method, said)
     inputs = ({"weights": 1}, "model=") if method in UNCALIBRATED else ({"seed": 1}, "calibration=")

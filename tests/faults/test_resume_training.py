@@ -14,17 +14,17 @@ from lib.trainers import adapters, checkpoints, loop, next_token
 from tests import tiny
 
 STEPS = 14
-SETTINGS = {"steps": STEPS, "batch": 4, "at_once": 2, "seed": 3, "every": 0}
+SETTINGS = {"steps": STEPS, "batch": 4, "micro_batch": 2, "seed": 3, "every": 0}
 pytestmark = pytest.mark.usefixtures("one_thread")
 
 
-def train(way, folder, *, dropout=0.0, watch=None, **changes):
+def train(way, folder, *, dropout=0.0, on_step=None, **changes):
     """Tensors of the healed model, and the history; dropout makes the training draw random numbers."""
     teacher, model = tiny.llama(), tiny.llama(attention_dropout=dropout)
     depth.drop_blocks_(model, [2])
     data = tiny.tokens(10, 24)
     settings = SETTINGS | changes
-    history = heal.heal_(model, data, way=way, teacher=teacher, first=1, folder=folder, watch=watch, **settings)
+    history = heal.heal_(model, data, way=way, teacher=teacher, first=1, folder=folder, on_step=on_step, **settings)
     return model.state_dict(), history
 
 
@@ -32,7 +32,7 @@ def work(way, folder, started):
     """What the killed process does."""
     torch.set_num_threads(1)
     torch.manual_seed(time.time_ns() % 2**31)  # the global seed is not what decides the bytes: the checkpoint's is
-    train(way, folder, dropout=0.2, watch=lambda step, loss: started.set())
+    train(way, folder, dropout=0.2, on_step=lambda step, loss: started.set())
 
 
 def done(folder):

@@ -1,4 +1,4 @@
-"""Everything that a process gives up before it runs code that is not trusted."""
+"""Gives up a process's rights before it runs code that is not trusted."""
 
 import ctypes
 import os

@@ -1,4 +1,4 @@
-"""Which files a confined process may open: a list of folders, enforced by the kernel (Landlock, Linux 5.13 and newer).
+"""Restricts which files a process may open, enforced by the kernel (Landlock, Linux 5.13 and newer).
 
 Needs no rights. Constants and structures are those of linux/landlock.h; what the running kernel does not know yet is
 left out of the ruleset.

@@ -1,7 +1,7 @@
 """The process that runs a model-written program: it answers calls, and never learns what they are for.
 
 python -m lib.metrics.jail.program CALLS REPLIES; settings come as JSON on standard input. Whatever the program does
-to this process, all that leaves it are values that the checker compares, and text that the parent caps.
+to this process, only values that the checker compares and text of limited length leave it.
 """
 
 import contextlib

@@ -1,4 +1,4 @@
-"""A list of system calls that a confined process may make; every other one fails with EPERM (seccomp, mode 2).
+"""Restricts a process to a list of system calls; every other one fails with EPERM (seccomp, mode 2).
 
 Absent by intent: starting processes or threads, executing files, sockets, signals, tracing, changing owners, rights,
 times or limits, mounting. The filter is a classic BPF program (linux/seccomp.h, linux/filter.h), set by prctl.

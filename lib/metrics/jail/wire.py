@@ -1,4 +1,4 @@
-"""Plain Python values as JSON and back, and messages over pipes: what crosses the wall is data, never code.
+"""Converts plain Python values to JSON and back, and sends them over pipes: data crosses the wall, never code.
 
 Decoding makes built-in values only, so a returned object can't bring its own `__eq__` to a test.
 """

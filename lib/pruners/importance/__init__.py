@@ -1,4 +1,4 @@
-"""How much a model needs each of its blocks: one file a score, one signature for all.
+"""Block importance: one file per score, one signature for all.
 
     score(model, calibration, ...) -> list[float]     one number per block, low = remove first, infinite = protected
 
@@ -13,9 +13,9 @@ from lib.metrics.score import Score, from_values
 from lib.pruners.importance import (
     angular_distance,
     block_influence,
-    divergence,
     last,
     leave_one_out,
+    leave_one_out_kl,
     magnitude,
     passes,
     random_order,
@@ -25,7 +25,7 @@ from lib.pruners.importance import (
 
 SCORES = {
     "leave_one_out": leave_one_out.score,
-    "divergence": divergence.score,
+    "divergence": leave_one_out_kl.score,
     "block_influence": block_influence.score,
     "angular_distance": angular_distance.score,
     "taylor": taylor.score,

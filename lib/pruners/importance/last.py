@@ -1,4 +1,4 @@
-"""Last k: the baseline that cuts the model off from the top."""
+"""Last blocks: the baseline that removes blocks from the end of the model."""
 
 from torch import nn
 

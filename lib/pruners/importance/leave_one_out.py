@@ -1,4 +1,4 @@
-"""Leave one out: how much worse the model predicts the text when a block is missing, measured.
+"""Leave-one-out loss: how much worse the model predicts the text when a block is missing.
 
 Source: Shortened LLaMA, Kim et al., arXiv 2402.02834, section 3.1, I_PPL.
 """

@@ -1,4 +1,4 @@
-"""Magnitude: small weights do little.
+"""Magnitude: the sum of a block's absolute weights; small weights matter little.
 
 Source: Shortened LLaMA, Kim et al., arXiv 2402.02834, section 3.1, I_Magnitude, after Li et al., arXiv 1608.08710.
 """

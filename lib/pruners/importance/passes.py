@@ -1,4 +1,4 @@
-"""What the scores share: calibration tokens, hidden states with one block left out, and what they predict."""
+"""Shared by the scores: calibration tokens, hidden states with one block left out, and their predictions."""
 
 from collections.abc import Callable, Iterator
 

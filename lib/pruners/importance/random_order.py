@@ -1,4 +1,4 @@
-"""Random: the baseline that a score must beat."""
+"""Random order: the baseline that every score must beat."""
 
 import torch
 from torch import nn

@@ -1,4 +1,4 @@
-"""Taylor: what the loss would change, to first order, if each weight of a block were zero.
+"""Taylor: the first-order change of the loss if each weight of a block were set to zero.
 
 Source: Shortened LLaMA, Kim et al., arXiv 2402.02834, section 3.1, I_Taylor.
 """

@@ -1,11 +1,11 @@
-"""A guard that drafts only where that pays: measured costs of steps against the tokens that drafts bring.
+"""A controller that decides how many tokens to draft, from the measured costs of steps and the measured acceptance.
 
-Reading γ drafted tokens makes a step dearer, c(γ) instead of c(0) seconds, and brings (1 - α^(γ+1)) / (1 - α) tokens
-on average (arXiv 2211.17192, equation 1 and theorem 3.8, with measured costs instead of a constant). The guard takes
-the γ with the most tokens a second, and plain steps where no γ is above them. Estimates can be wrong, so it also keeps
-an account in seconds: a draft is made only if, all of it being rejected, everything so far is still at most `slack`
-behind plain decoding. The time that drafters take is on the account too, found or not. What one answer has won, the
-next may risk, but for no more than `CREDIT` plain steps.
+Verifying γ drafted tokens takes c(γ) seconds instead of c(0) and yields (1 - α^(γ+1)) / (1 - α) tokens on average, with
+α the acceptance rate (arXiv 2211.17192, equation 1 and theorem 3.8, with measured costs instead of a constant). The
+controller chooses the γ with the most tokens per second, or a plain step where no γ beats it. Because estimates can be
+wrong, it also tracks the time saved so far and drafts only if, even with every drafted token rejected, total time stays
+within (1 + `slack`) times plain decoding. The time that the drafter itself takes counts too. A later answer may spend
+what an earlier one has saved, but at most `CREDIT` plain steps.
 """
 
 import statistics
@@ -28,7 +28,7 @@ LITTLE = 1.25
 CREDIT = 1.5  # plain steps that an answer inherits at most
 
 
-class Guard:
+class DraftController:
     """Decides before each step how many tokens to draft.
 
     costs: {tokens drafted: seconds of the step}, as `step_costs` measures them, with 0 and at least one other length;
@@ -47,24 +47,24 @@ class Guard:
             raise ValueError(f"slack={slack}; choose a share between 0 and 1, such as 0.03.")
         self.costs, self.slack, self.reading = dict(sorted(costs.items())), slack, reading
         self.balance = 0.0
-        self.accepted, self.rejected = 2.0, 1.0  # before anything is known, 2 of 3 drafted tokens are right
+        self.accepted, self.rejected = 2.0, 1.0  # prior: 2 of 3 drafted tokens are accepted
         self._plain = deque([costs[0]], maxlen=RECENT)
         self._patience = PATIENCE
         self.start()
 
     def start(self) -> None:
-        """A new answer begins; another text deserves another try."""
+        """Start a new answer: saved time is capped and drafting is tried again sooner."""
         self.balance = min(self.balance, CREDIT * self.costs[0])  # [s]
         self._declined = self._drafts = 0
         self._patience = max(PATIENCE, self._patience // 2)
 
-    def longest(self, at_most: int, waiting: int = 0) -> int:
+    def longest(self, at_most: int, unread: int = 0) -> int:
         """Tokens to draft now, 0 to `at_most` and to the longest length with a cost; 0 is a plain step.
 
-        waiting: tokens that the drafter has to read first.
+        unread: tokens that the drafter has to read first.
         """
         affordable, at_most = 0, min(at_most, max(self.costs))
-        credit = self.balance - waiting * self.reading
+        credit = self.balance - unread * self.reading
         while affordable < at_most and self._loss(affordable + 1) <= credit:
             affordable += 1
         if not affordable:
@@ -92,14 +92,14 @@ class Guard:
         return max(self.costs[low] + slope * (length - low), self.costs[0])
 
     def record(self, drafted: int, accepted: int, seconds: float, drafting: float = 0.0) -> None:
-        """A step was taken: it drafted (0: a plain one), was right about `accepted` of them, and took `seconds`.
+        """Record a step: `drafted` tokens (0: a plain step), of which `accepted` were right, in `seconds`.
 
-        drafting: those of the seconds that went by before the model was asked.
+        drafting: the part of the seconds that the drafter took, before the model ran.
         """
         if drafted:
             self._drafted(drafted, accepted, seconds)
         else:
-            # what the model took, plain decoding would have taken; only what came before it is lost
+            # plain decoding would have run the model too; only the drafter's time is lost
             self.balance += self.slack * self.costs[0] - drafting
             self._plain.append(seconds - drafting)
             self.costs[0], self._drafts = statistics.median_low(self._plain), 0
@@ -115,7 +115,7 @@ class Guard:
         self.costs[drafted] = old + RENEW * (min(seconds, 2 * old) - old)
 
     def _loss(self, length: int) -> float:
-        """What the account loses [s] when all `length` tokens are rejected."""
+        """Seconds lost against plain decoding when all `length` drafted tokens are rejected."""
         return self.cost(length) - (1 + self.slack) * self.costs[0]
 
 

@@ -1,11 +1,11 @@
-"""Arms of the comparison: known names, those that can run here, and ourselves in a process of our own."""
+"""Systems of the comparison: known names, those that can run here, and ourselves in a process of our own."""
 
 import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
 from lib import peers, quantizers
-from lib.peers import arms, environments, thimble
+from lib.peers import environments, systems, thimble
 from lib.quantizers import gptq
 from tests import tiny
 
@@ -16,7 +16,7 @@ def checkpoint(tmp_path_factory):
 
 
 def test_every_arm_has_a_peer_and_settings_that_it_knows():
-    for peer, settings in arms.ARMS.values():
+    for peer, settings in systems.SYSTEMS.values():
         module = peers.by_name(peer)
         assert environments._options(module, settings).keys() == module.OPTIONS.keys()
         if hasattr(module, "check"):
@@ -25,15 +25,15 @@ def test_every_arm_has_a_peer_and_settings_that_it_knows():
 
 def test_arms_that_are_not_installed_are_left_out_with_a_line_and_unknown_ones_refused(monkeypatch, capsys):
     monkeypatch.delenv("THIMBLE_PEERS", raising=False)
-    assert arms.named("rtn; auto-round; gptq") == ["rtn", "gptq"]
+    assert systems.named("rtn; auto-round; gptq") == ["rtn", "gptq"]
     assert "left out: auto-round. THIMBLE_PEERS is not set" in capsys.readouterr().out
     with pytest.raises(ValueError, match="did you mean 'gptq'"):
-        arms.named("rtn; gptk")
+        systems.named("rtn; gptk")
 
 
 def test_our_own_arm_makes_what_the_quantizer_makes_in_this_process(checkpoint, tmp_path):
     tokens = tiny.tokens(3, 24)
-    result = arms.quantize("gptq", checkpoint, tokens, minutes=1, bits=4, group_size=32, folder=tmp_path / "ours")
+    result = systems.quantize("gptq", checkpoint, tokens, minutes=1, bits=4, group_size=32, folder=tmp_path / "ours")
     model = AutoModelForCausalLM.from_pretrained(checkpoint, dtype="auto")
     done = gptq.quantize_(model, tokens, bits=4, group_size=32)
     found = AutoModelForCausalLM.from_pretrained(result.folder, dtype="auto")

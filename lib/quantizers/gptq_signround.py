@@ -1,16 +1,17 @@
-"""GPTQ's codes, refined block by block: where a code is a step away from the best one for the block, it moves.
+"""GPTQ followed by SignRound: starts from GPTQ's codes and learns, block by block, which of them to change.
 
-GPTQ chooses a layer's codes one column after another and never returns to one; it minimises the error of that layer's
-own outputs. SignRound looks at what the whole block answers, with all its layers at once, but takes short steps and so
-depends on where it starts. Together each does what the other can't: per block, GPTQ first, on inputs that come from
-the finished blocks before it, then offsets V and ranges α, β from GPTQ's codes on.
+GPTQ chooses a layer's codes one column after another and never revises one; it minimises the error of that layer's own
+outputs. SignRound minimises the error of the whole block's outputs over all its layers at once, but takes small steps
+and so depends on its starting point. The combination: in each block first GPTQ, on inputs from the finished blocks
+before it, then SignRound's offsets V and ranges α, β, starting from GPTQ's codes.
 
-Codes that alone are far nearer than GPTQ's are hardly a better start. On the packaged model (32 windows of WikiText-2,
-30 steps), in nats a token: at 2 bits 0.747 ± 0.024 came of GPTAQ's and 0.748 ± 0.024 of GPTQ's; at 4 bits 0.0586 ±
-0.0018 of the corrected target's (`corrected`) and 0.0604 ± 0.0020 of GPTQ's, in a third more time. What they take back
-of the drift, SignRound learns anyway, since it aims at the original's answers on the original's inputs.
+Better initial codes hardly improve the result. On the packaged model (32 windows of WikiText-2, 30 steps), in nats per
+token: at 2 bits 0.747 ± 0.024 from GPTAQ's codes and 0.748 ± 0.024 from GPTQ's; at 4 bits 0.0586 ± 0.0018 from those of
+the corrected target (`corrected`) and 0.0604 ± 0.0020 from GPTQ's, in a third more time. The inherited error that those
+methods cancel, SignRound learns to cancel as well, since its target is the original block's outputs on the original's
+inputs.
 
-Sources: GPTQ, arXiv 2210.17323 (`gptq`); SignRound, arXiv 2309.05516 (`rounding`).
+Sources: GPTQ, arXiv 2210.17323 (`gptq`); SignRound, arXiv 2309.05516 (`signround`).
 """
 
 import hashlib
@@ -20,12 +21,12 @@ import torch
 from torch import Tensor, nn
 
 from lib import timing
-from lib.jobs import State, fingerprint
+from lib.jobs import JobState, fingerprint
 from lib.models import capture
 from lib.models.blocks import linears
 from lib.models.reference import digest
 from lib.quantized.grid import Quantized
-from lib.quantizers import calibrate, gptq, rounding
+from lib.quantizers import calibrate, gptq, signround
 
 Bits = int | dict[str, int]  # of all layers alike, or by layer name
 
@@ -49,10 +50,10 @@ def quantize_(
     """Quantize every linear layer inside the blocks of `model`, in place; return the codes and grids by layer name.
 
     calibration: windows of text, or token ids [count, length]. bits: 2 to 8, or a dict of them by layer name.
-    group_size: columns per grid, -1 for a row. steps, batch, rate, range_rate, filtered: of `rounding.quantize_`;
+    group_size: columns per grid, -1 for a row. steps, batch, rate, range_rate, filtered: of `signround.quantize_`;
     no steps leave GPTQ's codes. steps may be a function that is asked before each block, by its name, and must answer
-    a resumed job as it did before. clean: of `calibrate.walk_blocks`. state: folder that keeps finished blocks, so that
-    a killed job resumes.
+    a resumed job as it did before. clean: of `calibrate.sequential_blocks`. state: folder that keeps finished blocks,
+    so that a killed job resumes.
     """
     from lib.sources import texts
 
@@ -63,17 +64,21 @@ def quantize_(
     learning = _settle(len(tokens), 1 if callable(steps) else steps, options)
     if state is not None:
         job = _given(bits, plan, clean) | (options | {"steps": "by block"} if callable(steps) else learning)
-        state = State(state, method="refined", group_size=group_size, **fingerprint(model, tokens, device), **job)
+        state = JobState(
+            state, method="gptq_signround", group_size=group_size, **fingerprint(model, tokens, device), **job
+        )
 
-    def visit(prefix: str, block: nn.Module, hidden: Tensor, targets: Tensor, call: tuple) -> dict[str, Quantized]:
+    def quantize_block(
+        prefix: str, block: nn.Module, hidden: Tensor, targets: Tensor, call: tuple
+    ) -> dict[str, Quantized]:
         learning = _settle(len(tokens), ask(prefix), options)
         starts = first(block, hidden, call, prefix, plan, group_size)
         if not learning["steps"]:
             return starts
-        done, _ = rounding.reconstruct(block, hidden, targets, call, starts, **learning)
+        done, _ = signround.reconstruct(block, hidden, targets, call, starts, **learning)
         return {name: layer.quantized() for name, layer in done.items()}
 
-    return calibrate.walk_blocks(model, tokens, visit, clean=clean, state=state, device=device)
+    return calibrate.sequential_blocks(model, tokens, quantize_block, clean=clean, state=state, device=device)
 
 
 def check(
@@ -96,7 +101,7 @@ def _given(bits: Bits, plan: dict[str, int], clean: Tensor | None) -> dict:
 
 
 def _settle(windows: int, steps: int, options: dict) -> dict:
-    return rounding.settle(windows, steps=steps, **options) if steps else {"steps": 0} | options
+    return signround.settle(windows, steps=steps, **options) if steps else {"steps": 0} | options
 
 
 @torch.no_grad()
@@ -106,12 +111,12 @@ def first(
     """GPTQ's codes for the layers of `block` by their names in it; the block's weights stay as they are."""
     weights = {layer: layer.weight.detach().clone() for layer in linears(block).values()}
 
-    def look(names: list[str], weight: Tensor, seen: Tensor) -> Quantized:
+    def quantize_shared(names: list[str], weight: Tensor, seen: Tensor) -> Quantized:
         bits = plan[f"{prefix}.{names[0]}"]
         return gptq.gptq(weight, capture.second_moment(seen), bits=bits, group_size=group_size)
 
     try:
-        return calibrate.visit_layers(block, hidden, call, prefix, look)[1]
+        return calibrate.quantize_layers(block, hidden, call, prefix, quantize_shared)[1]
     finally:
         for layer, weight in weights.items():
             layer.weight.copy_(weight)
@@ -123,22 +128,26 @@ def seconds(model: nn.Module, tokens: Tensor, *, group_size: int, batch: int = 2
     Tried on the first block of `model`, which stays as it is: what GPTQ takes and what it takes to judge the learned
     codes do not depend on the number of windows.
     """
-    captured = capture.capture(model, tokens[: max(batch, rounding.SEEN)])
+    captured = capture.capture(model, tokens[: max(batch, signround.SEEN)])
     block, prefix = calibrate.blocks(model)[0], f"{calibrate.path_of_blocks(model)}.0"
     hidden, call = captured.hidden, captured.calls[0]
     with torch.no_grad():
         targets = capture.run_block(block, hidden, call)
     options = {"rate": None, "range_rate": None, "filtered": 0.001, "seed": 0}
-    learning = rounding.settle(len(hidden), steps=1, batch=batch, **options)
+    learning = signround.settle(len(hidden), steps=1, batch=batch, **options)
     plan = widths(model, 4)
     with timing.stopwatch() as codes:
         starts = first(block, hidden, call, prefix, plan, group_size)
-    layers = {name: rounding.Rounded(block.get_submodule(name).weight, start) for name, start in starts.items()}
-    rounding.learn_(layers, block, hidden, targets, call, **learning)  # the first step also loads what later ones reuse
+    layers = {
+        name: signround.SignRoundWeight(block.get_submodule(name).weight, start) for name, start in starts.items()
+    }
+    signround.learn_(
+        layers, block, hidden, targets, call, **learning
+    )  # the first step also loads what later ones reuse
     with timing.stopwatch() as step:
-        rounding.learn_(layers, block, hidden, targets, call, **learning)
+        signround.learn_(layers, block, hidden, targets, call, **learning)
     with timing.stopwatch() as whole:
-        rounding.reconstruct(block, hidden, targets, call, starts, **learning)
+        signround.reconstruct(block, hidden, targets, call, starts, **learning)
     return codes.seconds + max(0.0, whole.seconds - step.seconds), step.seconds
 
 

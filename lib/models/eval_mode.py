@@ -1,4 +1,4 @@
-"""How a model is run to be measured: in eval mode, without gradients, as if nothing had been run before."""
+"""Context for measurements: eval mode, no gradients, and nothing left over from earlier calls."""
 
 import contextlib
 from collections.abc import Iterator

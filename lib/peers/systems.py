@@ -1,16 +1,16 @@
-"""Arms of the comparison: a name for each quantizer with the settings that it is compared with.
+"""The systems that `53_peers` compares: each quantizer's name and settings.
 
-`ARMS` are the ones at a given number of bits. A peer has its own recommendation, but for auto-round, which is also
-there with a quarter of its iterations: with those it was the best peer in the time that a small machine gives.
+`SYSTEMS` are compared at equal bits. Each peer runs with its own recommended settings; auto-round also with a quarter
+of its iterations, with which it was the best peer within the time of a small machine.
 """
 
 from lib import files, peers
 from lib.peers import environments
 
-ARMS = {
+SYSTEMS = {
     "rtn": ("thimble", {"method": "rtn"}),
     "gptq": ("thimble", {"method": "gptq"}),
-    "rounding": ("thimble", {"method": "rounding"}),
+    "signround": ("thimble", {"method": "signround"}),
     "best": ("thimble", {"method": "best"}),
     "hqq": ("hqq", {}),
     "gptqmodel": ("gptqmodel", {}),
@@ -21,16 +21,16 @@ ARMS = {
 
 
 def named(text: str) -> list[str]:
-    """The arms in `text`, names with semicolons between them; ValueError with the choices for one that is unknown.
+    """The systems named in `text`, separated by semicolons; ValueError with the choices for an unknown name.
 
-    Arms whose environment is missing are left out, and a line says how to make it.
+    Systems whose environment is missing are left out, and a printed line says how to create it.
     """
     found = []
     for name in filter(None, (part.strip() for part in text.split(";"))):
-        if name not in ARMS:
-            raise ValueError(f"arm {name!r} is unknown; {files.choices(name, ARMS)}")
+        if name not in SYSTEMS:
+            raise ValueError(f"system {name!r} is unknown; {files.choices(name, SYSTEMS)}")
         try:
-            environments.interpreter(peers.by_name(ARMS[name][0]))
+            environments.interpreter(peers.by_name(SYSTEMS[name][0]))
         except FileNotFoundError as missing:
             print(f"left out: {name}. {missing}")
         else:
@@ -39,8 +39,8 @@ def named(text: str) -> list[str]:
 
 
 def quantize(name: str, model_folder, tokens, *, minutes: float, **options) -> environments.Result:
-    """`run.quantize` for the arm `name`; minutes: what our recipe may take."""
-    peer, settings = ARMS[name]
+    """`environments.quantize` for the system `name`; minutes: the time limit of our recipe."""
+    peer, settings = SYSTEMS[name]
     if settings.get("method") == "best":
         settings = settings | {"minutes": minutes}
     return environments.quantize(peer, model_folder, tokens, **settings, **options)

@@ -1,4 +1,4 @@
-"""Which folder a name or a path means."""
+"""Resolves a name or a path to a folder."""
 
 import os
 from pathlib import Path

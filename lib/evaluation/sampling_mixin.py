@@ -1,4 +1,4 @@
-"""How an engine chooses tokens: greedily, or drawn; what the cache of answers and comparisons tell apart by."""
+"""Sampling settings of an engine (greedy or random), by which the cache and comparisons identify it."""
 
 import json
 
@@ -6,7 +6,7 @@ from lib.decoding.sampling import Sampling
 from lib.decoding.settings import PLAIN, Settings
 
 
-class Drawing:
+class SamplingMixin:
     """The part of an engine that knows how its generations are chosen."""
 
     def drawn(self, sampling: dict | None, seed: int, own: Settings = PLAIN) -> None:

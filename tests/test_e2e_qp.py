@@ -1,4 +1,4 @@
-"""Tuned scales: gradients against float64 autograd, the loss falls, the model stays one, killed jobs resume."""
+"""Training scales: gradients against float64 autograd, the loss falls, the model stays one, killed jobs resume."""
 
 import copy
 import types
@@ -9,7 +9,7 @@ import torch
 from lib.metrics import divergence
 from lib.quantized.grid import HUGE, TINY
 from lib.quantized.linear import QuantLinear
-from lib.quantizers import activations, calibrate, codebook, gptq, rtn, scales
+from lib.quantizers import activations, calibrate, codebook, e2e_qp, gptq, rtn
 from lib.trainers import checkpoints, schedule
 from tests import tiny
 
@@ -33,7 +33,7 @@ def test_product_and_gradients_equal_those_of_the_formula_in_float64(symmetric):
     generator = torch.Generator().manual_seed(0)
     weight, inputs = torch.randn(12, 32, generator=generator), torch.randn(2, 5, 32, generator=generator)
     quantized = rtn.rtn(weight, bits=3, group_size=8, symmetric=symmetric)
-    part = scales.Tuned(QuantLinear(quantized, torch.randn(12, generator=generator)), torch.float32)
+    part = e2e_qp.LearnableScaleLinear(QuantLinear(quantized, torch.randn(12, generator=generator)), torch.float32)
     with torch.no_grad():
         part.delta.normal_(0, 0.1, generator=generator)
     given = inputs.clone().requires_grad_()
@@ -54,7 +54,7 @@ def test_product_and_gradients_equal_those_of_the_formula_in_float64(symmetric):
 def test_a_scale_at_the_end_of_its_type_stays_finite_and_positive():
     layer = QuantLinear(rtn.rtn(torch.eye(4, 16), bits=3, group_size=16))
     layer.scale = torch.tensor([HUGE, HUGE, TINY, TINY], dtype=torch.bfloat16)[:, None]
-    part = scales.Tuned(layer, torch.float32)
+    part = e2e_qp.LearnableScaleLinear(layer, torch.float32)
     with torch.no_grad():
         part.delta.copy_(torch.tensor([0.002, 0.5, -0.5, -2.0])[:, None])
     part.settle_()
@@ -68,7 +68,7 @@ def test_in_bfloat16_the_product_is_that_of_the_dense_weights_to_the_bit(method,
     layer = calibrate.layers(model)["model.layers.0.mlp.up_proj"]
     given = torch.randn(7, 64, generator=generator).bfloat16().requires_grad_()
     pull = torch.randn(7, 128, generator=generator).bfloat16()
-    part = scales.Tuned(layer, torch.bfloat16)
+    part = e2e_qp.LearnableScaleLinear(layer, torch.bfloat16)
     (part(given) * pull).sum().backward()
 
     ones = layer.quantized._replace(scale=torch.ones_like(layer.scale)).dense(torch.bfloat16).view(128, 4, 16)
@@ -82,7 +82,7 @@ def test_in_bfloat16_the_product_is_that_of_the_dense_weights_to_the_bit(method,
 def test_blocks_computed_anew_end_in_the_same_bytes(monkeypatch):
     original, model, tokens = pair()
     again, options, ran = copy.deepcopy(model), {"steps": 4, "batch": 2, "learning_rate": 0.01}, []
-    expected = scales.tune_(model, tokens, original, **options)
+    expected = e2e_qp.tune_(model, tokens, original, **options)
     kind = type(model.model.layers[0])
     forward = kind.forward
     monkeypatch.setattr(kind, "forward", lambda *given, **named: ran.append(1) or forward(*given, **named))
@@ -90,7 +90,7 @@ def test_blocks_computed_anew_end_in_the_same_bytes(monkeypatch):
     for share, passes in ((0, 2), (0.5, 1)):
         monkeypatch.setattr(activations, "SHARE", share)
         found, before = copy.deepcopy(again), len(ran)
-        scales.tune_(found, tokens, reference, **options)
+        e2e_qp.tune_(found, tokens, reference, **options)
         assert len(ran) - before == 4 * passes * len(found.model.layers)
         tuned = {name: layer.scale for name, layer in calibrate.layers(found).items()}
         assert all(torch.equal(tuned[name], expected[name].scale) for name in expected)
@@ -103,7 +103,7 @@ def test_a_step_that_does_not_fit_into_memory_is_refused_before_the_work(monkeyp
     monkeypatch.setattr(activations.psutil, "virtual_memory", lambda: free)
     monkeypatch.setattr(divergence, "remember", lambda *_: pytest.fail("the work had begun"))
     with pytest.raises(MemoryError, match=r"48 positions .* fewer windows in a batch"):
-        scales.tune_(model, tokens, original, steps=1, batch=2)
+        e2e_qp.tune_(model, tokens, original, steps=1, batch=2)
 
 
 def test_loss_and_gradient_in_chunks_equal_those_of_the_whole(monkeypatch):
@@ -113,7 +113,7 @@ def test_loss_and_gradient_in_chunks_equal_those_of_the_whole(monkeypatch):
     monkeypatch.setattr(logits, "CHUNK_BYTES", 5 * 4 * 256)  # five positions at a time
     reference = divergence.remember(original, tokens)
     states = torch.randn(23, 64, generator=torch.Generator().manual_seed(1))
-    loss, gradient = scales._loss(states.clone(), logits.Projection.of(model), reference.rows(2, 1), 46)
+    loss, gradient = e2e_qp._loss(states.clone(), logits.Projection.of(model), reference.rows(2, 1), 46)
     whole = states.clone().requires_grad_()
     p, q = original(tokens[2:3]).logits[0, :-1].log_softmax(-1), model.lm_head(whole).log_softmax(-1)
     expected = torch.nn.functional.kl_div(q, p, log_target=True, reduction="sum") / 46
@@ -127,7 +127,7 @@ def test_tuning_brings_the_model_nearer_and_leaves_codes_and_model_whole(method,
     original, model, tokens = pair(method, **grid)
     before, codes = kl(model, original, tokens), {n: m.codes.clone() for n, m in calibrate.layers(model).items()}
     learning = [parameter.requires_grad for parameter in model.parameters()]
-    tuned = scales.tune_(model, tokens, original, steps=30, batch=2, learning_rate=0.02)
+    tuned = e2e_qp.tune_(model, tokens, original, steps=30, batch=2, learning_rate=0.02)
     assert kl(model, original, tokens) < 0.9 * before
     assert tuned.keys() == codes.keys()
     for name, layer in calibrate.layers(model).items():
@@ -142,7 +142,7 @@ def test_the_loss_of_the_first_step_is_the_divergence_of_the_untuned_model():
     original, model, tokens = pair()
     before = kl(model, original, tokens)
     seen = []
-    scales.tune_(model, tokens, original, steps=1, batch=6, watch=lambda *step: seen.append(step))
+    e2e_qp.tune_(model, tokens, original, steps=1, batch=6, on_step=lambda *step: seen.append(step))
     assert seen == [(1, pytest.approx(before, rel=1e-4))]
 
 
@@ -178,30 +178,30 @@ def test_more_bits_get_a_lower_rate_and_mixed_ones_that_of_their_mean():
     for bits, rate in ((2, 4e-3), (3, 2e-3), (4, 1e-3), (8, 6.25e-5)):
         done = copy.deepcopy(model)
         rtn.quantize_(done, tiny.tokens(1, 8), bits=bits, group_size=32)
-        assert scales.rate_of(list(calibrate.layers(done).values())) == rate
+        assert e2e_qp.rate_of(list(calibrate.layers(done).values())) == rate
     mixed = [
         types.SimpleNamespace(bits=bits, in_features=columns, out_features=64) for bits, columns in ((2, 192), (6, 64))
     ]
-    assert scales.rate_of(mixed) == 2e-3
+    assert e2e_qp.rate_of(mixed) == 2e-3
 
 
 def test_a_stopped_job_resumes_to_the_same_bytes_and_refuses_other_arguments(tmp_path, monkeypatch):
     original, model, tokens = pair()
     again, options = copy.deepcopy(model), {"steps": 6, "batch": 2, "learning_rate": 0.01}
-    expected = scales.tune_(model, tokens, original, **options)
+    expected = e2e_qp.tune_(model, tokens, original, **options)
     start = {name: layer.scale.clone() for name, layer in calibrate.layers(again).items()}
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
         interrupted(patch, 4)
-        scales.tune_(again, tokens, original, **options, state=tmp_path)
+        e2e_qp.tune_(again, tokens, original, **options, state=tmp_path)
     assert all(torch.equal(layer.scale, start[name]) for name, layer in calibrate.layers(again).items())
     with pytest.raises(ValueError, match=r"learning_rate=0\.01 there, 0\.02 here"):
-        scales.tune_(again, tokens, original, **(options | {"learning_rate": 0.02}), state=tmp_path)
+        e2e_qp.tune_(again, tokens, original, **(options | {"learning_rate": 0.02}), state=tmp_path)
     with pytest.raises(ValueError, match="another job"):
-        scales.tune_(again, tokens.flip(0), original, **options, state=tmp_path)
+        e2e_qp.tune_(again, tokens.flip(0), original, **options, state=tmp_path)
     seen = []
-    step = scales._step
-    monkeypatch.setattr(scales, "_step", lambda *a: seen.append(1) or step(*a))
-    found = scales.tune_(again, tokens, original, **options, state=tmp_path)
+    step = e2e_qp._step
+    monkeypatch.setattr(e2e_qp, "_step", lambda *a: seen.append(1) or step(*a))
+    found = e2e_qp.tune_(again, tokens, original, **options, state=tmp_path)
     assert len(seen) == 2
     assert all(torch.equal(found[name].scale, expected[name].scale) for name in expected)
 
@@ -209,8 +209,8 @@ def test_a_stopped_job_resumes_to_the_same_bytes_and_refuses_other_arguments(tmp
 def test_two_runs_give_the_same_bytes_and_leave_the_global_seed_alone():
     original, model, tokens = pair()
     other, before = copy.deepcopy(model), torch.random.get_rng_state()
-    first = scales.tune_(model, tokens, original, steps=3)
-    second = scales.tune_(other, tokens, divergence.remember(original, tokens), steps=3)
+    first = e2e_qp.tune_(model, tokens, original, steps=3)
+    second = e2e_qp.tune_(other, tokens, divergence.remember(original, tokens), steps=3)
     assert all(torch.equal(first[name].scale, second[name].scale) for name in first)
     assert torch.equal(torch.random.get_rng_state(), before)
 
@@ -218,22 +218,22 @@ def test_two_runs_give_the_same_bytes_and_leave_the_global_seed_alone():
 def test_what_cannot_be_tuned_is_refused_before_the_work():
     original, model, tokens = pair()
     with pytest.raises(ValueError, match="has no quantized layers"):
-        scales.tune_(original, tokens, original, steps=1)
+        e2e_qp.tune_(original, tokens, original, steps=1)
     with pytest.raises(ValueError, match="steps=0"):
-        scales.tune_(model, tokens, original, steps=0)
+        e2e_qp.tune_(model, tokens, original, steps=0)
     with pytest.raises(ValueError, match="1 to 6 windows in a batch"):
-        scales.tune_(model, tokens, original, steps=1, batch=7)
+        e2e_qp.tune_(model, tokens, original, steps=1, batch=7)
     for rate in (0.0, -1e-3, float("nan"), float("inf")):
         with pytest.raises(ValueError, match=f"learning_rate={rate}; the scales move by a positive share"):
-            scales.tune_(model, tokens, original, steps=1, learning_rate=rate)
+            e2e_qp.tune_(model, tokens, original, steps=1, learning_rate=rate)
     with pytest.raises(ValueError, match="reference remembers"):
-        scales.tune_(model, tokens, divergence.remember(original, tokens.flip(0)), steps=1)
+        e2e_qp.tune_(model, tokens, divergence.remember(original, tokens.flip(0)), steps=1)
 
 
 def test_a_loss_that_is_not_finite_stops_and_keeps_the_scales(monkeypatch):
     original, model, tokens = pair()
     start = {name: layer.scale.clone() for name, layer in calibrate.layers(model).items()}
-    monkeypatch.setattr(scales, "_step", lambda *_: float("nan"))
+    monkeypatch.setattr(e2e_qp, "_step", lambda *_: float("nan"))
     with pytest.raises(ValueError, match="loss is nan at step 1 of 5"):
-        scales.tune_(model, tokens, original, steps=5)
+        e2e_qp.tune_(model, tokens, original, steps=5)
     assert all(torch.equal(layer.scale, start[name]) for name, layer in calibrate.layers(model).items())

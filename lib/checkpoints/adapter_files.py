@@ -1,7 +1,7 @@
 """Adapters in a folder: beside a model, or alone. What is to be done with one is the caller's word, never guessed.
 
-transformers applies whatever `adapter_config.json` it finds beside a model, also one that was merged long ago, and
-leaves its parts in the model as layers of their own: a second time the same change, and matrices that are none.
+transformers applies any `adapter_config.json` that it finds beside a model, even one that was already merged, and
+keeps the adapter as separate layers: the change would count twice, and quantizers would meet layers they do not know.
 """
 
 import warnings

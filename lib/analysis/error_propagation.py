@@ -1,14 +1,14 @@
-"""Drift: what reaches a layer behind compressed layers, and what the layer makes of it.
+"""Error propagation: how much of a compressed layer's output error it inherits, and how much its own rounding adds.
 
-A layer with weights W answers W X̃ in the original model. In a compressed model it has weights Ŵ and inputs X that the
+A layer with weights W computes W X̃ in the original model. In a compressed model it has weights Ŵ and inputs X that the
 layers before it have changed, so its outputs differ by
 
     W X̃ - Ŵ X  =  W (X̃ - X)  +  (W - Ŵ) X
-                   came in        added by its own rounding
+                   inherited       own
 
-and the powers of the two add up to the power of the difference where they have nothing to do with one another. Where
-a method lets the layer's own change oppose what came in, the difference has less power than that: the layer takes
-some of the drift back. All powers are shares of ‖W X̃‖²; a layer that answers zero has a difference of 1.
+If the two parts are uncorrelated, their powers add up to the power of the difference. If a method makes the layer's own
+error oppose the inherited one, the difference has less power: the layer cancels part of the drift. All powers are
+shares of ‖W X̃‖²; a layer whose outputs are zero has a difference of 1.
 """
 
 import contextlib
@@ -25,19 +25,19 @@ from lib.models.blocks import blocks, linears
 
 @dataclass(frozen=True)
 class Drift:
-    """Of one block, mean over its layers; the standard errors are over windows."""
+    """Output errors of one block, averaged over its layers; standard errors are over windows."""
 
-    came_in: Score  # ‖W (X̃ - X)‖²
-    added: Score  # ‖(W - Ŵ) X‖²
+    inherited: Score  # ‖W (X̃ - X)‖²
+    own: Score  # ‖(W - Ŵ) X‖²
     total: Score  # ‖W X̃ - Ŵ X‖²
-    taken_back: Score  # came_in + added - total, as a share of came_in + added
+    cancelled: Score  # inherited + own - total, as a share of inherited + own
 
 
 @torch.no_grad()
 def measure(
     original: nn.Module, compressed: dict[str, nn.Module], calibration, *, first: int | None = None
 ) -> dict[str, list[Drift]]:
-    """{method: [Drift of each block]} of models whose blocks and layers have the names of the original's.
+    """{method: [Drift of each block]} for models whose blocks and layers are named as in the original.
 
     compressed: models by method, such as {"gptq": model, "gptaq": model}. All of them run through `calibration`
     (windows of text, or token ids) side by side, a block at a time; `first` looks at only so many blocks.
@@ -65,7 +65,7 @@ def measure(
 
 
 def _shares(weight: Tensor, other: Tensor, clean: Tensor, drifted: Tensor) -> Tensor:
-    """[windows, 3]: the powers of what came in, of what was added and of both together, over the answer's power.
+    """[windows, 3]: powers of the inherited error, of the own error and of both together, over the output's power.
 
     `other` is rounded to the type of the inputs, as a quantized layer does it; products of bfloat16 numbers are exact.
     """
@@ -80,8 +80,8 @@ def _shares(weight: Tensor, other: Tensor, clean: Tensor, drifted: Tensor) -> Te
 
 
 def _drift(shares: Tensor) -> Drift:
-    came_in, added, total = shares.T
+    inherited, own, total = shares.T
     scores = [score.from_values(values, "share of output power", higher_is_better=False) for values in shares.T]
-    both = came_in + added
-    taken_back = (both - total) / both.where(both > 0, 1)  # nothing came, nothing was taken back
-    return Drift(*scores, score.from_values(taken_back, "share of the error", higher_is_better=True))
+    both = inherited + own
+    cancelled = (both - total) / both.where(both > 0, 1)  # without any error nothing is cancelled
+    return Drift(*scores, score.from_values(cancelled, "share of the error", higher_is_better=True))

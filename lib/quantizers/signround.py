@@ -1,14 +1,14 @@
 """SignRound: learn for each weight whether to round it up or down, and for each group how wide its range is.
 
-The nearest code is best for a weight alone, not for the outputs of its block, where the errors of many weights meet
-and may cancel. So each block's answer is compared with the original's, and an offset V of every weight, and the ends
-α and β of every group's range, go against the sign of their gradients: a code needs no longer way than half a step,
-whatever its gradient's size. What V, α and β make of a weight stands in `offsets`.
+The nearest code is best for a single weight, but not for the outputs of its block, where the errors of many weights may
+cancel. So each block's outputs are compared with the original's, and an offset V for every weight and the ends α and β
+of every group's range are moved against the sign of their gradients: a code is at most half a step away from changing,
+however large its gradient. `signround_layer` computes the weights from V, α and β.
 
 Source: Cheng et al., "Optimize Weight Rounding via Signed Gradient Descent for the Quantization of LLMs",
-arXiv 2309.05516. Three things differ from the paper, each because it measured better: learning starts from ranges that
-are searched, or from codes that another method found; V moves half as fast; and the ends of the ranges move slower
-still, since a range that moves takes all its codes along.
+arXiv 2309.05516. Three things differ from the paper, each because it measured better: training starts from searched
+ranges or from another method's codes; V moves half as fast; and the ends of the ranges move slower still, since moving
+a range changes all its codes.
 """
 
 import hashlib
@@ -18,12 +18,12 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
-from lib.jobs import State, fingerprint
+from lib.jobs import JobState, fingerprint
 from lib.models import capture
 from lib.models.blocks import linears
 from lib.quantized.grid import Quantized, choose, quantize
 from lib.quantizers import attention, calibrate
-from lib.quantizers.signround_layer import Rounded
+from lib.quantizers.signround_layer import SignRoundWeight
 
 SEEN = 4  # windows that weigh the columns in the search for ranges, and that tell whether learning paid
 TRAVEL = 0.5  # rate of V in the first step times the steps: half of it, a quarter of a code, is the farthest V gets
@@ -69,19 +69,23 @@ def quantize_(
     grid = {"bits": bits, "group_size": group_size, "symmetric": symmetric, "candidates": candidates}
     if state is not None:
         job = {**fingerprint(model, tokens, device), **grid, **learning, "initial": digest(initial)}
-        state = State(state, method="rounding", **job)
-    return calibrate.walk_blocks(model, tokens, _visitor(initial, grid, learning), state=state, device=device)
+        state = JobState(state, method="signround", **job)
+    return calibrate.sequential_blocks(
+        model, tokens, _quantize_block(initial, grid, learning), state=state, device=device
+    )
 
 
-def _visitor(initial: dict[str, Quantized] | None, grid: dict, learning: dict) -> calibrate.VisitBlock:
-    def visit(prefix: str, block: nn.Module, hidden: Tensor, targets: Tensor, call: tuple) -> dict[str, Quantized]:
+def _quantize_block(initial: dict[str, Quantized] | None, grid: dict, learning: dict) -> calibrate.QuantizeBlock:
+    def quantize_block(
+        prefix: str, block: nn.Module, hidden: Tensor, targets: Tensor, call: tuple
+    ) -> dict[str, Quantized]:
         starts = nearest(block, hidden[:SEEN], call, **grid)
         if initial is not None:
             starts = {name: initial[f"{prefix}.{name}"] for name in starts}
         layers, _ = reconstruct(block, hidden, targets, call, starts, **learning)
         return {name: layer.quantized() for name, layer in layers.items()}
 
-    return visit
+    return quantize_block
 
 
 @torch.no_grad()
@@ -102,19 +106,19 @@ def nearest(block: nn.Module, hidden: Tensor, call: tuple, **grid) -> dict[str, 
 @torch.no_grad()
 def reconstruct(
     block: nn.Module, hidden: Tensor, targets: Tensor, call: tuple, starts: dict[str, Quantized], **learning
-) -> tuple[dict[str, Rounded], list[float]]:
+) -> tuple[dict[str, SignRoundWeight], list[float]]:
     """Learn to round the layers of `block` named in `starts`; return them and the loss of each step's windows.
 
     hidden, targets: what the block reads and what it should answer, [count, length, hidden size]. call: its other
-    arguments. learning: those of `learn_`. The block itself stays as it is. Its rate having fallen to zero, the last
-    state is the one to keep (the lowest of the losses belongs to the easiest windows), unless the `SEEN` first windows
-    were better off before.
+    arguments. learning: those of `learn_`. The block itself is not changed. The learning rate falls to zero, so the
+    last state is kept (the lowest loss only belongs to the easiest windows), unless the first `SEEN` windows had a
+    lower loss before training.
     """
 
-    def begin() -> dict[str, Rounded]:
-        return {name: Rounded(block.get_submodule(name).weight, start) for name, start in starts.items()}
+    def begin() -> dict[str, SignRoundWeight]:
+        return {name: SignRoundWeight(block.get_submodule(name).weight, start) for name, start in starts.items()}
 
-    def judge(layers: dict[str, Rounded]) -> float:
+    def judge(layers: dict[str, SignRoundWeight]) -> float:
         first = hidden[:SEEN], targets[:SEEN]
         return sum(window_losses(block, layers, *first, call, filtered=learning["filtered"]))
 
@@ -125,7 +129,7 @@ def reconstruct(
 
 
 def learn_(
-    layers: dict[str, Rounded], block, hidden, targets, call, *, steps, batch, rate, range_rate, filtered, seed
+    layers: dict[str, SignRoundWeight], block, hidden, targets, call, *, steps, batch, rate, range_rate, filtered, seed
 ) -> list[float]:
     """Move V, α and β of `layers`, in place, as `quantize_` says of these settings; return the losses."""
     generator, waiting, losses = torch.Generator().manual_seed(seed), [], []
@@ -149,7 +153,7 @@ def learn_(
     return losses
 
 
-def run(block: nn.Module, layers: dict[str, Rounded], hidden: Tensor, call: tuple) -> Tensor:
+def run(block: nn.Module, layers: dict[str, SignRoundWeight], hidden: Tensor, call: tuple) -> Tensor:
     """Outputs of `block` with the rounded weights of `layers` in the place of its own."""
     weights = {f"{name}.weight": layer.dense for name, layer in layers.items()}
     return capture.run_block(lambda *args, **options: functional_call(block, weights, args, options), hidden, call)

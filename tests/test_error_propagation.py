@@ -8,7 +8,7 @@ import pytest
 import scipy.stats
 import torch
 
-from lib.analysis import drift
+from lib.analysis import error_propagation
 from lib.quantizers import calibrate, gptaq, gptq
 from lib.report import drift as figures
 from lib.report import style
@@ -39,7 +39,7 @@ def outputs(model, ids):
 def test_parts_equal_a_direct_pass_in_float64():
     ids = tiny.tokens(3, 24)
     original, other = tiny.llama(), quantized(gptq, ids)
-    found = drift.measure(original, {"gptq": other}, ids)["gptq"]
+    found = error_propagation.measure(original, {"gptq": other}, ids)["gptq"]
     clean, drifted = outputs(copy.deepcopy(original), ids), outputs(copy.deepcopy(other), ids)
     for index, block in enumerate(found):
         parts = []
@@ -49,41 +49,41 @@ def test_parts_equal_a_direct_pass_in_float64():
             parts.append([change.square().sum((1, 2)) / answer.square().sum((1, 2)) for change in changes])
         expected = torch.stack([torch.stack(part) for part in parts]).mean((0, 2))
         assert torch.allclose(
-            torch.tensor([block.came_in.value, block.added.value, block.total.value]).double(), expected, rtol=1e-3
+            torch.tensor([block.inherited.value, block.own.value, block.total.value]).double(), expected, rtol=1e-3
         )
         assert block.total.n == 3 and block.total.stderr > 0
 
 
 def test_gptaq_takes_back_more_than_gptq_whose_own_error_knows_nothing_of_the_drift():
     ids = tiny.tokens(16, 64)
-    found = drift.measure(tiny.llama(), {"gptq": quantized(gptq, ids), "gptaq": quantized(gptaq, ids)}, ids)
-    back = {method: np.mean([block.taken_back.value for block in blocks]) for method, blocks in found.items()}
+    found = error_propagation.measure(tiny.llama(), {"gptq": quantized(gptq, ids), "gptaq": quantized(gptaq, ids)}, ids)
+    back = {method: np.mean([block.cancelled.value for block in blocks]) for method, blocks in found.items()}
     assert abs(back["gptq"]) < 0.5 * back["gptaq"]
     assert found["gptaq"][-1].total.value < found["gptq"][-1].total.value
 
 
 def test_an_untouched_model_does_not_drift():
-    found = drift.measure(tiny.llama(), {"same": tiny.llama()}, tiny.tokens(2, 16))["same"]
+    found = error_propagation.measure(tiny.llama(), {"same": tiny.llama()}, tiny.tokens(2, 16))["same"]
     assert len(found) == 4
     for block in found:
-        assert block.came_in.value == block.added.value == block.total.value == block.taken_back.value == 0
+        assert block.inherited.value == block.own.value == block.total.value == block.cancelled.value == 0
 
 
 def test_models_of_another_depth_are_refused():
     with pytest.raises(ValueError, match="shorter"):
-        drift.measure(tiny.llama(), {"short": tiny.llama(num_hidden_layers=2)}, tiny.tokens(2, 16))
+        error_propagation.measure(tiny.llama(), {"short": tiny.llama(num_hidden_layers=2)}, tiny.tokens(2, 16))
 
 
-def table(mostly="came_in"):
+def table(mostly="inherited"):
     base = {"run": "invented", "notebook": "22_gptq", "status": "finished", "time": "2026-01-01T00:00:00", "n": 2}
     lines = []
     for block in range(5):
         for method in ("gptq", "gptaq"):
-            for part in ("came_in", "added"):
+            for part in ("inherited", "own"):
                 value = (0.1 if part == mostly else 0.05) * (1 + block)
                 lines.append({"metric": "drift", "part": part, "value": value, "method": method, "block": block})
             value = 0.02 * block * (method == "gptaq") - 0.01
-            lines.append({"metric": "taken_back", "value": value, "method": method, "block": block})
+            lines.append({"metric": "cancelled", "value": value, "method": method, "block": block})
     return pd.DataFrame([base | {"stderr": 0.01} | line for line in lines])
 
 
@@ -97,7 +97,7 @@ def test_the_figure_draws_the_table():
     assert np.allclose([np.ptp(end[:, 1]) for end in ends], 2 * scipy.stats.t.ppf(0.975, 1) * 0.01)
 
 
-@pytest.mark.parametrize(("mostly", "title"), [("came_in", "Most of the error comes in"), ("added", "Where the error")])
+@pytest.mark.parametrize(("mostly", "title"), [("inherited", "Most of the error comes in"), ("own", "Where the error")])
 def test_the_headline_claims_what_the_numbers_say(mostly, title):
     assert title in figures.drift(table(mostly)).axes[0].get_title(loc="left")
 

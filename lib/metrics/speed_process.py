@@ -1,7 +1,7 @@
-"""One arm of a speed measurement in a process of its own: load, warm up, time prefill and decoding, report the peak.
+"""One system of a speed measurement in a process of its own: load, warm up, time prefill and decoding, report the peak.
 
-`fresh.measure` runs this file by its path, with the interpreter that the arm needs: llama.cpp's has neither torch nor
-this project's requirements, so nothing but the standard library is imported before an arm asks for more.
+`fresh.measure` runs this file by its path, with the interpreter that the system needs: llama.cpp's has neither torch
+nor this project's requirements, so nothing but the standard library is imported before a system asks for more.
 """
 
 import json

@@ -1,7 +1,7 @@
-"""Leave one out, compared with the original's predictions instead of with the text.
+"""Leave-one-out divergence: the KL from the original's predictions when a block is missing.
 
-The text is one sample of what could follow; the original's distribution weighs all of it, so that fewer tokens are
-needed for the same certainty.
+The text is only one sample of possible continuations; the original's distribution covers all of them, so that fewer
+tokens give the same certainty.
 """
 
 from torch import Tensor, nn

@@ -1,4 +1,4 @@
-"""What a saved model holds: its quantized modules, and the tensors and settings that stand for them on disk."""
+"""The tensors and settings that represent a model's quantized modules on disk."""
 
 from torch import nn
 

@@ -1,4 +1,4 @@
-"""From a checked folder to a model: transformers reads what was checked and nothing else."""
+"""Loads a model from a checked folder: transformers reads what was checked and nothing else."""
 
 import contextlib
 import json
@@ -14,7 +14,7 @@ _SAFE = {"trust_remote_code": False, "local_files_only": True}
 
 
 def read(folder: Path, config: dict, dtype=None, *, adapter: str | None = None):
-    """(model, tokenizer) of the checkpoint in `folder`, with `config`, its config.json, as `checks.checkpoint` gave it.
+    """(model, tokenizer) of the checkpoint in `folder`; config: its config.json, from `checkpoints.checkpoint`.
 
     dtype: a torch dtype, None for the checkpoint's own. adapter: as for `models.load`; it is not applied here.
     Raises ValueError for what transformers doesn't know, would fill with random numbers, or is no decoder.

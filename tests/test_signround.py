@@ -7,9 +7,9 @@ import torch
 
 from lib.models import capture
 from lib.models.blocks import blocks, linears
-from lib.quantizers import calibrate, gptq, rounding
+from lib.quantizers import calibrate, gptq, signround
 from lib.quantizers.rtn import rtn
-from lib.quantizers.signround_layer import Rounded
+from lib.quantizers.signround_layer import SignRoundWeight
 from tests import tiny
 
 GRID = {"bits": 3, "group_size": 32}
@@ -28,7 +28,7 @@ class Straight(torch.autograd.Function):
         return gradient
 
 
-def naive(layer: Rounded, offset, alpha, beta):
+def naive(layer: SignRoundWeight, offset, alpha, beta):
     """The paper's formula in float64, one tensor operation after the other, for autograd to follow."""
     top, low, high = layer.top, layer.low.double(), layer.high.double()
     scale = (alpha * high - beta * low) / top
@@ -41,7 +41,7 @@ def naive(layer: Rounded, offset, alpha, beta):
 
 def perturbed(weight, start, seed=0):
     """A layer in the middle of learning: offsets and ranges away from where they start."""
-    generator, layer = torch.Generator().manual_seed(seed), Rounded(weight, start)
+    generator, layer = torch.Generator().manual_seed(seed), SignRoundWeight(weight, start)
     layer.offset.copy_(torch.rand(layer.offset.shape, generator=generator) - 0.5)
     layer.alpha.copy_(1 + 0.4 * (torch.rand(layer.alpha.shape, generator=generator) - 0.7))
     layer.beta.copy_(1 + 0.4 * (torch.rand(layer.beta.shape, generator=generator) - 0.7))
@@ -68,7 +68,7 @@ def test_the_block_hands_down_the_gradient_of_the_loss():
     captured, block = capture.capture(model, tiny.tokens(2, 16)), blocks(model)[0]
     targets = capture.run_block(block, captured.hidden, captured.calls[0]).detach()
     starts = {name: rtn(layer.weight, **GRID) for name, layer in linears(block).items()}
-    layers = {name: Rounded(linears(block)[name].weight, start) for name, start in starts.items()}
+    layers = {name: SignRoundWeight(linears(block)[name].weight, start) for name, start in starts.items()}
     leaves = {
         name: [part.double().requires_grad_() for part in (layer.offset, layer.alpha, layer.beta)]
         for name, layer in layers.items()
@@ -78,7 +78,7 @@ def test_the_block_hands_down_the_gradient_of_the_loss():
     squares = (outputs - targets).square()
     squares.flatten().sort().values[: -int(0.01 * squares.numel())].sum().backward()
     learning = LEARNING | {"steps": 1, "rate": 2**-20, "range_rate": 2**-20, "filtered": 0.01}
-    moved, _ = rounding.reconstruct(block, captured.hidden, targets, captured.calls[0], starts, **learning)
+    moved, _ = signround.reconstruct(block, captured.hidden, targets, captured.calls[0], starts, **learning)
     for name, layer in moved.items():
         offset, alpha, beta = (leaf.grad for leaf in leaves[name])
         for found, gradient in ((layer.offset, offset), (layer.alpha - 1, alpha), (layer.beta - 1, beta)):
@@ -91,7 +91,7 @@ def test_nothing_that_a_layer_may_hold_gives_nan():
     weight[0], weight[1], weight[2, :32], weight[3] = 0, 0.25, 0, 0
     weight[3, 5], weight[4], weight[5] = 1e30, weight[4] * 1e-38, weight[5] * 1e-30
     for start in (rtn(weight, **GRID), rtn(weight, **GRID, symmetric=True)):
-        layer = Rounded(weight, start)
+        layer = SignRoundWeight(weight, start)
         for seed in range(4):
             layer.step_(random(8, 128, seed=seed), 0.3, 0.3)
         quantized = layer.quantized()
@@ -122,7 +122,7 @@ def test_learning_beats_what_it_starts_from_on_its_own_text():
 
             method.quantize_(model, **GRID)
         else:
-            rounding.quantize_(model, ids, **GRID, steps=30, **({"initial": codes} if options else {}))
+            signround.quantize_(model, ids, **GRID, steps=30, **({"initial": codes} if options else {}))
         losses[name] = block_loss(tiny.llama(), model, ids)
     assert losses["learned"] < 0.5 * losses["rtn"] and losses["from gptq"] < 0.7 * losses["gptq"]
 
@@ -136,7 +136,7 @@ def test_learning_that_makes_a_block_worse_keeps_the_start():
     with torch.no_grad():
         targets = capture.run_block(block, captured.hidden, captured.calls[0])
     wild = LEARNING | {"steps": 1, "rate": 1.0, "range_rate": 1.0}
-    layers, losses = rounding.reconstruct(block, captured.hidden, targets, captured.calls[0], starts, **wild)
+    layers, losses = signround.reconstruct(block, captured.hidden, targets, captured.calls[0], starts, **wild)
     assert same({name: layer.quantized() for name, layer in layers.items()}, starts) and len(losses) == 1
 
 
@@ -145,35 +145,35 @@ def test_the_block_and_its_gradients_are_left_alone():
     before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
     captured, block = capture.capture(model, tiny.tokens(2, 16)), blocks(model)[0]
     starts = {name: rtn(layer.weight, **GRID) for name, layer in linears(block).items()}
-    rounding.reconstruct(block, captured.hidden, captured.hidden, captured.calls[0], starts, **LEARNING)
+    signround.reconstruct(block, captured.hidden, captured.hidden, captured.calls[0], starts, **LEARNING)
     assert all(torch.equal(before[name], tensor) for name, tensor in model.state_dict().items())
     assert all(parameter.grad is None for parameter in model.parameters())
 
 
 @pytest.mark.parametrize("family", [tiny.llama, tiny.qwen2, tiny.phi, tiny.gemma2])
 def test_two_runs_with_one_seed_give_the_same_bytes(family):
-    first, second = (rounding.quantize_(family(), tiny.tokens(4, 16), **GRID, steps=4) for _ in range(2))
-    other = rounding.quantize_(family(), tiny.tokens(4, 16), **GRID, steps=4, seed=1)
+    first, second = (signround.quantize_(family(), tiny.tokens(4, 16), **GRID, steps=4) for _ in range(2))
+    other = signround.quantize_(family(), tiny.tokens(4, 16), **GRID, steps=4, seed=1)
     assert same(first, second) and not same(first, other)
 
 
 def test_global_seeds_play_no_part():
     torch.manual_seed(1)
     before = torch.get_rng_state()
-    first = rounding.quantize_(tiny.llama(), tiny.tokens(4, 16), **GRID, steps=3)
+    first = signround.quantize_(tiny.llama(), tiny.tokens(4, 16), **GRID, steps=3)
     assert torch.equal(torch.get_rng_state(), before)
     torch.manual_seed(2)
-    assert same(first, rounding.quantize_(tiny.llama(), tiny.tokens(4, 16), **GRID, steps=3))
+    assert same(first, signround.quantize_(tiny.llama(), tiny.tokens(4, 16), **GRID, steps=3))
 
 
 def test_a_killed_run_resumes_and_ends_in_the_same_bytes(tmp_path):
     options = {**GRID, "steps": 3, "initial": gptq.quantize_(tiny.llama(), tiny.tokens(), **GRID)}
-    whole = rounding.quantize_(tiny.llama(), tiny.tokens(), **options)
-    rounding.quantize_(tiny.llama(), tiny.tokens(), **options, state=tmp_path)
+    whole = signround.quantize_(tiny.llama(), tiny.tokens(), **options)
+    signround.quantize_(tiny.llama(), tiny.tokens(), **options, state=tmp_path)
     for left in (0, 1, 3):
         for file in sorted(tmp_path.glob("block-*"))[left:]:
             file.unlink()
-        assert same(whole, rounding.quantize_(tiny.llama(), tiny.tokens(), **options, state=tmp_path))
+        assert same(whole, signround.quantize_(tiny.llama(), tiny.tokens(), **options, state=tmp_path))
 
 
 @pytest.mark.parametrize(
@@ -182,11 +182,11 @@ def test_a_killed_run_resumes_and_ends_in_the_same_bytes(tmp_path):
      ({"filtered": 0.1}, "filtered="), ({"initial": True}, "initial=None there")],
 )  # fmt: skip
 def test_another_job_is_refused_with_both_values(tmp_path, change, named):
-    rounding.quantize_(tiny.llama(), tiny.tokens(), **GRID, steps=3, state=tmp_path)
+    signround.quantize_(tiny.llama(), tiny.tokens(), **GRID, steps=3, state=tmp_path)
     if "initial" in change:
         change = {"initial": gptq.quantize_(tiny.llama(), tiny.tokens(), **GRID)}
     with pytest.raises(ValueError, match=named):
-        rounding.quantize_(tiny.llama(), tiny.tokens(), **{**GRID, "steps": 3} | change, state=tmp_path)
+        signround.quantize_(tiny.llama(), tiny.tokens(), **{**GRID, "steps": 3} | change, state=tmp_path)
 
 
 @pytest.mark.parametrize(
@@ -204,17 +204,17 @@ def test_another_job_is_refused_with_both_values(tmp_path, change, named):
 def test_arguments_are_checked_before_the_work(options, named):
     model = tiny.llama()
     with pytest.raises(ValueError, match=named):
-        rounding.quantize_(model, tiny.tokens(), **GRID | options)
+        signround.quantize_(model, tiny.tokens(), **GRID | options)
     assert not any(hasattr(layer, "codes") for layer in calibrate.layers(model).values())
 
 
 def test_initial_codes_of_another_kind_are_refused():
     start = gptq.quantize_(tiny.llama(), tiny.tokens(), **GRID)
     with pytest.raises(ValueError, match=r"3 bits, groups of 32 for model\.layers\.0.*4 bits, groups of 32 is needed"):
-        rounding.quantize_(tiny.llama(), tiny.tokens(), bits=4, group_size=32, initial=start)
+        signround.quantize_(tiny.llama(), tiny.tokens(), bits=4, group_size=32, initial=start)
     books = {name: each._replace(codebook=torch.zeros(8)) for name, each in start.items()}
     with pytest.raises(ValueError, match="on a codebook; only affine grids have ranges"):
-        rounding.quantize_(tiny.llama(), tiny.tokens(), **GRID, initial=books)
+        signround.quantize_(tiny.llama(), tiny.tokens(), **GRID, initial=books)
 
 
 def test_outputs_that_are_not_finite_are_an_error():
@@ -222,11 +222,13 @@ def test_outputs_that_are_not_finite_are_an_error():
     captured, block = capture.capture(model, tiny.tokens(2, 16)), blocks(model)[0]
     starts = {name: rtn(layer.weight, **GRID) for name, layer in linears(block).items()}
     with pytest.raises(ValueError, match="differ by nan from the original's at step 1 of 6"):
-        rounding.reconstruct(block, captured.hidden, captured.hidden * torch.nan, captured.calls[0], starts, **LEARNING)
+        signround.reconstruct(
+            block, captured.hidden, captured.hidden * torch.nan, captured.calls[0], starts, **LEARNING
+        )
 
 
 def test_a_symmetric_grid_keeps_its_zero():
-    done = rounding.quantize_(tiny.llama(), tiny.tokens(), **GRID, steps=3, symmetric=True)
+    done = signround.quantize_(tiny.llama(), tiny.tokens(), **GRID, steps=3, symmetric=True)
     assert all(quantized.zero_point is None for quantized in done.values())
 
 
@@ -244,8 +246,8 @@ def test_a_block_of_the_real_model_answers_better_on_text_that_it_has_not_learne
     targets, grid = capture.run_block(block, hidden, call), {"bits": 3, "group_size": 64}
     starts = {name: rtn(layer.weight, **grid) for name, layer in linears(block).items()}
     learning = LEARNING | {"steps": 12, "batch": 1, "rate": 0.5 / 12, "range_rate": 0.1 / 12}
-    learned, _ = rounding.reconstruct(block, hidden[:3], targets[:3], call, starts, **learning)
-    nearest = {name: Rounded(linears(block)[name].weight, start) for name, start in starts.items()}
+    learned, _ = signround.reconstruct(block, hidden[:3], targets[:3], call, starts, **learning)
+    nearest = {name: SignRoundWeight(linears(block)[name].weight, start) for name, start in starts.items()}
     held = hidden[3:], targets[3:], call
-    before, after = (rounding.window_losses(block, layers, *held, filtered=0.001)[0] for layers in (nearest, learned))
+    before, after = (signround.window_losses(block, layers, *held, filtered=0.001)[0] for layers in (nearest, learned))
     assert after < 0.8 * before

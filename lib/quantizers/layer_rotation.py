@@ -1,4 +1,4 @@
-"""Linear layers and norms between which a vector is turned: what becomes of their weights."""
+"""Applies rotations to the weights of linear layers and norms."""
 
 from typing import NamedTuple
 
@@ -8,7 +8,7 @@ from torch import Tensor, nn
 AT_ONCE = 1 << 22  # weights of one step of a product where rows do not mix, in float64: 32 MiB
 
 
-class Turn(NamedTuple):
+class LayerRotation(NamedTuple):
     """What happens to a linear layer y = W (g ⊙ n + β) + b, where n ⊙ g + β is the answer of `norm`.
 
     W becomes Oᵀ W diag(g) I and b becomes Oᵀ (b + W β): `inner` I turns what comes in, `outer` O what goes out.
@@ -55,7 +55,7 @@ def _answer(norm: nn.Module, inputs: Tensor, *, weight: float) -> float:
     return torch.func.functional_call(norm, parts, (inputs[None],)).abs().max().item()
 
 
-def turn_(layer: nn.Linear | nn.Embedding, turn: Turn) -> None:
+def turn_(layer: nn.Linear | nn.Embedding, turn: LayerRotation) -> None:
     """Apply `turn` to `layer` in place, a few rows at a time where rows do not mix."""
     (norm, inner, outer), offset = turn, getattr(turn.norm, "bias", None)
     factor = None if norm is None else factors(norm)

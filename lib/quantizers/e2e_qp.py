@@ -1,16 +1,15 @@
-"""Scales end to end: the codes stay, and the scales of the whole model learn to answer as the original does.
+"""End-to-end training of quantization parameters (E2E-QP): codes stay fixed, scales learn the original's predictions.
 
 Source: Chen et al., "EfficientQAT: Efficient Quantization-Aware Training for Large Language Models", arXiv 2407.11062,
 section 3.3 (the second phase, E2E-QP). Two things differ from the paper: the loss is KL(original || quantized) over
-the whole vocabulary instead of the next token's cross-entropy, because a hundred windows of targets say less than
-the original's own distributions on them; and a scale moves in proportion to its size, s = s₀ (1 + δ), so that one
-learning rate suits all layers. Zero points are integers and stay; in `learned_zero_points` they move too.
+the whole vocabulary instead of the next token's cross-entropy, because on a hundred windows the original's
+distributions carry more information than the tokens; and a scale moves in proportion to its size, s = s₀ (1 + δ), so
+that one learning rate suits all layers. Zero points are integers and stay fixed; `learned_zero_points` trains them too.
 
-Of all methods here this one's working set is more than a block's: the backward pass needs the activations of all blocks
-(those of one step's windows), and each scale has its δ, where that began, its copy in the optimizer, its gradient and
-Adam's two moments, six float32 numbers a group. Weights are held as codes alone: no product keeps a dense matrix, its
-backward pass makes it again. Where the activations don't fit into memory, blocks are computed anew in the backward pass
-(`activations`); the bytes are the same.
+This method alone needs more memory than one block's: the backward pass needs the activations of all blocks for the
+windows of one step, and each scale has its δ, the initial value, the optimizer's copy, its gradient and Adam's two
+moments: six float32 numbers per group. Weights are held only as codes; the backward pass dequantizes them again. Where
+the activations don't fit into memory, blocks are recomputed in the backward pass (`activations`), with the same bytes.
 """
 
 import contextlib
@@ -30,7 +29,7 @@ from lib.models.reference import Reference
 from lib.quantized.grid import Quantized
 from lib.quantized.linear import QuantLinear
 from lib.quantizers import activations, calibrate
-from lib.quantizers.learnable_scale import Tuned
+from lib.quantizers.learnable_scale import LearnableScaleLinear
 from lib.trainers import chunked, loop, minibatch
 
 LEARNING_RATE = 16e-3  # peak of δ's rate, times 2^bits
@@ -46,22 +45,21 @@ def tune_(
     learning_rate: float | None = None,
     seed: int = 0,
     state=None,
-    watch: Callable[[int, float], None] | None = None,
+    on_step: Callable[[int, float], None] | None = None,
     stop: Callable[[int], bool] | None = None,
-    kind: type[Tuned] = Tuned,
+    layer_class: type[LearnableScaleLinear] = LearnableScaleLinear,
 ) -> dict[str, Quantized]:
-    """Tune the scales of every quantized layer inside the blocks of `model`, in place; return all of them by name.
+    """Train the scales of every quantized layer inside the blocks of `model`, in place; return all of them by name.
 
     calibration: windows of text, or token ids [count, length]. reference: the original model, or what
     `divergence.remember` kept of it on these very windows. steps: updates, of `batch` windows each, drawn without
     repetition until all have been seen. learning_rate: of δ, at its peak; None takes `LEARNING_RATE` / 2^bits.
     state: folder that keeps the training's state, so that a killed job resumes and ends in the same bytes.
-    watch: called after each step with its number, from 1, and the mean KL in nats on its windows before the step.
-    stop: asked before each step with the number of those done; True ends the tuning there. kind: what stands in a
-    layer's place and says what is learned.
-    Raises ValueError for a model without quantized layers, for steps or batch below 1, for a learning_rate that is not
-    positive, and when the loss is not finite (the model then keeps the scales that it came with); MemoryError, before
-    the work, when a step's activations don't fit.
+    on_step: called after each step with its number, from 1, and the mean KL in nats on its windows before the step.
+    stop: asked before each step with the number of those done; True ends the tuning there. layer_class: what stands in
+    a layer's place and says what is learned. Raises ValueError for a model without quantized layers, for steps or batch
+    below 1, for a learning_rate that is not positive, and when the loss is not finite (the model then keeps the scales
+    that it came with); MemoryError, before the work, when a step's activations don't fit.
     """
     from lib.sources import texts
 
@@ -75,14 +73,14 @@ def tune_(
         raise ValueError(f"learning_rate={rate}; the scales move by a positive share; leave it out, or try 1e-3.")
     original = reference if isinstance(reference, Reference) else divergence.remember(reference, tokens)
     original.check(tokens)
-    identity = {"method": kind.METHOD, "reference": original.fingerprint, "quantizers": jobs.code("quantizers")}
+    identity = {"method": layer_class.METHOD, "reference": original.fingerprint, "quantizers": jobs.code("quantizers")}
     identity["calibration"] = files.data_hash(tokens)
-    at_once = max(1, batch // int(os.environ.get("WORLD_SIZE", 1)))  # processes share a step
-    settings = {"steps": steps, "batch": batch, "at_once": at_once, "learning_rate": rate, "seed": seed}
-    options = {"folder": state, "every": jobs.EVERY, "watch": watch, "stop": stop}
-    options |= {"kind": torch.optim.Adam, "clip": math.inf}
-    with _tuned(model, found, again, kind) as tuned, torch.enable_grad():
-        loop.train_(model, tokens, Matched(original, identity), **settings, **options)
+    micro_batch = max(1, batch // int(os.environ.get("WORLD_SIZE", 1)))  # processes share a step
+    settings = {"steps": steps, "batch": batch, "micro_batch": micro_batch, "learning_rate": rate, "seed": seed}
+    options = {"folder": state, "every": jobs.EVERY, "on_step": on_step, "stop": stop}
+    options |= {"optimizer": torch.optim.Adam, "clip": math.inf}
+    with _tuned(model, found, again, layer_class) as tuned, torch.enable_grad():
+        loop.train_(model, tokens, ReferenceKL(original, identity), **settings, **options)
         for part in tuned.values():
             part.settle_()
     return {name: layer.quantized for name, layer in found.items()}
@@ -100,7 +98,7 @@ def rate_of(layers: list[QuantLinear]) -> float:
 
 
 def seconds_per_step(model: nn.Module, calibration, reference: Reference, *, batch: int = 1) -> float:
-    """How long one step of `tune_` takes on this machine: the second of two, neither of which changes anything."""
+    """Seconds of one step of `tune_` on this machine: the second of two trial steps, which change nothing."""
     from lib.sources import texts
 
     tokens = texts.tokens(calibration, model)
@@ -113,7 +111,7 @@ def seconds_per_step(model: nn.Module, calibration, reference: Reference, *, bat
 
 
 @dataclass(frozen=True, eq=False)
-class Matched:
+class ReferenceKL:
     """The loss KL(original || model) on windows that `reference` remembers; called as `loss(model, batch)`."""
 
     reference: Reference
@@ -128,11 +126,11 @@ def _step(model: nn.Module, original: Reference, batch: dict) -> Tensor:
     """Mean KL in nats over the windows of `batch`, ready for `backward`."""
     states, projection = chunked.parts(model, minibatch.inputs(batch))
     rows = [original.rows(int(index), 1) for index in batch["window"]]
-    return _Matched.apply(states[:, :-1], projection, rows)
+    return _MeanKL.apply(states[:, :-1], projection, rows)
 
 
-class _Matched(torch.autograd.Function):
-    """Mean of `_loss` over windows; the backward pass only hands out what the forward pass has found."""
+class _MeanKL(torch.autograd.Function):
+    """Mean of `_loss` over windows; the forward pass computes the gradient, the backward pass returns it."""
 
     @staticmethod
     def forward(ctx, states: Tensor, projection: Callable, originals: list[logits.Rows]) -> Tensor:
@@ -169,14 +167,17 @@ def _loss(states: Tensor, projection: Callable, original: logits.Rows, rows: int
 
 @contextlib.contextmanager
 def _tuned(
-    model: nn.Module, found: dict[str, QuantLinear], again: bool, kind: type[Tuned] = Tuned
-) -> Iterator[dict[str, Tuned]]:
-    """Stand-ins of a `kind` for the layers inside the block; all other parameters rest, and all is put back after it.
+    model: nn.Module,
+    found: dict[str, QuantLinear],
+    again: bool,
+    layer_class: type[LearnableScaleLinear] = LearnableScaleLinear,
+) -> Iterator[dict[str, LearnableScaleLinear]]:
+    """Replace the layers by `layer_class` inside the context, freeze all other parameters, and undo both at its end.
 
-    again: whether blocks keep their inputs alone, and are computed anew in the backward pass.
+    again: recompute the blocks in the backward pass instead of keeping their activations.
     """
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
-    tuned = {name: kind(layer, model.dtype) for name, layer in found.items()}
+    tuned = {name: layer_class(layer, model.dtype) for name, layer in found.items()}
     try:
         with logits.evaluating(model), activations.recomputed(model) if again else contextlib.nullcontext():
             for parameter in trained:

@@ -1,7 +1,7 @@
-"""Requests of tasks as requests of the one loop of generation (`decoding.generation_loop`), by the harness's rules.
+"""Turns a task's generations into requests of `decoding.generation_loop`, by lm-evaluation-harness's rules.
 
-The text of a request is that of greedy generation on its own, up to ties that the rounding of a batched product decides
-otherwise, or what its own random numbers draw.
+Each request gets the text that it would get alone: greedily, up to near-ties that batched products round differently,
+or by its own random numbers.
 """
 
 from collections.abc import Callable
@@ -59,8 +59,8 @@ def watch(tokenizer, request: Generation, named, own: Settings = PLAIN) -> Watch
 class Asked:
     """Requests of a task, their prompts, and the `texts` that have come for them.
 
-    sampling, seed, own: see `drawing`; request i has the seed `seed` + i, so what it draws depends on no other one.
-    named: end tokens. finished(index, text) is called as soon as a text is known.
+    sampling, seed, own: see `sampling_mixin`; request i has the seed `seed` + i, so what it draws depends on no other
+    one. named: end tokens. finished(index, text) is called as soon as a text is known.
     """
 
     tokenizer: object

@@ -1,8 +1,8 @@
-"""Two models on the same samples: the difference, whether any is seen, and how small a one could have been seen.
+"""Paired tests: the difference of two models on the same samples, and the smallest one that would be detected.
 
-Pairing takes out what both share (a hard question is hard for both), so a difference is far more certain than the two
-scores are. "No difference seen" is an answer (the rule is that of `verdicts`); how large a difference may hide is in
-the interval beside it.
+Pairing removes the variation that both share (a hard question is hard for both), so a difference is far more certain
+than the two scores. "No difference seen" is a possible result (by the rule of `verdicts`); the interval says how large
+an undetected difference may be.
 """
 
 import math

@@ -7,7 +7,7 @@ import pandas as pd
 import pytest
 import torch
 
-from lib.analysis import outliers
+from lib.analysis import outlier_features
 from lib.quantizers import calibrate
 from lib.quantizers.absmax import absmax
 from lib.quantizers.int8 import Int8Linear
@@ -34,11 +34,11 @@ def inputs_by_layer(model, ids):
 
 def test_magnitudes_are_the_largest_over_all_tokens():
     model, ids = tiny.qwen2(), tiny.tokens(3, 16)
-    expected, found = inputs_by_layer(model, ids), outliers.largest(model, ids)
+    expected, found = inputs_by_layer(model, ids), outlier_features.largest(model, ids)
     assert found.keys() == expected.keys() and len(found) == 28
     for name, values in found.items():
         assert torch.equal(values, expected[name].abs().amax(0))
-        assert torch.equal(outliers.received(model, ids, name), expected[name])
+        assert torch.equal(outlier_features.received(model, ids, name), expected[name])
 
 
 @torch.no_grad()
@@ -46,7 +46,7 @@ def test_errors_are_those_of_the_layer_in_the_originals_place():
     model, ids = tiny.llama(), tiny.tokens(2, 16)
     names = ["model.layers.1.mlp.down_proj", "model.layers.3.self_attn.q_proj"]
     before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
-    found = outliers.measure(model, ids, thresholds=[0.0, 1.0, INFINITY], layers=names)
+    found = outlier_features.measure(model, ids, thresholds=[0.0, 1.0, INFINITY], layers=names)
     assert list(found) == sorted(names) and all(torch.equal(before[n], t) for n, t in model.state_dict().items())
     for name, inputs in inputs_by_layer(model, ids).items():
         weight = calibrate.layers(model)[name].weight
@@ -65,8 +65,8 @@ def test_errors_are_those_of_the_layer_in_the_originals_place():
 
 def test_an_unknown_layer_is_refused_by_name():
     model, ids = tiny.llama(), tiny.tokens(1, 8)
-    for call in (lambda: outliers.received(model, ids, "lm_head"),
-                 lambda: outliers.measure(model, ids, thresholds=[6.0], layers=["lm_head"])):  # fmt: skip
+    for call in (lambda: outlier_features.received(model, ids, "lm_head"),
+                 lambda: outlier_features.measure(model, ids, thresholds=[6.0], layers=["lm_head"])):  # fmt: skip
         with pytest.raises(ValueError, match="'lm_head' is no linear layer inside the blocks"):
             call()
 
@@ -129,9 +129,9 @@ def test_the_real_model_has_systematic_outliers_and_the_split_saves_them():
 
     model, _ = models.load()
     ids = texts.tokens(texts.load("packaged", split="valid").windows(1, 256), model)
-    tops = {int(sizes.argmax()) for name, sizes in outliers.largest(model, ids).items()
+    tops = {int(sizes.argmax()) for name, sizes in outlier_features.largest(model, ids).items()
             if name.endswith("q_proj") and sizes.max() > 6}  # fmt: skip
     assert 1 <= len(tops) <= 6  # the same few features in many blocks
     name = "model.layers.28.mlp.down_proj"
-    found = outliers.measure(model, ids, thresholds=[0.0, 6.0, INFINITY], layers=[name])[name]
+    found = outlier_features.measure(model, ids, thresholds=[0.0, 6.0, INFINITY], layers=[name])[name]
     assert found[6.0].value < 0.2 * found[INFINITY].value and found[0.0].value < found[6.0].value

@@ -1,8 +1,8 @@
-"""The packed runtime as an engine: a packed model answers the requests of tasks.
+"""The packed runtime as an evaluation engine: a packed model answers the requests of tasks.
 
-Requests are asked in the order of their tokens, by one session that goes back to what the next one shares: a walk
-through the tree of their beginnings, which reads each shared token once. A row's logits are the same bits whatever is
-computed beside it, so answers depend neither on which requests are wanted nor on how many rows generate at once.
+One session reads the requests in the order of their tokens and rewinds to the prefix that the next one shares, so each
+shared token is read once. A row's logits have the same bits whatever else is in the batch, so answers depend neither on
+which requests are wanted nor on how many are generated together.
 """
 
 import hashlib

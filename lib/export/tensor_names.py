@@ -1,8 +1,8 @@
 """Names in a checkpoint and names in the model: transformers renames the tensors of some families while it loads.
 
 GPT-NeoX' head is `embed_out` in a file and `lm_head` in the model; experts are stored one by one and held as one
-tensor; a file may leave out the prefix `model.`. `save_pretrained` turns all of it back, quantized or not. What reads
-a file by itself has to turn it the same way: with transformers' own table, since no list of ours would stay complete.
+tensor; a file may omit the prefix `model.`. `save_pretrained` renames all of it back, quantized or not. Code that reads
+a file directly must rename in the same way, by transformers' own table, since a list of ours would become incomplete.
 """
 
 import copy
