@@ -12,7 +12,7 @@ from lib import tasks
 from lib.sources import benchmarks
 from lib.sources import tasks as source
 from lib.sources.packaged_tasks import programs
-from lib.tasks import humaneval, long_context, overview, summaries, toxicchat, trace, truthfulqa, xstest
+from lib.tasks import catalogue, humaneval, long_context, summaries, toxicchat, trace, truthfulqa, xstest
 from lib.tasks.task import Generation, Outcome, Sample
 
 LABELLED = st.lists(st.tuples(st.booleans(), st.integers(0, 6)), min_size=2, max_size=30)
@@ -67,7 +67,7 @@ def test_one_table_names_every_task_with_what_it_has_to_beat(monkeypatch, tmp_pa
     chid = {"id": 1, "content": "前#idiom#后", "candidates": list("甲乙丙丁戊己庚"), "answer": 6}
     (tmp_path / "chid").mkdir()
     (tmp_path / "chid" / "test_public.jsonl").write_text(json.dumps(chid), encoding="utf-8")
-    found = overview.table().set_index("task")
+    found = catalogue.table().set_index("task")
     assert set(found.index) == set(tasks.TASKS) and found[["licence", "citation", "pinned"]].all(axis=None)
     assert found.loc["chid", ["n", "chance", "constant"]].tolist() == [1, pytest.approx(1 / 7), 1]
     assert found.loc["packaged_facts", "chance"] == 0.25 and found.loc["packaged_facts", "licence"] == "Apache-2.0"
@@ -75,7 +75,7 @@ def test_one_table_names_every_task_with_what_it_has_to_beat(monkeypatch, tmp_pa
     assert found.loc["mmlu", "pinned"] == "cais/mmlu @ c30699e8356d"
     assert found.loc["xstest", "pinned"].startswith("not pinned; files from paul-rottger/")
     with pytest.raises(ValueError, match="unknown"):
-        overview.table(["chidd"])
+        catalogue.table(["chidd"])
 
 
 @settings(deadline=None, max_examples=30)
