@@ -40,7 +40,7 @@ def measure(
     """{method: [Drift of each block]} for models whose blocks and layers are named as in the original.
 
     compressed: models by method, such as {"gptq": model, "gptaq": model}. All of them run through `calibration`
-    (windows of text, or token ids) side by side, a block at a time; `first` looks at only so many blocks.
+    (windows of text, or token ids) side by side, a block at a time; `first` restricts it to so many blocks.
     """
     from lib.sources import texts
 

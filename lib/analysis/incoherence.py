@@ -26,7 +26,7 @@ def kurtosis(values: Tensor) -> float:
 
 
 def peak(values: Tensor) -> float:
-    """Largest magnitude over the root mean square: what a grid must span, in units of what is typical.
+    """Largest magnitude over the root mean square: the range that a grid must span, relative to a typical value.
 
     Raises ValueError for values that are all zero, or not finite.
     """

@@ -19,9 +19,8 @@ def measure(
     """{method: {layer name: Score}} for models whose layers have the names of the original's.
 
     compressed: models by method, such as {"rtn": model, "gptq": model}. One pass of the original over `calibration`
-    (windows of text or token ids) serves all of them; `first` looks at only so many blocks. The standard error is over
-    the output rows.
-    Raises ValueError when a layer has another shape in a compressed model.
+    (windows of text or token ids) serves all of them; `first` restricts it to so many blocks. The standard error is
+    over the output rows. Raises ValueError when a layer has another shape in a compressed model.
     """
     from lib.sources import texts
 

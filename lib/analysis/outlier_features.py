@@ -33,12 +33,13 @@ def largest(model: nn.Module, text) -> dict[str, Tensor]:
 def measure(
     model: nn.Module, text, *, thresholds: Iterable[float], layers: Iterable[str] | None = None
 ) -> dict[str, dict[float, Score]]:
-    """Output error of LLM.int8() in each layer alone, on the inputs that the original gives it, by threshold.
+    """Output error of LLM.int8() in each layer alone, on the original's inputs, by threshold.
 
-    The error of a token is ‖ŷ - y‖² / ‖y‖², with y its outputs in float32; the score is the mean over tokens (1 would
-    be a layer that answers zero), its standard error that of tokens drawn independently. Threshold 0 leaves inputs as
-    they are (integer weights alone: what no threshold can undercut), infinity quantizes all of them.
-    layers: names; all linear layers inside the blocks by default.
+        The error of a token is ‖ŷ - y‖² / ‖y‖², with y its outputs in float32; the score is the mean over tokens (1
+        would
+    be a layer whose outputs are zero), its standard error that of independent tokens. Threshold 0 quantizes no input
+        (integer weights alone, a lower bound for every threshold), infinity quantizes all of them.
+        layers: names; all linear layers inside the blocks by default.
     """
     thresholds = list(thresholds)
     values: dict = defaultdict(lambda: defaultdict(list))
@@ -66,7 +67,7 @@ def measure(
 
 
 def received(model: nn.Module, text, layer: str) -> Tensor:
-    """What `layer` receives: float32 [tokens, in_features], all windows of `text` one after the other."""
+    """The inputs of `layer`: float32 [tokens, in_features], all windows of `text` one after the other."""
     parts: list[Tensor] = []
     _watch(model, text, lambda _, X: parts.append(X.cpu()), [layer])
     return torch.cat(parts)

@@ -42,7 +42,7 @@ class Budget:
         self.lines = dict(lines or {})
         _check(self.wanted)
         free = [index for index in range(self.count) if index not in set(spare)]
-        self.most = free[: self.count - 1]  # of the blocks that may go; one must stay
+        self.most = free[: self.count - 1]  # removable blocks; one block must stay
         self._check_room(self.most, len(free))
 
     def met(self, removed: Sequence[int]) -> bool:
@@ -83,9 +83,7 @@ class Budget:
 
     def _check_room(self, most: list[int], free: int) -> None:
         """Raise ValueError for a demand that is not met even when all blocks of `most` are gone."""
-        for kind, value in sorted(
-            self.wanted.items(), key=lambda item: KINDS.index(item[0])
-        ):  # what must be timed last
+        for kind, value in sorted(self.wanted.items(), key=lambda item: KINDS.index(item[0])):  # timed demands last
             if self._keeps(kind, value, most):
                 continue
             counted = kind in ("blocks", "ratio")

@@ -36,7 +36,7 @@ def choose(
     budget: Budget | None = None,
     **wanted,
 ) -> list[int]:
-    """Which blocks `prune_` would remove, in that order; `model` is not changed.
+    """The blocks that `prune_` would remove, in order of removal; `model` is not changed.
 
     way: "one_shot", "contiguous" (one span) or "greedy" (scored anew after each block; `state`, a folder, makes it
     resumable). score: one of `importance.SCORES`. protect: blocks that stay. wanted: how far, by one or more of
@@ -75,7 +75,7 @@ def lowest(scores: Sequence[float], count: int) -> list[int]:
 
 
 def _free(model: nn.Module, kept: list[int]) -> list[int]:
-    """Blocks that may go; ValueError for protected blocks that don't exist, or when none is left to remove."""
+    """Indices of removable blocks; ValueError for protected blocks that don't exist, or when none is removable."""
     count = len(blocks_of(model))
     if wrong := [index for index in kept if isinstance(index, bool) or index not in range(count)]:
         raise ValueError(f"protect={kept}: {wrong} are no blocks; the model has blocks 0 to {count - 1}; name those.")

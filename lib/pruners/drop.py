@@ -17,13 +17,13 @@ _PASSING = {"training", "gradient_checkpointing", "layer_idx"}  # attributes tha
 def drop_blocks_(model: nn.Module, indices: Iterable[int]) -> nn.Module:
     """Remove the blocks `indices` (counted from 0) from `model`, in place; returns `model`.
 
-    What remains is what its new config describes: `num_hidden_layers` and lists with one entry per block
-    (`layer_types`) are shortened, the attention layers are renumbered for the cache, tied weights stay tied. It saves,
-    loads and generates like any other model.
+    The result matches its new config: `num_hidden_layers` and lists with one entry per block
+        (`layer_types`) are shortened, the attention layers are renumbered for the cache, tied weights stay tied. It
+        saves, loads and generates like any other model.
 
-    Raises ValueError, before anything is changed, for indices that are repeated, out of range or all blocks there are,
-    for models that are no decoders, and for those whose config can't describe the remaining blocks (every second one
-    has experts, say).
+        Raises ValueError, before anything is changed, for indices that are repeated, out of range or all blocks there
+        are, for models that are no decoders, and for those whose config can't describe the remaining blocks (every
+        second one has experts, say).
     """
     smaller, changes, dropped = _planned(model, indices)
     layers, config = parts.blocks(model), parts.config(model)
@@ -35,7 +35,7 @@ def drop_blocks_(model: nn.Module, indices: Iterable[int]) -> nn.Module:
         for module in block.modules():
             if hasattr(module, "layer_idx"):
                 module.layer_idx = index
-    # what the decoder derived from the old list of blocks, such as whether any of them has sliding attention
+    # attributes that the decoder derives from its list of blocks, such as whether any has sliding attention
     vars(parts.decoder(model)).update(_differing(parts.decoder(smaller), parts.decoder(model)))
     return model
 
@@ -48,8 +48,8 @@ def check(model: nn.Module, indices: Iterable[int]) -> None:
 def without(model: nn.Module, indices: Iterable[int]) -> nn.Module:
     """A second model that lacks the blocks `indices`; `model` stays whole, and the two share all weights.
 
-    Takes milliseconds and no memory to speak of: for scoring and measuring several depths of one model. Whoever
-    changes weights of one changes those of the other, so train and quantize a model of its own.
+    Takes milliseconds and almost no memory: for scoring and measuring several depths of one model. A change to the
+        weights of one model changes those of the other, so train and quantize a separate copy.
     """
     tensors = [
         tensor
@@ -109,7 +109,7 @@ def _described(model, changes: dict) -> nn.Module:
 
 
 def _compare(described: nn.ModuleList, layers: nn.ModuleList, kept: list[int]) -> None:
-    """Raise ValueError when a block isn't what the new config describes in its new place."""
+    """Raise ValueError when a block does not match the new config at its new position."""
     for place, index in enumerate(kept):
         difference = next(_differences(layers[index], described[place]), None)
         if difference:
@@ -121,7 +121,7 @@ def _compare(described: nn.ModuleList, layers: nn.ModuleList, kept: list[int]) -
 
 
 def _differences(block: nn.Module, described: nn.Module) -> Iterator[str]:
-    """What tells `block` from the one described, outermost first; a quantized layer stands for its original."""
+    """Differences between `block` and the described one, outermost first; a quantized layer counts as its original."""
     wanted = dict(described.named_modules())
     for name, module in block.named_modules():
         if name not in wanted:

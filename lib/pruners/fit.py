@@ -38,7 +38,7 @@ class Fit:
     def missed(self) -> list[str]:
         """The demands that the measured values (or the predicted ones, where none was measured) do not meet."""
         found = self.predicted | {kind: score.value for kind, score in self.measured.items()}
-        more = {"tokens_per_second"}  # of all others less is better
+        more = {"tokens_per_second"}  # of all others, less is better
         kept = {
             kind: found[kind] >= value if kind in more else found[kind] <= value for kind, value in self.wanted.items()
         }
@@ -46,7 +46,7 @@ class Fit:
 
     @property
     def met(self) -> bool:
-        """Whether every demand is kept."""
+        """Whether every demand is met."""
         return not self.missed
 
 
@@ -129,7 +129,7 @@ class _TimedBudget:
         """Tokens per second of the model without the blocks `removed`; scales the prediction to the present speed."""
         key, budget = frozenset(removed), self.of
         if again or key not in self.timed:
-            budget.predict("tokens_per_second", [])  # the line, where only sizes were asked for
+            budget.predict("tokens_per_second", [])  # measures the line, in case only sizes were asked for
             systems = {"whole": budget.model, "pruned": depth.without(budget.model, removed)}
             found = speed.measure(systems, **budget.timing)
             whole, self.timed[key] = found["whole"][budget.phase], found["pruned"][budget.phase]
@@ -167,7 +167,7 @@ def _warn(found: Fit, kind: str, budget: Budget) -> None:
     warnings.warn(
         f"{kind}={found.wanted[kind]:.4g} was asked: {found.predicted[kind]:.4g} predicted{measured} with "
         f"{len(found.removed)} of {budget.count} blocks removed.{reach} Ask for a little more, or use a quiet machine.",
-        stacklevel=3,  # whoever called fit_
+        stacklevel=3,  # the caller of fit_
     )
 
 

@@ -17,13 +17,13 @@ from lib.pruners import importance
 from lib.pruners.drop import without
 from lib.pruners.one_shot import order
 
-COMPARED = ("divergence",)  # scores that compare with the original, however many blocks are gone
+COMPARED = ("divergence",)  # scores that compare with the original, however many blocks are removed
 
 
 def choose(
     model: nn.Module, tokens: Tensor, met: Callable[[list[int]], bool], *, score: str, free: Sequence[int], state=None
 ) -> list[int]:
-    """Blocks to remove, in the order in which they went: as few of `free` as it takes until `met(blocks)`.
+    """Blocks to remove, in order of removal: as few of `free` as possible such that `met(blocks)`.
 
     tokens: calibration windows [count, length]. state: folder for finished steps, so that a killed job resumes, and
     that a deeper cut goes on where a shallower one ended; another job's folder is refused, with what differs.
@@ -41,7 +41,7 @@ def choose(
 
 
 def _step(model, tokens, removed, score, free, options) -> tuple[int, dict[int, float]]:
-    """(the next block to go, the scores of all that are left), counted as in the whole model."""
+    """(the next block to remove, the scores of all remaining ones), indexed as in the whole model."""
     left = [index for index in range(len(blocks(model))) if index not in removed]
     scores = importance.score(score, without(model, removed), tokens, **options)
     best = order(scores, [place for place, index in enumerate(left) if index in free])
@@ -62,12 +62,12 @@ class _Steps:
         self.folder = folder and JobState(folder, method="greedy", **job).folder
 
     def load(self, step: int) -> int | None:
-        """The block that went in `step`, None where that is not finished."""
+        """The block removed in `step`, None where that step is not finished."""
         path = self.folder and self._path(step)
         return json.loads(path.read_text())["block"] if path and path.exists() else None
 
     def save(self, step: int, block: int, scores: dict[int, float]) -> None:
-        """Write which block went in `step`, and why."""
+        """Save which block was removed in `step`, with the scores."""
         if self.folder:
             files.write_text(self._path(step), json.dumps({"block": block, "scores": scores}) + "\n")
 

@@ -30,7 +30,7 @@ def order(scores: Sequence[float], free: Sequence[int]) -> list[int]:
 
 
 def prefix(ordered: list[int], met: Callable[[list[int]], bool]) -> list[int]:
-    """The fewest first blocks of `ordered` with which the budget is `met`; ValueError where all of them do not do."""
+    """The shortest prefix of `ordered` with which the budget is `met`; ValueError where all of them are not enough."""
     for length in range(len(ordered) + 1):
         if met(ordered[:length]):
             return ordered[:length]

@@ -14,12 +14,15 @@ from lib.metrics import speed, throughput
 from lib.models.blocks import blocks
 from lib.pruners.drop import without
 
-PHASES = {"decode": "tpot", "prefill": "ttft"}  # what `tokens_per_second` may count -> whose seconds make the line
+PHASES = {
+    "decode": "tpot",
+    "prefill": "ttft",
+}  # phase that `tokens_per_second` counts -> metric of `speed` for the line
 
 
 @dataclass(frozen=True)
 class Line:
-    """y = fixed + each · blocks; `measured` are the points (blocks, y) that it goes through, as nearly as it can."""
+    """y = fixed + each · blocks, a least-squares fit to the points `measured`, (blocks, y)."""
 
     fixed: float
     each: float
@@ -27,7 +30,7 @@ class Line:
 
     @classmethod
     def through(cls, points: Sequence[tuple[int, float]]) -> "Line":
-        """The line with the least squared relative errors: a small model's milliseconds weigh as a large one's."""
+        """The line with the least squared relative errors, so that small and large models have equal weight."""
         points = tuple((int(count), float(value)) for count, value in points)
         if len({count for count, _ in points}) < 2:
             raise ValueError(f"points {points} lie at one depth; a line needs two; measure another depth.")
@@ -37,11 +40,11 @@ class Line:
         return cls(float(fixed), float(each), points)
 
     def at(self, count: int) -> float:
-        """y of a model with so many blocks."""
+        """y for a model with that many blocks."""
         return self.fixed + self.each * count
 
     def times(self, factor: float) -> "Line":
-        """The line of a machine on which everything takes `factor` times as much."""
+        """The line multiplied by `factor`."""
         points = tuple((count, factor * value) for count, value in self.measured)
         return Line(factor * self.fixed, factor * self.each, points)
 

@@ -50,9 +50,9 @@ def both_orders_(
 ) -> dict[str, list[int]]:
     """Prune and quantize two copies of a model, in place, in opposite order; {order: which blocks went}.
 
-    The first is pruned, then quantized; the second quantized, then scored and pruned as it is. What differs: the
-    quantizer of the first sees the inputs that the pruned model really has, and the score of the second sees blocks
-    that already err. Raises ValueError for anything but two models that share no weights.
+        The first is pruned, then quantized; the second quantized, then scored and pruned as it is. What differs: the
+        quantizer of the first sees the inputs that the pruned model really has, and the score of the second sees blocks
+    that already have errors. Raises ValueError for anything but two models that share no weights.
     """
     addresses = [{part.data_ptr() for part in model.parameters()} for model in models]
     if len(models) != 2 or addresses[0] & addresses[1]:

@@ -16,16 +16,16 @@ BITS = range(2, 9)
 PARTS = ("codes", "scale", "zero_point", "codebook")  # the tensors of a `Quantized`
 SHRINK = 0.35  # the narrowest range that the search tries, as a share of min/max
 TINY, HUGE = torch.finfo(torch.float32).tiny, torch.finfo(torch.bfloat16).max  # of a scale
-AT_ONCE = 1 << 18  # elements of one step of the search: enough for every core, and still in their caches
+AT_ONCE = 1 << 18  # elements of one step of the search: enough for every core, and small enough for their caches
 
 
 class Quantized(NamedTuple):
     """A quantized matrix of shape [rows, columns].
 
-    codes: uint8 [rows, columns], each below 2**bits. scale: bfloat16 [rows, groups].
-    zero_point: uint8 [rows, groups], or None for a symmetric grid, whose zero is the middle code 2**(bits-1).
-    group_size: columns per group. codebook: float32 [2**bits], the levels that codes stand for before they are
-    scaled, on grids whose levels are not evenly spaced; None for the affine grids of this file.
+        codes: uint8 [rows, columns], each below 2**bits. scale: bfloat16 [rows, groups].
+        zero_point: uint8 [rows, groups], or None for a symmetric grid, whose zero is the middle code 2**(bits-1).
+    group_size: columns per group. codebook: float32 [2**bits], the unscaled levels of the codes on grids whose levels
+        are not evenly spaced; None for the affine grids of this file.
     """
 
     codes: Tensor
@@ -36,7 +36,7 @@ class Quantized(NamedTuple):
     codebook: Tensor | None = None
 
     def dense(self, dtype: torch.dtype = torch.float32) -> Tensor:
-        """The values that the codes stand for, [rows, columns], computed in float32 and rounded once to `dtype`."""
+        """The dequantized values, [rows, columns], computed in float32 and rounded once to `dtype`."""
         if self.codebook is None:
             return dequantize(self.codes, self.scale, self.zero_point, bits=self.bits, dtype=dtype)
         levels = self.codebook[self.codes.long()].reshape(*self.scale.shape, -1)
@@ -91,7 +91,7 @@ def choose(
     With `candidates=1` the range is each group's minimum and maximum. With more, that many ranges between the full
     one and `SHRINK` of it are tried, the scale of each is refit to its codes by least squares, and the grid with the
     least squared error wins, weighted by `importance` [columns] (the diagonal of the Hessian; None weighs all columns
-    alike). The range always includes zero. Refitting finds with 8 ranges what plain ranges miss with 64.
+    alike). The range always includes zero. With refitting, 8 ranges give a smaller error than 64 without.
     """
     size = check(weight.shape[1], bits=bits, group_size=group_size)
     check_candidates(candidates)
@@ -136,7 +136,7 @@ def _grid(low: Tensor, high: Tensor, bits: int, symmetric: bool) -> tuple[Tensor
     """The grid that spans [low, high]; a group without spread gets scale 1, so that nothing divides by zero."""
     top = 2**bits - 1
     if symmetric:
-        # the middle code stands for zero, which leaves one code more below than above
+        # the middle code is zero, which leaves one code more below than above
         middle = 2 ** (bits - 1)
         scale = torch.maximum(high / (middle - 1), -low / middle)
     else:

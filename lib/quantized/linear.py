@@ -16,7 +16,7 @@ class QuantizedModule(nn.Module):
     affine grids; else W = scale · codebook[codes]) are buffers: they are saved and moved with the model.
     """
 
-    stands_for: type[nn.Module]  # the class of the layer in whose place it is; `models.blocks` asks for it
+    stands_for: type[nn.Module]  # the class of the layer that it replaces, as `models.blocks` needs it
 
     def __init__(self, quantized: Quantized):
         super().__init__()

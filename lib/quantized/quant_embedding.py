@@ -10,9 +10,9 @@ from lib.quantized.linear import QuantizedModule, QuantLinear
 class QuantEmbedding(QuantizedModule):
     """Rows of scale · (codes - zero_point), of shape [num_embeddings, embedding_dim], by token id.
 
-    Only the rows of the given ids are dequantized. The buffers are those of `QuantLinear`; in a tied model they are
-    the same tensors as the head's. padding_idx: as in `nn.Embedding`, for those who ask. factor: what the rows are
-    multiplied with (Gemma: the root of the hidden size), None for nothing. dtype: type of the rows.
+        Only the rows of the given ids are dequantized. The buffers are those of `QuantLinear`; in a tied model they are
+    the same tensors as the head's. padding_idx: as in `nn.Embedding`. factor: multiplied with the rows (Gemma: the
+        root of the hidden size), None for nothing. dtype: type of the rows.
     """
 
     stands_for = nn.Embedding
@@ -21,7 +21,7 @@ class QuantEmbedding(QuantizedModule):
         super().__init__(quantized)
         self.num_embeddings, self.embedding_dim = quantized.codes.shape
         self.padding_idx = padding_idx
-        # without elements: it follows the casts and moves of a model's parameters, and so the type of the rows does
+        # an empty buffer that follows the casts and moves of a model's parameters, and so gives the type of the rows
         self.type_of_rows = nn.Parameter(torch.empty(0, dtype=dtype, device=quantized.codes.device), False)
         if isinstance(factor, Tensor):
             self.register_buffer("factor", factor, persistent=False)
@@ -31,7 +31,7 @@ class QuantEmbedding(QuantizedModule):
 
     @classmethod
     def of(cls, embedding: nn.Embedding, quantized: Quantized) -> "QuantEmbedding":
-        """A stand-in for `embedding`; raises ValueError for one that does more than to look up rows and scale them."""
+        """Quantized replacement of `embedding`; ValueError for one that does more than look up rows and scale them."""
         factor = factor_of(embedding)
         return cls(quantized, padding_idx=embedding.padding_idx, factor=factor, dtype=embedding.weight.dtype)
 
@@ -72,7 +72,7 @@ def _scaled(rows: Tensor, factor) -> Tensor:
 
 @torch.no_grad()
 def factor_of(embedding: nn.Embedding):
-    """What `embedding` multiplies its rows with (None for nothing), tried on a table of our own."""
+    """The factor by which `embedding` multiplies its rows (None for none), found by trying it on a small table."""
     table = torch.linspace(-1, 1, 8 * embedding.embedding_dim).reshape(8, -1).to(embedding.weight)
     ids, factor = torch.arange(8, device=table.device), getattr(embedding, "embed_scale", None)
     rows = torch.func.functional_call(embedding, {"weight": table}, ids)

@@ -9,7 +9,7 @@ from lib.quantized.quant_embedding import QuantEmbedding
 
 
 def replace_(block: nn.Module, kept: dict[str, Quantized]) -> None:
-    """Put a `QuantLinear` in the place of each linear layer of `block` (or of the model) that `kept` names."""
+    """Replace each linear layer of `block` (or of the model) named in `kept` by a `QuantLinear`."""
     for name, quantized in kept.items():
         layer = block.get_submodule(name)
         if not isinstance(layer, QuantLinear):
@@ -17,9 +17,9 @@ def replace_(block: nn.Module, kept: dict[str, Quantized]) -> None:
 
 
 def place_(model: nn.Module, embedding: Quantized | None, head: Quantized | None) -> tuple[str, str]:
-    """Put stand-ins in the place of embedding and head, whose names are returned; None leaves one as it is.
+    """Replace embedding and head by quantized ones and return their names; None leaves one unchanged.
 
-    The same object given twice ties them; in every other case the model isn't tied any more.
+    The same object given twice ties them; otherwise the model is not tied afterwards.
     """
     table, layer = blocks.embeddings(model), blocks.head(model)
     names = blocks.path_of(model, table), blocks.path_of(model, layer)
@@ -27,7 +27,7 @@ def place_(model: nn.Module, embedding: Quantized | None, head: Quantized | None
     layer = layer if head is None else QuantLinear(head, layer.bias)
     if head is not None and head is embedding:
         table.share_(layer)
-        # what transformers ties again when it is asked to, in the place of the two weights
+        # what transformers ties on request, instead of the two weights
         parts = [part for part in PARTS if getattr(head, part) is not None]
         model._tied_weights_keys = {f"{names[1]}.{part}": f"{names[0]}.{part}" for part in parts}
     for name, module in zip(names, (table, layer)):

@@ -15,7 +15,7 @@ from lib.jobs import JobState, fingerprint
 from lib.quantized.grid import HUGE, TINY, Quantized, check, quantize
 from lib.quantizers import calibrate, layerwise
 
-WHOLE = 0  # the group size that stands for one grid for the whole matrix
+WHOLE = 0  # group size for one grid for the whole matrix
 
 
 @torch.no_grad()
@@ -29,9 +29,9 @@ def quantize_(
 ) -> dict[str, Quantized]:
     """Quantize every linear layer inside the blocks of `model`, in place; return the codes and grids by layer name.
 
-    calibration: not used; it is here because the family shares one signature. bits: 2 to 8. group_size: columns that
-    share a grid; -1 gives each row one ("per row"), 0 gives the whole matrix one ("per tensor").
-    state: folder that keeps finished blocks, so that a killed job resumes.
+    calibration: not used, part of the common signature. bits: 2 to 8. group_size: columns that
+        share a grid; -1 gives each row one ("per row"), 0 gives the whole matrix one ("per tensor").
+        state: folder that keeps finished blocks, so that a killed job resumes.
     """
     return round_(model, absmax, bits=bits, group_size=group_size, state=state)
 
@@ -51,14 +51,14 @@ def absmax(weight: Tensor, *, bits: int, group_size: int) -> Quantized:
     scale = (groups.abs().amax(-1) / (2 ** (bits - 1) - 1)).to(torch.bfloat16)
     # a group of zeros keeps them whatever its scale
     scale = torch.where(scale.float() >= TINY, scale, torch.ones_like(scale)).clamp(max=HUGE)
-    # no clamp to -top is needed: a scale errs by at most 1/512, which moves 127 by a quarter of a code
+    # no clamp to -top is needed: a scale is off by at most 1/512, which moves 127 by a quarter of a code
     return Quantized(quantize(weight, scale, None, bits=bits), scale, None, bits, size)
 
 
 def whole(method: Callable[..., Quantized], weight: Tensor, *, bits: int) -> Quantized:
     """`method` with one grid for the whole matrix: quantize it as a single row, then give that row's grid to all.
 
-    The grid is stored once per row, as any other grid is: "per tensor" brings error here, and saves no bytes.
+    The grid is stored once per row, like any other: "per tensor" increases the error here and saves no bytes.
     """
     rows, columns = weight.shape
     single = method(weight.reshape(1, -1), bits=bits, group_size=-1)
@@ -70,9 +70,9 @@ def whole(method: Callable[..., Quantized], weight: Tensor, *, bits: int) -> Qua
 def round_(
     model: nn.Module, method: Callable[..., Quantized], *, bits: int, group_size: int, state=None, **job
 ) -> dict[str, Quantized]:
-    """Put `method(weight, bits, group_size)` in the place of every linear layer inside the blocks of `model`.
+    """Replace every linear layer inside the blocks of `model` by `method(weight, bits, group_size)`.
 
-    job: what else a folder of finished blocks is to know, and to refuse when it changes.
+    job: further arguments by which a folder of finished blocks identifies its job.
     """
     per_tensor = group_size == WHOLE and not isinstance(group_size, bool)
     calibrate.check_layers(model, bits=bits, group_size=-1 if per_tensor else group_size)

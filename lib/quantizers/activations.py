@@ -22,7 +22,7 @@ SHARE = 0.5  # of the free memory that kept activations may take: the estimate i
 
 
 def kept(model: nn.Module, positions: int) -> int:
-    """About how many bytes of one block's activations autograd keeps for so many `positions` (tokens) in a step."""
+    """Estimated bytes of one block's activations that autograd keeps for `positions` (tokens) in a step."""
     widest = max(max(layer.in_features, layer.out_features) for layer in blocks.linears(blocks.blocks(model)).values())
     return positions * (KEPT * blocks.config(model).hidden_size + WIDE * widest) * model.dtype.itemsize
 
@@ -30,7 +30,7 @@ def kept(model: nn.Module, positions: int) -> int:
 def must_recompute(model: nn.Module, positions: int) -> bool:
     """Whether the activations of all blocks, for so many `positions` (tokens) in a step, would take too much memory.
 
-    Raises MemoryError when those of one block and the inputs of all of them are too much as well.
+    Raises MemoryError when even the activations of one block and the inputs of all blocks don't fit.
     """
     count, one, free = len(blocks.blocks(model)), kept(model, positions), psutil.virtual_memory().available
     if count * one <= SHARE * free:
@@ -46,10 +46,10 @@ def must_recompute(model: nn.Module, positions: int) -> bool:
 
 @contextlib.contextmanager
 def recomputed(model: nn.Module) -> Iterator[None]:
-    """Inside the block, the blocks of `model` keep their inputs alone for a backward pass, and run again in it."""
+    """Context in which the blocks of `model` keep only their inputs for the backward pass, and run again in it."""
     with contextlib.ExitStack() as stack:
         for block in blocks.blocks(model):
-            # nothing in a block in eval mode is drawn at random, so that no generator needs to be put back
+            # a block in eval mode draws no random numbers, so no generator state needs to be restored
             again = functools.partial(checkpoint, block.forward, use_reentrant=False, preserve_rng_state=False)
             block.forward = again
             stack.callback(block.__dict__.pop, "forward")

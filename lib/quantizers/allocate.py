@@ -19,7 +19,7 @@ from lib.quantized.grid import BITS, Quantized
 from lib.quantizers import calibrate, embedding, gptq_signround, sensitivity
 from lib.quantizers.sensitivity import Losses
 
-UNITS = 20_000  # steps of the budget that the dynamic programming tells apart, at most
+UNITS = 20_000  # most steps into which the dynamic programming divides the budget
 
 
 def quantize_(
@@ -39,9 +39,9 @@ def quantize_(
     megabytes: of 10⁶ bytes, for what `metrics.count.artifact_bytes` counts. widths: bits to choose from. windows: of
     the calibration text on which losses are measured, 2 by default. That takes G · B (B + 1) / 2 passes of a block over
     these windows for B blocks with G groups of layers each (4 in Llama): it is the one part whose time grows with the
-    square of B. losses: what `sensitivity.measure` gave before, to save the time. state: folder for finished parts, so
-    that a killed job resumes. Raises ValueError when even the fewest bits are too large for the budget, and for widths
-    that a matrix can't take, before any work.
+    square of B. losses: an earlier result of `sensitivity.measure`, to save the time. state: folder for finished parts,
+    so that a killed job resumes. Raises ValueError when even the fewest bits are too large for the budget, and for
+    widths that a matrix can't take, before any work.
     """
     from lib.sources import texts
 
@@ -69,9 +69,10 @@ def apply_(
 ) -> dict[str, Quantized]:
     """Quantize embedding and head, then each layer inside the blocks by GPTQ, at the bits of `plan` (by layer name).
 
-    steps: of rounding from GPTQ's codes on, with the `learning` of `gptq_signround.quantize_`. Raises ValueError,
-    before the work, for a plan that lacks a matrix or gives it bits that it can't take; of a tied model the embedding
-    is enough.
+    steps: of SignRound, starting from GPTQ's codes, with the `learning` of `gptq_signround.quantize_`. Raises
+    ValueError,
+        before the work, for a plan that lacks a matrix or gives it unsupported bits; a tied model needs only the
+        embedding.
     """
     from lib.sources import texts
 
@@ -81,7 +82,7 @@ def apply_(
     embedding.check_parts(model, **ends)
     tokens = texts.tokens(calibration, model)
     gptq_signround.check(model, tokens, plan, group_size=group_size, steps=steps, **learning)
-    clean = capture.capture(model, tokens).hidden  # the original's answers begin with its own embedding
+    clean = capture.capture(model, tokens).hidden  # the original's inputs come from its own embedding
     parts = [None, None] if state is None else [Path(state) / part for part in ("embedding", "blocks")]
     done = embedding.quantize_(model, tokens, **ends, state=parts[0], device=device)
     learning |= {"steps": steps, "clean": clean, "state": parts[1], "device": device}
@@ -105,7 +106,7 @@ def fit(model: nn.Module, losses: Losses, *, megabytes: float, group_size: int =
         over = size.predict(model, matrices(model, plan, group_size=group_size)) - budget
         if over <= 0:
             return plan
-        # what is not quantized (norms) and the headers take their share, which hardly depends on the plan
+        # norms and headers take a share that hardly depends on the plan
         room = min(room - 1, sum(table[width] for table, width in zip(costs, bits)) - over)
 
 
@@ -115,7 +116,7 @@ def megabytes(model: nn.Module, plan: dict[str, int], *, group_size: int = 64) -
 
 
 def solve(costs: list[dict[int, int]], losses: list[dict[int, float]], budget: int) -> list[int] | None:
-    """One key of each table, so that the costs add up to at most `budget` and the losses to the least; None if none.
+    """One key of each table with the least sum of losses and a sum of costs of at most `budget`; None without any.
 
     Exact when the costs' common divisor divides the budget into at most `UNITS` steps; otherwise costs are rounded up
     to such a step, and the budget is still kept.
@@ -145,7 +146,7 @@ def solve(costs: list[dict[int, int]], losses: list[dict[int, float]], budget: i
 
 
 def check(model: nn.Module, megabytes: float, *, widths=BITS, group_size: int = 64) -> tuple[int, ...]:
-    """Return `widths`; raise ValueError before the work where they, or a budget of `megabytes`, can't be had."""
+    """Return `widths`; raise ValueError before the work for unsupported widths or a budget of `megabytes` too small."""
     widths = sensitivity.check_widths(model, widths, group_size=group_size)
     _budget(model, dict.fromkeys([*_ends(model), *calibrate.layers(model)], min(widths)), megabytes, group_size)
     return widths
@@ -190,6 +191,6 @@ def _size(model: nn.Module, names: tuple[str, ...], bits: int, group_size: int) 
 
 
 def matrices(model: nn.Module, plan: dict[str, int], *, group_size: int) -> dict[str, Quantized]:
-    """What `plan` makes of `model`, without numbers (meta device): for `export.size.predict`."""
+    """The quantized matrices of `model` under `plan`, without numbers (meta device), for `export.size.predict`."""
     shapes = {name: model.get_submodule(name).weight.shape for name in plan}
     return {name: packing.planned(*shapes[name], bits=bits, group_size=group_size) for name, bits in plan.items()}

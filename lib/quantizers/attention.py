@@ -17,7 +17,7 @@ PANEL = 128  # queries at once: they see the keys up to the last of them, and th
 
 
 def fast() -> TorchFunctionMode:
-    """A context inside which models train with `causal_attention`, wherever that can take the place of torch's."""
+    """Context in which models train with `causal_attention`, wherever it can replace torch's."""
     return _Fast()
 
 
@@ -25,7 +25,7 @@ def causal_attention(query: Tensor, key: Tensor, value: Tensor, scale: float | N
     """softmax(scale · Q Kᵀ + causal mask) V for bfloat16 [batch, heads, length, size], with gradients.
 
     scale: 1/√size when None. Scores and softmax are float32, the probabilities bfloat16. Keys and values may have
-    fewer heads than the queries, each of which then serves as many neighbouring ones.
+    fewer heads than the queries; each then serves several neighbouring query heads.
     """
     shared = query.shape[1] // key.shape[1]
     if shared > 1:

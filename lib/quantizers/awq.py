@@ -31,7 +31,7 @@ WIDEST = 2.0**10  # of a scale, up and down: float16 weights stay finite
 
 
 class Scaled(NamedTuple):
-    """What was found for the layers that read the same inputs.
+    """The result of the search for layers that read the same inputs.
 
     layers, source: full names; source is None where no layer before them can divide, which `reason` explains.
     scale: [channels of the source]. alpha: its exponent. errors: [STEPS + 1] tr(Δ H Δᵀ) for each α from 0 to 1.
@@ -69,9 +69,9 @@ def scale_(
 ) -> list[Scaled]:
     """Scale the columns of the linear layers of `model` in place and fold the inverse into the layers before them.
 
-    The model stays an ordinary one, with the same function, whose weights round better on grids of `bits` and
-    `group_size`. Arguments as for `quantize_`. Raises ValueError before the work for layers that can't take the grid,
-    and for a model in which no layer passes a scale on.
+    The model stays an ordinary one with the same function, but its weights lose less when rounded to grids of `bits`
+        and `group_size`. Arguments as for `quantize_`. Raises ValueError before the work for layers that can't take the
+        grid, and for a model in which no layer passes a scale on.
     """
     from lib.sources import texts
 
@@ -114,7 +114,7 @@ def _folds(model: nn.Module, tokens: Tensor) -> list[Fold]:
 
 
 def _check_function(model: nn.Module, tokens: Tensor, found: list[Fold], answers: list[Scaled]) -> None:
-    """Raise ValueError where a block would not compute what it did, with these scales folded into its weights."""
+    """Raise ValueError where these scales, folded into a block's weights, would change its function."""
     path, names = path_of_blocks(model), {block: index for index, block in enumerate(blocks(model))}
 
     def change_(block: nn.Module, trial: nn.Module) -> None:
@@ -152,7 +152,7 @@ def magnitude(power: Tensor) -> Tensor:
     """s_X, the size of the inputs in each channel: the root of `power`, their mean squares (up to a factor).
 
     The paper takes mean absolute values, which the Hessian does not hold. A channel that is always zero counts like
-    the quietest one that isn't; all are 1 where every channel is zero.
+        the smallest one that isn't; all are 1 where every channel is zero.
     """
     alive = power > 0
     if not alive.any():
@@ -168,7 +168,7 @@ def scale(s_x: Tensor, alpha: float) -> Tensor:
 
 
 def _decide(fold: Fold, parts: list[tuple[Tensor, Tensor]]) -> Scaled:
-    """α* of equation 5 for layers that were visited in one or more `parts`, which share their inputs."""
+    """α* of equation 5 for layers that were searched in one or more `parts`, which share their inputs."""
     if fold.source is None:
         return Scaled(fold.layers, None, reason=fold.reason)
     errors = torch.stack([part for _, part in parts]).sum(0)
@@ -177,13 +177,13 @@ def _decide(fold: Fold, parts: list[tuple[Tensor, Tensor]]) -> Scaled:
 
 
 class _Kept:
-    """Searches that are done, one file each in the folder `state`, complete or absent."""
+    """Finished searches, one file each in the folder `state`, complete or absent."""
 
     def __init__(self, state, model: nn.Module, tokens: Tensor, device, **settings):
         self.folder = state and JobState(state, method="awq", **fingerprint(model, tokens, device), **settings).folder
 
     def __call__(self, name: str, make) -> tuple[Tensor, Tensor]:
-        """Read the search of the layer `name`, or do it by `make()` and write it."""
+        """Read the search of the layer `name`, or run `make()` and save its result."""
         from safetensors.torch import load, save
 
         path = self.folder and self.folder / f"{name}.safetensors"

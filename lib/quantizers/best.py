@@ -20,7 +20,7 @@ from lib.quantized.grid import Quantized
 from lib.quantizers import allocate, calibrate, e2e_qp, gptq_signround, sensitivity
 from lib.quantizers.time_budget import FixedSteps, JobLog, TimeBudget
 
-BATCH = 2  # windows in a step of rounding
+BATCH = 2  # windows in a step of SignRound
 
 
 def quantize_(

@@ -146,7 +146,7 @@ def _each_block(model, tokens, step, *, first=None, state, device, before=None) 
                 state.save(index, kept)
         else:
             replace_(block, kept)
-            block.to(device or home)  # a file is read to the processor
+            block.to(device or home)  # a file is read to the CPU
             hidden = capture.run_block(block, hidden, call)
         for name in kept:
             block.get_submodule(name).forget()
@@ -189,7 +189,7 @@ def quantize_layers(block, hidden, call, prefix, quantize_shared) -> tuple[Tenso
 
 
 def split(quantized: Quantized, rows: list[int]) -> list[Quantized]:
-    """`quantized` cut into matrices of so many `rows`; no two share memory, so that each can be saved by itself."""
+    """`quantized` split into matrices of `rows` rows; no two share memory, so that each can be saved by itself."""
     codes, scale, zero, codebook = quantized.codes, quantized.scale, quantized.zero_point, quantized.codebook
     zeros = [None] * len(rows) if zero is None else zero.split(rows)
     parts = zip(codes.split(rows), scale.split(rows), zeros)
@@ -201,7 +201,7 @@ def split(quantized: Quantized, rows: list[int]) -> list[Quantized]:
 
 
 def mark(model: nn.Module) -> None:
-    """Tell `model` that it is quantized, so that plain `save_pretrained` writes codes that any reader understands."""
+    """Mark `model` as quantized, so that plain `save_pretrained` writes the packed format."""
     from lib.export import compressed_tensors
 
     compressed_tensors.mark(model)

@@ -80,7 +80,7 @@ def search(groups: Tensor, share: Tensor, bits: int) -> tuple[Tensor, Tensor]:
 
 
 def refit(groups: Tensor, share: Tensor, scale: Tensor, zero: Tensor, bits: int) -> Tensor:
-    """The scale that suits the codes best, Σ h c w / Σ h c² with c = q - z, where rounding to it errs less."""
+    """The least-squares scale for the codes, Σ h c w / Σ h c² with c = q - z, where it gives a smaller error."""
     c = codes(groups, scale, zero, bits).sub_(zero[..., None])
     weighted = c * share
     best = ((weighted * groups).sum(-1) / (weighted * c).sum(-1)).to(torch.bfloat16)
@@ -106,6 +106,6 @@ def codes(groups: Tensor, scale: Tensor, zero: Tensor, bits: int) -> Tensor:
 
 
 def error(groups: Tensor, share: Tensor, scale: Tensor, zero: Tensor, bits: int) -> Tensor:
-    """Σ h (Q(w) - w)² over each group, [rows, groups]; what lies outside of the range is clipped by its codes."""
+    """Σ h (Q(w) - w)² over each group, [rows, groups]; weights outside the range are clipped."""
     values = codes(groups, scale, zero, bits).sub_(zero[..., None]).mul_(scale.float()[..., None])
     return values.sub_(groups).square_().mul_(share).sum(-1)

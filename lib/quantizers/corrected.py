@@ -59,9 +59,10 @@ def quantize_(
 
 @torch.no_grad()
 def aim(weight: Tensor, given: Tensor, clean: Tensor) -> tuple[Tensor, Tensor]:
-    """The weights [rows, columns] to approach, and the Hessian, from inputs X (`given`) and X̃ (`clean`).
+    """The target weights [rows, columns] and the Hessian, from inputs X (`given`) and X̃ (`clean`).
 
-    given, clean: [..., columns]. Both halves of the tokens are summed up apart, and their sum is the Hessian.
+    given, clean: [..., columns]. The moments of both halves of the tokens are computed separately; their sum is the
+        Hessian.
     """
     weight = weight.float()
     pairs = zip(given.flatten(0, -2).chunk(2), clean.flatten(0, -2).chunk(2))
@@ -74,17 +75,18 @@ def aim(weight: Tensor, given: Tensor, clean: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def correction(weight: Tensor, hessian: Tensor, cross: Tensor) -> Tensor:
-    """W C H⁻¹ [rows, columns], with H damped as in GPTQ: what the layer would add to make up for its drifted inputs."""
+    """W C H⁻¹ [rows, columns], with H damped as in GPTQ: the least-squares compensation of the drifted inputs."""
     upper = inverse_factor(revived(hessian)[0])  # the column of C of an input that is always zero is zero too
     return weight @ cross @ upper.T @ upper
 
 
 def held_out_share(weight: Tensor, halves: list[tuple[Tensor, Tensor]]) -> float:
-    """The share α of the correction D that serves tokens which it was not fitted to: 0 (noise) to 1 (all is true).
+    """The fraction α of the correction D that holds on tokens it was not fitted to: 0 (noise) to 1 (all signal).
 
-    halves: (H, C) of two halves of the tokens. ‖W ΔX - α D X‖² on the other half is least at
-    α = tr(W C Dᵀ) / tr(D H Dᵀ), here taken over both ways round. The correction that is used is fitted to all tokens,
-    twice as many: if the noise in it is 1/α - 1 of what is true, then with twice the tokens half of that remains.
+        halves: (H, C) of two halves of the tokens. ‖W ΔX - α D X‖² on the other half is least at
+    α = tr(W C Dᵀ) / tr(D H Dᵀ), here averaged over both directions. The correction that is used is fitted to all
+    tokens,
+        twice as many: if its noise is 1/α - 1 of the signal on half the tokens, it is half of that on all.
     """
     if len(halves) < 2:
         return 0.0

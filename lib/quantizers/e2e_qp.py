@@ -51,15 +51,15 @@ def tune_(
 ) -> dict[str, Quantized]:
     """Train the scales of every quantized layer inside the blocks of `model`, in place; return all of them by name.
 
-    calibration: windows of text, or token ids [count, length]. reference: the original model, or what
-    `divergence.remember` kept of it on these very windows. steps: updates, of `batch` windows each, drawn without
-    repetition until all have been seen. learning_rate: of δ, at its peak; None takes `LEARNING_RATE` / 2^bits.
-    state: folder that keeps the training's state, so that a killed job resumes and ends in the same bytes.
-    on_step: called after each step with its number, from 1, and the mean KL in nats on its windows before the step.
-    stop: asked before each step with the number of those done; True ends the tuning there. layer_class: what stands in
-    a layer's place and says what is learned. Raises ValueError for a model without quantized layers, for steps or batch
-    below 1, for a learning_rate that is not positive, and when the loss is not finite (the model then keeps the scales
-    that it came with); MemoryError, before the work, when a step's activations don't fit.
+    calibration: windows of text, or token ids [count, length]. reference: the original model, or the result of
+        `divergence.remember` on the same windows. steps: updates, of `batch` windows each, drawn without
+        repetition until all have been seen. learning_rate: of δ, at its peak; None takes `LEARNING_RATE` / 2^bits.
+        state: folder that keeps the training's state, so that a killed job resumes and ends in the same bytes.
+        on_step: called after each step with its number, from 1, and the mean KL in nats on its windows before the step.
+        stop: asked before each step with the number of those done; True ends the tuning there. layer_class: replaces
+        the layers and defines the trained parameters. Raises ValueError for a model without quantized layers, for steps
+        or batch below 1, for a learning_rate that is not positive, and when the loss is not finite (the model then
+        keeps its initial scales); MemoryError, before the work, when a step's activations don't fit.
     """
     from lib.sources import texts
 
@@ -112,11 +112,11 @@ def seconds_per_step(model: nn.Module, calibration, reference: Reference, *, bat
 
 @dataclass(frozen=True, eq=False)
 class ReferenceKL:
-    """The loss KL(original || model) on windows that `reference` remembers; called as `loss(model, batch)`."""
+    """The loss KL(original || model) on the windows of `reference`; called as `loss(model, batch)`."""
 
     reference: Reference
     identity: dict = field(default_factory=dict)
-    evaluates: ClassVar[bool] = True  # nothing is drawn at random in a block
+    evaluates: ClassVar[bool] = True  # a block draws no random numbers
 
     def __call__(self, model: nn.Module, batch: dict) -> Tensor:
         return _step(model, self.reference, batch)

@@ -19,7 +19,7 @@ from lib.quantized.replace import place_
 from lib.quantizers.gptq import gptq
 from lib.quantizers.rtn import rtn
 
-ROWS = 8192  # rows that are rounded at once: they don't depend on one another
+ROWS = 8192  # rows quantized at once: they don't depend on one another
 RIDGE = 0.1  # share of the mean diagonal of H: the least divergence at 2 and 3 bits among 0, 0.1, 0.3 and 1
 
 
@@ -43,7 +43,7 @@ def quantize_(
     that isn't tied, weights go to the nearest point of the best of `candidates` ranges. bits: 2 to 8. head_bits: of a
     head that isn't tied, None for the same. group_size: columns per grid, -1 for a row. ridge: weight of the
     embedding's use in a tied matrix, 0 for none. state: folder that keeps the result, so that a killed job resumes
-    (with calibration only). device: where the rows are rounded.
+    (with calibration only). device: where the rows are quantized.
     """
     from lib.quantizers import calibrate
     from lib.sources import texts
@@ -52,7 +52,7 @@ def quantize_(
     check_candidates(candidates)
     check_finite(model)
     settings = {"bits": bits, "group_size": group_size, "symmetric": symmetric, "candidates": candidates}
-    settings |= {} if head_bits in (None, bits) else {"head_bits": head_bits}  # the same bits are the same job
+    settings |= {} if head_bits in (None, bits) else {"head_bits": head_bits}  # equal bits are the same job
     tokens, done = None if calibration is None else texts.tokens(calibration, model), None
     if tokens is not None and state is not None:
         state = JobState(state, method="embedding", **fingerprint(model, tokens, device), **settings, ridge=ridge)

@@ -32,9 +32,9 @@ def quantize_(
 ) -> dict[str, Quantized]:
     """Quantize every linear layer inside the blocks of `model`, in place; return the codes and grids by layer name.
 
-    alpha: how much of the drift to take back, 0 (none: GPTQ) to 1 (all, as far as the calibration text tells). The
-    paper has no such factor and the authors' program sets 0.25. The rest as in `gptq.quantize_`. It costs one more
-    pass of the original and keeps one block's original inputs beside the drifted ones.
+    alpha: fraction of the drift to cancel, 0 (none: GPTQ) to 1 (all, as estimated on the calibration text). The paper
+        has no such factor; the authors' program uses 0.25. The rest as in `gptq.quantize_`. It costs one more
+        pass of the original and keeps one block's original inputs beside the drifted ones.
     """
     from lib.sources import texts
 
@@ -87,11 +87,11 @@ def gptaq(
 
 
 def pushes(cross: Tensor, upper: Tensor) -> Tensor:
-    """P [columns, columns]: row q is the change of the columns after q that makes up for ΔX_q, per unit of w_q.
+    """P [columns, columns]: row q is the change of the columns after q that compensates ΔX_q, per unit of w_q.
 
     The columns after q can undo w_q ΔX_q best by least squares, w_q ΔX_q Xᵀ H⁻¹ with the Hessian of those columns
     alone. Its inverse is the lower right part of Uᵀ U, the same U for all q, so that all rows are found at once:
-    P = ((ΔX Xᵀ Uᵀ) ⊙ M) U, where M keeps what lies above the diagonal.
+    P = ((ΔX Xᵀ Uᵀ) ⊙ M) U, where M keeps the entries above the diagonal.
     """
     return (cross @ upper.T).triu_(1) @ upper
 
@@ -110,13 +110,13 @@ def _columns(weight, upper, push, scale: Tensor, zero: Tensor | None, group: Ten
             s, z, q = step[start + j], middle[start + j], codes[start + j]
             torch.div(w, s, out=q).round_().add_(z).clamp_(0, top)
             error = errors[j].copy_(w).sub_((q - z).mul_(s)).div_(diagonal[start + j])
-            # equation 18: the first term is GPTQ's, the second takes back the drift of column j
+            # equation 18: the first term is GPTQ's, the second cancels the drift of column j
             part[j + 1 :].addr_(factor[j, j + 1 :], error, alpha=-1).addr_(gain[j, j + 1 :], w)
         rest[after].addmm_(upper[block, after].T, errors, alpha=-1).addmm_(push[block, after].T, part)
     return codes.T.to(torch.uint8)
 
 
 def check_alpha(alpha: float) -> None:
-    """Raise ValueError when `alpha` is no share."""
+    """Raise ValueError unless `alpha` is from 0 to 1."""
     if isinstance(alpha, bool) or not isinstance(alpha, int | float) or not 0 <= alpha <= 1:
         raise ValueError(f"alpha={alpha!r} of the drift; 0 (none) to 1 (all) is allowed; 0.25 is what the authors use.")

@@ -14,7 +14,7 @@ from lib.jobs import JobState, fingerprint
 from lib.quantized.grid import Quantized, check, choose
 from lib.quantizers import calibrate
 
-DAMP = (0.01, 0.03, 0.1, 0.3, 1.0)  # the ladder: shares of the mean diagonal, until the factorization succeeds
+DAMP = (0.01, 0.03, 0.1, 0.3, 1.0)  # fractions of the mean diagonal, tried until the factorization succeeds
 BLOCK = 128  # columns whose errors are applied to the rest at once (section 3.3, step 2)
 
 
@@ -79,10 +79,10 @@ def gptq(
 
 
 def revived(hessian: Tensor) -> tuple[Tensor, Tensor]:
-    """`hessian` [columns, columns], float32, with a factor also where inputs are always zero; and which [columns] are.
+    """`hessian` [columns, columns], float32, invertible where inputs are always zero, and a mask [columns] of those.
 
-    Those columns get the mean of the others' diagonal (1 where there are none), which leaves the damping what it is
-    without them. Any fixed number would be far more or far less than the others where inputs are small or large.
+    Those columns get the mean of the others' diagonal (1 where there are none), which does not change the damping. A
+        fixed number would be far too large or too small where inputs are small or large.
     """
     hessian = hessian.float().clone()
     dead = hessian.diagonal() <= 0

@@ -51,8 +51,8 @@ def quantize_(
 
     calibration: windows of text, or token ids [count, length]. bits: 2 to 8, or a dict of them by layer name.
     group_size: columns per grid, -1 for a row. steps, batch, rate, range_rate, filtered: of `signround.quantize_`;
-    no steps leave GPTQ's codes. steps may be a function that is asked before each block, by its name, and must answer
-    a resumed job as it did before. clean: of `calibrate.sequential_blocks`. state: folder that keeps finished blocks,
+    0 steps leave GPTQ's codes. steps may be a function of a block's name, called before each block, which must return
+    the same number in a resumed job. clean: of `calibrate.sequential_blocks`. state: folder that keeps finished blocks,
     so that a killed job resumes.
     """
     from lib.sources import texts
@@ -84,7 +84,7 @@ def quantize_(
 def check(
     model: nn.Module, tokens: Tensor, bits: Bits, *, group_size: int, steps: int | Callable[[str], int] = 50, **learning
 ) -> tuple[dict[str, int], dict]:
-    """Bits by layer name and the `learning` of `quantize_`; what it raises for its arguments, before any work."""
+    """Bits by layer name and the `learning` of `quantize_`; raises its errors for arguments, before any work."""
     plan = widths(model, bits)
     calibrate.check_layers(model, bits=plan, group_size=group_size)
     calibrate.check_memory(model, tokens, streams=2)
@@ -95,7 +95,7 @@ def check(
 
 
 def _given(bits: Bits, plan: dict[str, int], clean: Tensor | None) -> dict:
-    """What a state says of arguments that are too long to be written out."""
+    """Hashes of arguments that are too long to be written into a state."""
     told = bits if isinstance(bits, int) else hashlib.sha256(repr(sorted(plan.items())).encode()).hexdigest()
     return {"bits": told} | ({} if clean is None else {"clean": digest(clean)})
 
@@ -123,10 +123,10 @@ def first(
 
 
 def seconds(model: nn.Module, tokens: Tensor, *, group_size: int, batch: int = 2) -> tuple[float, float]:
-    """Seconds that a block takes without learning and beside its passes over the windows, and seconds of a step.
+    """Seconds of a block without training and without its passes over the windows, and seconds of a training step.
 
-    Tried on the first block of `model`, which stays as it is: what GPTQ takes and what it takes to judge the learned
-    codes do not depend on the number of windows.
+    Timed on the first block of `model`, which is not changed: the times of GPTQ and of evaluating the learned codes do
+        not depend on the number of windows.
     """
     captured = capture.capture(model, tokens[: max(batch, signround.SEEN)])
     block, prefix = calibrate.blocks(model)[0], f"{calibrate.path_of_blocks(model)}.0"

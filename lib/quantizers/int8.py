@@ -35,8 +35,8 @@ def quantize_(
 ) -> dict[str, Quantized]:
     """Quantize every linear layer inside the blocks of `model`, in place; return the codes and grids by layer name.
 
-    The layers become `Int8Linear`, which quantizes its inputs too, at every product. calibration: not used; it is
-    here because the family shares one signature. bits, group_size: 8 and -1 (a scale per row) are all there is.
+    The layers become `Int8Linear`, which quantizes its inputs too, at every product. calibration: not used, part of
+    the common signature. bits, group_size: only 8 and -1 (a scale per row).
     threshold: α, the magnitude above which an input feature is an outlier; 0 takes every feature out (integer weights
     alone), infinity none. state: folder that keeps finished blocks, so that a killed job resumes.
     Raises ValueError, before the work, for another grid, for a negative threshold, and for layers quantized already.
@@ -57,7 +57,7 @@ def integer_products_(model: nn.Module, *, threshold: float = 6.0) -> list[str]:
 
     For models that were loaded: a checkpoint holds codes and scales, which load as `QuantLinear` (inputs as they are,
     weights dequantized). Every layer inside the blocks with symmetric 8-bit codes and one scale a row becomes an
-    `Int8Linear`, others stay what they are. Raises ValueError when no layer has such a grid, and for a negative
+    `Int8Linear`, others are not changed. Raises ValueError when no layer has such a grid, and for a negative
     threshold.
     """
     _check(threshold)
@@ -125,9 +125,9 @@ class Int8Linear(QuantLinear):
 def product(X: Tensor, W_i8: Tensor, s_w: Tensor, *, threshold: float = 6.0) -> Tensor:
     """C ≈ Σ_{h∈O} Xʰ Wʰ + S · Σ_{h∉O} Xʰ_i8 Wʰ_i8, float32 [tokens, outputs] (section 3.2).
 
-    X: inputs [tokens, features]. W_i8: int8 [outputs, features]. s_w: one scale an output, [outputs, 1]. O: the
-    features that exceed `threshold` in magnitude in at least one of these tokens, so what else is in a batch has a
-    (small) say in each token's outputs. Their weights are the dequantized codes: a checkpoint holds no others.
+        X: inputs [tokens, features]. W_i8: int8 [outputs, features]. s_w: one scale an output, [outputs, 1]. O: the
+    features that exceed `threshold` in magnitude in at least one of these tokens, so the rest of a batch has a small
+        influence on each token's outputs. Their weights are the dequantized codes: a checkpoint holds no others.
     """
     if not len(X):
         return X.new_zeros(0, len(W_i8), dtype=torch.float32)

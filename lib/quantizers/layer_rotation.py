@@ -5,14 +5,14 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-AT_ONCE = 1 << 22  # weights of one step of a product where rows do not mix, in float64: 32 MiB
+AT_ONCE = 1 << 22  # weights of one step of a row-wise product, in float64: 32 MiB
 
 
 class LayerRotation(NamedTuple):
-    """What happens to a linear layer y = W (g ⊙ n + β) + b, where n ⊙ g + β is the answer of `norm`.
+    """Rotation of a linear layer y = W (g ⊙ n + β) + b, where g ⊙ n + β is the output of `norm`.
 
-    W becomes Oᵀ W diag(g) I and b becomes Oᵀ (b + W β): `inner` I turns what comes in, `outer` O what goes out.
-    Matrices smaller than the layer stand for block-diagonal ones, a block for each head.
+        W becomes Oᵀ W diag(g) I and b becomes Oᵀ (b + W β): `inner` I rotates its inputs, `outer` O its outputs.
+    Matrices smaller than the layer are blocks of block-diagonal ones, a block for each head.
     """
 
     norm: nn.Module | None = None
@@ -21,19 +21,19 @@ class LayerRotation(NamedTuple):
 
 
 def added(norm: nn.Module) -> int:
-    """What `norm` adds to its weight before it multiplies: 1 in Gemma's norms, 0 in others."""
+    """The constant that `norm` adds to its weight: 1 in Gemma's norms, 0 in others."""
     return int(_answer(norm, torch.linspace(1, 2, norm.weight.numel()), weight=0.0) > 0.1)
 
 
 def factors(norm: nn.Module) -> Tensor | None:
-    """What `norm` multiplies its channels by, float64 [channels]; None for one without weights (OLMo's)."""
+    """The factors of `norm` for its channels, float64 [channels]; None for one without weights (OLMo's)."""
     return None if getattr(norm, "weight", None) is None else norm.weight.double() + added(norm)
 
 
 def subtracts_mean(norm: nn.Module, width: int | None = None) -> bool:
     """Whether `norm` subtracts the mean first, as LayerNorm does and RMSNorm does not.
 
-    width: of its inputs, where the norm has no weights that tell.
+    width: of its inputs, for norms without weights.
     """
     return _answer(norm, torch.ones(width or norm.weight.numel()), weight=1.0) < 0.1
 
@@ -47,7 +47,7 @@ def neutral_(norm: nn.Module) -> None:
 
 
 def _answer(norm: nn.Module, inputs: Tensor, *, weight: float) -> float:
-    """The largest entry of what `norm` answers to `inputs`, were all its weights this number and its bias zero."""
+    """The largest output of `norm` for `inputs` if all its weights were `weight` and its bias zero."""
     parts = {name: torch.zeros_like(part) for name, part in norm.named_parameters()}
     if "weight" in parts:
         parts["weight"] = torch.full_like(norm.weight, weight)

@@ -16,11 +16,11 @@ from lib.quantizers import calibrate
 def replace_(
     model: nn.Module, method: Callable[[Tensor], Quantized], *, state: JobState | None = None
 ) -> dict[str, Quantized]:
-    """Put `method(weight)` in the place of every linear layer inside the blocks of `model`; return all by layer name.
+    """Replace every linear layer inside the blocks of `model` by `method(weight)`; return all results by layer name.
 
-    weight: [rows, columns]. Each layer's weights go before the next layer's codes are made, so that no more is held
-    than the model and what `method` needs for one layer (and, with a state, the bytes of one block's file).
-    state: keeps each finished block on disk, as in `calibrate.sequential`.
+    weight: [rows, columns]. Each layer's weights are freed before the next layer is quantized, so that memory holds
+        only the model and what `method` needs for one layer (and, with a state, the bytes of one block's file).
+        state: keeps each finished block on disk, as in `calibrate.sequential`.
     """
     done, path = {}, path_of_blocks(model)
     for index, block in enumerate(blocks(model)):
@@ -30,7 +30,7 @@ def replace_(
             replace.replace_(block, kept)
             block.to(home)
         else:
-            for name in list(linears(block)):  # names alone: a layer that is listed would stay in memory
+            for name in list(linears(block)):  # names only: a list of layers would keep them in memory
                 quantized = method(block.get_submodule(name).weight)
                 replace.replace_(block, {name: quantized})
         found = {name: layer.quantized for name, layer in linears(block).items()}

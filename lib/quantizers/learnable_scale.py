@@ -12,17 +12,17 @@ from lib.quantized.linear import QuantLinear
 class LearnableScaleLinear(nn.Module):
     """A `QuantLinear` whose scale is s₀ (1 + δ) with a trainable δ [rows, groups], float32."""
 
-    METHOD = "e2e_qp"  # what a state says of itself
+    METHOD = "e2e_qp"  # name of the method in a state
 
     def __init__(self, layer: QuantLinear, dtype: torch.dtype):
         super().__init__()
         self.layer, self.start, self.dtype = layer, layer.scale.float(), dtype
-        layer.forget()  # a dense matrix that an earlier pass left would be one more copy
+        layer.forget()  # frees the dense matrix of an earlier pass
         self.delta = nn.Parameter(torch.zeros_like(self.start))
         self.in_features, self.out_features = layer.in_features, layer.out_features
 
     def levels(self) -> Tensor:
-        """The values for a scale of one, [rows, groups, columns of a group], made anew from the codes at each call."""
+        """The unscaled values, [rows, groups, columns of a group], computed from the codes at each call."""
         codes, _, zero, bits, _, codebook = self.layer.quantized
         if codebook is not None:
             return codebook.to(self.dtype)[codes.long()].view(*self.start.shape, -1)
@@ -30,11 +30,11 @@ class LearnableScaleLinear(nn.Module):
         return codes.to(self.dtype).view(*self.start.shape, -1).sub_(zero)  # up to 255: exact in bfloat16
 
     def learned(self) -> dict[str, nn.Parameter]:
-        """What is trained, by the suffix that a state gives its name."""
+        """The trained parameters, by the suffix of their names in a state."""
         return {"": self.delta}
 
     def settle_(self) -> None:
-        """Put what was learned into the layer."""
+        """Store the learned scales in the layer."""
         self.layer.scale = self.rounded()
         self.layer.forget()
 

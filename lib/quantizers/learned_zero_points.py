@@ -30,10 +30,10 @@ ZERO_POINT_RATE = 2  # a zero point has farther to go than a scale; one learning
 
 
 def tune_(model: nn.Module, calibration, reference, **options) -> dict[str, Quantized]:
-    """Tune scales and zero points of every quantized layer inside the blocks of `model`, in place; return all by name.
+    """Train scales and zero points of every quantized layer inside the blocks of `model`, in place; return all by name.
 
-    The arguments, and what is raised, are those of `e2e_qp.tune_`. Layers without zero points (symmetric grids,
-    codebooks) learn their scales alone; ValueError where no layer has any.
+    Arguments and errors are those of `e2e_qp.tune_`. Layers without zero points (symmetric grids,
+        codebooks) learn their scales alone; ValueError where no layer has any.
     """
     layers = calibrate.layers(model).values()
     quantized = [layer for layer in layers if isinstance(layer, QuantLinear)]
@@ -59,7 +59,7 @@ class LearnableZeroPointLinear(LearnableScaleLinear):
         return super().learned() | ({} if self.zeta is None else {":shift": self.zeta})
 
     def settle_(self) -> None:
-        """Put scales and zero points into the layer."""
+        """Store scales and zero points in the layer."""
         if self.zeta is not None:
             self.layer.zero_point = self.zero_point().to(torch.uint8)
         super().settle_()
@@ -80,7 +80,7 @@ class LearnableZeroPointLinear(LearnableScaleLinear):
 class Product(torch.autograd.Function):
     """x Wᵀ with W = s (q - z); ∂W/∂s = q - z and ∂W/∂z = -s, both summed over each group.
 
-    As in `tuned`, codes alone are kept between the passes.
+    As in `learnable_scale.Product`, only the codes are kept between the passes.
     """
 
     @staticmethod
@@ -102,5 +102,5 @@ class Product(torch.autograd.Function):
 
 def _levels(part: LearnableZeroPointLinear, zero: Tensor) -> Tensor:
     """q - z [rows, groups, columns of a group]: integers up to 255, exact in bfloat16."""
-    # the sum that makes a zero point pass its gradient on may miss the integer by a rounding
+    # the straight-through sum may differ from the integer by a rounding error
     return part.layer.codes.to(part.dtype).view(*zero.shape, -1).sub_(zero.round().to(part.dtype)[..., None])

@@ -68,10 +68,11 @@ def quantize_(
 def rotate_(model: nn.Module, *, seed: int = 0, residual: bool = True, values: bool = True) -> nn.Module:
     """Rotate `model` in place and return it: the same function, still an ordinary model to save and to load.
 
-    seed: of the random signs. residual: R1, one rotation of the residual stream. values: R2, one rotation of the
-    values of each block. Products are computed in float64 and rounded once. Norms that layers read end with weight 1.
-    Embedding and head are untied, in `model.config` too, since the head alone takes up the weight of the last norm.
-    Raises ValueError, before anything is changed, for a model with parts that can't be turned.
+        seed: of the random signs. residual: R1, one rotation of the residual stream. values: R2, one rotation of the
+        values of each block. Products are computed in float64 and rounded once. Norms that layers read end with weight
+        1. Embedding and head are untied, in `model.config` too, since the head alone takes up the weight of the last
+        norm.
+    Raises ValueError, before anything is changed, for a model with parts that can't be rotated.
     """
     _check(model, residual)
     layers, table = list(blocks.linears(blocks.blocks(model)).values()), blocks.embeddings(model)
@@ -104,7 +105,7 @@ def rotate_(model: nn.Module, *, seed: int = 0, residual: bool = True, values: b
 def _try(
     model: nn.Module, turns: dict[nn.Module, LayerRotation], norms: list[nn.Module], stream: Tensor | None
 ) -> None:
-    """Raise ValueError where `model` would compute something else with these turns, each part of it tried on a copy."""
+    """Raise ValueError where these rotations would change the outputs of `model`; each part is tried on a copy."""
 
     def change_(block: nn.Module, trial: nn.Module) -> None:
         copied = dict(zip(block.modules(), trial.modules()))
@@ -126,7 +127,7 @@ def _try(
 
 
 def _try_ends(model: nn.Module, tokens: Tensor, hidden: Tensor, stream: Tensor) -> None:
-    """Raise ValueError where a turn goes not through from the embedding to the blocks, or from them to the head."""
+    """Raise ValueError where a rotation does not carry from the embedding to the blocks, or from them to the head."""
     turn = lambda values: times(values.double(), stream)  # noqa: E731
     hook = blocks.embeddings(model).register_forward_hook(lambda _, __, output: turn(output).to(output.dtype))
     try:
@@ -191,12 +192,12 @@ def _check_parts(model: nn.Module, turned: list[nn.Module]) -> None:
 
 
 def _check_norms(model: nn.Module, norms: dict[str, nn.Module], readers: dict[nn.Linear, nn.Module]) -> None:
-    """Raise ValueError for a norm that stands elsewhere than before linear layers, or whose bias none of them takes."""
+    """Raise ValueError for a norm that does not precede linear layers, or whose bias none of them can absorb."""
     for name, norm in norms.items():
         reading = [layer for layer, other in readers.items() if other is norm]
         inside = name.count(".") > 1  # a part of an attention
         if inside and not reading and name.rpartition(".")[2].startswith(("q_", "k_")):
-            continue  # norms of queries and keys, which nothing turns
+            continue  # norms of queries and keys, which are not rotated
         if inside or not reading:
             what = f"the norm {name}, which is not on the way from the residual stream to linear layers"
             raise _refused(model, what, "choose rotate_(residual=False), which turns the values alone")

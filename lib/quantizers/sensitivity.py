@@ -30,7 +30,7 @@ from lib.quantizers import calibrate, embedding
 
 ROWS = 8192  # rows that are rounded at once
 PROBE = 3  # bits at which a group's divergence is measured
-NEGLIGIBLE = 1e-3  # share of the error at the fewest bits below which one at `PROBE` says nothing
+NEGLIGIBLE = 1e-3  # fraction of the error at the fewest bits below which the error at `PROBE` is meaningless
 Losses = dict[tuple[str, ...], dict[int, float]]  # names of the layers that share a width -> bits -> KL in nats a token
 
 
@@ -40,12 +40,12 @@ def measure(
 ) -> Losses:
     """Loss in nats a token of each group of layers, and of the embedding, at each of `widths`; `model` is not changed.
 
-    Runs, for each group, the blocks from its own on over the first `windows` of `calibration`, so that the time grows
-    with the square of the number of blocks B: that is G · B (B + 1) / 2 passes of a block over these windows, where a
-    block has G groups of layers that share inputs (4 in Llama). The rest is linear in B. The Hessians are those of all
-    windows. A block's working set is all that is held beside the model. state: folder that keeps the losses of each
-    finished block, so that a killed job resumes; one of other arguments is refused. Raises ValueError, before the
-    work, where a matrix can't take one of `widths`, and for a loss that is not finite.
+    For each group, runs the blocks from its own on over the first `windows` of `calibration`, so that the time grows
+        with the square of the number of blocks B: that is G · B (B + 1) / 2 passes of a block over these windows, where
+        a block has G groups of layers that share inputs (4 in Llama). The rest is linear in B. The Hessians are those
+        of all windows. Memory beside the model: one block's working set. state: folder that keeps the losses of each
+        finished block, so that a killed job resumes; one of other arguments is refused. Raises ValueError, before the
+        work, where a matrix can't take one of `widths`, and for a loss that is not finite.
     """
     from lib.sources import texts
 
@@ -76,7 +76,7 @@ def measure(
 
 
 def _once(state: JobState | None, unit: str, work: Callable[..., Losses], *args, **grid) -> Losses:
-    """The losses of a `unit`, a block or the embedding: as `state` keeps them, or else those that `work` finds."""
+    """The losses of a `unit` (a block or the embedding), from `state` or else computed by `work`."""
     path = state and state.folder / f"losses-{unit}.json"
     if path and path.exists():
         kept = json.loads(path.read_text())
@@ -88,7 +88,7 @@ def _once(state: JobState | None, unit: str, work: Callable[..., Losses], *args,
 
 
 def _of_block(block, prefix, hidden, call, diverged, *, widths, group_size) -> Losses:
-    """Losses of the groups of layers of `block`, each from what `diverged()` says while it alone is changed."""
+    """Losses of the groups of layers of `block`: each is `diverged()` while that group alone is changed."""
     found = {}
     for names, hessian in _moments(block, hidden, call):
         weights = [block.get_submodule(name).weight for name in names]
@@ -125,13 +125,13 @@ def _of_embedding(model, tokens, reference, few, widths, group_size) -> Losses:
 
 
 def falling(table: dict[int, float]) -> dict[int, float]:
-    """`table` by bits, no value larger than one at fewer bits: what lies on a grid gains nothing from another one."""
+    """`table` by bits, made non-increasing: weights that lie on a grid gain nothing from a finer one."""
     order = sorted(table)
     return dict(zip(order, itertools.accumulate((table[bits] for bits in order), min)))
 
 
 def check_widths(model: nn.Module, widths: Iterable[int], *, group_size: int) -> tuple[int, ...]:
-    """Return `widths`; raise ValueError before the work unless there are any, which all that is measured can take."""
+    """Return `widths`; raise ValueError before the work for none, or where a measured matrix can't take one."""
     widths = tuple(widths)
     if not widths:
         raise ValueError("widths are empty; they are the bits to choose from, 2 to 8; leave them out for all of these.")
@@ -142,7 +142,7 @@ def check_widths(model: nn.Module, widths: Iterable[int], *, group_size: int) ->
 
 
 def check(names: tuple[str, ...], table: dict[int, float]) -> dict[int, float]:
-    """Return the losses by bits of the layers called `names`; raise ValueError for none and for one not finite."""
+    """Return the losses by bits of the layers called `names`; ValueError for missing ones and for one not finite."""
     if not table:
         raise ValueError(f"{', '.join(names)} have no losses; bits are chosen among those of the table; measure them.")
     if bad := {bits: loss for bits, loss in table.items() if not math.isfinite(loss)}:
@@ -156,7 +156,7 @@ def check(names: tuple[str, ...], table: dict[int, float]) -> dict[int, float]:
 
 @torch.no_grad()
 def seconds(model: nn.Module, tokens: Tensor, *, widths=BITS, group_size: int = 64, windows: int = 2) -> float:
-    """Seconds that `measure` takes beside its passes over the windows, tried on the first block; nothing is changed."""
+    """Seconds of `measure` without its passes over the windows, timed on the first block; nothing is changed."""
     few, parts = tokens[:windows], list(blocks.blocks(model))
     captured, reference = capture.capture(model, few), divergence.remember(model, few)
     with logits.evaluating(model):
@@ -202,7 +202,7 @@ def _moments(block: nn.Module, hidden: Tensor, call: tuple) -> list[tuple[list[s
 
 
 def _rounded(weight: Tensor, share: Tensor, bits: int, group_size: int) -> Tensor:
-    """Values of `weight` [rows, columns] on the grids that lose least when columns weigh as in `share` [columns]."""
+    """Values of `weight` [rows, columns] on the grids with the least error weighted by `share` [columns]."""
     parts = []
     for part in weight.float().split(ROWS):
         scale, zero = choose(part, bits=bits, group_size=group_size, importance=share, candidates=4)
@@ -217,7 +217,7 @@ def _error(weight: Tensor, values: Tensor, share: Tensor) -> float:
 
 
 class _changed:
-    """Other values in the place of `weights`, one below the other, inside the block; the same bytes after it."""
+    """Context in which `weights` (stacked rows) have other values; restored to the same bytes after it."""
 
     def __init__(self, weights: list[Tensor], values: Tensor):
         self.weights, self.values = weights, values.split([len(weight) for weight in weights])
@@ -239,7 +239,7 @@ def _run(parts: list, hidden: Tensor) -> Tensor:
 
 
 def _divergence(model: nn.Module, reference, hidden: Tensor, tokens: Tensor) -> float:
-    """Mean KL from `reference` of the predictions that follow from `hidden`, the outputs of the last block."""
+    """Mean KL from `reference` of the predictions from `hidden`, the outputs of the last block."""
     run, total = logits.after_blocks(model), 0.0
     for index in range(len(hidden)):
         original, found = reference.rows(index, 1), run(hidden[index : index + 1])

@@ -25,7 +25,7 @@ from lib.quantized.grid import Quantized, choose, quantize
 from lib.quantizers import attention, calibrate
 from lib.quantizers.signround_layer import SignRoundWeight
 
-SEEN = 4  # windows that weigh the columns in the search for ranges, and that tell whether learning paid
+SEEN = 4  # windows that weight the columns in the search for ranges, and that test whether training helped
 TRAVEL = 0.5  # rate of V in the first step times the steps: half of it, a quarter of a code, is the farthest V gets
 RANGES = 0.1  # the same for α and β
 
@@ -50,13 +50,14 @@ def quantize_(
 ) -> dict[str, Quantized]:
     """Quantize every linear layer inside the blocks of `model`, in place; return the codes and grids by layer name.
 
-    calibration: windows of text, or token ids [count, length]. bits: 2 to 8. group_size: columns per grid, -1 for a
-    row. candidates: ranges tried per group before learning. steps: updates per block, each from `batch` windows.
-    rate: how far V moves in the first step, falling linearly to zero; None is `TRAVEL` / steps. range_rate: the same
-    for α and β; None is `RANGES` / steps. filtered: share of the squared errors, the largest ones, that the loss
-    leaves out. initial: codes and affine grids of all layers to start from, as another method returned them for a copy
-    of this model; `symmetric` and `candidates` then say nothing.
-    state: folder that keeps finished blocks, so that a killed job resumes.
+        calibration: windows of text, or token ids [count, length]. bits: 2 to 8. group_size: columns per grid, -1 for a
+        row. candidates: ranges tried per group before learning. steps: updates per block, each from `batch` windows.
+        rate: how far V moves in the first step, falling linearly to zero; None is `TRAVEL` / steps. range_rate: the
+        same for α and β; None is `RANGES` / steps. filtered: share of the squared errors, the largest ones, that the
+        loss
+    ignores. initial: codes and affine grids of all layers to start from, as another method returned them for a copy of
+        this model; `symmetric` and `candidates` are then ignored.
+        state: folder that keeps finished blocks, so that a killed job resumes.
     """
     from lib.sources import texts
 
@@ -90,7 +91,7 @@ def _quantize_block(initial: dict[str, Quantized] | None, grid: dict, learning: 
 
 @torch.no_grad()
 def nearest(block: nn.Module, hidden: Tensor, call: tuple, **grid) -> dict[str, Quantized]:
-    """Each layer of `block` rounded to nearest, on ranges searched for the inputs that `hidden` gives it."""
+    """Each layer of `block` rounded to nearest, on ranges searched for its inputs under `hidden`."""
     parts, starts = linears(block), {}
     _, seen = capture.record(block, parts, hidden, call)
     if missing := sorted(parts.keys() - seen.keys()):
@@ -109,10 +110,10 @@ def reconstruct(
 ) -> tuple[dict[str, SignRoundWeight], list[float]]:
     """Learn to round the layers of `block` named in `starts`; return them and the loss of each step's windows.
 
-    hidden, targets: what the block reads and what it should answer, [count, length, hidden size]. call: its other
-    arguments. learning: those of `learn_`. The block itself is not changed. The learning rate falls to zero, so the
-    last state is kept (the lowest loss only belongs to the easiest windows), unless the first `SEEN` windows had a
-    lower loss before training.
+    hidden, targets: the block's inputs and target outputs, [count, length, hidden size]. call: its other
+        arguments. learning: those of `learn_`. The block itself is not changed. The learning rate falls to zero, so the
+        last state is kept (the lowest loss only belongs to the easiest windows), unless the first `SEEN` windows had a
+        lower loss before training.
     """
 
     def begin() -> dict[str, SignRoundWeight]:
@@ -131,7 +132,7 @@ def reconstruct(
 def learn_(
     layers: dict[str, SignRoundWeight], block, hidden, targets, call, *, steps, batch, rate, range_rate, filtered, seed
 ) -> list[float]:
-    """Move V, α and β of `layers`, in place, as `quantize_` says of these settings; return the losses."""
+    """Train V, α and β of `layers`, in place, with the settings of `quantize_`; return the losses."""
     generator, waiting, losses = torch.Generator().manual_seed(seed), [], []
     for step in range(steps):
         if len(waiting) < batch:
@@ -154,7 +155,7 @@ def learn_(
 
 
 def run(block: nn.Module, layers: dict[str, SignRoundWeight], hidden: Tensor, call: tuple) -> Tensor:
-    """Outputs of `block` with the rounded weights of `layers` in the place of its own."""
+    """Outputs of `block` with its weights replaced by the rounded ones of `layers`."""
     weights = {f"{name}.weight": layer.dense for name, layer in layers.items()}
     return capture.run_block(lambda *args, **options: functional_call(block, weights, args, options), hidden, call)
 
@@ -169,7 +170,7 @@ def window_losses(block, layers, hidden, targets, call, *, filtered: float) -> l
 def distance(outputs: Tensor, targets: Tensor, filtered: float) -> tuple[float, Tensor]:
     """Mean squared error without the share `filtered` of largest squares, and its gradient by `outputs`.
 
-    A few features of a few tokens have squares a thousand times the others'; learning would serve them alone.
+    A few features of a few tokens have squared errors a thousand times the others', which would dominate training.
     """
     error = outputs.float() - targets
     if count := int(filtered * error.numel()):
@@ -179,7 +180,7 @@ def distance(outputs: Tensor, targets: Tensor, filtered: float) -> tuple[float, 
 
 
 def settle(windows: int, *, steps, batch, rate, range_rate, filtered, seed) -> dict:
-    """These settings with the rates that None stands for; raise ValueError where they don't suit so many windows."""
+    """These settings with default rates in place of None; ValueError where they don't suit so many windows."""
     if steps < 1 or not 1 <= batch <= windows:
         raise ValueError(
             f"steps={steps} and batch={batch} with {windows} windows; there must be 1 or more steps, and 1 to "

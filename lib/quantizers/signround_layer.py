@@ -13,14 +13,14 @@ from torch import Tensor
 
 from lib.quantized.grid import AT_ONCE, Quantized
 
-RANGE = (0.5, 1.5)  # where α and β stay
+RANGE = (0.5, 1.5)  # allowed range of α and β
 SLACK = 0.05  # how far from the middle between two codes a weight starts at least, in codes
 
 
 class SignRoundWeight:
     """A layer's weights W [rows, columns] rounded with learned offsets V on learned ranges; starts at given codes.
 
-    dense: the rounded values, in the dtype of W, as a tensor that asks for gradients.
+    dense: the rounded values, in the dtype of W, as a tensor that requires gradients.
     """
 
     @torch.no_grad()
@@ -84,7 +84,7 @@ class SignRoundWeight:
         return Quantized(codes, self.scale.to(torch.bfloat16), zero, self.bits, self.size)
 
     def _codes(self, part: slice) -> tuple[Tensor, Tensor]:
-        """⌊W/s + V⌉, and the same clipped to the codes that there are, both less z."""
+        """⌊W/s + V⌉, and the same clipped to the range of codes, both minus z."""
         nearest = torch.addcdiv(self.offset[part], self.weight[part], self.scale[part, :, None]).round_()
         zero = self.zero[part, :, None]
         return nearest, (nearest + zero).clamp_(0, self.top).sub_(zero)

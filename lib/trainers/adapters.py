@@ -25,7 +25,7 @@ _CHOSEN = weakref.WeakKeyDictionary()  # model -> names and values by which its 
 
 @contextlib.contextmanager
 def noted(model: nn.Module, **names) -> Iterator[None]:
-    """Inside the block `chosen(model)` has these names and values: a training that resumes must have the same."""
+    """Context in which `chosen(model)` has these names and values; a resumed training must have the same."""
     before = chosen(model)
     _CHOSEN[model] = before | names
     try:
@@ -35,7 +35,7 @@ def noted(model: nn.Module, **names) -> Iterator[None]:
 
 
 def chosen(model: nn.Module) -> dict:
-    """By which names and values the trained weights of `model` were chosen; empty where nothing here chose them."""
+    """The settings by which the trained weights of `model` were chosen; empty where no function of this module did."""
     return _CHOSEN.get(model, {})
 
 
@@ -43,8 +43,9 @@ def chosen(model: nn.Module) -> dict:
 def full_(model: nn.Module, *, first: int = 0, embeddings: bool = False) -> Iterator[nn.Module]:
     """Continued pre-training: all weights of the blocks and the final norm; with `embeddings` every weight there is.
 
-    Removing blocks harms neither embedding nor head, which in a small model are a fifth of all weights. first: the
-    first block that is trained. What comes before the first gap is not harmed either, and costs least when it rests.
+    Removing blocks affects neither embedding nor head, which in a small model are a fifth of all weights. first: the
+        first block that is trained. Blocks before the first removed one are not affected either; freezing them saves
+        time.
     """
     count = len(blocks.blocks(model))
     if not 0 <= first <= count or (first and embeddings):
@@ -80,9 +81,9 @@ def lora_(
 ) -> Iterator[nn.Module]:
     """Low-rank adapters W + (α / r) B A on every linear layer of the blocks, through peft; merged when the block ends.
 
-    first: the first block with adapters. alpha: 2 r where it is None. seed: draws A; B starts at zero, so the model
-    starts as it was. Where the block raises, the adapters are taken off and the weights stay what they were.
-    Source: Hu et al., arXiv 2106.09685, section 4.1.
+        first: the first block with adapters. alpha: 2 r where it is None. seed: draws A; B starts at zero, so the model
+    starts unchanged. If the context ends by an exception, the adapters are removed and the weights stay unchanged.
+        Source: Hu et al., arXiv 2106.09685, section 4.1.
     """
     from peft import LoraConfig, get_peft_model
 
@@ -118,7 +119,7 @@ WAYS = {"full": full_, "lora": lora_, "head": head_and_last_}
 
 @contextlib.contextmanager
 def _only(model: nn.Module, weights: Iterable[nn.Parameter]) -> Iterator[None]:
-    """Only these `weights` require a gradient inside the block."""
+    """Context in which only these `weights` require a gradient."""
     before, kept = {each: each.requires_grad for each in model.parameters()}, set(weights)
     try:
         for each in before:
@@ -130,7 +131,7 @@ def _only(model: nn.Module, weights: Iterable[nn.Parameter]) -> Iterator[None]:
 
 
 def _forget_peft(model: nn.Module) -> None:
-    """Take off what peft notes at a model, so that it saves as the ordinary one that it is."""
+    """Remove peft's attributes from a model, so that it saves as an ordinary one."""
     for name in ("peft_config", "_hf_peft_config_loaded"):
         if name in vars(model):
             delattr(model, name)

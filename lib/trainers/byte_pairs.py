@@ -14,16 +14,16 @@ from lib import tokenization
 
 END = "<|endoftext|>"  # between documents: the end of one and the beginning of the next
 BYTES = 256
-CHARACTERS = 20_000_000  # of text that is looked at; more changes little
-SPARE = 128  # a model's table may be that much longer than the tokenizer, to a round number
+CHARACTERS = 20_000_000  # of text that is used; more changes little
+SPARE = 128  # a model's embedding may have that many rows more than the tokenizer, to reach a round number
 
 
 def train(documents: Iterable[str], *, vocabulary: int = 4096, characters: int = CHARACTERS, seed: int = 0):
     """A `PreTrainedTokenizerFast` of `vocabulary` tokens: the 256 bytes, `END`, and the merges that save most.
 
-    characters: how much text is looked at; of more, documents are drawn in an order that `seed` decides. The same
-    documents and seed give the same tokenizer. Save it beside the model, as `model.tokenizer`.
-    Raises ValueError for a vocabulary that holds no bytes, and for text too short to fill it.
+    characters: how much text is used; from a longer text, documents are drawn in an order that `seed` decides. The same
+        documents and seed give the same tokenizer. Save it beside the model, as `model.tokenizer`.
+        Raises ValueError for a vocabulary that holds no bytes, and for text too short to fill it.
     """
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
     from transformers import PreTrainedTokenizerFast

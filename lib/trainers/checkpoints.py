@@ -67,7 +67,7 @@ class Loop(Trainer):
         return found if share == 1 else found * share
 
     def _share(self, inputs) -> float:
-        """By what a pass's mean is multiplied, so that all passes of a step make the mean over the step's targets."""
+        """Factor for a pass's mean, so that all passes of a step add up to the mean over the step's targets."""
         if "step_targets" not in inputs or getattr(self.loss, "mean_over", "targets") != "targets":
             return 1
         whole = int(inputs["step_targets"][0])
@@ -80,7 +80,7 @@ class Loop(Trainer):
         return int((inputs["labels"][:, 1:] != IGNORED).sum()) * passes / whole
 
     def _clip_grad_norm(self, model):
-        """Comes between the backward pass and the step: the moment at which the present weights have proven good."""
+        """Called between the backward pass and the step: the present weights are known to give finite gradients."""
         norm = super()._clip_grad_norm(model) if math.isfinite(self.args.max_grad_norm) else _largest(model)
         if not math.isfinite(norm):
             raise Diverged(f"the gradient's norm is {float(norm)} at step {self.state.global_step + 1}")
@@ -100,7 +100,7 @@ class Loop(Trainer):
         return self.lr_scheduler
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
-        """Note the loss of a step, and the seconds that the training has taken so far, those before a kill included."""
+        """Log the loss of a step, and the seconds of training so far, those before a kill included."""
         super().log(logs | {"seconds": self.seconds(), "tokens": self.step_tokens}, start_time)
         if "loss" in logs:
             self.bar.update()
@@ -110,7 +110,7 @@ class Loop(Trainer):
                 self.control.should_training_stop = True
 
     def seconds(self) -> float:
-        """Time spent in training, over all processes that took part one after the other."""
+        """Seconds of training so far, over all runs of a resumed job."""
         return self.elapsed + time.monotonic() - self._begun
 
     def write(self) -> None:
@@ -152,7 +152,7 @@ class Loop(Trainer):
 
 
 class _Begin(TrainerCallback):
-    """Notes the random state with which a step begins: that of a checkpoint written before the step is taken."""
+    """Stores the random state at the beginning of a step, for a checkpoint written before the step is taken."""
 
     def __init__(self, loop: Loop):
         self.loop = loop
@@ -167,7 +167,7 @@ def own(optimizer):
 
 
 def checkpoints(folder: Path) -> list[Path]:
-    """The whole checkpoints in `folder`, oldest first; those of other programs, which have our names, are left out."""
+    """The complete checkpoints in `folder`, oldest first, without those of other programs under the same names."""
     return [path for path in _named(folder) if _held(path) == set(KEPT)]
 
 
@@ -182,7 +182,7 @@ def refuse_others(folder: Path) -> None:
 
 
 def remove_older(folder: Path, newest: Path) -> None:
-    """Remove the checkpoints of ours but for the `newest`, and what a kill has left of removed ones."""
+    """Remove our checkpoints except the `newest`, and remains of removed ones after a kill."""
     for path in _named(folder):
         if path != newest and not _others(path):
             shutil.rmtree(path, ignore_errors=True)
@@ -194,12 +194,12 @@ def _named(folder: Path) -> list[Path]:
 
 
 def _others(path: Path) -> set[str]:
-    """What makes a folder, or a file, with a checkpoint's name none of ours."""
+    """Why a folder, or a file, with a checkpoint's name is not one of ours."""
     return {"a file"} if path.is_file() else _held(path) - set(KEPT)
 
 
 def _held(path: Path) -> set[str]:
-    """The names in a folder; none where another process has just removed it."""
+    """The names in a folder; empty where another process has just removed it."""
     try:
         return set(os.listdir(path))
     except (FileNotFoundError, NotADirectoryError):
@@ -207,7 +207,7 @@ def _held(path: Path) -> set[str]:
 
 
 def steps(there: list[Path]) -> int:
-    """How many steps the newest of the checkpoints `there` has behind it; 0 where there is none."""
+    """Number of steps of the newest checkpoint in `there`; 0 without any."""
     return int(_NAME.fullmatch(there[-1].name)[1]) if there else 0
 
 
@@ -224,7 +224,7 @@ def history(checkpoint: Path) -> list[dict]:
 
 
 def random_state() -> dict:
-    """JobState of Python's, NumPy's and torch's global generators, as tensors and plain values."""
+    """State of Python's, NumPy's and torch's global random generators, as tensors and plain values."""
     version, numbers, gauss = random.getstate()
     kind, keys, *rest = np.random.get_state()
     tensors = {"torch": torch.get_rng_state(), "numpy": torch.from_numpy(keys.astype(np.int64))}
@@ -234,7 +234,7 @@ def random_state() -> dict:
 
 
 def set_random_state(state: dict) -> None:
-    """Put back what `random_state` gave."""
+    """Put back what `random_state` returned."""
     tensors, plain = state["tensors"], state["plain"]
     version, numbers, gauss = plain["python"]
     random.setstate((version, tuple(numbers), gauss))

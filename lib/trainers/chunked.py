@@ -20,8 +20,9 @@ OfLogits = Callable[[Tensor, slice], tuple[Tensor, Tensor]]
 def mean(model: nn.Module, batch: dict, of_logits: OfLogits) -> Tensor:
     """Mean loss over the predicted positions of `batch` (see `minibatch.targets`), in nats, ready for `backward`.
 
-    of_logits: called with the logits of some rows among the predicted positions, which are numbered as `targets` are;
-    it may overwrite them. In a run of several processes the model is called whole, as its wrappers ask for.
+        of_logits: called with the logits of some rows among the predicted positions, which are numbered as `targets`
+        are;
+    it may overwrite them. With several processes the whole model is called, as its wrappers require.
     """
     states, projection = parts(model, minibatch.inputs(batch))
     states = minibatch.select(states[:, :-1], batch)
@@ -30,7 +31,7 @@ def mean(model: nn.Module, batch: dict, of_logits: OfLogits) -> Tensor:
 
 
 def parts(model: nn.Module, given: dict) -> tuple[Tensor, Callable]:
-    """States [rows, length, size] of a batch that is `given` to `model`, and what makes logits of them."""
+    """Hidden states [rows, length, size] of `model` on the batch `given`, and their projection to logits."""
     if torch.distributed.is_available() and torch.distributed.is_initialized():
         found = model(**given, use_cache=False).logits
         return found, logits.Whole(found.shape[-1])
@@ -39,11 +40,11 @@ def parts(model: nn.Module, given: dict) -> tuple[Tensor, Callable]:
 
 
 class _Chunked(torch.autograd.Function):
-    """Mean of `of_logits` over `project(states)`; the backward pass only hands out what the forward pass has found."""
+    """Mean of `of_logits` over `project(states)`; the forward pass also computes the gradient."""
 
     @staticmethod
     def forward(ctx, states: Tensor, project: Callable, vocabulary: int, of_logits: OfLogits, *trained: Tensor):
-        count = max(1, len(states))  # a pass of padding alone has nothing to predict
+        count = max(1, len(states))  # a pass of padding alone has no targets
         total, gradient = torch.zeros((), device=states.device), torch.empty_like(states)
         sums = [torch.zeros_like(weight, dtype=torch.float32) for weight in trained]
         for chunk in _chunks(len(states), vocabulary, bool(trained)):

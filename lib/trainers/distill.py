@@ -35,7 +35,7 @@ class Distillation:
 
     @property
     def identity(self) -> dict:
-        """What decides the bytes of a training with this loss."""
+        """Settings that determine the result of a training with this loss."""
         from lib import checkpoints
 
         teacher = {"teacher": checkpoints.fingerprint(self.teacher)}
@@ -43,16 +43,16 @@ class Distillation:
         return {"loss": "distill", "temperature": self.temperature, **teacher}
 
     def check(self, model: nn.Module) -> None:
-        """Raise ValueError unless teacher and model speak of the same tokens; find the blocks that both may share.
+        """Raise ValueError unless teacher and model have the same tokens; find the blocks that both can share.
 
-        To be called again whenever it changes which weights of the model are trained.
+        Must be called again when the choice of trained weights changes.
         """
         same_tokens(self.teacher, model)
         count = prefix.shared(self.teacher, model)
         self._shared[model] = count, prefix.state(self.teacher, model, count)
 
     def _common(self, model: nn.Module) -> int:
-        """How many blocks teacher and model share; looked for again where they have changed since `check`."""
+        """Number of blocks that teacher and model share; determined again where they have changed since `check`."""
         count, state = self._shared.get(model, (0, None))
         if count and state != prefix.state(self.teacher, model, count):
             self.check(model)
@@ -83,7 +83,7 @@ class Distillation:
 
 
 def _normalizer(z: Tensor, softmax: Tensor) -> Tensor:
-    """ln Σ exp z of each row, read off its likeliest token: softmax = exp z / Σ exp z."""
+    """ln Σ exp z of each row, computed from its likeliest token: softmax = exp z / Σ exp z."""
     return z.amax(-1) - softmax.amax(-1).log()
 
 
@@ -98,7 +98,7 @@ def same_tokens(teacher: nn.Module, model: nn.Module) -> None:
             "take a teacher with the model's tokenizer, the unpruned model, say."
         )
     if None in (getattr(teacher, "tokenizer", None), getattr(model, "tokenizer", None)):
-        return  # token ids were given, and the sizes agree: nothing else is known
+        return  # only token ids were given: the vocabulary sizes agree, and nothing else can be checked
     if texts.tokenizer_hash(teacher) != texts.tokenizer_hash(model):
         raise ValueError(
             f"the teacher's tokenizer ({texts.tokenizer_hash(teacher)[:12]}) is not the model's "

@@ -5,10 +5,10 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class History:
-    """What a training leaves beside the model: one entry a step. seconds: since the start, kills left out.
+    """The result of a training beside the model: one entry per step. seconds: since the start, without interruptions.
 
-    tokens_per_step: their mean, where steps differ. text_tokens: how many the data has, each counted once; None of a
-    stream.
+    tokens_per_step: the mean, where steps differ. text_tokens: tokens of the data, each counted once; None for a
+        stream.
     """
 
     losses: list[float]
@@ -24,12 +24,12 @@ class History:
 
     @property
     def passes(self) -> float | None:
-        """How many times the data was read; None of a stream, which has no end."""
+        """How many times the data was read; None for a stream, which has no end."""
         return None if self.text_tokens is None else self.tokens / self.text_tokens
 
     @classmethod
     def of(cls, logged: list[dict], text_tokens: int | None) -> "History":
-        """That of a training which has `logged` so much, step after step."""
+        """The history of a training with the log `logged`, one entry per step."""
         entries = [entry for entry in logged if "loss" in entry]
         names = ("loss", "seconds", "learning_rate", "tokens")
         losses, seconds, rates, tokens = ([entry[name] for entry in entries] for name in names)

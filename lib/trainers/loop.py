@@ -41,25 +41,27 @@ def train_(
     optimizer: type[torch.optim.Optimizer] | None = None,
     clip: float = 1.0,
 ) -> History:
-    """Train what requires a gradient in `model`, in place.
+    """Train the parameters of `model` that require a gradient, in place.
 
-    data: windows of text, token ids [count, length], or rows as `minibatch` says, of any lengths: a sized data set, or
-    an iterable, which is read in its own order. loss: called with the model and a batch of such rows side by side
-    {"input_ids", "labels", "attention_mask" [rows, length], "window" [rows]}, the rows' places; it answers its mean
-    over the targets (over the rows, where it has `mean_over = "rows"`). collate: what makes a batch of a list of rows,
-    `minibatch.collate` where it is None; then rows may have other columns.
-    steps, or tokens: how long; `tokens` are rounded down to whole steps of `batch` rows. micro_batch: rows of one
-    forward pass; gradients of batch / micro_batch passes add up. learning_rate: the peak of AdamW's. folder: keeps
-    checkpoints, `every` so many seconds; a killed training resumes there and on a CPU ends in the same bytes (not with
-    weights that FSDP spreads over processes: those train without a folder only). on_step: called after each step with
-    its number, from 1, and its loss. stop: asked before each step with the number of those done; True ends the training
-    there. optimizer: torch's optimizer that steps float32 copies of the weights, AdamW where it is None. clip: the norm
-    to which a longer gradient is shortened. A loss with `evaluates = True` is computed in eval mode.
+        data: windows of text, token ids [count, length], or rows as `minibatch` says, of any lengths: a sized data set,
+        or an iterable, which is read in its own order. loss: called with the model and a batch of such rows side by
+        side {"input_ids", "labels", "attention_mask" [rows, length], "window" [rows]}, the rows' indices; it returns
+        the mean over the targets (over the rows, where it has `mean_over = "rows"`). collate: makes a batch of a list
+        of rows; None is `minibatch.collate`. With one's own, rows may have other columns.
+    steps, or tokens: length of the training; `tokens` are rounded down to whole steps of `batch` rows. micro_batch:
+    rows of one
+        forward pass; gradients of batch / micro_batch passes add up. learning_rate: the peak of AdamW's. folder: keeps
+        checkpoints, `every` so many seconds; a killed training resumes there and on a CPU ends in the same bytes (not
+        with weights that FSDP spreads over processes: those train without a folder only). on_step: called after each
+        step with its number, from 1, and its loss. stop: asked before each step with the number of those done; True
+        ends the training there. optimizer: torch's optimizer that steps float32 copies of the weights, AdamW where it
+        is None. clip: the norm to which a longer gradient is shortened. A loss with `evaluates = True` is computed in
+        eval mode.
 
-    Raises ValueError, before anything is trained, for data shorter than a batch, a model without trained weights,
-    arguments out of range, and a folder that holds a training with other arguments; OSError where its disk is too
-    small. A loss or gradient that is not finite raises ValueError too, and the model goes back to the last checkpoint,
-    which is good, or to the weights that it came with.
+        Raises ValueError, before anything is trained, for data shorter than a batch, a model without trained weights,
+        arguments out of range, and a folder that holds a training with other arguments; OSError where its disk is too
+        small. A loss or gradient that is not finite raises ValueError too, and the model goes back to the last
+        checkpoint, which is good, or to the weights that it came with.
     """
     source = training_data.of(data, model, checked=collate is None)
     trained = {name: each for name, each in model.named_parameters() if each.requires_grad}
@@ -113,7 +115,7 @@ def _run(trainer, undo: Callable, folder: Path | None, learning_rate: float, tex
 
 
 def _left(there: list[Path], undo: Callable) -> list[dict]:
-    """Take over the weights of the newest checkpoint, if there is one, and return what was logged up to it."""
+    """Load the weights of the newest checkpoint, if there is one, and return its log."""
     from lib.trainers import checkpoints
 
     if not there:
@@ -143,7 +145,7 @@ def _trainer(model, rows, loss, trained, settings: dict, collate, optimizer, *, 
 
 
 def _open(folder: Path, model, source: training_data.Source, loss, trained: dict, settings: dict) -> Path:
-    """The folder of this very training, with room for its checkpoints; refused where it belongs to another."""
+    """The checkpoint folder of this training, with enough disk space; ValueError where it belongs to another."""
     from lib import checkpoints
     from lib.trainers import adapters
     from lib.trainers.checkpoints import KEPT, refuse_others
@@ -156,7 +158,7 @@ def _open(folder: Path, model, source: training_data.Source, loss, trained: dict
     # a value and two moments in float32; while one checkpoint is written, the one before it is still there
     size = 12 * sum(parameter.numel() for parameter in trained.values()) + _ROOM
     files.check_writable(folder / "checkpoint", 2 * size)
-    # names for what the caller knows by name; a hash for weights that were chosen by hand
+    # readable settings from `adapters`; a hash of the names for weights chosen by hand
     names = hashlib.sha256(" ".join(sorted(trained)).encode()).hexdigest()[:12]
     identity = getattr(loss, "identity", None) or {"loss": loss.__module__.rpartition(".")[2]}
     job = {"model": checkpoints.fingerprint(model), "layers": structure.fingerprint(model), **adapters.chosen(model)}
@@ -169,7 +171,7 @@ def _open(folder: Path, model, source: training_data.Source, loss, trained: dict
 
 @contextlib.contextmanager
 def _as_it_was(model: nn.Module) -> Iterator[None]:
-    """Put back the global random states, the modules' modes and the cache setting that the Trainer changes."""
+    """Restore the global random states, the modules' modes and the cache setting that the Trainer changes."""
     from lib.trainers.checkpoints import random_state, set_random_state
 
     state, modes = random_state(), {module: module.training for module in model.modules()}
@@ -184,7 +186,7 @@ def _as_it_was(model: nn.Module) -> Iterator[None]:
 
 @contextlib.contextmanager
 def _undone(trained: dict[str, nn.Parameter]) -> Iterator[Callable]:
-    """Yield a function that sets the parameters to a checkpoint's tensors, or to what they are now; drop gradients."""
+    """Yield a function that resets the parameters to a checkpoint or to their initial values; drop gradients."""
     before = {name: parameter.detach().clone() for name, parameter in trained.items()}
 
     @torch.no_grad()

@@ -12,7 +12,7 @@ from torch.utils.data import Dataset, IterableDataset
 
 from lib.trainers.schedule import Order
 
-IGNORED = -100  # a label that is not learned
+IGNORED = -100  # label of positions without loss
 PADDING = {"input_ids": 0, "labels": IGNORED, "attention_mask": 0}
 
 
@@ -30,7 +30,7 @@ def collate(rows: list[dict]) -> dict[str, Tensor]:
 
 
 def complete(row: dict) -> dict:
-    """`row` with labels, which are its tokens unless it says otherwise, and with an attention mask."""
+    """`row` with labels (its tokens, unless it has labels) and an attention mask."""
     ids = torch.as_tensor(row["input_ids"])
     mask = torch.as_tensor(row["attention_mask"]) if "attention_mask" in row else torch.ones_like(ids)
     labels = torch.as_tensor(row["labels"]) if "labels" in row else ids
@@ -38,27 +38,27 @@ def complete(row: dict) -> dict:
 
 
 def targets(batch: dict) -> Tensor:
-    """The tokens [n] that are to be predicted in `batch`, row after row."""
+    """The target tokens [n] of `batch`, row after row."""
     return select(batch.get("labels", batch["input_ids"])[:, 1:], batch)
 
 
 def select(values: Tensor, batch: dict) -> Tensor:
-    """Of `values` [rows, length - 1, ...] those [n, ...] at the positions that predict `targets`."""
+    """The entries [n, ...] of `values` [rows, length - 1, ...] at the positions that predict `targets`."""
     learned = batch.get("labels", batch["input_ids"])[:, 1:] != IGNORED
     return values.flatten(0, 1) if learned.all() else values[learned.to(values.device)]
 
 
 def inputs(batch: dict) -> dict[str, Tensor]:
-    """What the model is given of `batch`: tokens, positions of packed documents, a mask where there is padding."""
+    """The model's arguments from `batch`: tokens, positions of packed documents, a mask where there is padding."""
     mask = batch.get("attention_mask")
     given = {name: batch[name] for name in ("input_ids", "position_ids") if name in batch}
     return given if mask is None or mask.all() else {**given, "attention_mask": mask}
 
 
 class ShuffledRows(Dataset):
-    """The rows of all steps, one after the other: of `rows` (sized) in an order that `seed` decides.
+    """The rows of all steps, one after the other: `rows` (sized) in a random order that depends on `seed`.
 
-    Each row is told its place (`window`), and how many tokens and targets its whole step has.
+    Each row gets its index (`window`) and the numbers of tokens and targets of its whole step.
     """
 
     def __init__(self, rows, *, steps: int, batch: int, seed: int, check: Callable[[dict, int], dict]):
@@ -77,7 +77,7 @@ class ShuffledRows(Dataset):
 
 
 class StreamedRows(IterableDataset):
-    """The rows of an iterable as they come, `batch` of them a step; it is begun again when it ends."""
+    """The rows of an iterable in its own order, `batch` per step; it starts again when it ends."""
 
     def __init__(self, rows: Iterable[dict], *, batch: int, check: Callable[[dict, int], dict]):
         self.rows, self.batch, self.check = rows, batch, check
@@ -100,7 +100,7 @@ class StreamedRows(IterableDataset):
 
 
 def with_totals(rows: list[tuple[int, dict]]) -> list[dict]:
-    """The (place, row) pairs of a step, each row with its place, and the step's number of tokens and of targets."""
+    """The rows of a step, from (place, row) pairs, each with its place and the step's numbers of tokens and targets."""
     whole = {}
     if all("attention_mask" in row for _, row in rows):
         whole["step_tokens"] = sum(int(row["attention_mask"].sum()) for _, row in rows)

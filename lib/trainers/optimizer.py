@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 BETAS = (0.9, 0.95)
-MOMENTS = ("exp_avg", "exp_avg_sq", "step")  # what AdamW keeps of each weight
+MOMENTS = ("exp_avg", "exp_avg_sq", "step")  # AdamW's state of each weight
 
 
 class AdamW(torch.optim.Optimizer):
@@ -46,7 +46,7 @@ class AdamW(torch.optim.Optimizer):
             self.names[name].copy_(copy)
 
     def tensors(self) -> dict[str, Tensor]:
-        """All that the optimizer knows, as "name:part" -> tensor; parts are value, exp_avg, exp_avg_sq and step."""
+        """The optimizer's state as "name:part" -> tensor; parts are value, exp_avg, exp_avg_sq and step."""
         found = {}
         for name, copy in self.copies.items():
             kept = {key: value for key, value in self.inner.state.get(copy, {}).items() if key in MOMENTS}
@@ -55,7 +55,7 @@ class AdamW(torch.optim.Optimizer):
 
     @torch.no_grad()
     def restore(self, tensors: dict[str, Tensor]) -> None:
-        """Take over what `tensors` gave, and set the parameters to the rounded copies."""
+        """Load a state from `tensors`, and set the parameters to the rounded copies."""
         for name, copy in self.copies.items():
             copy.copy_(tensors[f"{name}:value"])
             kept = {key: tensors[f"{name}:{key}"] for key in MOMENTS if f"{name}:{key}" in tensors}

@@ -15,10 +15,10 @@ _COUNTED = ("num_hidden_layers", "layer_types", "dtype", "architectures", "tie_w
 
 
 def shared(teacher: nn.Module, student: nn.Module) -> int:
-    """How many leading blocks, and the embedding before them, compute the same and are not trained in the student.
+    """Number of leading blocks that compute the same in both models and are not trained in the student.
 
-    They have equal weights, stand in models whose configurations differ in nothing else, and are tried on a few
-    tokens. At most one less than the student has blocks, since something must be left to run.
+    The embedding counts with them. They have equal weights, the models' configurations differ in nothing else, and they
+        are tried on a few tokens. At most one less than the student's blocks, since something must be left to train.
     """
     if type(teacher) is not type(student) or _settings(teacher) != _settings(student):
         return 0
@@ -36,7 +36,7 @@ def shared(teacher: nn.Module, student: nn.Module) -> int:
 
 
 def state(teacher: nn.Module, student: nn.Module, count: int) -> list[tuple]:
-    """What the first `count` blocks, and the embedding before them, are made of now: other once any of it changes."""
+    """State of the embedding and the first `count` blocks, which differs as soon as any of it changes."""
     found = []
     for model in (teacher, student) if count else ():
         for part in (blocks.embeddings(model), *list(blocks.blocks(model))[:count]):
@@ -47,7 +47,7 @@ def state(teacher: nn.Module, student: nn.Module, count: int) -> list[tuple]:
 
 
 def _settings(model: nn.Module) -> dict:
-    """What the configuration says of a block, whichever it is: lists with an entry for each block are left out."""
+    """The settings of a configuration without lists that have an entry for each block."""
     config = blocks.config(model)
     count, aliases = config.num_hidden_layers, config.attribute_map  # "n_layer" in some families
     left_out = {*_COUNTED, *(aliases[name] for name in _COUNTED if name in aliases)}
@@ -59,7 +59,7 @@ def _settings(model: nn.Module) -> dict:
 
 
 def _reaching(model: nn.Module, place: int) -> Tensor:
-    """What block `place` of `model` is given of a few tokens."""
+    """The arguments that block `place` of `model` receives for a few tokens."""
     tokens = torch.arange(3, 19, device=blocks.device(model))[None] % blocks.embeddings(model).num_embeddings
     with evaluating(model), partial.recorded(model, place) as found:
         blocks.decoder(model)(input_ids=tokens, use_cache=False)
@@ -67,7 +67,7 @@ def _reaching(model: nn.Module, place: int) -> Tensor:
 
 
 def _equal(one: nn.Module, other: nn.Module) -> bool:
-    """Whether two parts are of one kind and have equal weights, which `other` does not train."""
+    """Whether two modules have the same class and equal weights, and `other` does not train them."""
     kinds = [{(name, type(part)) for name, part in each.named_modules()} for each in (one, other)]
     theirs, ours = ({**dict(each.named_parameters()), **dict(each.named_buffers())} for each in (one, other))
     return (

@@ -14,7 +14,7 @@ def schedule(step: int, steps: int) -> float:
 
 
 class Order:
-    """Endlessly many permutations of `count` rows, one after the other, by `seed`: place -> row."""
+    """An endless sequence of random permutations of `count` rows, by `seed`: place -> row."""
 
     def __init__(self, count: int, seed: int):
         self.count, self.seed, self._epoch = count, seed, (-1, [])
@@ -22,7 +22,7 @@ class Order:
     def __getitem__(self, place: int) -> int:
         epoch = place // self.count
         if self._epoch[0] != epoch:
-            generator = torch.Generator().manual_seed((self.seed << 12) + epoch)  # no seed meets another's epochs
+            generator = torch.Generator().manual_seed((self.seed << 12) + epoch)  # the epochs of different seeds differ
             self._epoch = epoch, torch.randperm(self.count, generator=generator)
         return int(self._epoch[1][place % self.count])
 

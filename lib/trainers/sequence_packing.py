@@ -37,7 +37,7 @@ class PackedSequences(Sequence):
 
     @property
     def identity(self) -> str:
-        """What tells these rows from others."""
+        """Fingerprint of these rows."""
         return files.data_hash(torch.stack([self.ids, self.positions]))
 
 
@@ -46,9 +46,9 @@ def pack(
 ) -> PackedSequences | Tensor:
     """Rows of `length` tokens of `documents` (token ids each), one behind the other, each followed by `end`.
 
-    block_diagonal: whether no token sees another document; else the rows are windows of one stream [rows, length].
-    A document longer than what is left of a row goes on in the next, where it begins anew. Empty documents are left
-    out. Raises ValueError for rows shorter than two tokens, and documents that fill no row.
+    block_diagonal: whether tokens attend only to their own document; else the rows are windows of one stream [rows,
+        length]. A document that does not fit the rest of a row continues in the next one, as a new document. Empty
+        documents are left out. Raises ValueError for rows shorter than two tokens, and documents that fill no row.
     """
     if length < 2:
         raise ValueError(f"length={length}; rows of 2 tokens or more are allowed; give a longer one.")
@@ -83,7 +83,7 @@ def check(model: nn.Module) -> None:
             first, second = (model(input_ids=each, **given).logits for each in (ids, other))
             alone = model(input_ids=ids[:, 3:], use_cache=False).logits
         found = max((first - second)[0, 3:].abs().max().item(), (first[:, 3:] - alone).abs().max().item())
-    except (TypeError, ValueError):  # it takes no positions
+    except (TypeError, ValueError):  # the model takes no positions
         first, found = torch.zeros(1), torch.inf
     if not found <= 64 * torch.finfo(first.dtype).eps * max(first.abs().max().item(), 1):
         raise ValueError(

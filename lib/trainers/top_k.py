@@ -23,7 +23,7 @@ PART = 64  # windows of one file: what a killed job repeats at most
 
 @dataclass(frozen=True, eq=False)
 class TopKDistillation:
-    """The loss against kept answers; called as `loss(model, batch)`, batch["window"] says which windows these are.
+    """The loss towards stored predictions; called as `loss(model, batch)`; batch["window"] has the windows' indices.
 
     ids int32 and logp float32 [windows, length - 1, k]: the teacher's likeliest tokens, and their log-probabilities.
     """
@@ -68,11 +68,11 @@ class TopKDistillation:
 
 
 def cache_teacher(teacher: nn.Module, windows, *, k: int = K, folder: Path | str | None = None) -> TopKDistillation:
-    """Run `teacher` over `windows` of text and keep its `k` likeliest tokens at each position.
+    """Run `teacher` over `windows` of text and store its `k` likeliest tokens at each position.
 
-    folder: a cache of ours where it is None. It is named after weights, tokens and k; files are complete or absent,
-    finished ones are not computed again. Raises ValueError for a k that is no count of tokens and for files that have
-    changed, OSError (before the work) where the disk is too small.
+    folder: None is the cache folder. The files are named after weights, tokens and k; files are complete or absent,
+        finished ones are not computed again. Raises ValueError for a k that is no count of tokens and for files that
+        have changed, OSError (before the work) where the disk is too small.
     """
     from lib import checkpoints, files
     from lib.sources import texts

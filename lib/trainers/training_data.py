@@ -16,9 +16,9 @@ from lib.trainers import minibatch
 
 @dataclass(frozen=True)
 class Source:
-    """Rows to train on: `count` of them with `tokens` in all; None where nobody knows before they were read.
+    """Rows to train on: `count` of them with `tokens` in all; None where that is unknown before they are read.
 
-    rows: row dicts, sized or an iterable. identity: what tells this data from other data, None where nothing does.
+    rows: row dicts, sized or an iterable. identity: fingerprint of the data, None where there is none.
     """
 
     rows: Sequence[dict] | Iterable[dict]
@@ -29,23 +29,23 @@ class Source:
 
     @property
     def length(self) -> float | None:
-        """Tokens of a row, on average; a whole number where all rows are alike."""
+        """Mean number of tokens per row; an integer where all rows have the same length."""
         if self.tokens is None:
             return None
         return self.tokens // self.count if self.alike else self.tokens / self.count
 
     def described(self) -> str:
-        """How much there is, in words."""
+        """The amount of data, in words."""
         if self.count is None:
             return "the stream"
         return f"the {self.count} windows of {self.length} tokens" if self.alike else f"the {self.count} rows"
 
 
 def of(data, model: nn.Module, *, checked: bool = True) -> Source:
-    """The `Source` of whatever `loop.train_` takes as its data.
+    """The `Source` for any data that `loop.train_` accepts.
 
-    checked: whether rows must be tokens for `model`; a collator of one's own may take others. Raises ValueError for
-    rows that it can't be trained on, TypeError for what holds no rows.
+    checked: whether rows must be tokens for `model`; a custom collator may take others. Raises ValueError for rows that
+        the model can't be trained on, TypeError for data without rows.
     """
     if isinstance(data, Source):
         return data
@@ -65,7 +65,7 @@ def of(data, model: nn.Module, *, checked: bool = True) -> Source:
 
 
 def check_tables(model: nn.Module, source: Source, micro_batch: int) -> None:
-    """Raise ValueError where rows of one forward pass would be read by the position tables of the longest of them."""
+    """Raise ValueError where rows of one forward pass would use the position tables of the longest one."""
     if micro_batch > 1 and not source.alike and rotary.Tables.of(model).change:
         raise ValueError(
             f"micro_batch={micro_batch} rows of unequal lengths, and position tables of {type(model).__name__} that "
@@ -98,7 +98,7 @@ def _windows(ids: Tensor) -> Source:
 
 
 def _rows(data, model: nn.Module, columns) -> Source:
-    """A sized data set of rows, each of which is looked at once: what is wrong with one is said before the work."""
+    """A sized data set of rows, each checked once, so that errors are raised before the work."""
     check, hasher, tokens, lengths = minibatch.checker(model), hashlib.sha256(), 0, set()
     for place in range(len(data)):
         row = check(data[place], place)
@@ -114,6 +114,6 @@ def _rows(data, model: nn.Module, columns) -> Source:
 
 
 def _identity(data) -> str | None:
-    """What a data set says of itself: its `identity`, or the fingerprint that Hugging Face keeps."""
+    """The fingerprint of a data set: its `identity`, or the one that Hugging Face keeps."""
     found = getattr(data, "identity", None) or getattr(data, "_fingerprint", None)
     return None if found is None else str(found)

@@ -6,5 +6,5 @@ from lib.models.blocks import blocks
 
 
 def score(model: nn.Module, calibration=None) -> list[float]:
-    """How many blocks come after each: the last one goes first; nothing is looked at."""
+    """The number of blocks after each one, so that the last block is removed first; the text is not used."""
     return [float(after) for after in reversed(range(len(blocks(model))))]

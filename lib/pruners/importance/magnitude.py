@@ -12,7 +12,7 @@ from lib.pruners.importance import taylor
 
 @torch.no_grad()
 def score(model: nn.Module, calibration=None) -> list[float]:
-    """Σ |W| over all weights of the block's matrices; the calibration text is not looked at.
+    """Σ |W| over all weights of the block's matrices; the calibration text is not used.
 
     Raises ValueError for quantized models.
     """

@@ -30,7 +30,7 @@ def check_decoder(model: nn.Module) -> None:
     """Raise ValueError unless `model` is a decoder with a head: one that predicts each token from those before it."""
     config = getattr(model, "config", None)
     generates = hasattr(model, "can_generate") and model.can_generate() and not config.is_encoder_decoder
-    # GPT-NeoX, a decoder, says of itself what an encoder says
+    # GPT-NeoX is a decoder, but its config has the flags of an encoder
     encoder = getattr(config, "is_decoder", None) is False and not config.model_type.startswith("gpt_neox")
     if not generates or encoder:
         raise ValueError(
@@ -81,7 +81,7 @@ def left_out(model: nn.Module, tokens: Tensor, look: Callable, what: str) -> tup
 def predictions(model: nn.Module, hidden: Tensor) -> Iterator[tuple[int, slice, Tensor]]:
     """(window, positions, log-probabilities [positions, vocabulary]) of the next tokens, from the last hidden states.
 
-    The last position of a window predicts nothing that is known. Raises ValueError for logits that are not finite.
+    The token that the last position of a window predicts is unknown. Raises ValueError for logits that are not finite.
     """
     run, size = logits.after_blocks(model), parts.head(model).out_features
     for window, states in enumerate(hidden):

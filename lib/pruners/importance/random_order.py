@@ -7,5 +7,5 @@ from lib.models.blocks import blocks
 
 
 def score(model: nn.Module, calibration=None, *, seed: int = 0) -> list[float]:
-    """A number from 0 to 1 for each block, from its own generator; nothing is looked at."""
+    """A random number from 0 to 1 for each block, from a generator of its own; the text is not used."""
     return torch.rand(len(blocks(model)), generator=torch.Generator().manual_seed(seed)).tolist()
