@@ -13,10 +13,10 @@ from lib.metrics.score import Score
 
 COLUMNS = ["run", "notebook", "metric", "value", "stderr", "n", "unit", "higher_is_better", "baseline"]
 COLUMNS += ["seed", "commit", "dirty", "machine", "threads", "versions", "data_hash", "time", "status"]
-# methods, parts and metrics under the names that records of earlier versions have for them
-RENAMED = {"rounding": "signround", "refined": "gptq_signround"}
-RENAMED |= {"came_in": "inherited", "added": "own", "taken_back": "cancelled"}
-CHOICES = ("method", "arm", "rung", "part")  # columns that hold such names
+# what records of earlier versions call methods and parts of an error, in the columns that hold such names
+PARTS = {"came_in": "inherited", "added": "own", "taken_back": "cancelled"}
+RENAMED = {"rounding": "signround", "refined": "gptq_signround"} | PARTS
+CHOICES = ("method", "arm", "rung", "part")
 started_here: set[str] = set()  # runs of this process: a notebook sees its own records before it has finished
 
 
@@ -111,7 +111,7 @@ def _rows(document):
         own = {key: value for key, value in row.items() if key != "labels"}
         cells = document["parameters"] | row["labels"]
         cells |= {key: RENAMED[cells[key]] for key in CHOICES if str(cells.get(key)) in RENAMED}
-        own["metric"] = RENAMED.get(own["metric"], own["metric"])
+        own["metric"] = PARTS.get(own["metric"], own["metric"])
         yield shared | own | {k: json.dumps(v) if isinstance(v, list | dict) else v for k, v in cells.items()}
 
 
