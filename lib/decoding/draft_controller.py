@@ -18,12 +18,12 @@ from lib.decoding.sessions import Session, read
 from lib.decoding.speculative import expected_tokens
 from lib.decoding.verify import Drafter
 
-PATIENCE = 8  # of the drafts that do not seem to pay, one in so many is made, to notice when they do
+PATIENCE = 8  # one in so many drafts that do not seem to pay is made all the same, to notice when they do
 MOST_PATIENCE = 256  # patience doubles with each draft that is rejected whole, up to this
 FORGET = 0.8  # weight of the past in the share of accepted tokens, per draft
 RENEW = 0.2  # weight of a new measurement in the cost of a step that drafts
 RECENT = 7  # plain steps whose median is the cost of a plain step
-STALE = 16  # drafts in a row that gain little, after which a plain step tells what one costs now
+STALE = 16  # drafts in a row with little gain, after which a plain step measures the present cost
 LITTLE = 1.25
 CREDIT = 1.5  # plain steps that an answer inherits at most
 
@@ -31,10 +31,11 @@ CREDIT = 1.5  # plain steps that an answer inherits at most
 class DraftController:
     """Decides before each step how many tokens to draft.
 
-    costs: {tokens drafted: seconds of the step}, as `step_costs` measures them, with 0 and at least one other length;
-    they are renewed as steps are taken. slack: the share of plain decoding's time that may be lost at worst. reading:
-    seconds for a token that a drafting model has to catch up with (`reading_cost`).
-    Raises ValueError for costs without those lengths or that are not positive, and for a slack outside (0, 1).
+        costs: {tokens drafted: seconds of the step}, as `step_costs` measures them, with 0 and at least one other
+        length;
+    they are updated as steps are taken. slack: the largest allowed loss, as a fraction of plain decoding's time.
+        reading: seconds per token for a drafting model to read tokens that it has missed (`reading_cost`).
+        Raises ValueError for costs without those lengths or that are not positive, and for a slack outside (0, 1).
     """
 
     def __init__(self, costs: dict[int, float], *, slack: float = 0.03, reading: float = 0.0):
@@ -111,7 +112,7 @@ class DraftController:
         self._patience = PATIENCE if accepted else min(2 * self._patience, MOST_PATIENCE)
         self._drafts += 1
         old = self.cost(drafted)
-        # one disturbance must not rule the estimate
+        # one outlier must not dominate the estimate
         self.costs[drafted] = old + RENEW * (min(seconds, 2 * old) - old)
 
     def _loss(self, length: int) -> float:
@@ -129,9 +130,9 @@ def step_costs(
 ) -> dict[int, float]:
     """Seconds of a step that drafts so many tokens (with `drafter`, its own time included) behind `context` tokens.
 
-    Medians over `rounds`, in each of which all `lengths` have their turn, after a round that does not count. The
-    session is left empty. The text is one token repeated: prompt lookup always finds a match in it. A drafting model
-    should propose `max(lengths)` tokens when asked to.
+    Medians over `rounds`, each of which times all `lengths`, after one warm-up round. The
+        session is left empty. The text is one token repeated: prompt lookup always finds a match in it. A drafting
+        model should propose `max(lengths)` tokens when asked to.
     """
     text = torch.zeros(context + max(lengths) + 1, dtype=torch.long)
     session.rewind(0)
@@ -152,7 +153,7 @@ def step_costs(
 
 
 def reading_cost(drafter: Drafter, *, context: int = 128, rounds: int = 3) -> float:
-    """Seconds a token that `drafter` takes to read a text of `context` tokens: the median of `rounds`."""
+    """Seconds per token for `drafter` to read a text of `context` tokens: the median of `rounds`."""
     taken = []
     for place in range(rounds + 1):
         text = torch.full((context,), 1 + place % 2)  # nothing is shared with the text before

@@ -13,19 +13,19 @@ from pathlib import Path
 def of_folder(folder: Path | str) -> tuple[int, ...]:
     """The tokens that end a text of the checkpoint in `folder`, without loading it; needs no torch.
 
-    Raises ValueError for ids that are no whole numbers.
+    Raises ValueError for ids that are not integers.
     """
     for name in ("generation_config.json", "config.json"):
         try:
             found = json.loads((Path(folder) / name).read_bytes())
-        except (OSError, ValueError):  # transformers, too, goes on to config.json where the first is unreadable
+        except (OSError, ValueError):  # like transformers, fall back to config.json where the first is unreadable
             continue
         return ids(found.get("eos_token_id"))
     return ()
 
 
 def of_model(model) -> tuple[int, ...]:
-    """The tokens that end a text of a transformers model, as its `generation_config` names them."""
+    """The end tokens of a transformers model, from its `generation_config`."""
     return ids(getattr(getattr(model, "generation_config", None), "eos_token_id", None))
 
 
@@ -35,7 +35,7 @@ def of_task(named: Iterable[int], tokenizer) -> frozenset[int]:
 
 
 def ids(named) -> tuple[int, ...]:
-    """Token ids as settings state them: None, a number, or a list of numbers. Raises ValueError for anything else."""
+    """Token ids from a setting: None, a number, or a list of numbers. Raises ValueError for anything else."""
     found = () if named is None else (named,) if isinstance(named, int) else tuple(named)
     if not all(isinstance(each, int) and not isinstance(each, bool) for each in found):
         raise ValueError(

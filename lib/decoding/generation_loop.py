@@ -19,7 +19,7 @@ from lib.decoding.requests import Request
 
 
 class Backend(Protocol):
-    """A model that reads several sequences; a request stands for its own."""
+    """A model that reads several sequences, each identified by its request."""
 
     def admit(self, waiting: deque[Request]) -> Iterator[tuple[Request, object]]:
         """Take requests out of `waiting` while there is room, in any order, and read their prompts.
@@ -32,25 +32,25 @@ class Backend(Protocol):
         """Append tokens, int64 [k], to each sequence; the logits after all of them in order, [sum of k, vocabulary]."""
 
     def keep(self, request: Request, length: int) -> None:
-        """Forget all tokens of a sequence but the first `length`."""
+        """Rewind a sequence to its first `length` tokens."""
 
     def leave(self, request: Request) -> None:
-        """The request has ended; there is room for another one."""
+        """Free the place of a request that has ended."""
 
 
 class Loop:
-    """Runs requests on a backend, those given and those that are added while it runs."""
+    """Runs requests on a backend; more can be added while it runs."""
 
     def __init__(self, backend: Backend, requests: Iterable[Request] = ()):
         self.backend, self.waiting = backend, deque(requests)
-        self.active: dict[Request, None] = {}  # in the order in which they came
+        self.active: dict[Request, None] = {}  # in order of admission
 
     def add(self, request: Request) -> None:
         """A request that begins as soon as there is room."""
         self.waiting.append(request)
 
     def cancel(self, request: Request) -> None:
-        """End a request now, with what it has; its reason is "cancelled"."""
+        """End a request now, with the tokens it has; its reason is "cancelled"."""
         if request.answer.reason:
             return
         request.end("cancelled")
@@ -65,7 +65,7 @@ class Loop:
             pass
 
     def step(self) -> bool:
-        """Let in whom there is room for, then add to each answer under way; whether there was any."""
+        """Admit waiting requests, then extend every active answer by one step; returns whether there was any."""
         self._admit()
         if not self.active:
             return False
@@ -98,7 +98,7 @@ class Loop:
                 if len(tokens) <= counts[request]:
                     self.backend.keep(request, request.known + len(tokens) - 1)
         for request, tokens in found.items():
-            if request in self.active:  # nobody has cancelled it in a callback
+            if request in self.active:  # not cancelled in a callback
                 self._take(request, tokens, counts[request], watch.seconds)
 
     def _take(self, request: Request, tokens: list[int], drafted: int, seconds: float) -> None:
@@ -112,7 +112,7 @@ class Loop:
 
 
 def choose(drafts: dict, logits) -> dict[Request, list[int]]:
-    """The tokens of this step for each request: those of its draft that stay, and one more.
+    """The tokens of this step for each request: the accepted ones of its draft, and one more.
 
     drafts: request -> `verify.Draft` or None; logits: float [sum of 1 + drafted, vocabulary], numpy or torch. Raises
     ValueError where logits are not finite.
@@ -138,7 +138,7 @@ def likeliest(logits) -> list[int]:
     """The token with the greatest logit in each row of [rows, vocabulary], numpy or torch."""
     best = logits.argmax(-1)
     chosen = logits[range(len(best)), best]
-    if (chosen != chosen).any():  # NaN is the greatest of all
+    if (chosen != chosen).any():  # argmax treats NaN as the largest
         from lib.decoding.sampling import not_finite
 
         raise not_finite()

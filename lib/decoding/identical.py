@@ -18,8 +18,8 @@ class Divergence:
     """The first token that differs: its place in the answer, both tokens (None: that answer had ended), and logits.
 
     gap: logit of `ours` minus logit of `theirs` as `first_divergence` read them; infinite where one answer had ended,
-    since rounding ends no answer: a token that ends one is in it, so an end or a length was handled wrongly.
-    scale: the largest logit in magnitude, which rounding is relative to.
+        since rounding alone ends no answer (end tokens are part of it): an end or a length was handled wrongly.
+    scale: the largest magnitude of the logits, to which rounding errors are proportional.
     """
 
     place: int

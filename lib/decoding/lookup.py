@@ -18,9 +18,9 @@ from lib.decoding.verify import NOTHING, Draft, Drafter
 class Lookup(Drafter):
     """A drafter that copies from the text itself.
 
-    max_ngram: tokens that have to agree at best; shorter agreements serve down to `min_ngram`. draft_length: tokens
-    proposed at most. adaptive: begin with half of them, twice as many after a draft that was accepted whole, else as
-    many as were accepted and one more. Raises ValueError for numbers below 1.
+    max_ngram: longest match that is searched; shorter ones are tried down to `min_ngram`. draft_length: tokens
+        proposed at most. adaptive: begin with half of them, double after a fully accepted draft, else one more than
+        were accepted. Raises ValueError for numbers below 1.
     """
 
     def __init__(self, *, max_ngram: int = 3, draft_length: int = 10, min_ngram: int = 1, adaptive: bool = True):
@@ -33,7 +33,7 @@ class Lookup(Drafter):
         self.length = Length(draft_length, adaptive)
 
     def begin(self, token_ids: Tensor) -> None:
-        """What became of the last answer's drafts says nothing about the next one's."""
+        """Reset the draft length: acceptance in the last answer does not predict the next one's."""
         self.length.forget()
 
     def draft(self, token_ids: Tensor, at_most: int | None = None) -> Draft:
@@ -51,7 +51,7 @@ class Lookup(Drafter):
 
     def _continuation(self, ids: np.ndarray) -> int | None:
         """Where the text behind the latest earlier occurrence of the longest matching end of `ids` begins."""
-        ends, found = np.flatnonzero(ids[:-1] == ids[-1]), None  # most texts are done here, with one comparison
+        ends, found = np.flatnonzero(ids[:-1] == ids[-1]), None  # most texts end here, after one comparison
         for n in range(1, self.max_ngram + 1):
             if not len(ends):
                 break
@@ -62,14 +62,14 @@ class Lookup(Drafter):
 
 
 class Length:
-    """How many tokens to draft next, judged by what became of the last draft."""
+    """How many tokens to draft next, from the acceptance of the last draft."""
 
     def __init__(self, longest: int, adaptive: bool = True):
         self.longest, self.adaptive = longest, adaptive
         self.forget()
 
     def next(self, token_ids: Tensor) -> int:
-        """The length of the draft that follows `token_ids`, which show how much of the last draft was accepted."""
+        """The length of the next draft behind `token_ids`, which show how much of the last draft was accepted."""
         if not self.adaptive:
             return self.longest
         if self._last is not None:
@@ -86,9 +86,9 @@ class Length:
         return self._current
 
     def proposed(self, token_ids: Tensor, guesses: Tensor) -> None:
-        """Remember what was proposed to follow `token_ids`."""
+        """Store the draft proposed behind `token_ids`."""
         self._last = (len(token_ids), guesses)
 
     def forget(self) -> None:
-        """Begin as at first."""
+        """Reset to the initial state."""
         self._current, self._last = max(1, self.longest // 2), None

@@ -17,7 +17,7 @@ NOWHERE = Stops((), None)
 
 
 class Step(NamedTuple):
-    """One pass of the model: tokens drafted, how many of them it accepted, tokens that the answer got, and seconds."""
+    """One pass of the model: tokens drafted, tokens accepted, tokens added to the answer, and seconds."""
 
     drafted: int
     accepted: int
@@ -42,7 +42,7 @@ class Generation:
 
     @property
     def seconds(self) -> float:
-        """Seconds of all steps, the prompt's reading left out."""
+        """Seconds of all steps, without reading the prompt."""
         return sum(step.seconds for step in self.steps)
 
     @property
@@ -55,7 +55,7 @@ class Generation:
 
 
 class Request:
-    """Continue `prompt` (token ids, one or more) by at most `new_tokens` tokens; `answer` is what came of it.
+    """Continue `prompt` (token ids, one or more) by at most `new_tokens` tokens; the result is `answer`.
 
     sampling: a `sampling.Sampling`, None for greedy; own: the checkpoint's settings (`settings.of`). stops, ends: stop
     strings and token ids that end the answer. drafter, controller: what drafts, and what decides how far. stream:
@@ -82,13 +82,13 @@ class Request:
         self.drafting = 0.0  # seconds of the last draft
 
     def begin(self) -> None:
-        """The model has read the prompt: make room for the answer, and let what drafts read too."""
+        """Called when the model has read the prompt: allocate the answer, and let the drafter read the prompt too."""
         self.text = np.empty(len(self.prompt) + self.new_tokens, np.int64)
         self.known = len(self.prompt)
         self.text[: self.known] = self.prompt
         greedy = self.sampling is None or (self.sampling.greedy and not self.sampling.penalised)
         self.choosing = None if greedy else self.sampling
-        if self.own:  # only now: a processor may hold the prompt
+        if self.own:  # created only now, since a processor may hold the prompt
             from lib.decoding.sampling import Sampling
 
             self.choosing = (self.sampling or Sampling()).answering(self.own, self.prompt, self.new_tokens)
@@ -98,8 +98,8 @@ class Request:
             self.controller.start()
 
     def propose(self):
-        """A `verify.Draft` of what may follow, one token less than fits; None where nothing is drafted."""
-        room = len(self.text) - self.known - 1  # the token after the draft needs a place too
+        """The next `verify.Draft`, at most one token less than fits; None where nothing is drafted."""
+        room = len(self.text) - self.known - 1  # leave room for the token after the draft
         if self.drafter is None or room < 1:
             return None
         with timing.stopwatch() as watch:
@@ -115,7 +115,7 @@ class Request:
         )
 
     def inputs(self, draft) -> np.ndarray:
-        """What the model reads next, int64 [1 + drafted]: the last known token, and the draft behind it."""
+        """The tokens that the model reads next, int64 [1 + drafted]: the last known token and the draft."""
         if draft is None:
             return self.text[self.known - 1 : self.known]
         end = self.known + len(draft.token_ids)
@@ -127,7 +127,7 @@ class Request:
         return self._tensor(self.known + (0 if draft is None else len(draft.token_ids)))
 
     def take(self, found: list[int], drafted: int, seconds: float) -> bool:
-        """Add the tokens that a step has `found`; whether the answer has ended with them."""
+        """Add the tokens `found` in a step; returns whether the answer has ended with them."""
         kept = next((count for count, token in enumerate(found, 1) if self.watch.see(token)), len(found))
         self.text[self.known : self.known + kept] = found[:kept]
         self.known += kept
@@ -140,7 +140,7 @@ class Request:
         return bool(self.watch.reason)
 
     def end(self, reason: str = "") -> None:
-        """Complete the answer, for `reason` where nothing in it says why."""
+        """Complete the answer; its end reason is `reason` where neither a token nor a stop string ended it."""
         self.answer.token_ids, self.answer.text = self.watch.tokens, self.watch.text()
         self.answer.reason = self.watch.reason or reason
         if self.finished is not None:
@@ -148,6 +148,6 @@ class Request:
 
     def _tensor(self, count: int):
         """The first `count` tokens as a LongTensor that shares their memory."""
-        import torch  # what only chooses the likeliest token does without
+        import torch  # not needed for greedy requests
 
         return torch.from_numpy(self.text[:count])

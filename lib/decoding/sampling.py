@@ -19,8 +19,8 @@ class Sampling:
 
     temperature: divides the logits; 0 is greedy, the likeliest token. top_k: only the k likeliest tokens (0: all).
     top_p: only the likeliest tokens whose probabilities add up to p. repetition_penalty: logits of tokens that the
-    prompt or the answer already has are divided (positive) or multiplied (negative) by it; it holds for greedy too
-    (CTRL, arXiv 1909.05858, section 4.1); None takes what the checkpoint says. seed: of the generator that `draw` and
+    prompt or the answer already has are divided (positive) or multiplied (negative) by it; it applies to greedy
+    too (CTRL, arXiv 1909.05858, section 4.1); None takes the checkpoint's value. seed: of the generator that `draw` and
     `accept` use.
     """
 
@@ -42,11 +42,11 @@ class Sampling:
 
     @property
     def penalised(self) -> bool:
-        """Whether the likeliest token is another one than that of the bare logits."""
+        """Whether processing may change the likeliest token."""
         return len(self._processors) > len(self._warpers)
 
     def answering(self, settings: Settings, prompt: list[int], new_tokens: int) -> "Sampling":
-        """This sampling, with its own random numbers, after what the checkpoint's `settings` do to logits.
+        """This sampling with its own random numbers, applied after the checkpoint's `settings`.
 
         prompt, new_tokens: the token ids of the answer's prompt, and how many it has at most.
         """

@@ -12,13 +12,13 @@ from lib.decoding.sessions import Session, read
 
 
 class Sessions:
-    """A `generation_loop.Backend` of as many requests at once as there are `sessions`, each rewound to nothing."""
+    """A `generation_loop.Backend` for as many requests at once as there are `sessions`, each rewound to length 0."""
 
     def __init__(self, sessions: list[Session]):
         self.free, self.of = list(sessions), {}
 
     def admit(self, waiting: deque[Request]) -> Iterator[tuple[Request, None]]:
-        """The prompt's last token is left for the first step, so that a draft may follow it at once."""
+        """Read all but the last token of a prompt, so that the first step can read it together with a draft."""
         while waiting and self.free:
             request = waiting.popleft()
             session = self.of[request] = self.free.pop(0)
@@ -27,7 +27,7 @@ class Sessions:
             yield request, None
 
     def step(self, inputs: dict[Request, np.ndarray]) -> Tensor:
-        """Each session reads its own tokens."""
+        """Let each session read its own tokens."""
         return torch.cat([self.of[request].extend(torch.from_numpy(tokens)) for request, tokens in inputs.items()])
 
     def keep(self, request: Request, length: int) -> None:
@@ -35,5 +35,5 @@ class Sessions:
         self.of[request].rewind(length)
 
     def leave(self, request: Request) -> None:
-        """Its session serves another one."""
+        """Free the request's session for another one."""
         self.free.append(self.of.pop(request))

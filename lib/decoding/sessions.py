@@ -35,9 +35,9 @@ class ModelSession:
     """A causal language model of transformers behind the protocol: its own forward pass and its dynamic cache.
 
     Logits are those of a forward pass over the whole text so far: where position tables change with its length, keys
-    that were made by other tables are not kept but made anew. Of a model that keeps states which can't be cut back
-    (Mamba's), or whose cache gives other logits, nothing is kept: each pass reads the whole text.
-    kept: whether a cache serves; None tries it, once for each class of models and configuration.
+        of other tables are computed again. For a model with states that can't be rewound (Mamba's), or whose cache
+        gives other logits, nothing is cached: each pass reads the whole text.
+    kept: whether to use a cache; None tries it, once for each class of models and configuration.
     """
 
     def __init__(self, model: nn.Module, *, kept: bool | None = None):
@@ -53,7 +53,7 @@ class ModelSession:
     def extend(self, tokens: Tensor, *, last: bool = False) -> Tensor:
         """Read `tokens` (LongTensor [k], k from 1); logits after each, float32 [k, vocabulary], or after the last one.
 
-        Raises ValueError for no tokens, for more than the model has positions, and for ids that it does not know.
+        Raises ValueError for no tokens, for more than the model has positions, and for ids outside its vocabulary.
         """
         check_tokens(tokens, self.model.get_input_embeddings().num_embeddings)
         check_room(self, len(tokens))
@@ -78,7 +78,7 @@ class ModelSession:
             self._clear()
 
     def _pass(self, end: int, count: int) -> Tensor:
-        """Read what is missing of the first `end` tokens; logits after the last `count` of them."""
+        """Read the unread part of the first `end` tokens; logits after the last `count` of them."""
         if (kind := self._tables.kind(end)) != self._kind:
             self._clear()
             self._kind = kind
@@ -91,14 +91,14 @@ class ModelSession:
         return found.logits[0].float()
 
     def _alike(self, before: int) -> Iterator[tuple[int, int]]:
-        """(end, tokens) of the runs of tokens from `before` on after which the same position tables serve."""
+        """(end, tokens) of the runs of tokens from `before` on that use the same position tables."""
         ends = range(before + 1, self.length + 1)
         for _, run in itertools.groupby(ends, self._tables.kind):
             *_, end = found = list(run)
             yield end, len(found)
 
     def _clear(self) -> None:
-        self._kept = self._floor = 0  # tokens whose keys are there, and the fewest to which a rewind may cut them
+        self._kept = self._floor = 0  # cached tokens, and the fewest to which a rewind may cut them
         self._kind = self._tables.kind(0)
         if not self._keeps:
             return
@@ -115,7 +115,7 @@ _KEEP: dict[tuple[type, str], bool] = {}  # class and configuration of a model -
 
 @torch.no_grad()
 def keeps(model: nn.Module) -> bool:
-    """Whether a session of `model` that keeps a cache, and goes back in it, has the logits of whole passes.
+    """Whether a session of `model` with a cache that is rewound has the logits of whole passes.
 
     Tried on a few tokens, once for each class of models and configuration.
     """
@@ -123,7 +123,7 @@ def keeps(model: nn.Module) -> bool:
     kind = type(model), json.dumps([config, model.config._attn_implementation], sort_keys=True, default=str)
     if kind not in _KEEP:
         ids = torch.arange(5, 5 + 9) * 7 % model.get_input_embeddings().num_embeddings
-        plain = copy.copy(model)  # without hooks and replacements of one's own, which listen to the work itself
+        plain = copy.copy(model)  # without custom hooks and replacements, which must see only the real work
         plain.__dict__.pop("forward", None)
         plain._forward_hooks, plain._forward_pre_hooks = {}, {}
         with evaluating(plain):
@@ -134,10 +134,10 @@ def keeps(model: nn.Module) -> bool:
 
 
 def _agrees(model: nn.Module, ids: Tensor) -> bool:
-    """Whether a session that reads `ids` [9] in parts, and goes back, ends in the logits of one pass over them."""
+    """Whether a session that reads `ids` [9] in parts, and is rewound, gives the logits of one pass over them."""
     session = ModelSession(model, kept=True)
     if session.limit is not None and session.limit < len(ids):
-        return True  # nothing that is worth keeping
+        return True  # nothing worth caching
     own = model(input_ids=ids.to(device(model))[None], use_cache=False).logits[0, -3:].float()
     try:
         session.extend(ids[:5], last=True)
@@ -165,7 +165,7 @@ def room(session: Session) -> int | None:
 
 
 def rewind_to_common_prefix(session: Session, tokens: Tensor, known: Tensor) -> Tensor:
-    """Rewind a session that has read `known` [any] to what it shares with `tokens` [k]; the tokens left to read.
+    """Rewind a session that has read `known` [any] to its common prefix with `tokens` [k]; the tokens left to read.
 
     At least the last token is left, whose logits are needed.
     """

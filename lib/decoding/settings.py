@@ -11,7 +11,7 @@ from pathlib import Path
 
 from lib.decoding import ends
 
-NEUTRAL = {  # what changes logits, and the value besides None that changes nothing
+NEUTRAL = {  # settings that change logits, and the neutral value besides None
     "sequence_bias": None,
     "encoder_repetition_penalty": 1.0,
     "repetition_penalty": 1.0,
@@ -30,7 +30,7 @@ NEUTRAL = {  # what changes logits, and the value besides None that changes noth
     "stop_strings": [],
 }
 _ONE = (None, 1)
-OTHER = {  # searches that are no choice of one token after the other, and the values that ask for none of them
+OTHER = {  # searches that do not choose one token after the other, and the values that switch them off
     "num_beams": _ONE,
     "num_beam_groups": _ONE,
     "num_return_sequences": _ONE,
@@ -47,8 +47,8 @@ OTHER = {  # searches that are no choice of one token after the other, and the v
 class Settings:
     """The settings `values` (those of `NEUTRAL` that change something).
 
-    named: the token ids that end a text; vocabulary: how many tokens the model knows. Raises ValueError for settings
-    that ask for another search (beams, contrastive search, guidance, ...).
+    named: the end token ids; vocabulary: the model's number of tokens. Raises ValueError for settings that need another
+        search (beams, contrastive search, guidance, ...).
     """
 
     def __init__(self, values: dict, named: tuple[int, ...] = (), vocabulary: int = 0):
@@ -72,7 +72,7 @@ class Settings:
 
     @property
     def stop_strings(self) -> list[str]:
-        """Strings that end an answer because the checkpoint says so."""
+        """The checkpoint's own stop strings."""
         found = self.values.get("stop_strings", [])
         return [found] if isinstance(found, str) else list(found)
 
@@ -92,7 +92,7 @@ PLAIN = Settings({})
 def of(source, plain: bool = False) -> Settings:
     """The settings that `source` brings: a model of transformers, the `Weights` of `runtime.load`, or a session.
 
-    plain: none, whatever the checkpoint says. Raises ValueError for those that ask for another search.
+    plain: none, whatever the checkpoint has. Raises ValueError for settings that need another search.
     """
     if plain:
         return PLAIN
@@ -122,7 +122,7 @@ def of_folder(folder: Path | str) -> dict:
 
 
 def _plain(value):
-    """A setting as JSON keeps it."""
+    """A setting as it is stored in JSON."""
     if isinstance(value, dict) and any(isinstance(key, tuple) for key in value):  # sequences of `sequence_bias`
         return [[list(key), bias] for key, bias in value.items()]
     return value.to_dict() if hasattr(value, "to_dict") else value

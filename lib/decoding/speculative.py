@@ -20,9 +20,9 @@ from lib.models import blocks
 class Speculative(Drafter):
     """A drafter that asks a smaller model, `session`.
 
-    draft_length: tokens proposed at most (γ). sampling: how the smaller model chooses; give the same settings, better
-    the same object, as to the loop: the nearer q is to p, the more is accepted. Greedy drafts have no probabilities.
-    adaptive: see `lookup.Length`. Raises ValueError for a draft length below 1.
+    draft_length: most tokens drafted (γ). sampling: of the smaller model; give the same settings, better the same
+        object, as to the loop: the nearer q is to p, the more tokens are accepted. Greedy drafts have no probabilities.
+        adaptive: see `lookup.Length`. Raises ValueError for a draft length below 1.
     """
 
     def __init__(
@@ -35,7 +35,7 @@ class Speculative(Drafter):
         self._known = torch.empty(0, dtype=torch.long)
 
     def begin(self, token_ids: Tensor) -> None:
-        """Read the prompt when the model does: else the first draft would cost as much, and a step with it."""
+        """Read the prompt when the model does; otherwise the first draft would take that time."""
         self.length.forget()
         limit = room(self.session)
         if len(token_ids) and (limit is None or len(token_ids) <= limit):  # no draft behind longer ones
@@ -43,7 +43,7 @@ class Speculative(Drafter):
             self._known = token_ids.clone()
 
     def unread(self, token_ids: Tensor) -> int:
-        """Tokens that came since the last draft, but for those that a step of drafts brings."""
+        """Tokens added since the last draft, except those that one step with drafts adds."""
         return max(0, len(token_ids) - self.session.length - self.length.longest - 1)
 
     def draft(self, token_ids: Tensor, at_most: int | None = None) -> Draft:
@@ -67,9 +67,9 @@ class Speculative(Drafter):
         return found
 
     def _read(self, token_ids: Tensor) -> Tensor:
-        """Bring the session to the end of `token_ids`, keeping what it knows already; the last logits."""
+        """Let the session read `token_ids` from its common prefix on; returns the last logits."""
         rest = rewind_to_common_prefix(self.session, token_ids, self._known)
-        if len(rest) > self.length.longest + 1:  # a new prompt, not the tokens of one step
+        if len(rest) > self.length.longest + 1:  # a new prompt rather than the tokens of one step
             read(self.session, rest[:-1])
             rest = rest[-1:]
         return self.session.extend(rest)[-1]

@@ -10,14 +10,14 @@ from __future__ import annotations
 from collections.abc import Collection
 from typing import TYPE_CHECKING
 
-if TYPE_CHECKING:  # a process that only generates from a packed folder does without torch
+if TYPE_CHECKING:  # a process that only generates from a packed folder needs no torch
     from torch import Tensor
 
 SPARE = 8  # tokens decoded beside those that a stop string can have: characters may be split over tokens
 
 
 class Stops:
-    """Watches for strings in the text of new tokens.
+    """Searches for stop strings in the text of new tokens.
 
     Raises ValueError for empty strings and for strings without a tokenizer.
     """

@@ -31,14 +31,14 @@ NOTHING = Draft(torch.empty(0, dtype=torch.long))
 
 
 class Drafter(ABC):
-    """What every drafter offers; `draft` is the one thing that it must."""
+    """The interface of drafters; only `draft` is required."""
 
     def begin(self, token_ids: Tensor) -> None:
-        """Another answer begins; its prompt is `token_ids` (LongTensor [length], length from 0) and one more token."""
-        return  # most drafters keep nothing between answers
+        """Called for a new answer; its prompt is `token_ids` (LongTensor [length], length from 0) and one more token."""
+        return  # most drafters keep no state between answers
 
     def unread(self, token_ids: Tensor) -> int:
-        """How many of `token_ids` [length] have to be read before a draft, those of the last draft's step left out."""
+        """How many of `token_ids` [length] must be read before a draft, without those of the last draft's step."""
         return 0
 
     @abstractmethod
@@ -74,7 +74,7 @@ def _adjusted(p: Tensor, q: Tensor | None, guess: int) -> Tensor:
         q = torch.zeros_like(p)
         q[guess] = 1.0
     rest = (p - q).clamp(min=0)
-    # equal but for rounding, p and q leave nothing over: then p itself is as good
+    # if p and q differ only by rounding, nothing remains: p itself is as good
     return rest / rest.sum() if rest.sum() > 0 else p
 
 

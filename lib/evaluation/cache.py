@@ -18,7 +18,7 @@ Answers = list[Outcome | str]
 
 
 def task_hash(name: str, samples: list[Sample]) -> str:
-    """SHA-256 of what a task asks: its name, and the ids and requests of its samples, in order."""
+    """SHA-256 of a task's name and of the ids and requests of its samples, in order."""
     digest = hashlib.sha256(name.encode())
     for sample in samples:
         requests = [[type(each).__name__, *vars(each).values()] for each in sample.requests]
@@ -30,7 +30,7 @@ class Store:
     """The answers of one evaluation in `folder` (None: THIMBLE_ANSWERS, else data/cache/evaluation); `part` names this
     process's file.
 
-    key: what decides the answers, by name: model, task, settings; it is written down beside them.
+    key: what determines the answers, by name: model, task, settings; it is stored beside them.
     """
 
     def __init__(self, key: dict[str, str], *, folder: Path | str | None = None, part: str = "0"):
@@ -50,7 +50,7 @@ class Store:
         found = {}
         for path in sorted(self.folder.glob("part-*.jsonl")):
             lines = path.read_bytes().split(b"\n")
-            for number, line in enumerate(lines[:-1], 1):  # what follows the last line end is torn, or nothing
+            for number, line in enumerate(lines[:-1], 1):  # after the last line end: an incomplete line, or nothing
                 try:
                     kept = json.loads(line)
                     found[kept["id"]] = [_answer(each) for each in kept["answers"]]
@@ -91,7 +91,7 @@ def _answer(kept) -> Outcome | str:
 
 
 def _open(path: Path):
-    """The file of a part, locked, its torn end cut off.
+    """The file of a part, locked, without an incomplete last line.
 
     Raises BlockingIOError while another process writes it.
     """

@@ -17,8 +17,8 @@ from lib.tasks.task import Generation, Likelihood, Outcome, Sample, Task
 class Compared:
     """One system against the system named `reference`: the paired difference, and the marks that its score must carry.
 
-    retention: what is left of the reference's score above chance, or above the best constant answer where chance is
-    not known. basis: above which of them ("above chance (0.250)"), or why there is no retention ("none: ...").
+    retention: fraction of the reference's score above chance, or above the best constant answer where chance is not
+    known. basis: above which of them ("above chance (0.250)"), or why there is no retention ("none: ...").
     """
 
     comparison: Comparison
@@ -29,13 +29,13 @@ class Compared:
 
     @property
     def difference(self) -> Score:
-        """The paired difference as something that a run records."""
+        """The paired difference as a `Score`, to be recorded."""
         found = self.comparison
         return Score(found.difference, found.stderr, found.n, "difference", None, 0.0)
 
     @property
     def retained(self) -> Score | None:
-        """The retention as something that a run records; its baseline is the reference's own, 1."""
+        """The retention as a `Score`, to be recorded; its baseline is the reference's own, 1."""
         kept = self.retention
         return None if kept is None else Score(kept.value, kept.stderr, kept.n, "share", True, 1.0)
 
@@ -78,7 +78,7 @@ def _scores(evaluation: Evaluation, metric: str) -> list[float]:
 
 
 def _whole(first: Evaluation, second: Evaluation, task: Task, metric: str, groups: list[str]) -> Comparison:
-    """The difference of a number that only all samples together have, with its bootstrap over groups."""
+    """The difference of a metric of all samples together, bootstrapped over groups."""
     samples = {sample.id: sample for sample in task.samples}
     function = task.aggregate[metric]
     pairs = [[(samples[row.id], row.answers) for row in system.rows] for system in (first, second)]
@@ -120,13 +120,13 @@ def flips(task: Task, first: Evaluation, second: Evaluation, metric: str | None 
 
 
 def prompt(sample: Sample) -> str:
-    """What a sample shows a model before the first answer."""
+    """The prompt of a sample, before its answer."""
     request = sample.requests[0]
     return request.prompt if isinstance(request, Generation) else request.context
 
 
 def has_margins(task: Task) -> bool:
-    """Whether all samples are choices with one right answer, so that `margins` can be told."""
+    """Whether all samples are choices with one right answer, as `margins` needs."""
     return all(
         isinstance(sample.target, dict)
         and isinstance(sample.target.get("answer"), int)
@@ -153,7 +153,7 @@ def margins(task: Task, evaluation: Evaluation) -> np.ndarray:
 
 
 def _said(task: Task, row) -> str:
-    """What was answered: the most probable continuation, or the text written where none was asked for."""
+    """The answer: the most probable continuation, or else the generated text."""
     offered = [place for place, answer in enumerate(row.answers) if isinstance(answer, Outcome)]
     if not offered:
         return row.answers[0]

@@ -22,14 +22,14 @@ from lib.evaluation.served_tokens import EndpointError, FirstToken, Refused, end
 from lib.tasks.task import Generation, Likelihood, Outcome
 
 AGAIN = (408, 409, 425, 429)  # statuses that may pass, besides 500 and above
-sleep = time.sleep  # tests put a clock of their own here
+sleep = time.sleep  # replaced in tests
 
 
 class Endpoint(SamplingMixin):
     """An engine behind `url` (such as "http://localhost:8000/v1") that serves `model`.
 
     chat: ask by chat completions; the server applies its template. key: sent as a bearer token. concurrency: requests
-    under way at a time; tries: of each; seconds: that an answer may take. revision: what tells apart two models that
+    under way at a time; tries: of each; seconds: that an answer may take. revision: distinguishes two models that
     the server calls by the same name; part of the identity. first: the text of the model's first token, where it is
     none of `served_tokens.FIRST`: a prompt that begins with it gets no second one. sampling: arguments of
     `decoding.sampling.Sampling` that are sent by these names (OpenAI's are temperature and top_p), {} for temperature
@@ -73,7 +73,7 @@ class Endpoint(SamplingMixin):
 
     @property
     def identity(self) -> str:
-        """SHA-256 of address, model, revision, interface and first token: all that is known of what answers."""
+        """SHA-256 of address, model, revision, interface and first token: all that is known of the model."""
         known = [self.url, self.model, self.revision, self.chat, self._given]
         return hashlib.sha256(json.dumps(known).encode()).hexdigest()
 
@@ -104,14 +104,14 @@ class Endpoint(SamplingMixin):
         return self._all(self._text, list(enumerate(requests)), order, finished)
 
     def _prepare(self, prompts: list[str]) -> None:
-        """Refuse what no server can read, and learn how this one treats a first token that is written out."""
+        """Refuse unreadable prompts, and find out how this server treats a first token that is written out."""
         for prompt in prompts:
             tokenization.check(prompt, "a prompt")
             if not self.chat:
                 self._first.learn(prompt)
 
     def _tokens(self, body: dict) -> int | None:
-        """How many tokens the server counts in a prompt; None where it does not say."""
+        """The server's token count of a prompt; None where it gives none."""
         used = self._post("completions", body | {"max_tokens": 1, "temperature": 0}, ("usage",))
         return used.get("prompt_tokens") if isinstance(used, dict) else None
 
@@ -119,9 +119,9 @@ class Endpoint(SamplingMixin):
         place, request = asked
         body = {"max_tokens": request.max_new_tokens, "temperature": 0} | self.sampling
         if not self.greedy:
-            body["seed"] = self.seed + place  # the same prompt asked again is answered otherwise
+            body["seed"] = self.seed + place  # another seed for each repetition of a prompt
         if request.until:
-            body["stop"] = list(request.until[:4])  # servers take four; the rest is cut here
+            body["stop"] = list(request.until[:4])  # servers accept four stop strings; the others are applied here
         if self.chat:
             body["messages"] = [{"role": "user", "content": request.prompt}]
             text = self._post("chat/completions", body, ("choices", 0, "message", "content"))

@@ -33,7 +33,7 @@ class Estimate:
 def before(engine, task: Task, *, limit: int | None = None, disagreement: float = 0.2) -> Estimate:
     """Cost and resolution of evaluating `engine` (or a model) on a task; a local model is timed on a pass or two.
 
-    disagreement: the share of samples on which the two models that will be compared may differ.
+    disagreement: the expected fraction of samples on which the two compared models differ.
     """
     engine = engine_of(engine)
     samples = task.samples[:limit]
@@ -42,7 +42,7 @@ def before(engine, task: Task, *, limit: int | None = None, disagreement: float 
     if not hasattr(engine, "tokens"):
         return Estimate(task.name, len(samples), None, None, None, detectable)
     read, generated = engine.tokens(requests)
-    reading, writing = engine.pace()
+    reading, writing = engine.seconds_per_token()
     seconds = read * reading + generated * writing
     return Estimate(task.name, len(samples), read, generated, seconds, detectable)
 

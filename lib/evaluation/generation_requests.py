@@ -51,7 +51,7 @@ def stops(tokenizer, request: Generation, own: Settings = PLAIN) -> Stops:
 
 
 def watch(tokenizer, request: Generation, named, own: Settings = PLAIN) -> Watch:
-    """What ends the answer to `request`: the end tokens `named`, `stops`, and its number of tokens."""
+    """The stop conditions of `request`: the end tokens `named`, `stops`, and its maximum length."""
     return Watch(stops(tokenizer, request, own), named, request.max_new_tokens)
 
 
@@ -76,7 +76,7 @@ class Asked:
         self.texts: list[str | None] = [None] * len(self.requests)
 
     def request(self, index: int) -> Request:
-        """One of them for the loop; its text goes to `texts`."""
+        """One request for the loop; its text goes to `texts`."""
         asked = self.requests[index]
 
         def tell(answer):
@@ -90,5 +90,5 @@ class Asked:
         )  # fmt: skip
 
     def __call__(self, indices) -> list[Request]:
-        """Those at `indices`, in this order."""
+        """The requests at `indices`, in this order."""
         return [self.request(index) for index in indices]

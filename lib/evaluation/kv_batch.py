@@ -10,7 +10,7 @@ SPARE = 256  # columns added when a buffer is full: it is copied every so many s
 
 
 class KVBatch:
-    """KVBatch of a batch, numbered 0, 1, ...; the last one takes the place of one that is removed.
+    """Keys and values of the rows of a batch, numbered 0, 1, ...; the last row takes the place of a removed one.
 
     Buffers are [rows, heads, columns, size] a layer; row b occupies the columns [0, lengths[b]).
     """
@@ -50,7 +50,7 @@ class KVBatch:
         most, lengths = max(counts), torch.tensor(self.lengths, device=place)
         padded = torch.tensor([[*each, *[0] * (most - len(each))] for each in tokens], device=place)
         offsets = torch.arange(most, device=place)
-        # what fills a row up stands where its last token does, is read by nobody, and written over by the next step
+        # padding of a row is at the position of its last token, masked, and overwritten by the next step
         real = offsets[None] < torch.tensor(counts, device=place)[:, None]
         columns = lengths[:, None] + offsets
         positions = torch.where(real, columns, (lengths + torch.tensor(counts, device=place) - 1)[:, None])

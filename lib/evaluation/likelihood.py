@@ -20,7 +20,7 @@ from lib.tasks.task import Likelihood, Outcome
 
 @dataclass(frozen=True)
 class Encoded:
-    """`inputs` is what the model reads; `targets` is what its last len(targets) positions should predict."""
+    """`inputs`: the tokens that the model reads; `targets`: the tokens that its last len(targets) positions predict."""
 
     inputs: tuple[int, ...]
     targets: tuple[int, ...]
@@ -30,8 +30,9 @@ class Encoded:
 def encode(tokenizer, requests: list[Likelihood], longest: int, *, bos: bool | None = None) -> list[Encoded]:
     """Token ids of `requests` for a model that reads at most `longest` tokens.
 
-    bos: whether contexts begin with the tokenizer's special tokens (None: as it is used to); `add_bos_token` there.
-    Raises ValueError for a continuation that has no tokens, or more than fit.
+    bos: whether contexts begin with the tokenizer's special tokens (None: the tokenizer's default); the harness's
+        `add_bos_token`.
+        Raises ValueError for a continuation that has no tokens, or more than fit.
     """
     pairs = [_move_spaces(request) for request in requests]
     texts = sorted({context for context, _ in pairs if context} | {c + x for c, x in pairs if c})
@@ -62,7 +63,7 @@ def _move_spaces(request: Likelihood) -> tuple[str, str]:
 
 
 class _Asked:
-    """What is asked of the hidden states of each node, and the answers as far as they have come."""
+    """The requests on each node's hidden states, and the answers found so far."""
 
     def __init__(self, encoded: list[Encoded]):
         self.root = prefixes.tree(each.inputs for each in encoded)
@@ -110,7 +111,7 @@ def measure(
 
 
 def _answer(asked: _Asked, done: prefixes.Pass, hidden: Tensor, projection: logits.Projection) -> list[int]:
-    """Add what a pass says about its own nodes; returns the requests that are complete with it."""
+    """Add a pass's results for its own nodes; returns the requests that are complete."""
     rows, requests, targets, begin = [], [], [], 0
     for node in done.nodes:
         if node.owner is done:
@@ -151,7 +152,7 @@ def read(hidden: Tensor, rows: Tensor, targets: Tensor, projection: Callable, vo
 
 @torch.no_grad()
 def measure_plainly(model: nn.Module, encoded: list[Encoded], wanted: set[int], finished: Callable):
-    """The same answers, one forward pass a request: for models whose attention can't be told whom to see."""
+    """The same answers by one forward pass per request, for models that don't accept attention masks."""
     outcomes: list[Outcome | None] = [None] * len(encoded)
     for index in sorted(wanted):
         each = encoded[index]

@@ -72,7 +72,7 @@ def disagreement(task: Task, samples: list[Sample], ours: list, theirs: list) ->
 
 
 def _first(outcomes: list[Outcome]) -> tuple:
-    """Which answer is the most probable, and which are greedy."""
+    """The most probable answer, and which ones are greedy."""
     values = [outcome.logprob for outcome in outcomes]
     return values.index(max(values)), [outcome.greedy for outcome in outcomes]
 

@@ -24,21 +24,21 @@ from lib.evaluation.sampling_mixin import SamplingMixin
 from lib.models import blocks, logits, rotary, structure
 from lib.tasks.task import Generation, Likelihood, Outcome
 
-LENGTHS = ("n_positions", "max_position_embeddings", "n_ctx")  # where configurations keep the longest input
+LENGTHS = ("n_positions", "max_position_embeddings", "n_ctx")  # settings for the maximum input length
 TYPES = (torch.float32, torch.bfloat16, torch.float16)
-WITHOUT_LENGTH = 2048  # tokens, where a model names none
+WITHOUT_LENGTH = 2048  # tokens, for models without such a setting
 
 
 class Local(SamplingMixin):
     """Answers by `model` (any decoder that transformers knows, plain, quantized or pruned) and its tokenizer.
 
-    dtype: "float32", "bfloat16", ... computes in a copy of that type; None in the model's own. Float32 answers are
-    the harness's to 1e-4. bos: whether prompts begin with the tokenizer's special tokens; None leaves it to the
-    tokenizer. budget: tokens of a pass, rows: generations at once; None chooses by the device. sampling: arguments of
-    `decoding.sampling.Sampling` by which generations are drawn, {} for greedy; request i of a task has `seed` + i.
-    plain: leave out what the checkpoint's generation settings do to logits (repetition penalties and the like), which
-    transformers and the harness apply to greedy texts too; `settings` says what was applied.
-    truncated: the places of the last call's requests that lost their left end.
+        dtype: "float32", "bfloat16", ... computes in a copy of that type; None in the model's own. Float32 answers are
+        the harness's to 1e-4. bos: whether prompts begin with the tokenizer's special tokens; None leaves it to the
+        tokenizer. budget: tokens of a pass, rows: generations at once; None chooses by the device. sampling: arguments
+        of `decoding.sampling.Sampling` by which generations are drawn, {} for greedy; request i of a task has `seed` +
+        i. plain: leave out what the checkpoint's generation settings do to logits (repetition penalties and the like),
+        which transformers and the harness apply to greedy texts too; `settings` says what was applied.
+    truncated: the indices of the last call's requests that were cut on the left.
     """
 
     def __init__(
@@ -49,7 +49,7 @@ class Local(SamplingMixin):
         if self.tokenizer is None:
             raise ValueError(f"{type(model).__name__} without a tokenizer; give one as `tokenizer`.")
         self.model, self.bos, self.truncated = _typed(model, dtype), bos, []
-        self._shares: tuple | None = None  # the state of the layers in which sharing was tried, and whether it held
+        self._shares: tuple | None = None  # state of the layers in which sharing was tried, and the result
         self.drawn(sampling, seed, settings.of(model, plain))
         kind = blocks.device(model).type
         self.budget = budget or prefixes.PASS_TOKENS.get(kind, 256)
@@ -57,7 +57,7 @@ class Local(SamplingMixin):
 
     @property
     def identity(self) -> str:
-        """SHA-256 of what decides the answers: weights, their type, layers, configuration, tokenizer, end tokens."""
+        """SHA-256 of what determines the answers: weights, their type, layers, configuration, tokenizer, end tokens."""
         from lib import checkpoints
 
         named = sorted(self.ends)
@@ -69,7 +69,7 @@ class Local(SamplingMixin):
 
     @property
     def longest(self) -> int:
-        """The most tokens that the model reads, found where the harness looks for it."""
+        """The model's maximum input length, from the same settings as in the harness."""
         config = blocks.config(self.model)
         named = [getattr(config, name) for name in LENGTHS if getattr(config, name, None)]
         own = self.tokenizer.model_max_length
@@ -77,7 +77,7 @@ class Local(SamplingMixin):
 
     @property
     def shares(self) -> bool:
-        """Whether this model's passes can share beginnings, tried on a few tokens once for each state of its layers."""
+        """Whether this model's passes can share prefixes, tried on a few tokens once for each state of its layers."""
         state = structure.fingerprint(self.model), blocks.config(self.model)._attn_implementation
         if self._shares is None or self._shares[0] not in (state, "told"):
             with logits.evaluating(self.model):
@@ -99,7 +99,7 @@ class Local(SamplingMixin):
             return self._measured(*given)
 
     def _measured(self, encoded: list, wanted: set[int], finished: Callable) -> list[Outcome | None]:
-        """Outcomes by shared passes, and by passes of their own where sharing would change them."""
+        """Outcomes by shared passes, or by separate passes where sharing would change them."""
         together = self._together([len(each.inputs) for each in encoded])
         apart = likelihood.measure_plainly(self.model, encoded, wanted.difference(together), finished)
         if together:
@@ -112,7 +112,7 @@ class Local(SamplingMixin):
         return apart
 
     def _together(self, lengths: list[int]) -> list[int]:
-        """The places of the requests that passes may share: none beside a longer one with other position tables."""
+        """The indices of requests that can share passes: those with the position tables of the longest one."""
         if not self.shares:
             return []
         tables = rotary.Tables.of(self.model)
@@ -134,7 +134,7 @@ class Local(SamplingMixin):
         return asked.texts
 
     def _asked(self, requests: list[Generation], finished: Callable | None) -> generation_requests.Asked:
-        """The requests of a task for the loop, their prompts encoded; notes which of these lost their left end."""
+        """The requests of a task for the loop, with encoded prompts; stores which of them were cut on the left."""
         prompts = generation_requests.encode(self.tokenizer, requests, self.longest, bos=self.bos)
         self.truncated = [place for place, each in enumerate(prompts) if each.truncated]
         return generation_requests.Asked(
@@ -163,7 +163,7 @@ class Local(SamplingMixin):
             each.tokens for each in generation_requests.encode(self.tokenizer, written, self.longest, bos=self.bos)
         ]
 
-    def pace(self) -> tuple[float, float]:
+    def seconds_per_token(self) -> tuple[float, float]:
         """(seconds per token read, seconds per token generated), from one trial of each after a warm-up."""
         model, vocabulary = self.model, blocks.embeddings(self.model).weight.shape[0]
         prompt = tuple(place * 7919 % vocabulary for place in range(min(self.budget, self.longest - 2)))
@@ -195,17 +195,17 @@ def _typed(model: nn.Module, dtype) -> nn.Module:
 
 
 def everything(wanted: Collection[int] | None, requests: list) -> set[int]:
-    """The places of the requests that are wanted: all of them where nobody says."""
+    """The indices of the wanted requests, by default all of them."""
     return set(range(len(requests))) if wanted is None else set(wanted)
 
 
 def nothing(index: int, answer) -> None:
-    """What is told of answers where nobody listens."""
+    """The default callback for answers: does nothing."""
 
 
 @torch.no_grad()
 def shares_prefixes(model: nn.Module) -> bool:
-    """Whether a kept beginning and packed endings give this model's own logits; what it can't do, it says by raising.
+    """Whether a cached prefix and packed endings give this model's own logits; a model that can't raises an error.
 
     Tried on two sequences that share half their tokens: behind a cached prefix, and in one pass.
     """

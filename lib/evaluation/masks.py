@@ -5,11 +5,16 @@ from torch import Tensor, nn
 
 from lib.models import blocks
 
-WINDOWS = {"sliding_window", "use_sliding_window", "max_window_layers", "sliding_window_pattern"}  # known, or no size
+WINDOWS = {
+    "sliding_window",
+    "use_sliding_window",
+    "max_window_layers",
+    "sliding_window_pattern",
+}  # a known setting, or not a size
 
 
 def prepare(model: nn.Module, visible: Tensor, distance: Tensor):
-    """What to give as `attention_mask`, from who sees whom.
+    """The `attention_mask` argument, from the pairs of positions that attend to each other.
 
     visible: bool [Q, K] or [B, 1, Q, K]; distance: positions between query and key, of the same shape or one that
     broadcasts. The result is additive, [1 or B, 1, Q, K] in the model's dtype; where some layers see a window only,

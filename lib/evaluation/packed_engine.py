@@ -27,14 +27,14 @@ ROWS = 8  # generations at once
 
 
 class Packed(Local):
-    """Answers by what `runtime.load` gave, or by a model of a supported family after `runtime.pack_`.
+    """Answers by a packed model: from `runtime.load`, or a model of a supported family after `runtime.pack_`.
 
     tokenizer: one of transformers; None takes the model's own, or that of the loaded folder. bos: as for `Local`.
     rows: generations at once. sampling, seed, plain: as for `Local`. Raises ValueError without a tokenizer, and for
     families that the runtime lacks.
     """
 
-    shares = True  # beginnings: the session goes back to them
+    shares = True  # prefixes to which the session rewinds
 
     def __init__(self, model, tokenizer=None, *, bos=None, rows: int = ROWS, sampling=None, seed: int = 0, plain=False):
         self.weights = model if isinstance(model, Weights) else weights_of(model)
@@ -44,7 +44,7 @@ class Packed(Local):
 
     @property
     def identity(self) -> str:
-        """SHA-256 of what decides the answers: every packed matrix, bias and norm, shapes, tokenizer."""
+        """SHA-256 of what determines the answers: every packed matrix, bias and norm, shapes, tokenizer."""
         w, digest = self.weights, hashlib.sha256()
         for matrix in w.matrices():
             digest.update(matrix.data)
@@ -70,7 +70,7 @@ class Packed(Local):
         """An outcome per request, None for those not `wanted`."""
         encoded = likelihood.encode(self.tokenizer, requests, self.longest, bos=self.bos)
         self.truncated = [place for place, each in enumerate(encoded) if each.truncated]
-        outcomes, walk, tell = [None] * len(encoded), _Walk(Session(self.weights)), finished or nothing
+        outcomes, walk, tell = [None] * len(encoded), _PrefixSession(Session(self.weights)), finished or nothing
         order = everything(wanted, requests)
         for index in sorted(order, key=lambda index: (encoded[index].inputs, -len(encoded[index].targets), index)):
             targets = torch.tensor(encoded[index].targets)
@@ -85,7 +85,7 @@ class Packed(Local):
     ) -> list[str | None]:
         """A text per request, up to its first stop string; None for those not `wanted`.
 
-        Rows come and go: one that has ended makes room for the next prompt at once.
+        A finished row is replaced by the next prompt at once.
         """
         asked, wanted = self._asked(requests, finished), everything(wanted, requests)
         order = sorted(wanted, key=lambda index: (asked.prompts[index].tokens, index))
@@ -93,7 +93,7 @@ class Packed(Local):
             Loop(Slots(self.weights, min(self.rows, len(order))), asked(order)).run()
         return asked.texts
 
-    def pace(self) -> tuple[float, float]:
+    def seconds_per_token(self) -> tuple[float, float]:
         """(seconds per token read, seconds per token generated), from one trial of each after a warm-up."""
         prompt = [place * 7919 % self.weights.vocabulary for place in range(min(128, self.longest - 2))]
         batch = Batch(self.weights, self.rows)
@@ -110,8 +110,8 @@ class Packed(Local):
         return ends.of_task(self.weights.stops, self.tokenizer)
 
 
-class _Walk:
-    """A session that goes from sequence to sequence by way of what they share."""
+class _PrefixSession:
+    """A session that rewinds to the common prefix of consecutive sequences."""
 
     def __init__(self, session: Session):
         self.session, self.tokens, self.found = session, (), torch.empty(0)
@@ -130,7 +130,7 @@ class _Walk:
 
 
 def is_packed(model) -> bool:
-    """Whether `Packed` answers for this: weights of `runtime.load`, or a model whose head `pack_` has packed."""
+    """Whether `Packed` can run this: weights of `runtime.load`, or a model whose head `pack_` has packed."""
     if isinstance(model, Weights):
         return True
     from lib.models import blocks

@@ -25,7 +25,7 @@ from lib.models import blocks
 from lib.models.logits import device
 
 PASS_TOKENS = {"cpu": 256, "cuda": 2048}  # new tokens of one pass; more only adds attention that the mask hides
-OVERHEAD = 40  # a pass costs at least as much as this many tokens of a full one: all weights are read for it
+OVERHEAD = 40  # least cost of a pass, in tokens of a full one, since it reads all weights
 
 
 @dataclass(eq=False)
@@ -37,7 +37,7 @@ class Node:
     parent: "Node | None" = None
     children: dict[int, "Node"] = field(default_factory=dict)  # by first token
     size: int = 0  # tokens of the node and all below
-    owner: "Pass | None" = None  # the pass whose hidden states count; others may repeat the node
+    owner: "Pass | None" = None  # the pass whose hidden states are used; others may repeat the node
 
     @property
     def end(self) -> int:
@@ -116,7 +116,7 @@ def find(root: Node, sequence: tuple[int, ...]) -> Node:
 def plan(root: Node, ends: set[Node], budget: int) -> list[Pass]:
     """Passes of about `budget` tokens that compute every node above `ends`, in the order in which they run.
 
-    A beginning is kept where repeating it in the passes below would cost more than a pass of its own.
+    A prefix is cached where repeating it in the passes below would cost more than a pass of its own.
     """
     passes, waiting = [], [(root, None, root)]  # (where to go on, the cached prefix above it, that prefix's last node)
     while waiting:
@@ -159,9 +159,9 @@ def _leaves(top: Node, anchor: Node, ends: set[Node], budget: int) -> Iterator[t
 
 
 def shared(first: tuple, last: tuple, start: int = 0) -> int:
-    """Length of the common beginning of two sequences that agree before `start`."""
+    """Length of the common prefix of two sequences that agree before `start`."""
     length = min(len(first), len(last))
-    low, high = start, length  # slices compare in C: halve instead of walking
+    low, high = start, length  # slices compare in C: bisect instead of stepping
     while low < high:
         middle = (low + high + 1) // 2
         low, high = (middle, high) if first[low:middle] == last[low:middle] else (low, middle - 1)
@@ -195,7 +195,7 @@ class Runner:
         if length == 0 or self.cache is None:
             from transformers import DynamicCache
 
-            self.cache = DynamicCache()  # without a configuration: no layer drops what a window does not reach
+            self.cache = DynamicCache()  # without a configuration, so that no layer drops tokens outside its window
             return
         for layer in self.cache.layers:
             layer.keys, layer.values = layer.keys[..., :length, :], layer.values[..., :length, :]
@@ -204,7 +204,7 @@ class Runner:
         place = device(self.model)
         tokens = torch.tensor([[token for node in each.nodes for token in node.tokens]], device=place)
         positions = torch.tensor([[p for node in each.nodes for p in range(node.start, node.end)]], device=place)
-        mask = None  # a chain is causal: the model knows how
+        mask = None  # a chain is causal: the model's own mask is right
         if any(node.parent is not before for before, node in zip(each.nodes, each.nodes[1:])):
             mask = masks.prepare(self.model, visible(each).to(place), positions[0, :, None] - _seen(each, positions))
         return blocks.decoder(self.model)(

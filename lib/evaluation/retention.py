@@ -42,7 +42,7 @@ def of(
 
 def _whole(first: Evaluation, second: Evaluation, task: Task, metric: str, floor: float) -> intervals.Interval | None:
     """(second - floor) / (first - floor) with its bootstrap over groups; None where more than 1 draw in 40 puts the
-    first at the floor or below: the ratio's interval would have no end."""
+    first at the floor or below, since the ratio's interval would be unbounded."""
     samples = {sample.id: sample for sample in task.samples}
     function, denominators = task.aggregate[metric], []
     pairs = [[(samples[row.id], row.answers) for row in system.rows] for system in (first, second)]

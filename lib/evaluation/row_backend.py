@@ -41,7 +41,7 @@ class RowBackend:
         self._arriving: Iterator[_Arrival] = iter(())
 
     def admit(self, waiting: deque[Request]) -> Iterator[tuple[Request, Tensor]]:
-        """All that wait are planned together, and read as rows become free."""
+        """Plan all waiting requests together, and read them as rows become free."""
         while len(self.order) < self.allowed:
             new = next(self._arriving, None)
             if new is None and not waiting:
@@ -63,11 +63,11 @@ class RowBackend:
         return self.projection(torch.cat([hidden[place[request]] for request in inputs]))
 
     def keep(self, request: Request, length: int) -> None:
-        """Columns from `length` on are written anew."""
+        """Rewind a row to `length` columns; later ones are overwritten."""
         self.rows.lengths[self.order.index(request)] = length
 
     def leave(self, request: Request) -> None:
-        """The last row takes the place of this one."""
+        """Remove a row; the last one takes its place."""
         row = self.order.index(request)
         self.rows.remove(row)
         self.order[row] = self.order[-1]

@@ -24,10 +24,10 @@ def evaluate(
     engine: a model (with its tokenizer as `model.tokenizer`; packed or not) or an engine. dtype: what a model computes
     in; "float32" gives the harness's numbers. cache: keep answers in data/cache/evaluation, in another folder, or
     (False) nowhere. limit: the first samples only. part: (index, number), see `shard`; the result is None while other
-    parts lack. Where THIMBLE_PART names it instead, the call waits for them; an evaluation without a cache is whole.
-    Half a character in an answer becomes U+FFFD, which `Evaluation.replaced` counts.
-    Raises ValueError for a limit below 1, for a malformed sample, for a greedy engine that is asked the same several
-    times, and for prompts that would go through two chat templates, before anything runs.
+    parts are missing. Where THIMBLE_PART names it instead, the call waits for them; an evaluation without a cache is
+    whole. Half a character in an answer becomes U+FFFD, which `Evaluation.replaced` counts. Raises ValueError for a
+    limit below 1, for a malformed sample, for a greedy engine that is asked the same several times, and for prompts
+    that would go through two chat templates, before anything runs.
     """
     engine = engine_of(engine, dtype=dtype)
     _check(engine, task)
@@ -133,14 +133,14 @@ def _chosen(task: Task, limit: int | None):
 
 
 def _texts(request: Likelihood | Generation) -> tuple[str, ...]:
-    """What a request says in words."""
+    """The texts of a request."""
     if isinstance(request, Likelihood):
         return request.context, request.continuation
     return request.prompt, *request.until
 
 
 def _ask(engine, name: str, samples: list, open_places: set[int], answered: dict, store) -> int:
-    """Have the engine answer the samples at `open_places`; fills `answered`, returns of how many a prompt was cut."""
+    """Let the engine answer the samples at `open_places`; fills `answered`, returns how many had a prompt cut."""
     partial = {place: [None] * len(samples[place].requests) for place in open_places}
     truncated = set()
     with progress.bar(total=len(open_places), desc=name, unit="sample") as bar:
@@ -158,7 +158,7 @@ def _ask(engine, name: str, samples: list, open_places: set[int], answered: dict
 
                 def finished(number, answer, at=at):
                     place, which = at[number]
-                    # half a character, as a server may send it, can't be kept in a file
+                    # half a character (a lone surrogate), as a server may send it, can't be stored in a file
                     partial[place][which] = tokenization.mend(answer) if isinstance(answer, str) else answer
                     if all(each is not None for each in partial[place]):
                         answered[samples[place].id] = partial[place]

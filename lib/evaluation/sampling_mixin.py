@@ -7,10 +7,10 @@ from lib.decoding.settings import PLAIN, Settings
 
 
 class SamplingMixin:
-    """The part of an engine that knows how its generations are chosen."""
+    """The sampling settings of an engine."""
 
     def drawn(self, sampling: dict | None, seed: int, own: Settings = PLAIN) -> None:
-        """Set the arguments of `Sampling` ({} or None: greedy), and what the checkpoint's `own` settings do to logits.
+        """Set the arguments of `Sampling` ({} or None: greedy) and the checkpoint's `own` settings.
 
         Raises ValueError for those that `Sampling` refuses.
         """
@@ -20,9 +20,9 @@ class SamplingMixin:
 
     @property
     def settings(self) -> str:
-        """How generations are chosen: "greedy", or the settings as JSON, with the seed where one has a say.
+        """How tokens are chosen: "greedy", or the settings as JSON, with the seed where it matters.
 
-        What the checkpoint's generation settings do to logits is among them, as "generation_config".
+        The checkpoint's generation settings are included as "generation_config".
         """
         if self._plain and not self.own:
             return "greedy"

@@ -7,7 +7,7 @@ from lib.metrics import intervals
 from lib.metrics.score import Score
 from lib.tasks.task import Outcome, Sample, Task
 
-DRAWS = 200  # of the bootstrap behind numbers that are no means
+DRAWS = 200  # of the bootstrap for metrics that are no means
 
 
 @dataclass(frozen=True)
@@ -20,16 +20,16 @@ class Row:
     scores: dict[str, float]
 
 
-@dataclass(eq=False)  # equal where the scores are: seconds differ from run to run
+@dataclass(eq=False)  # compared by scores alone: seconds differ from run to run
 class Evaluation(dict):
-    """{metric: Score}, the main metric first, with what stands behind it.
+    """{metric: Score}, the main metric first, with the data behind it.
 
-    task: name and `data` of the task; rows: one per sample, in the task's order.
-    intervals: metric -> 95 % interval; chance, constant: metric -> what guessing, and the best constant answer scores.
-    truncated: samples of which a prompt lost its left end; empty: generations without text.
-    seconds: spent on `asked` samples, the others having come from the cache. engine: its identity.
-    requests: hash of all that was asked, prompts and caps, and settings: how the engine chose its tokens (sampling,
-    seed, a server's chat template), so that systems can be held to the same.
+        task: name and `data` of the task; rows: one per sample, in the task's order.
+    intervals: metric -> 95 % interval; chance, constant: metric -> score of guessing, and of the best constant answer.
+    truncated: samples with a prompt cut on the left; empty: generations without text.
+        seconds: spent on `asked` samples, the others having come from the cache. engine: its identity.
+        requests: hash of all that was asked, prompts and caps, and settings: how the engine chose its tokens (sampling,
+        seed, a server's chat template), so that systems can be held to the same.
     """
 
     task: str
@@ -52,7 +52,7 @@ class Evaluation(dict):
 
     @property
     def replaced(self) -> int:
-        """Generations with U+FFFD, which stands for bytes or halves of characters that are no text."""
+        """Generations with U+FFFD, which replaces bytes that are not valid text."""
         return sum(isinstance(answer, str) and "\ufffd" in answer for row in self.rows for answer in row.answers)
 
     def table(self):
@@ -69,8 +69,8 @@ def score(
 ) -> tuple[dict[str, Score], dict[str, intervals.Interval], list[Row]]:
     """({metric: Score}, {metric: 95 % interval}, rows) of the answered `samples`.
 
-    Errors take samples of one `group` as alike; numbers that are no means have those of a bootstrap over groups. The
-    baseline is the better of chance and the best constant answer.
+    Standard errors are clustered by `group`; metrics that are no means are bootstrapped over groups. The
+        baseline is the better of chance and the best constant answer.
     """
     pairs = [(sample, answers[sample.id]) for sample in samples]
     rows = [Row(sample.id, sample.group, given, task.score(sample, given)) for sample, given in pairs]
@@ -87,7 +87,7 @@ def score(
 
 
 def _interval(metric: str, task: Task, pairs: list, rows: list[Row]) -> intervals.Interval:
-    """A metric's value and interval over the samples; an interval without width where a single sample tells none."""
+    """A metric's value and interval over the samples; an interval of zero width for a single sample."""
     groups, function = [row.group for row in rows], task.aggregate.get(metric)
     values = None if function else [row.scores[metric] for row in rows]
     if len(rows) == 1:
@@ -99,6 +99,6 @@ def _interval(metric: str, task: Task, pairs: list, rows: list[Row]) -> interval
         return intervals.bootstrap(
             lambda places: function([pairs[place] for place in places]), groups, draws=DRAWS, share=True
         )
-    except ValueError:  # too few draws of these samples have the number at all, as F1 without positives
+    except ValueError:  # too few draws define the metric at all, such as F1 without positives
         value = float(function(pairs))
         return intervals.Interval(value, math.nan, -math.inf, math.inf, len(rows))

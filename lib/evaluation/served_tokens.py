@@ -9,20 +9,20 @@ FIRST = ("<s>", "<bos>", "<|begin_of_text|>", "<|startoftext|>", "<｜begin▁of
 
 
 class EndpointError(RuntimeError):
-    """A server that does not answer, or not what was asked; what came before is in the cache."""
+    """The server does not answer, or not as asked; earlier answers are in the cache."""
 
 
 class Refused(EndpointError):
-    """The server understood, and will not do it."""
+    """The server understood the request and refused it."""
 
 
 class FirstToken:
     """How a server reads a prompt that begins with the model's first token, as chat templates write it: once.
 
-    A server puts that token before every prompt. vLLM leaves it out when told so by `add_special_tokens`; others do
-    not know the word, and get the prompt without the written token, which they add themselves. Which of them this
-    server is, it shows by counting tokens: of the first token written once and twice it counts n + a and 2 n + a,
-    where a are those that it adds.
+    A server puts that token before every prompt. vLLM omits it with `add_special_tokens=false`; others do not
+    know this option, and get the prompt without the written token, which they add themselves. Token counts show which
+    kind a server is: for the first token written once and twice it counts n + a and 2 n + a, where a are those that it
+    adds.
 
     count: (part of a request) -> tokens of its prompt, or None. given: the first token's text, None for `FIRST`.
     """
@@ -47,7 +47,7 @@ class FirstToken:
     def _form(self, first: str) -> Callable[[str], dict]:
         once, twice = (self._count(_whole(first * times)) for times in (1, 2))
         if once is None or twice is None:
-            return _told  # nothing is known: say it, and hope that it is heard
+            return _told  # nothing is known: send the option, which may be ignored
         added = 2 * once - twice
         if added < 1:
             return _whole

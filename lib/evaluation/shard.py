@@ -17,12 +17,12 @@ from collections.abc import Callable
 
 from lib.tasks.task import Likelihood, Sample
 
-PATIENCE, POLL = 600, 2.0  # seconds: without an answer of any other part, and between two looks
-clock, sleep = time.monotonic, time.sleep  # tests put their own here
+PATIENCE, POLL = 600, 2.0  # seconds without an answer of any other part, and between two checks
+clock, sleep = time.monotonic, time.sleep  # replaced in tests
 
 
 def own_part(part: tuple[int, int] | None) -> tuple[int, int]:
-    """(index, number of parts): as given, else from RANK and WORLD_SIZE, else from THIMBLE_PART, else (0, 1).
+    """(index, number of parts): the argument, else RANK and WORLD_SIZE, else THIMBLE_PART, else (0, 1).
 
     Raises ValueError for an index outside 0 to number - 1.
     """
@@ -44,7 +44,7 @@ def _named(part: str) -> tuple[int, int]:
 
 
 def awaited(load: Callable[[], dict], wanted: set[str]) -> dict:
-    """What `load()` finds, as soon as it has all of `wanted`, the ids of the samples.
+    """The result of `load()`, as soon as it has all of `wanted`, the ids of the samples.
 
     Raises TimeoutError when the other parts have written nothing for `PATIENCE` seconds.
     """
@@ -62,7 +62,7 @@ def awaited(load: Callable[[], dict], wanted: set[str]) -> dict:
 
 
 def split(samples: list[Sample], index: int, number: int) -> set[int]:
-    """The places in `samples` that part `index` of `number` answers: parts are disjoint, and together they are all.
+    """The indices in `samples` that part `index` of `number` answers; the parts are a partition.
 
     Each part has about the same number of characters.
     """

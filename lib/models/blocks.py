@@ -71,10 +71,10 @@ def alike(model: nn.Module) -> bool:
 
 
 def state_tying_(model: nn.Module) -> None:
-    """Make the configuration of `model` say whether embedding and head are one matrix: whoever saves it relies on that.
+    """Set `tie_word_embeddings` in the configuration to whether embedding and head are one matrix, as saving needs it.
 
-    A configuration that says tied is only a wish: transformers keeps two matrices where a checkpoint has two, and a
-    merged adapter may have given the head a matrix of its own.
+    The configuration alone is not reliable: transformers keeps two matrices where a checkpoint has two, and a merged
+        adapter may have given the head a matrix of its own.
     """
     if model.get_output_embeddings() is None:
         return
@@ -102,7 +102,7 @@ def head(model: nn.Module) -> nn.Module:
 def final_norm(model: nn.Module) -> nn.Module:
     """The norm between the last block and the head: the one norm that stands beside the list of blocks.
 
-    Raises ValueError for a model without one, as OPT-350m is: what needs a final norm can't be done with it.
+    Raises ValueError for a model without one, such as OPT-350m.
     """
     norms = final_norms(model)
     if len(norms) != 1:
@@ -159,7 +159,7 @@ def weight_count(model: nn.Module) -> int:
 
 def refuse_adapters(model: nn.Module) -> None:
     """Raise ValueError for a model that carries adapters (of peft): parts of its linear layers that no saver writes."""
-    loaded = sys.modules.get("peft.tuners.tuners_utils")  # not imported yet: no such layer can exist
+    loaded = sys.modules.get("peft.tuners.tuners_utils")  # not imported yet, so no such layer can exist
     kind = getattr(loaded, "BaseTunerLayer", ())
     found = [name for name, part in model.named_modules() if isinstance(part, kind)]
     if found or getattr(model, "_hf_peft_config_loaded", False):

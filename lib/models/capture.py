@@ -18,10 +18,10 @@ _TRIED: set[tuple] = set()  # classes and configurations of models whose blocks 
 
 @dataclass
 class Captured:
-    """What the first block receives, and how each block is called.
+    """The inputs of the first block, and the arguments of each block's call.
 
     hidden: embeddings of all windows, [count, length, hidden size]. calls: for each block the positional and keyword
-    arguments after the hidden states (masks, rotary embeddings), which serve any number of windows.
+    arguments after the hidden states (masks, rotary embeddings), valid for any number of windows.
     """
 
     hidden: Tensor
@@ -32,7 +32,7 @@ class Captured:
 def capture(model: nn.Module, tokens: Tensor, *, batch: int = 16) -> Captured:
     """Run `tokens` [count, length] through the embeddings alone, recording how the model calls its blocks.
 
-    Raises ValueError for a model whose blocks can't be run by themselves, or answer otherwise then.
+    Raises ValueError for a model whose blocks can't be run by themselves, or give other outputs then.
     """
     parts = list(blocks(model))
     try:
@@ -79,10 +79,10 @@ def _captured(model: nn.Module, parts: list[nn.Module], tokens: Tensor, batch: i
 
 def _try(model: nn.Module, parts: list[nn.Module], length: int) -> None:
     """Raise ValueError unless two texts of `length` tokens through one block after the other are what the
-    model makes of them.
+        model makes of them.
 
-    A block may be given more than the states before it: what its text's tokens say (Gemma 3n), or what blocks before
-    it have found. Tried once for each class of models and blocks, and configuration.
+    A block may receive more than hidden states: values that depend on the tokens (Gemma 3n), or results of earlier
+        blocks. Tried once for each class of models and blocks, and configuration.
     """
     config = json.dumps(structure.values(model.config.to_dict()), sort_keys=True, default=str)
     kind = type(model), *(type(each) for each in parts), config
@@ -137,9 +137,10 @@ def second_moment(inputs: Tensor) -> Tensor:
 def cross_moment(original: Tensor, inputs: Tensor) -> Tensor:
     """C = 2/n Σ (x̃ - x) xᵀ of `original` x̃ and `inputs` x, both [..., columns]; float32 [columns, columns].
 
-    On the scale of `second_moment`, so that C H⁻¹ is the regression of what the original's inputs have more on the
-    inputs that are there (GPTAQ, arXiv 2504.02692: ΔX Xᵀ). The difference stays in the type of the inputs: of two
-    numbers within a factor of two of each other it is exact there (Sterbenz' lemma), of others it is rounded once.
+    On the scale of `second_moment`, so that C H⁻¹ is the regression of the difference between original and present
+        inputs on the present ones (GPTAQ, arXiv 2504.02692: ΔX Xᵀ). The difference stays in the type of the inputs: of
+        two numbers within a factor of two of each other it is exact there (Sterbenz' lemma), of others it is rounded
+        once.
     """
     rows = inputs.reshape(-1, inputs.shape[-1])
     drift = original.reshape(rows.shape) - rows

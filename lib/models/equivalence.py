@@ -16,8 +16,8 @@ from lib.models import blocks, partial
 from lib.models.eval_mode import evaluating
 
 LENGTH = 16  # tokens that are plenty for a trial
-LEFT = 1e-3  # share of what a block adds to its inputs by which its answer may differ; rounding leaves about 1e-6
-ROUNDING = 1e-5  # and share of the answer itself
+LEFT = 1e-3  # allowed difference as a fraction of what a block adds to its inputs; rounding leaves about 1e-6
+ROUNDING = 1e-5  # and as a fraction of the outputs themselves
 LOUD = 2.0**12
 
 
@@ -30,11 +30,12 @@ def first_difference(
     stream: Tensor | None = None,
     loud: Collection[nn.Module] = (),
 ) -> tuple[int, float] | None:
-    """The first block that answers otherwise once changed, and by which share of what it adds; None where all agree.
+    """The first block whose outputs differ once changed, and by which fraction of what it adds; None where all agree.
 
     captured: what `capture.capture` gives of a few tokens. change_(block, trial): changes `trial`, a float32 copy of
-    `block`, in place. stream: an orthogonal matrix [hidden, hidden] by which the changed blocks' inputs and answers
-    are turned. loud: layers of `model` whose outputs the change turns or scales; random weights are tried for these.
+    `block`, in place. stream: an orthogonal matrix [hidden, hidden] by which the changed blocks' inputs and outputs
+    are rotated. loud: layers of `model` whose outputs the change rotates or scales; these are tried with random
+    weights.
     """
     hidden = captured.hidden.float()
     with evaluating(model):
@@ -55,7 +56,7 @@ def first_difference(
 
 
 def _tried(made, block, hidden: Tensor, call, change_, stream) -> tuple[Tensor, float | None]:
-    """What `made`, a copy of `block`, answers, and how far its answer is off once changed (None: by rounding alone)."""
+    """The outputs of `made`, a copy of `block`, and their error once it is changed (None: rounding alone)."""
     expected = run(made, hidden, call)
     change_(block, made)
     found = run(made, _turned(hidden, stream), call)

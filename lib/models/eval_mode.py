@@ -11,7 +11,7 @@ from lib.models import rotary
 
 @contextlib.contextmanager
 def evaluating(*models: nn.Module) -> Iterator[None]:
-    """Eval mode without gradients inside the block; every module's own mode is put back after it.
+    """Context with eval mode and without gradients; every module's own mode is restored after it.
 
     Position tables that grow with the text are those of each call's own length (`rotary.forgetting`).
     """
@@ -21,7 +21,7 @@ def evaluating(*models: nn.Module) -> Iterator[None]:
             for model in models:
                 model.eval()
                 stack.enter_context(rotary.forgetting(model))
-            # not inference_mode: what a layer keeps from a pass (a dequantized matrix) must serve later training too
+            # not inference_mode: a matrix that a layer caches in a pass must be usable in later training
             stack.enter_context(torch.no_grad())
             yield
     finally:

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from lib.models.blocks import config, linears
 from lib.models.equivalence import LOUD, floated, randomised, run
 
-LEFT = 1e-3  # a fold may leave this share of what scaling the columns alone changes; rounding leaves about 1e-6
+LEFT = 1e-3  # allowed error as a fraction of the change by scaling the columns alone; rounding leaves about 1e-6
 
 
 @dataclass(frozen=True)
@@ -68,7 +68,7 @@ def fold_(block: nn.Module, fold: Fold, scale: Tensor) -> None:
 
 
 def _divide_(source: nn.Module, scale: Tensor, offset: int) -> Tensor:
-    """Divide the outputs of `source`; returns by what, which for the few rounded weights of a norm is known exactly."""
+    """Divide the outputs of `source`; returns the exact divisor, after rounding of the norm's weights."""
     channels = slice(-len(scale), None)  # of a layer that computes several things, the last (values, up)
     weight, bias = source.weight[channels], getattr(source, "bias", None)
     if weight.ndim == 1:
@@ -114,7 +114,7 @@ def _find(trial, hidden, call, names: list[str], order: list[str], text) -> Fold
 
 
 def _candidates(module: nn.Module, source: str, names: list[str], columns: int, text) -> list[Fold]:
-    """What `module` could be to layers of so many `columns`: a norm, all or the last of its rows, or shared heads."""
+    """Candidate folds of `module` into layers of `columns` columns: a norm, all or the last rows, or shared heads."""
     if isinstance(module, nn.Linear):
         heads, shared = text.num_attention_heads, getattr(text, "num_key_value_heads", None) or 0
         found = [Fold(names, source, columns)]
@@ -128,9 +128,10 @@ def _candidates(module: nn.Module, source: str, names: list[str], columns: int, 
 
 
 def _undoes(trial: nn.Module, hidden: Tensor, call, fold: Fold, scale: Tensor) -> bool:
-    """Whether `fold` takes back what scaling the columns alone does to the block's output.
+    """Whether `fold` undoes the change that scaling the columns alone makes in the block's output.
 
-    Of a linear layer loud outputs are tried as well: what clips them passes no scale on, though small ones get through.
+    A linear layer is tried with large outputs too: a clipping between the layers passes no scale, though small values
+        do not show it.
     """
     source = trial.get_submodule(fold.source)
     sizes = (1.0, LOUD) if isinstance(source, nn.Linear) else (1.0,)

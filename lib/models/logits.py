@@ -30,7 +30,7 @@ def forward(model: nn.Module) -> Callable[[Tensor], Rows]:
 
 
 def after_blocks(model: nn.Module) -> Callable[[Tensor], Rows]:
-    """As `forward`, from what the last block answers, [batch, length, hidden], instead of from tokens."""
+    """As `forward`, from the outputs of the last block, [batch, length, hidden], instead of from tokens."""
     states, projection = split(model)
 
     def run(hidden: Tensor) -> Rows:
@@ -42,7 +42,7 @@ def after_blocks(model: nn.Module) -> Callable[[Tensor], Rows]:
 
 
 def head_inputs(model: nn.Module, tokens: Tensor) -> Tensor:
-    """What the head reads [batch, length, columns] of token ids [batch, length]; the head itself does not run."""
+    """The inputs of the head, [batch, length, columns], for token ids [batch, length]; the head itself does not run."""
     states, projection = split(model)
     seen, head = [], blocks.head(model)
 

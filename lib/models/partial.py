@@ -13,7 +13,7 @@ _RESTS: dict[type, tuple | None] = {}  # class of a block -> what it answers beh
 
 
 def first(output: Tensor | tuple) -> Tensor:
-    """The hidden states in what a block answers."""
+    """The hidden states in a block's output."""
     return output[0] if isinstance(output, tuple) else output
 
 
@@ -25,10 +25,10 @@ def taken(args: tuple, kwargs: dict) -> tuple[Tensor, tuple[tuple, dict]]:
 
 
 def answers(model: nn.Module) -> Callable[[Tensor], Tensor | tuple]:
-    """How the blocks of `model` answer hidden states: bare, or in a tuple, which the decoder then takes apart.
+    """The form of the blocks' outputs: the hidden states alone, or a tuple, which the decoder unpacks.
 
-    Seen on one token, once for each class of blocks. Tensors in the rest of a tuple are left out, since they belong to
-    the inputs of that call.
+    Tried on one token, once for each class of blocks. Further tensors of a tuple are left out, since they depend on the
+        inputs of that call.
     """
     block = blocks.blocks(model)[0]
     if type(block) not in _RESTS:
@@ -49,7 +49,7 @@ def answers(model: nn.Module) -> Callable[[Tensor], Tensor | tuple]:
 
 @contextlib.contextmanager
 def instead(module: nn.Module, forward: Callable) -> Iterator[None]:
-    """Inside the block `module` runs `forward` in the place of its own."""
+    """Context in which `module` runs `forward` instead of its own."""
     before = module.__dict__.get("forward")
     module.forward = forward
     try:
@@ -62,7 +62,7 @@ def instead(module: nn.Module, forward: Callable) -> Iterator[None]:
 
 @contextlib.contextmanager
 def recorded(model: nn.Module, place: int) -> Iterator[list[Tensor]]:
-    """A list that receives what block `place` of `model` is given whenever the model runs inside the block."""
+    """Context with a list that receives the arguments of block `place` whenever the model runs."""
     found: list[Tensor] = []
     block = blocks.blocks(model)[place]
     forward = block.forward
@@ -77,7 +77,7 @@ def recorded(model: nn.Module, place: int) -> Iterator[list[Tensor]]:
 
 @contextlib.contextmanager
 def skipped(model: nn.Module, count: int, states: Tensor) -> Iterator[None]:
-    """Inside the block the first `count` blocks of `model` do not run; they answer `states` in the place of theirs."""
+    """Context in which the first `count` blocks of `model` do not run, but return `states`."""
     if not count:
         yield
         return

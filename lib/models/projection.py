@@ -21,9 +21,9 @@ from lib.models.eval_mode import evaluating
 class Projection:
     """From hidden states [..., hidden] to logits [..., vocabulary], by the model's own code.
 
-    What families do beside their head (factors, soft caps, a transform before it) is not written down again: the
-    model's forward pass runs with the given hidden states in the place of its decoder's answer.
-    head: the linear layer that the model names as its head.
+    Operations beside the head (factors, soft caps, a transform before it) are not reimplemented: the model's forward
+        pass runs with the given hidden states in place of its decoder's output.
+        head: the linear layer that the model names as its head.
     """
 
     def __init__(self, model: nn.Module):
@@ -60,7 +60,7 @@ class Projection:
         return found.reshape(*hidden.shape[:-1], found.shape[-1])
 
     def parameters(self) -> list[nn.Parameter]:
-        """The weights between hidden states and logits: the head's, and those of what some families have before it."""
+        """The weights between hidden states and logits: the head's, and of a transform before it, if any."""
         return list(self._shell.parameters())
 
     def frozen(self) -> "Projection":
@@ -76,13 +76,13 @@ class Projection:
 
 
 class _Answer(nn.Module):
-    """Stands in the place of a decoder and answers `states`."""
+    """Replaces a decoder and returns `states`."""
 
     states: Tensor | None = None
 
     @property
     def decoder(self) -> "_Answer":
-        """Some families (OPT) ask the decoder inside their decoder."""
+        """Some families (OPT) call the decoder inside their decoder."""
         return self
 
     def forward(self, *args, **kwargs):
@@ -95,14 +95,14 @@ def _shell(model: nn.Module, parts: dict[str, nn.Module]) -> nn.Module:
     """A second model of these `parts`, with the class and the configuration of `model`."""
     made = copy.copy(model)
     made._modules = parts
-    for name in ("forward", "tokenizer"):  # what was set on the model itself may hold, or run, the whole of it
+    for name in ("forward", "tokenizer"):  # attributes set on the model itself may refer to the whole model
         made.__dict__.pop(name, None)
     return made
 
 
 @dataclass(frozen=True)
 class Whole:
-    """Stands in the place of a `Projection` for a model that runs as a whole: its logits are states already."""
+    """Replaces a `Projection` for a model that runs as a whole: its states are the logits already."""
 
     vocabulary: int
 
@@ -130,7 +130,7 @@ def split(model: nn.Module) -> tuple[Callable[..., Tensor], Projection | Whole]:
 
 
 def _skipped(model: nn.Module, tokens: Tensor):
-    """A context in which the blocks answer numbers of a size that shows soft caps, whatever they are given."""
+    """Context in which the blocks return fixed values, large enough for soft caps to show."""
     generator, size = torch.Generator().manual_seed(0), (*tokens.shape, blocks.config(model).hidden_size)
     states = 4 * torch.randn(size, generator=generator).to(tokens.device, model.dtype)
     return partial.skipped(model, len(blocks.blocks(model)), states)
@@ -148,7 +148,7 @@ _TRIED: weakref.WeakKeyDictionary = weakref.WeakKeyDictionary()  # model -> (wha
 def projects(model: nn.Module, tokens: Tensor | None = None) -> bool:
     """Whether decoder and `Projection` add up to the model's own logits, tried on a few of `tokens`.
 
-    Without tokens the answer is remembered until class, parts or configuration of the model change.
+    Without tokens the result is cached until class, parts or configuration of the model change.
     """
     if tokens is not None or "forward" in model.__dict__:
         return _tried(model, tokens)
@@ -159,7 +159,13 @@ def projects(model: nn.Module, tokens: Tensor | None = None) -> bool:
     return _TRIED[model][1]
 
 
-_MORE = (TypeError, AttributeError, RuntimeError, ValueError, IndexError)  # a part asks for more than it is given here
+_MORE = (
+    TypeError,
+    AttributeError,
+    RuntimeError,
+    ValueError,
+    IndexError,
+)  # a part needs more arguments than it gets here
 
 
 def _tried(model: nn.Module, tokens: Tensor | None) -> bool:
@@ -168,7 +174,7 @@ def _tried(model: nn.Module, tokens: Tensor | None) -> bool:
     answered = _skipped(model, some) if tokens is None else contextlib.nullcontext()  # then no block has to run
     with evaluating(model), contextlib.suppress(*_MORE if tokens is None else ()), answered:
         return _adds_up(model, some)
-    return _tried(model, some)  # its decoder takes more from the blocks than states
+    return _tried(model, some)  # its decoder needs more from the blocks than states
 
 
 def _adds_up(model: nn.Module, tokens: Tensor) -> bool:
@@ -179,7 +185,7 @@ def _adds_up(model: nn.Module, tokens: Tensor) -> bool:
         return False
     if own.shape != ours.shape:
         return False
-    # the same operations on the same numbers: no more than their order can differ
+    # the same operations on the same numbers: only their order can differ
     close, finite = 16 * torch.finfo(own.dtype).eps, own[own.isfinite()].abs()
     size = finite.max().item() if len(finite) else 0.0
     return torch.allclose(own, ours, rtol=close, atol=close * size, equal_nan=True)

@@ -81,7 +81,7 @@ class Reference:
 
     @staticmethod
     def path(original: nn.Module, tokens: torch.Tensor) -> Path:
-        """Where the cache folder keeps the reference of this model on these tokens."""
+        """Path in the cache folder for the reference of this model on these tokens."""
         return files.cache() / "references" / f"{fingerprint(original)[:16]}-{_data_hash(tokens)[:16]}.safetensors"
 
 

@@ -43,7 +43,7 @@ class Tables:
         return bool(self.limits)
 
     def kind(self, length: int) -> tuple[int, ...]:
-        """By which tables a text of `length` tokens is read: equal for two lengths exactly where the tables are."""
+        """A key of the tables for a text of `length` tokens: equal for two lengths where the tables are equal."""
         return tuple(0 if length <= limit else length if grows else 1 for limit, grows in self.limits)
 
     def alike(self, length: int) -> bool:
@@ -53,9 +53,9 @@ class Tables:
 
 @contextlib.contextmanager
 def forgetting(model: nn.Module) -> Iterator[None]:
-    """Inside the block each call's tables are those of its own length.
+    """Context in which each call uses the tables of its own length.
 
-    Dynamic tables otherwise stay as a longer text has left them, until one comes that is shorter than the limit.
+    Otherwise dynamic tables stay those of an earlier, longer text, until a text shorter than the limit resets them.
     """
     growing = {module: names for module in model.modules() if (names := _named(module, "dynamic"))}
     with contextlib.ExitStack() as stack:
