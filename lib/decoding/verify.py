@@ -34,7 +34,7 @@ class Drafter(ABC):
     """The interface of drafters; only `draft` is required."""
 
     def begin(self, token_ids: Tensor) -> None:
-        """Called for a new answer; its prompt is `token_ids` (LongTensor [length], length from 0) and one more token."""
+        """Called for a new answer; its prompt is `token_ids` (LongTensor [length], length from 0) plus one token."""
         return  # most drafters keep no state between answers
 
     def unread(self, token_ids: Tensor) -> int:
