@@ -81,7 +81,7 @@ def _load(folder, adapter):
 def mark(model: nn.Module) -> nn.Module:
     """Make plain `model.save_pretrained(folder)` write the packed form too; quantizers call it, `model` is returned.
 
-    Without it transformers would write the raw codes, which nothing finds again: the reloaded layers would be random.
+    Without it transformers would write the raw codes, which no loader reads: the reloaded layers would be random.
     """
     from lib.export.pretrained import Packed
 
@@ -90,7 +90,7 @@ def mark(model: nn.Module) -> nn.Module:
 
 
 def _skeleton(folder):
-    """The model of config.json with its memory allocated but not filled: nothing random may survive in it."""
+    """The model of config.json with allocated, uninitialised memory, all of which must be filled."""
     from transformers import AutoConfig, AutoModelForCausalLM, GenerationConfig
     from transformers.initialization import no_init_weights
 
@@ -102,7 +102,7 @@ def _skeleton(folder):
         config = AutoConfig.from_pretrained(folder, trust_remote_code=False, local_files_only=True)
         del config.quantization_config
         model = AutoModelForCausalLM.from_config(config)
-    model.tie_weights()  # which is skipped with the initialization
+    model.tie_weights()  # skipped together with the initialization
     # the class of the configuration fills in end tokens that the folder does not name; from_pretrained does not
     own = {} if (Path(folder) / "generation_config.json").is_file() else {"config_file_name": "config.json"}
     model.generation_config = GenerationConfig.from_pretrained(folder, local_files_only=True, **own)
@@ -110,7 +110,7 @@ def _skeleton(folder):
 
 
 def _fill(model, found, tensors):
-    """Put the quantized layers and all other tensors into the skeleton; what is tied may be missing, nothing else."""
+    """Put the quantized layers and all other tensors into the skeleton; only tied tensors may be missing."""
     for name, matrix in found.items():
         if matrix.codes.shape != model.get_submodule(name).weight.shape:
             raise ValueError(f"{name} is {list(matrix.codes.shape)}, not as config.json says; copy the folder again.")
@@ -129,9 +129,9 @@ def _fill(model, found, tensors):
 
 
 def _fill_ends(model, found, tensors):
-    """Quantized embedding and head, as one matrix or as two: what lies there decides, as transformers has it.
+    """Fill quantized embedding and head, as one matrix or two, depending on the stored tensors, as in transformers.
 
-    A config that says tied beside two matrices of different values is wrong, and one matrix may have either name.
+    The config may say "tied" although two different matrices are stored, and a single matrix may have either name.
     """
     table, head = (blocks.path_of(model, part) for part in (blocks.embeddings(model), blocks.head(model)))
     first, last = found.get(table), found.get(head)

@@ -76,7 +76,7 @@ def _either(names: Iterable[str]) -> str:
 
 
 def codebooks(matrices: dict[str, Quantized]) -> tuple[dict[str, str], dict[str, Tensor]]:
-    """The place of each matrix' codebook, and the codebooks that several use, by place: those are stored once."""
+    """The key of each matrix' codebook, and the shared codebooks by key, which are stored once."""
     content = {name: _bytes(matrix.codebook) for name, matrix in matrices.items() if matrix.codebook is not None}
     uses = Counter(content.values())
     shared = {value: f"{SHARED}{index}" for index, value in enumerate(key for key in uses if uses[key] > 1)}

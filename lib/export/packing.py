@@ -49,7 +49,7 @@ def pack(quantized: Quantized, dtype: torch.dtype = torch.bfloat16) -> dict[str,
 
 
 def outline(quantized: Quantized, dtype: torch.dtype = torch.bfloat16) -> dict[str, Tensor]:
-    """What `pack` stores of `quantized`, as tensors of equal type and shape on the meta device: nothing is packed."""
+    """The tensors that `pack` stores, with equal type and shape, on the meta device: nothing is packed."""
     (rows, columns), (_, groups) = quantized.codes.shape, quantized.scale.shape
     tensors = {
         "weight_packed": _meta(torch.int32, rows, math.ceil(columns * quantized.bits / 32)),
@@ -64,7 +64,7 @@ def outline(quantized: Quantized, dtype: torch.dtype = torch.bfloat16) -> dict[s
 def planned(
     rows: int, columns: int, *, bits: int, group_size: int, symmetric: bool = False, codebook: Tensor | None = None
 ) -> Quantized:
-    """A matrix on that grid which holds no numbers (meta device): to ask for sizes before anything is quantized."""
+    """A matrix on that grid without numbers (meta device), to compute sizes before anything is quantized."""
     size = check(columns, bits=bits, group_size=group_size)
     groups, affine = columns // size, not symmetric and codebook is None
     zero = _meta(torch.uint8, rows, groups) if affine else None
@@ -82,7 +82,7 @@ def unpack(
 ) -> Quantized:
     """The matrix that `pack` stored, with `groups` groups a row; `name` is the layer's, for errors.
 
-    Raises ValueError when the tensors have other names, types or shapes than the layout above asks for.
+    Raises ValueError when the tensors have other names, types or shapes than the layout above.
     """
     from compressed_tensors.compressors.pack_quantized import unpack_from_int32
 

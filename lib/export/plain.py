@@ -15,16 +15,17 @@ ROOM = 16 << 20  # bytes for tokenizer, configuration and file headers
 def save(model: nn.Module, tokenizer, folder: Path | str) -> Path:
     """Write `model` (unquantized, possibly pruned) and `tokenizer` to `folder`; returns `folder`.
 
-    The folder gets `manifest.json` with the SHA-256 of every file. It is complete or absent, and replaces an older
-    one of the project's at the end. Raises ValueError for a model with quantized layers, and before the work OSError
-    (FileExistsError, PermissionError, ...) for what the project did not write, and where there is no right or room.
+        The folder gets `manifest.json` with the SHA-256 of every file. It is complete or absent, and replaces an older
+        one of the project's at the end. Raises ValueError for a model with quantized layers, and before the work
+        OSError
+    (FileExistsError, PermissionError, ...) for folders that the project did not write, and for missing rights or space.
     """
     check(model, tokenizer)
     return write(model, tokenizer, folder, kind="plain")
 
 
 def check(model: nn.Module, tokenizer) -> None:
-    """Raise ValueError for what is no ordinary checkpoint: quantized layers, or no tokenizer."""
+    """Raise ValueError for a model with quantized layers or without a tokenizer."""
     from lib.models.blocks import is_quantized
 
     quantized = [name for name, module in model.named_modules() if is_quantized(module)]
@@ -56,5 +57,5 @@ def size(model: nn.Module) -> int:
     from lib.export import stored_tensors
 
     state = stored_tensors.packed_state(model, pack=packing.outline)
-    sizes = {tensor.data_ptr() or key: tensor.nbytes for key, tensor in state.items()}  # no address: on the meta device
+    sizes = {tensor.data_ptr() or key: tensor.nbytes for key, tensor in state.items()}  # no address on the meta device
     return sum(sizes.values())

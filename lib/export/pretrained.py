@@ -10,8 +10,8 @@ from lib.models import blocks
 class Packed(HfQuantizer):
     """Set as `model.hf_quantizer`: transformers asks it for the tensors and the config whenever it saves the model.
 
-    The model itself stays as it is: `state_dict()` holds the codes of `QuantLinear`, and loads them again. Everything
-    is derived at the moment of saving, so layers may be quantized, replaced or dropped after this is set.
+    The model itself does not change: `state_dict()` holds the codes of `QuantLinear`, and loads them again. Everything
+        is computed when saving, so layers may be quantized, replaced or dropped after this is set.
     """
 
     def __init__(self):
@@ -29,7 +29,7 @@ class Packed(HfQuantizer):
         return None, {}
 
     def is_serializable(self) -> bool:
-        """Saving is what this class is for."""
+        """True: this class exists for saving."""
         return True
 
     @property

@@ -22,7 +22,7 @@ class Scheme(NamedTuple):
 
 
 def find(config: dict, name: str, kind: str) -> Scheme | None:
-    """The grid of the module `name` of class `kind`, of a `quantization_config`; None where it is no target.
+    """The grid of the module `name` of class `kind` in a `quantization_config`; None where it is no target.
 
     Raises ValueError for grids that quantized layers can't hold.
     """

@@ -32,10 +32,11 @@ _TYPES = {
 
 
 def predict(model: nn.Module, planned: dict[str, Quantized] | None = None) -> int:
-    """What `metrics.count.artifact_bytes` will say of the folder that a save of `model` writes.
+    """The value of `metrics.count.artifact_bytes` for the folder that saving `model` writes.
 
-    planned: grids of modules that aren't quantized yet (or will be again), by name, from `packing.planned`; all others
-    count as they are. Of a tied model the embedding is enough: its head is the same matrix.
+        planned: grids of modules that aren't quantized yet (or will be again), by name, from `packing.planned`; all
+        others
+    count as they are. A tied model needs only the embedding: its head is the same matrix.
     """
     from huggingface_hub import split_torch_state_dict_into_shards
     from transformers.core_model_loading import revert_weight_conversion
@@ -48,7 +49,7 @@ def predict(model: nn.Module, planned: dict[str, Quantized] | None = None) -> in
     state = stored_tensors.packed_state(model, planned, pack=packing.outline)
     kept = remove_tied_weights_from_state_dict({key: part for key, part in state.items() if not part.is_meta}, model)
     state = {key: tensor for key, tensor in state.items() if tensor.is_meta or key in kept}
-    if getattr(model, "_weight_conversions", None) != []:  # nothing to revert would still take a while
+    if getattr(model, "_weight_conversions", None) != []:  # skipped: it takes a while even without anything to revert
         state = revert_weight_conversion(model, state)
     split = split_torch_state_dict_into_shards(
         state, filename_pattern="model{suffix}.safetensors", max_shard_size=plain.SHARD
@@ -64,7 +65,7 @@ def predict(model: nn.Module, planned: dict[str, Quantized] | None = None) -> in
 
 
 def file_bytes(tensors: dict[str, Tensor]) -> int:
-    """Size of the safetensors file of `tensors`, whose numbers aren't looked at: header and contents."""
+    """Size of the safetensors file of `tensors`, header and contents, computed without their numbers."""
     header, end = {"__metadata__": {"format": "pt"}}, 0
     order = list(_TYPES)
     for name, tensor in tensors.items():

@@ -16,8 +16,7 @@ from lib.export import packing
 def of_model(tensors: dict[str, Tensor], model: nn.Module) -> dict[str, Tensor]:
     """`tensors` of a checkpoint under the names that `model`, still unquantized, has for them.
 
-    What was turned is noted at the model, so that saving it turns the same back. Names that the model doesn't have
-    stay as they are.
+    The renaming is stored in the model, so that saving reverses it. Names that the model doesn't have stay as they are.
     """
     changes = conversion_mapping.get_model_conversion_mapping(model)
     renamings = [each for each in changes if isinstance(each, core_model_loading.WeightRenaming)]
@@ -45,7 +44,7 @@ def of_model(tensors: dict[str, Tensor], model: nn.Module) -> dict[str, Tensor]:
 
 
 def _known(model: nn.Module) -> dict[str, bool]:
-    """Every name that a tensor of `model` can have, quantized or not; the values only say that they are there."""
+    """Every name that a tensor of `model` can have, quantized or not; the values are placeholders."""
     names = list(model.state_dict())
     stems = [name.removesuffix(".weight") for name in names if name.endswith(".weight")]
     return dict.fromkeys([*names, *(f"{stem}.{part}" for stem in stems for part in packing.NAMES)], True)

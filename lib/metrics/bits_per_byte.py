@@ -29,10 +29,11 @@ def measure(
 ) -> Score:
     """Bits per byte of `text` (a `Text`, a string, or a list of strings) under `model`; lower is better.
 
-    length: tokens of a window; stride: tokens that each window adds (None: all of them). characters: how much of each
-    document is read (None: all). `n` counts windows; the error comes from a bootstrap over them. The baseline is the
-    best guess that ignores context, made from the frequencies of the very tokens.
-    Raises ValueError for windows that the model can't read, and for text that is empty.
+        length: tokens of a window; stride: tokens that each window adds (None: all of them). characters: how much of
+        each document is read (None: all). `n` counts windows; the error comes from a bootstrap over them. The baseline
+        is the
+    best prediction that ignores context, from the frequencies of the same tokens.
+        Raises ValueError for windows that the model can't read, and for text that is empty.
     """
     stride = length if stride is None else stride
     _check(model, length, stride)
@@ -56,7 +57,7 @@ def measure(
 def windows(count: int, length: int, stride: int, first: int = 1) -> list[tuple[int, int, int]]:
     """(first token read, first token scored, one after the last) of each window over tokens `first` ... count.
 
-    Those before begin the document; a window reads at most `length` tokens, the last one scored excluded.
+    Tokens before `first` begin the document; a window reads at most `length` tokens, without the last scored one.
     """
     found, scored = [], first
     while scored <= count:

@@ -22,7 +22,7 @@ from lib.metrics.score import Score, bootstrap
 
 @dataclass
 class System:
-    """One way to decode: a model, and what drafts for it (nothing: plain decoding)."""
+    """One way to decode: a model, and its drafter (none: plain decoding)."""
 
     session: Session
     drafter: Drafter | None = None
@@ -38,7 +38,7 @@ def measure(
     sampling: dict | None = None,
     seed: int = 0,
 ) -> dict[str, list[Generation]]:
-    """The answers of every system to every prompt (LongTensors [length]), greedy unless `sampling` says how to draw.
+    """The answers of every system to every prompt (LongTensors [length]), greedy unless `sampling` is given.
 
     sampling: arguments of `Sampling`, the same for all systems; prompt i has seed `seed` + i in each of them. Every
     system answers the first prompt once before, which does not count. Raises ValueError for no systems and no prompts.
@@ -72,7 +72,7 @@ def tokens_per_step(answers: list[Generation]) -> Score:
 
 
 def seconds_per_token(answers: list[Generation]) -> Score:
-    """Seconds of all steps per token, over all answers, the reading of prompts left out."""
+    """Seconds of all steps per token, over all answers, without reading the prompts."""
     times = [[answer.seconds, len(answer.token_ids)] for answer in answers]
     return Score(_share(times), bootstrap(times, _share), len(times), "s", False)
 

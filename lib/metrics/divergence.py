@@ -38,19 +38,19 @@ def quality(
 ) -> dict[str, Score]:
     """`perplexity`, `kl_divergence` and `top1_agreement` from one pass of `model` over `text`.
 
-    `reference` is the original model, which is run beside `model`, or what `remember` kept of it, which costs only
-    its head. The perplexity equals `perplexity.measure` on the same text to the last bit. Standard errors come from
-    a bootstrap over windows. bos: as for `perplexity.measure`.
-    Baselines: the best constant prediction, that is the original's own average distribution for the divergence, and
-    the token that it most often puts first for the agreement.
-    Raises ValueError for vocabularies or tokens that differ, and for logits that are not finite.
+    `reference` is the original model, which is run beside `model`, or the result of `remember`, which costs only its
+        head. The perplexity equals `perplexity.measure` on the same text to the last bit. Standard errors come from
+        a bootstrap over windows. bos: as for `perplexity.measure`.
+        Baselines: the best constant prediction, that is the original's own average distribution for the divergence, and
+        the token that it most often puts first for the agreement.
+        Raises ValueError for vocabularies or tokens that differ, and for logits that are not finite.
     """
     tokens = perplexity.tokenize(text, model, windows, length, bos)
     return scores(compare(model, reference, tokens, batch=batch), tokens)
 
 
 def scores(found: "Comparison", tokens: torch.Tensor) -> dict[str, Score]:
-    """What `quality` answers, from a comparison on `tokens` [windows, length] that is there already."""
+    """The scores of `quality`, from an existing comparison on `tokens` [windows, length]."""
     return {
         "perplexity": perplexity.score(found.nll, tokens),
         "kl_divergence": _score(found.divergence, "nats", False, found.constant_divergence),
@@ -61,8 +61,8 @@ def scores(found: "Comparison", tokens: torch.Tensor) -> dict[str, Score]:
 def gain(before: "Comparison", after: "Comparison") -> Score:
     """How much nearer to the original `after` is than `before`: mean fall of the KL divergence, nats a token.
 
-    Paired: both saw the same windows, so what makes a window hard falls out of the difference, and its standard error
-    (over windows) is far smaller than that of either. Raises ValueError for comparisons on different windows.
+    Paired: both saw the same windows, so the difficulty of a window cancels in the difference, and its standard error
+        (over windows) is far smaller than that of either. Raises ValueError for comparisons on different windows.
     """
     if before.divergence.shape != after.divergence.shape:
         raise ValueError(
@@ -74,7 +74,7 @@ def gain(before: "Comparison", after: "Comparison") -> Score:
 
 @dataclass(frozen=True)
 class Comparison:
-    """What two models say about each predicted token; all tensors are [windows, length - 1], on the CPU."""
+    """Comparison of two models at each predicted token; all tensors are [windows, length - 1], on the CPU."""
 
     nll: torch.Tensor  # of the compressed model, nats
     divergence: torch.Tensor  # KL(original || compressed), nats
@@ -121,9 +121,10 @@ def remember(
 ) -> Reference:
     """Run `original` once over `text` and keep its last hidden states and a copy of its head.
 
-    The reference stays valid when the model is then compressed in place. With `keep` it is also written to the cache
-    folder, under the fingerprint of the weights and the hash of the tokens, and read back by the next process.
-    Raises ValueError for models whose logits are more than head and decoder: pass such a model itself as reference.
+        The reference stays valid when the model is then compressed in place. With `keep` it is also written to the
+        cache folder, under the fingerprint of the weights and the hash of the tokens, and read back by the next
+        process.
+    Raises ValueError for models whose logits are not decoder plus head: pass such a model itself as reference.
     """
     tokens = perplexity.tokenize(text, original, windows, length, bos)
     path = Reference.path(original, tokens) if keep else None
@@ -146,7 +147,7 @@ def remember(
 
 
 class _Constant:
-    """The best prediction that never changes, from the original's log-probabilities as they pass by."""
+    """The best constant prediction, computed from the original's log-probabilities batch by batch."""
 
     def __init__(self, vocabulary: int):
         self.total = torch.zeros(vocabulary, dtype=torch.float64)
@@ -154,7 +155,7 @@ class _Constant:
         self.negative_entropy, self.count = 0.0, 0
 
     def add(self, share: torch.Tensor, p: torch.Tensor) -> None:
-        """Take in probabilities and their logarithms [rows, vocabulary]."""
+        """Add probabilities and their logarithms [rows, vocabulary]."""
         self.total += share.sum(0).double().cpu()
         self.negative_entropy += float((share * p).sum(-1).double().sum())
         self.first += p.argmax(-1).cpu().bincount(minlength=len(self.first))

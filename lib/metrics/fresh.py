@@ -24,7 +24,7 @@ from lib.metrics.speed import Measured
 
 @dataclass(frozen=True)
 class System:
-    """What runs: kind ("transformers", "packed", "llama.cpp"), model, interpreter (None: this one), further options."""
+    """A system to time: kind ("transformers", "packed", "llama.cpp"), model, interpreter (None: this one), options."""
 
     kind: str
     model: str

@@ -18,7 +18,7 @@ _CONDITIONS = ("sha256", "split", "shots", "chat", "count", "each", "seed", "rep
 
 
 def against_constant(values, constant: float, groups=None, *, lower_is_better: bool = False) -> str | None:
-    """A mark where per-sample scores [n] are no better than what the best constant answer scores; None otherwise."""
+    """A mark where per-sample scores [n] are no better than the best constant answer's; None otherwise."""
     return _skill(intervals.mean(values, groups), constant, lower_is_better)
 
 
@@ -33,9 +33,9 @@ def _skill(found: intervals.Interval, constant: float, lower_is_better: bool) ->
 
 
 def marks(evaluation, metric: str | None = None) -> list[str]:
-    """Everything a reader must know beside one score of an `evaluation`: constant answer, cut prompts, empty answers.
+    """Warnings beside one score of an `evaluation`: constant answer, cut prompts, empty answers.
 
-    metric: the main one by default. The list is empty for a score that stands for itself.
+    metric: the main one by default. The list is empty for a score without warnings.
     """
     metric = metric or next(iter(evaluation))
     score, found = evaluation[metric], []
@@ -51,11 +51,11 @@ def marks(evaluation, metric: str | None = None) -> list[str]:
 
 
 def same_conditions(systems: dict) -> None:
-    """Stop a comparison of evaluations `systems` (name -> evaluation) that differ in anything but the model.
+    """Raise ValueError for evaluations `systems` (name -> evaluation) that differ in anything but the model.
 
-    Compared: the task, its data, the engine's settings (sampling, seed, a server's chat template), the samples in
-    their order, and the requests with their caps.
-    Raises ValueError that names the two systems, what differs and both values.
+        Compared: the task, its data, the engine's settings (sampling, seed, a server's chat template), the samples in
+        their order, and the requests with their caps.
+    The error names the two systems, what differs and both values.
     """
     names = list(systems)
     if len(names) < 2:
@@ -86,8 +86,8 @@ def _short(value) -> str:
 
 @dataclass(frozen=True)
 class Contamination:
-    """found: sample -> the words in a row that the training text holds too. short: samples with too few words to tell.
-    checked: how many samples could be told."""
+    """found: sample -> the shared words in a row. short: samples with too few words to check.
+    checked: number of samples that were checked."""
 
     found: dict[str, str]
     short: tuple[str, ...]
@@ -131,7 +131,7 @@ def contamination(samples: dict[str, str], texts: Iterable[str], *, words: int =
 
 
 def refuse_contaminated(samples: dict[str, str], texts: Iterable[str], *, name: str = "the text") -> None:
-    """Stop (ValueError, naming the first) where a test sample stands in a calibration or training text."""
+    """Raise ValueError, naming the first, where a test sample occurs in a calibration or training text."""
     found = contamination(samples, texts)
     if found.found:
         sample, passage = next(iter(found.found.items()))

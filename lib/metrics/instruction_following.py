@@ -23,9 +23,9 @@ class InstructionResults:
 def follow(response: str, instructions: list[str], arguments: list[dict]) -> InstructionResults:
     """Check one response against the instructions of its prompt.
 
-    instructions: identifiers such as "punctuation:no_comma". arguments: for each a dict of what it asks for; None
-    stands for "not given". An empty response follows nothing.
-    Raises ValueError for an unknown instruction, and for lists of different lengths.
+    instructions: identifiers such as "punctuation:no_comma". arguments: for each a dict of its arguments; None means
+        "not given". An empty response follows nothing.
+        Raises ValueError for an unknown instruction, and for lists of different lengths.
     """
     checks = _checks(instructions, arguments)
     return InstructionResults(

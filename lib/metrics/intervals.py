@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import numpy as np
 
 NORMAL = 1.959963984540054  # 97.5 % quantile of the standard normal
-_PARTS = 100  # of the samples, left out in turn to see how much weight a few of them have
+_PARTS = 100  # groups of samples left out in turn (jackknife), to see how much weight a few of them have
 
 
 @dataclass(frozen=True)
@@ -31,9 +31,9 @@ class Interval:
 def mean(values, groups=None) -> Interval:
     """The mean of `values` [n] with its 95 % interval.
 
-    Shares (values 0 and 1) get Wilson's interval, which stays inside 0 and 1 and holds near them, at the number of
-    independent samples that the clustered error is worth; other values get Student's with the clustered error.
-    Raises ValueError for fewer than two samples, or labels that are not one a sample.
+    Shares (values 0 and 1) get Wilson's interval, which stays inside 0 and 1 and is valid near them, at the effective
+        number of independent samples; other values get Student's with the clustered error.
+        Raises ValueError for fewer than two samples, or labels that are not one a sample.
     """
     values, labels = checked(values, groups)
     n, number = len(values), int(labels.max()) + 1

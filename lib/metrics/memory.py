@@ -19,7 +19,7 @@ from pathlib import Path
 from lib.metrics.score import Score, exact
 
 _STATUS, _CLEAR = Path("/proc/self/status"), Path("/proc/self/clear_refs")
-_PERIOD = 0.005  # seconds between two looks of the sampling thread
+_PERIOD = 0.005  # seconds between two samples of the thread
 _TRIM, _MMAP = -1, -3  # the options of glibc's mallopt
 _KEPT, _USUAL = 4 << 20, 32 << 20  # from this size on, blocks go back at once: while measuring, and otherwise
 _open: list["Peak"] = []  # measurements under way, outermost first
@@ -27,7 +27,7 @@ _open: list["Peak"] = []  # measurements under way, outermost first
 
 @dataclass(eq=False)
 class Peak:
-    """Filled in when the block ends: bytes at its start, the highest during it, and how that was found."""
+    """Filled in when the context ends: bytes at its start, the highest during it, and the method of measurement."""
 
     how: str = ""
     before: int = 0
@@ -48,8 +48,8 @@ class Peak:
 def peak(device: str = "cpu") -> Iterator[Peak]:
     """`with memory.peak() as used: ...`, then `used.score`, `used.increase`, `used.how`.
 
-    Garbage and freed heap pages are given back first, so that earlier work does not count. Measurements on the CPU
-    may be nested. Raises ValueError for a device other than the CPU or a CUDA device at hand.
+    Garbage and freed heap pages are returned first, so that earlier work does not count. Measurements on the CPU
+        may be nested. Raises ValueError for a device other than the CPU or a CUDA device at hand.
     """
     import torch
 
@@ -74,7 +74,7 @@ def call(function: Callable, *args, device: str = "cpu", **kwargs):
 
 @contextlib.contextmanager
 def _high_water() -> Iterator[Peak]:
-    for outer in _open:  # the reset would make them forget
+    for outer in _open:  # the reset would lose their marks
         outer.highest = max(outer.highest, _status("VmHWM"))
     _CLEAR.write_text("5")
     before = _status("VmRSS")
@@ -127,7 +127,7 @@ def _cuda(device: str) -> Iterator[Peak]:
 
 
 def _resettable() -> bool:
-    """Whether the kernel lets this process reset its high-water mark (tried on the real thing, once per use)."""
+    """Whether the kernel lets this process reset its high-water mark (tried at each use)."""
     try:
         if not _open:
             _CLEAR.write_text("5")
@@ -146,7 +146,7 @@ def _status(name: str) -> int:
 
 @contextlib.contextmanager
 def _tidy() -> Iterator[None]:
-    """Collect garbage and give freed heap pages back; inside the block, large blocks go back when they are freed."""
+    """Collect garbage and return freed heap pages; inside the context, large blocks are returned when freed."""
     gc.collect()
     outermost = not _open
     if outermost:

@@ -15,7 +15,7 @@ from lib.metrics.verdicts import LEVEL, holm
 
 __all__ = ["LEVEL", "POWER", "Comparison", "holm", "paired"]
 
-POWER = intervals.NORMAL + 0.841621  # standard errors that a difference must have to be seen in four of five tries
+POWER = intervals.NORMAL + 0.841621  # size of a difference, in standard errors, that is detected with 80 % power
 _CHUNK = 1 << 21  # drawn numbers held at once
 
 
@@ -46,7 +46,7 @@ class Comparison:
 
     @property
     def seen(self) -> bool:
-        """Whether the test and the interval both say that there is a difference."""
+        """Whether both the test and the interval show a difference."""
         return self.p < LEVEL and not self.low <= 0 <= self.high
 
     def __str__(self):
@@ -73,7 +73,7 @@ def paired(first, second, groups=None, *, seed: int = 0) -> Comparison:
     stderr = intervals.clustered(difference, labels)
     binary = set(np.unique(np.concatenate([first, second]))) <= {0.0, 1.0}
     count = int(labels.max()) + 1
-    if binary and (count == n or stderr == 0):  # without any spread a group tells as much as one sample
+    if binary and (count == n or stderr == 0):  # without any spread a group counts as one sample
         up, down = gained * count // n, lost * count // n
         test, p, (low, high) = "McNemar, exact", mcnemar(up, down), bonett_price(up, down, count)
     else:
@@ -87,7 +87,7 @@ def paired(first, second, groups=None, *, seed: int = 0) -> Comparison:
 
 
 def mcnemar(gained: int, lost: int) -> float:
-    """Two-sided p of the exact test: of the samples on which the two disagree, as many should be gained as lost.
+    """Two-sided p of the exact test: under the null hypothesis as many samples are gained as lost.
 
     2 P(X <= min(gained, lost)) for X binomial of gained + lost with 1/2; 1 where they never disagree.
     """
@@ -105,10 +105,11 @@ def bonett_price(gained: int, lost: int, n: int) -> tuple[float, float]:
 
 def studentized(difference: np.ndarray, labels: np.ndarray, *, draws: int = 2000, seed: int = 0) -> tuple[float, float]:
     """(p, half width of the 95 % interval) of a mean difference, by the symmetric bootstrap-t over groups
-    (Hall 1988, doi:10.1111/j.2517-6161.1988.tb01706.x).
+        (Hall 1988, doi:10.1111/j.2517-6161.1988.tb01706.x).
 
-    Each draw takes as many groups as there are, with replacement; t = (its mean - the mean) / its own standard error.
-    Where so few groups differ that a draw in twenty has no spread, Student's t over the groups.
+        Each draw takes as many groups as there are, with replacement; t = (its mean - the mean) / its own standard
+        error.
+    Where so few groups differ that one draw in twenty has no spread, Student's t over the groups is used.
     """
     sums, sizes = np.bincount(labels, weights=difference), np.bincount(labels).astype(float)
     average, stderr, count = difference.mean(), intervals.clustered(difference, labels), len(sums)
@@ -133,7 +134,7 @@ def studentized(difference: np.ndarray, labels: np.ndarray, *, draws: int = 2000
 
 
 def whole(difference, groups) -> tuple[intervals.Interval, float]:
-    """(interval, p) of the difference of a number that only all samples together have: the percentile bootstrap over
+    """(interval, p) of the difference of a metric of all samples together: the percentile bootstrap over
     groups, and the normal test with its standard error.
 
     difference: takes the positions of the drawn samples, returns second minus first. groups: one label a sample.
@@ -144,7 +145,7 @@ def whole(difference, groups) -> tuple[intervals.Interval, float]:
 
 
 def minimum_detectable(n: int, *, disagreement: float = 0.2, spread: float = 1.0) -> float:
-    """The difference of two models' accuracies that n samples show in four of five tries, at the 5 % level.
+    """The difference in accuracy that n samples detect with 80 % power at the 5 % level.
 
     (1.96 + 0.84) sqrt(disagreement / n), for models that disagree on that share of samples (compressed and original:
     0.05 at 8 bits to 0.4 at 2). spread: of scores that are not right-or-wrong, the size of a typical disagreement.
@@ -159,10 +160,10 @@ def minimum_detectable(n: int, *, disagreement: float = 0.2, spread: float = 1.0
 
 def retention(compressed, full, chance: float, groups=None) -> intervals.Interval | None:
     """Above-chance retention (compressed - chance) / (full - chance) of paired scores [n], with Fieller's interval
-    (1954, doi:10.1111/j.2517-6161.1954.tb00159.x): 1 is no loss, 0 is no better than guessing.
+        (1954, doi:10.1111/j.2517-6161.1954.tb00159.x): 1 is no loss, 0 is no better than guessing.
 
-    The r for which the mean of (compressed - chance) - r (full - chance) may be 0: the roots of a quadratic.
-    None where the full model itself can't be told from chance: then there is nothing to retain.
+        The r for which the mean of (compressed - chance) - r (full - chance) may be 0: the roots of a quadratic.
+    None where the full model itself can't be distinguished from chance, so that nothing can be retained.
     """
     above, labels = intervals.checked(np.asarray(compressed, np.float64) - chance, groups)
     whole = np.asarray(full, np.float64).ravel() - chance

@@ -12,7 +12,7 @@ import torch
 
 from lib import files, machine, timing
 
-READ_BYTES = {"cpu": 256 << 20, "cuda": 4 << 30}  # far more than the last-level cache holds
+READ_BYTES = {"cpu": 256 << 20, "cuda": 4 << 30}  # far larger than the last-level cache
 SIDES = {"cpu": (512, 1024, 2048), "cuda": (4096, 8192)}  # of the square matrices multiplied
 SLOW = 0.15  # seconds: a product that takes longer is not tried at the next larger size
 ROUNDS = 5
@@ -54,7 +54,7 @@ def measure(device: str = "cpu", *, fresh: bool = False) -> Peaks:
 
 
 def _read(path) -> Peaks | None:
-    """What the cache folder holds; None when nothing was measured yet, or another version wrote it."""
+    """The stored peaks; None when nothing was measured yet, or another version wrote them."""
     try:
         return Peaks(**json.loads(path.read_text()))
     except (OSError, ValueError, TypeError):

@@ -24,11 +24,11 @@ from dataclasses import dataclass
 from lib import files
 from lib.metrics.jail import confine, wire
 
-_TICK = 0.05  # seconds between looks at the folder
+_TICK = 0.05  # seconds between checks of the folder
 
 
 class IsolationError(RuntimeError):
-    """This machine can't contain a program, so none was run."""
+    """This machine can't isolate a program, so none was run."""
 
 
 @dataclass(frozen=True)
@@ -67,7 +67,7 @@ def run(
     entry_point: the function under test. preamble: trusted source text whose names the test may use (the prompt).
     Arguments and returned values cross by value: None, numbers, texts, bytes, containers, ranges, iterators; any
     other object arrives as one that equals nothing.
-    allow_execution: must be True, else PermissionError. IsolationError where the machine can't contain a program.
+    allow_execution: must be True, else PermissionError. IsolationError where the machine can't isolate a program.
     """
     if allow_execution is not True:
         raise PermissionError(
@@ -95,7 +95,7 @@ def run(
 
 
 def require_isolation():
-    """Raise IsolationError where this machine can't contain a program."""
+    """Raise IsolationError where this machine can't isolate a program."""
     reason = confine.missing()
     if reason:
         raise IsolationError(
@@ -114,7 +114,7 @@ def _settings(limits: Limits, folder: str) -> dict:
 
 
 def _start(module: str, handles: tuple, folder: str, output) -> subprocess.Popen:
-    """A fresh Python with nothing of ours but these pipes: no environment, no installed packages, fixed hash seed."""
+    """Start a Python process with only these pipes: no environment, no installed packages, fixed hash seed."""
     command = [sys.executable, "-S", "-s", "-P", "-B", "-u", "-m", f"lib.metrics.jail.{module}", *map(str, handles)]
     environment = {"PYTHONPATH": str(files.ROOT), "PYTHONHASHSEED": "0", "TMPDIR": folder, "HOME": folder}
     environment |= {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}
@@ -131,7 +131,7 @@ def _start(module: str, handles: tuple, folder: str, output) -> subprocess.Popen
 
 
 def _tell(process: subprocess.Popen, settings: dict):
-    with contextlib.suppress(BrokenPipeError):  # it is gone already; its missing verdict says so
+    with contextlib.suppress(BrokenPipeError):  # it has exited already, and its verdict is missing
         process.stdin.write(json.dumps(settings).encode())
         process.stdin.close()
 
@@ -174,7 +174,7 @@ def _size(folder: str) -> int:
 
 
 def _end(runner: subprocess.Popen, checker: subprocess.Popen) -> tuple[int, int]:
-    """Kill what still runs; how each ended. The program gets a moment, since its own end says why it failed."""
+    """Kill running processes; returns how each ended. The program gets a moment to end by itself."""
     try:
         runner.wait(timeout=0.2)
     except subprocess.TimeoutExpired:
@@ -193,7 +193,7 @@ def _verdict(said: dict | None, printed: bytes, overrun: str, status: tuple[int,
 
 
 def _ending(status: tuple[int, int], limits: Limits) -> str:
-    """Why there is no answer, by how the processes ended."""
+    """The reason for a missing verdict, from how the processes ended."""
     program, checker = status
     if -signal.SIGXCPU in status:
         return f"used more than {limits.cpu_seconds} s of CPU time"

@@ -13,12 +13,12 @@ _CHUNK = 1 << 22  # resampled numbers held at once by the bootstrap: 32 MiB of f
 class Score:
     """One measurement.
 
-    value: the number itself, in `unit`; infinity is a legitimate perplexity, NaN is refused.
-    stderr: its standard error in the same unit; 0 for a counted quantity, None where it is unknown.
-    n: how many samples (windows, questions, repetitions) stand behind it.
-    higher_is_better: the metric's direction, None where there is none.
-    baseline: what the comparison point scores (the uncompressed model, chance), None where there is none.
-    Raises ValueError for NaN, a negative standard error or n below 1.
+        value: the number itself, in `unit`; infinity is a legitimate perplexity, NaN is refused.
+        stderr: its standard error in the same unit; 0 for a counted quantity, None where it is unknown.
+        n: how many samples (windows, questions, repetitions) stand behind it.
+        higher_is_better: the metric's direction, None where there is none.
+    baseline: score of the reference (the uncompressed model, chance), None where there is none.
+        Raises ValueError for NaN, a negative standard error or n below 1.
     """
 
     value: float
@@ -57,7 +57,7 @@ class Score:
         """Student's 95 % interval (low, high) over the n samples, or None where the standard error is unknown."""
         if self.stderr is None:
             return None
-        from lib.metrics.intervals import quantile  # most processes that record never ask
+        from lib.metrics.intervals import quantile  # most processes that record don't need it
 
         reach = quantile(self.n - 1) * self.stderr if self.stderr else 0.0
         return self.value - reach, self.value + reach
@@ -80,10 +80,10 @@ def from_values(values, unit: str, *, higher_is_better: bool | None = None, base
 def bootstrap(values, statistic: Callable = np.mean, *, draws: int = 1000, seed: int = 0) -> float | None:
     """Standard error of `statistic` over samples drawn with replacement (Efron 1979, doi:10.1214/aos/1176344552).
 
-    values: [n] or [n, ...], resampled along the first axis. The generator is its own: global seeds stay as they were.
-    statistic: called once per block of draws as `statistic(samples [draws, n, ...], axis=1)`, as numpy's functions are;
-    one that takes no `axis` is called once per draw with [n, ...] and returns a number.
-    Returns None for fewer than two values, which say nothing about their spread, and where a draw is not finite.
+        values: [n] or [n, ...], resampled along the first axis. The generator is its own: global seeds stay as they
+        were. statistic: called once per block of draws as `statistic(samples [draws, n, ...], axis=1)`, as numpy's
+        functions are; one that takes no `axis` is called once per draw with [n, ...] and returns a number.
+    Returns None for fewer than two values, whose spread is unknown, and where a draw is not finite.
     """
     values = np.asarray(values, dtype=np.float64)
     if values.ndim == 0 or len(values) < 2:

@@ -75,7 +75,7 @@ def measure(
 def run(model, tokens: torch.Tensor, new_tokens: int) -> tuple[float, float]:
     """(seconds to the first token, mean seconds per further token) of one greedy generation from [batch, prompt].
 
-    model: one of transformers, or a session, which begins anew.
+    model: one of transformers, or a session, which is rewound to length 0.
     """
     with contextlib.nullcontext() if _is_session(model) else evaluating(model), _undisturbed():
         step, tokens = _stepper(model, tokens)
@@ -133,7 +133,7 @@ def mbu(tpot: Score, bytes_per_token: float, bandwidth: float | None) -> Score |
 
 
 def _warm_up(model, tokens: torch.Tensor, new_tokens: int) -> int:
-    """Run until two runs in a row agree within `STABLE` in both times, `WARMUPS` times at most; how many it took."""
+    """Run until two consecutive runs agree within `STABLE` in both times, `WARMUPS` times at most; the number."""
     before, count, stable = run(model, tokens, new_tokens), 1, False
     while not stable and count < WARMUPS:
         after, count = run(model, tokens, new_tokens), count + 1

@@ -14,7 +14,7 @@ from pathlib import Path
 def transformers(job: dict):
     """A folder or packaged name through `sources.models.load`, decoded by plain transformers.
 
-    As all kinds: how to run it, and a function from positions in the cache to the bytes that a step reads.
+    Like all kinds, returns a function to run it, and one from positions in the cache to the bytes that a step reads.
     """
     import torch
 
@@ -91,7 +91,7 @@ def peak() -> int | None:
 
 
 def main() -> None:
-    """Read a job (JSON in the first argument) and print what it took as the last line, JSON."""
+    """Read a job (JSON in the first argument) and print its times as the last line, JSON."""
     job = json.loads(sys.argv[1])
     sys.path[0] = job["root"]  # in the place of this file's folder
     (run, read), tokens = KINDS[job["kind"]](job), job["tokens"]

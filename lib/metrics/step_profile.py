@@ -9,9 +9,9 @@ KINDS = {"attention": ("attention", "softmax"), "products": ("mm", "linear", "ma
 
 
 def of_session(session, tokens: Tensor, new_tokens: int) -> dict[str, float]:
-    """Seconds per token by phase of the engine, and what is left (`REST`: Python, and the choice of the token).
+    """Seconds per token by phase of the engine, and the remainder (`REST`: Python and the choice of the token).
 
-    A session that plain torch computes has no phases: all of it is the rest.
+    A session computed by plain torch has no phases: all of it is the rest.
     """
     _, seconds = speed.run(session, tokens, new_tokens)
     if not hasattr(session.backend, "profile"):

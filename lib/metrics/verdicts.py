@@ -16,7 +16,7 @@ LEVEL = 0.05
 
 @dataclass(frozen=True)
 class Verdict:
-    """What n paired differences show.
+    """The result of a test on n paired differences.
 
     mean: their mean; above 0 is a gain. p: the probability of a mean at least as far from 0 if there were no
     difference, corrected for `pairs`, the number of comparisons that are read together.
@@ -39,14 +39,14 @@ class Verdict:
 
 
 def verdict(gains) -> Verdict:
-    """The verdict on `gains` [n], by how much each sample is better; one sample shows nothing."""
+    """The verdict on `gains` [n], the paired differences; a single sample shows none."""
     gains = np.asarray(gains, np.float64).ravel()
     mean = float(gains.mean()) if len(gains) else 0.0
     return Verdict(mean, student(gains), len(gains))
 
 
 def verdicts(gains: Mapping) -> dict:
-    """The verdicts on several pairs that are read together, name -> gains [n], corrected by Holm's method."""
+    """The verdicts on several pairs in one table, name -> gains [n], corrected by Holm's method."""
     return holm({name: verdict(each) for name, each in gains.items()})
 
 
@@ -70,16 +70,16 @@ def student(gains: np.ndarray) -> float:
 
     if len(gains) < 2 or not np.isfinite(gains).all():
         return 1.0
-    if np.ptp(gains) == 0:  # without any spread the formula divides by zero: what never varies is no chance
+    if np.ptp(gains) == 0:  # without any spread the formula divides by zero: a constant difference is not chance
         return float(gains[0] == 0)
     t = gains.mean() / (gains.std(ddof=1) / math.sqrt(len(gains)))
     return float(2 * stdtr(len(gains) - 1, -abs(t)))
 
 
 def holm(found: Mapping) -> dict:
-    """The same verdicts (anything with p and pairs) with p corrected for being read together; keeps the order.
+    """The same verdicts (anything with p and pairs) with p corrected for multiple comparisons; keeps the order.
 
-    The k-th smallest of m values counts m - k + 1 times, and no value less than a smaller one did.
+    The k-th smallest of m p values is multiplied by m - k + 1; corrected values never decrease.
     """
     corrected, worst = {}, 0.0
     ordered = sorted(found, key=lambda name: found[name].p)

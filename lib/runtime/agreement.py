@@ -9,14 +9,14 @@ from lib.runtime.rope_frequencies import TABLES, wrong
 
 
 def architecture_of(model) -> Architecture:
-    """The architecture of a transformers model, as its configuration says and its modules compute it.
+    """The architecture of a transformers model, from its configuration, checked against its modules.
 
-    Raises ValueError with the part that is not supported, or that is not what the configuration says.
+    Raises ValueError naming a part that is not supported, or that differs from the configuration.
     """
     from lib.models import blocks
 
     config = blocks.config(model).to_dict() | {"architectures": [type(model).__name__]}  # the name in what is refused
-    if config.get("layer_types", ()) is None:  # a class fills it in when it is made, so it was taken out
+    if config.get("layer_types", ()) is None:  # the class sets it when it is created, so it was removed later
         raise wrong("layer_types", None, "a type of attention for each block")
     found = architecture.read(config, tables={**TABLES, "yarn": ()})
     name, wanted = type(model).__name__, FAMILIES[found.family].model
@@ -26,7 +26,7 @@ def architecture_of(model) -> Architecture:
 
 
 def _agree(model, wanted: Architecture, name: str) -> None:
-    """Refuse modules that compute something else than the configuration says, such as after an edit of it."""
+    """Refuse modules that differ from the configuration, such as after it was edited."""
     from lib.models import blocks
 
     modules = {"the final norm": blocks.final_norm(model)}
@@ -48,7 +48,7 @@ def _agree(model, wanted: Architecture, name: str) -> None:
 
 
 def _untouched(model, wanted: Architecture, name: str) -> None:
-    """Refuse hooks, forward passes put in place of a class's own, and blocks without the parts of their family."""
+    """Refuse hooks, replaced forward passes, and blocks without the parts of their family."""
     from lib.models import blocks
 
     for index, block in enumerate(blocks.blocks(model)):
@@ -63,7 +63,7 @@ def _untouched(model, wanted: Architecture, name: str) -> None:
 
 
 def _computes(function, activation: str) -> bool:
-    """Whether a module's activation is the one that goes by this name here."""
+    """Whether a module's activation is the one with this name."""
     import torch
     from torch.nn import functional
 

@@ -10,13 +10,13 @@ import mmap
 
 import numpy as np
 
-CHUNK = 2**25  # bytes that are asked of the system at once; untouched ones take no memory
+CHUNK = 2**25  # bytes requested from the system at once; untouched ones take no memory
 LINE = 64
 _chunk = {"bytes": np.empty(0, np.uint8), "used": 0}
 
 
 def zeros(count: int) -> np.ndarray:
-    """`count` zero bytes that begin on a line of 64, behind those that were given out before.
+    """`count` zero bytes, aligned to 64 bytes, behind those allocated before.
 
     A chunk lives as long as any array in it.
     """

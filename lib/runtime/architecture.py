@@ -10,7 +10,7 @@ from lib.runtime import rope_frequencies
 from lib.runtime.families import ACTIVATIONS, ATTENTION, FAMILIES, HARMLESS, LINEARS, ONLY, ROTARY, Family
 from lib.runtime.rope_frequencies import wrong
 
-# rotary embeddings that this file can't tell the frequencies of, and what helps
+# rotary embeddings with frequencies unknown here, and what to do
 _ELSEWHERE = {"yarn": " (load it with sources.models.load, then use runtime.pack_)"} | dict.fromkeys(
     ("dynamic", "longrope"), ", which changes with the length"
 )
@@ -20,12 +20,13 @@ _ELSEWHERE = {"yarn": " (load it with sources.models.load, then use runtime.pack
 class Architecture:
     """A model's shape and what its parts compute.
 
-    size: of a head. linears, norms: by the names of `LINEARS` and `NORMS`, the module of each in a block; several may
-    share one, whose rows they then have in this order. biases: linear layers that have one. offset: what is added to
-    the weights of norms. scaled: whether embeddings are multiplied with the root of the hidden size. windows: per block
-    how many positions a query sees, its own included; 0 for all. rotations: kind of attention -> complete settings of
-    its rotary embedding. rotation: per block which of them it takes. rotated: dimensions of a head that are rotated.
-    query_scale: what queries are multiplied with.
+        size: of a head. linears, norms: by the names of `LINEARS` and `NORMS`, the module of each in a block; several
+        may share one, whose rows they then have in this order. biases: linear layers that have one. offset: what is
+        added to the weights of norms. scaled: whether embeddings are multiplied with the root of the hidden size.
+        windows: per block how many positions a query sees, its own included; 0 for all. rotations: kind of attention ->
+        complete settings of its rotary embedding. rotation: per block which of them it takes. rotated: dimensions of a
+        head that are rotated.
+    query_scale: factor of the queries.
     """
 
     family: str
@@ -77,10 +78,10 @@ class Architecture:
 
 
 def read(config: dict, *, tables=rope_frequencies.TABLES) -> Architecture:
-    """The architecture of a configuration, as config.json or `to_dict` of one of transformers' has it.
+    """The architecture of a configuration: config.json, or `to_dict` of one of transformers'.
 
-    tables: types of rotary embeddings that are allowed. Raises ValueError for families, parts and keys that the engine
-    doesn't compute, and for values that make no model.
+    tables: allowed types of rotary embeddings. Raises ValueError for families, parts and keys that the engine doesn't
+        support, and for invalid values.
     """
     kind = config.get("model_type")
     if not isinstance(kind, str) or kind not in FAMILIES:
@@ -122,7 +123,7 @@ def _name(config: dict) -> str:
 
 
 def _known(config: dict, family: Family) -> None:
-    """Refuse keys that nobody here knows, and known ones at values that would change what is computed."""
+    """Refuse unknown keys, and known ones at values that would change the outputs."""
     for key, value in config.items():
         if key in family.unlisted and value is None:
             raise wrong(key, value, "a whole number from 1, or no such key,")
@@ -130,7 +131,7 @@ def _known(config: dict, family: Family) -> None:
             continue
         if key not in ONLY:
             refuse(f"{key}={value!r} in its configuration, which this engine does not know", _name(config))
-        if not any(type(value) is type(each) and value == each for each in ONLY[key]):  # 1 is not True there
+        if not any(type(value) is type(each) and value == each for each in ONLY[key]):  # there, 1 differs from True
             refuse(f"{key}={value!r} in its configuration", _name(config))
 
 
@@ -157,7 +158,7 @@ def _sizes(found: dict, family: Family) -> dict:
 
 
 def _windows(found: dict, blocks: int, limit: int) -> tuple[list[str], tuple[int, ...]]:
-    """Per block its kind of attention and how many positions a query sees (0 for all), as the classes derive them."""
+    """For each block its kind of attention and its window (0 for all positions), as the classes derive them."""
     window = None if found.get("sliding_window") is None else _whole(found, "sliding_window")
     if "layer_types" not in found:  # one window for every block, or none
         kinds = ["full_attention" if window is None else "sliding_attention"] * blocks

@@ -23,8 +23,8 @@ _TABLE, _HEAD = "model.embed_tokens", "lm_head"
 def load(folder: Path | str, *, embedding_bits: int | None = 8, adapter: str | None = None) -> Weights:
     """The packed weights of a model of a supported family: `Session` and `generate` take them as they take a model.
 
-    folder: as for `sources.models.load`. embedding_bits: as for `pack_`. adapter: "ignore" takes the model beside an
-    adapter_config.json as it lies there; None refuses it.
+    folder: as for `sources.models.load`. embedding_bits: as for `pack_`. adapter: "ignore" loads the model without the
+    adapter beside it; None refuses such a folder.
     Raises FileNotFoundError or ValueError for folders that are broken, unsafe or not supported, for tensors that are
     missing, unknown or not of the configuration's shape, and for other bits.
     """
@@ -74,7 +74,7 @@ def _block(tensors: Tensors, wanted: Architecture, block: str) -> dict:
 
 
 def _scale(config: dict, wanted: Architecture, tensors: Tensors) -> float:
-    """What embeddings are multiplied with: rounded to the type of the model, as transformers does."""
+    """The factor of the embeddings, rounded to the type of the model, as in transformers."""
     if not wanted.scaled:
         return 1.0
     plain = tensors.entries.get(f"{_TABLE}.weight")
@@ -89,7 +89,7 @@ def _scale(config: dict, wanted: Architecture, tensors: Tensors) -> float:
 def _ends(tensors: Tensors, wanted: Architecture, bits: int | None) -> tuple:
     """Embedding and head: one matrix where the configuration ties them, unless the checkpoint holds two that differ.
 
-    Where it holds one of them alone, that is both.
+    A single stored matrix is used for both.
     """
     shape, (first, last) = (wanted.vocabulary, wanted.hidden), (_TABLE, _HEAD)
     stored = [name for name in (first, last) if tensors.has_matrix(name)]

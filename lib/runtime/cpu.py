@@ -42,12 +42,12 @@ _BUILD = (
     f"cpp_extension.load('{_NAME}', [source], extra_cflags=flags, extra_ldflags=['-Wl,--as-needed', '-pthread'], "
     "build_directory=folder, is_python_module=False)"
 )
-_KEPT = (f"{_NAME}.so", "built.json", "build.ninja", ".ninja_log", ".ninja_deps", "cpu.o")  # what a build leaves
+_KEPT = (f"{_NAME}.so", "built.json", "build.ninja", ".ninja_log", ".ninja_deps", "cpu.o")  # files of a build
 _told: set[str] = set()
 
 
 class Matrix(ctypes.Structure):
-    """`Matrix` of products.h; `keep` holds on to the memory that the pointers lead to."""
+    """`Matrix` of products.h; `keep` keeps the memory of its pointers alive."""
 
     _fields_ = [("data", ctypes.c_void_p), ("bias", ctypes.c_void_p)] + [
         (name, ctypes.c_int32) for name in ("rows", "columns", "bits", "group_size", "block", "middle")
@@ -102,7 +102,7 @@ def instruction_set() -> str:
 
 @functools.cache
 def cpu_flags(cpuinfo: Path = Path("/proc/cpuinfo")) -> frozenset[str]:
-    """What the CPU can do as the system lists it; nothing where it doesn't say, or on other architectures."""
+    """The CPU features that the system lists; empty where it lists none, or on other architectures."""
     if platform.machine().lower() not in ("x86_64", "amd64"):
         return frozenset()
     with contextlib.suppress(OSError):
@@ -156,7 +156,7 @@ def _library(path: str) -> ctypes.CDLL | None:
 
 
 def place(path: str) -> Path:
-    """The folder of the library for an instruction set: named by everything that shapes it."""
+    """The folder of the library for an instruction set, named by everything that affects the build."""
     digest = hashlib.sha256(json.dumps([FLAGS, PATHS[path][0], _compiler(), platform.machine()]).encode())
     digest.update(importlib.metadata.version("torch").encode())
     for name in SOURCES:

@@ -23,7 +23,7 @@ from lib.runtime import cpu
 from lib.runtime.families import LINEARS, NORMS
 from lib.runtime.weights import Weights, check
 
-ROWS = 264  # positions that one call takes at most: bounds the memory for activations; a multiple of 24
+ROWS = 264  # most positions of one call, which bounds the memory for activations; a multiple of 24
 FIRST = 512  # positions that the cache has room for at first, unless more are asked for; it grows by doubling
 
 
@@ -45,7 +45,7 @@ class Cache:
         self.native = cpu.Cache(*addresses, self.capacity, slots, 0)
 
     def grown(self, capacity: int) -> "Cache":
-        """A larger one with the same content."""
+        """A larger cache with the same content."""
         made, size = Cache(self.weights, self.slots, capacity), self.keys.shape[-1]
         made.keys[..., :size], made.values[..., :size] = self.keys, self.values
         return made
@@ -75,7 +75,7 @@ class Native:
     """The compiled model; its addresses lead into the arrays of `weights`."""
 
     def __init__(self, weights: Weights, path: str | None = None, threads: int | None = None):
-        check(weights)  # it may have been changed since it was made
+        check(weights)  # it may have been changed after creation
         self.weights, self.library, self._kept, a = weights, cpu.library(path), [], weights.architecture
         layers = (cpu.Layer * len(weights.layers))()
         for structure, layer, window, rotation in zip(layers, weights.layers, a.windows, a.rotation):

@@ -24,7 +24,7 @@ def rows(packed: Packed, first: int, count: int) -> Packed:
 
 
 def parts(architecture: Architecture, path: str, packed: Packed, bias: np.ndarray | None) -> dict[str, tuple]:
-    """What the module at `path` of a block holds, by the names of `LINEARS`: (packed matrix, bias)."""
+    """The linear layers in the module at `path` of a block, by the names of `LINEARS`: (packed matrix, bias)."""
     names, first, found = architecture.modules()[path], 0, {}
     wanted = sum(architecture.shape(name)[0] for name in names)
     if packed.rows != wanted:

@@ -92,7 +92,7 @@ def _views(matrix: Matrix) -> tuple[Tensor, Tensor, Tensor]:
 
 
 def _layout(matrix: Matrix) -> tuple[tuple[int, ...], dict]:
-    """What both kernels need to know: (rows, columns, units, header bytes, tile bytes, groups, group size), flags."""
+    """Arguments of both kernels: (rows, columns, units, header bytes, tile bytes, groups, group size), flags."""
     header, body = tile_bytes(matrix.columns, matrix.bits, matrix.group_size, matrix.symmetric)
     stored = next(width for width in (2, 3, 4, 8) if width >= matrix.bits)
     units, groups = body // (64 * stored), -(-matrix.columns // matrix.group_size)
@@ -135,7 +135,7 @@ def _grid(halves, codes, unit, units, header, tile_size, groups, group_size, MID
           TILE: tl.constexpr, UNIT: tl.constexpr):  # fmt: skip
     """Scales and zero points [TILE, COUNT] of these units, float32."""
     known, tile = (unit < units)[None, :], tl.program_id(0).to(tl.int64)
-    # a row that is one group ends where its columns end, which its padding does not know
+    # the group of a one-group row ends with its columns, before the padding
     group = tl.minimum(unit * UNIT // group_size, groups - 1)
     place = (group * TILE)[None, :] + tl.arange(0, TILE)[:, None]
     half = tl.load(halves + tile * (tile_size // 2) + place, mask=known, other=0)

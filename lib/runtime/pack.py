@@ -34,12 +34,12 @@ import numpy as np
 from lib.runtime.aligned import zeros
 
 TILE, UNIT, PLAIN = 16, 32, 16
-AT_ONCE = 64  # tiles that are packed or unpacked at once: it takes a few bytes a code
+AT_ONCE = 64  # tiles packed or unpacked at once, with a few bytes per code
 LINES = {2: 2, 3: 3, 4: 4, 8: 8}  # of 64 bytes a unit
 
 
 class Packed(NamedTuple):
-    """A packed matrix: uint8 `data` [size], and what it takes to read it; `bits` 16 is bfloat16 without a grid."""
+    """A packed matrix: uint8 `data` [size] with its shape and grid; `bits` 16 is bfloat16 without a grid."""
 
     data: np.ndarray
     rows: int
@@ -60,7 +60,7 @@ class Packed(NamedTuple):
 
 
 def check(columns: int, group_size: int, name: str = "the matrix") -> None:
-    """Raise ValueError for groups that the kernels don't read: several in a row, and no multiple of 32."""
+    """Raise ValueError for groups that the kernels can't read: several in a row, and no multiple of 32."""
     if group_size < columns and group_size % UNIT:
         allowed = [size for size in range(UNIT, columns + 1, UNIT) if columns % size == 0]
         raise ValueError(
@@ -71,7 +71,7 @@ def check(columns: int, group_size: int, name: str = "the matrix") -> None:
 
 
 def stored_bits(bits: int) -> int:
-    """Bits that a code of `bits` takes: the next of 2, 3, 4 and 8; 16 stays."""
+    """Stored bits of a code of `bits`: the next of 2, 3, 4 and 8; 16 stays."""
     return next(width for width in (2, 3, 4, 8, 16) if width >= bits)
 
 

@@ -17,7 +17,7 @@ COMMON = ("rope_type", "type", "rope_theta", "partial_rotary_factor")
 
 
 class Rotation(NamedTuple):
-    """float32 `frequencies` [rotated dimensions / 2], and what their cosines and sines are multiplied with."""
+    """float32 `frequencies` [rotated dimensions / 2], and the factor of their cosines and sines."""
 
     frequencies: np.ndarray
     scale: float = 1.0
@@ -90,7 +90,7 @@ def frequencies(found: dict, size: int) -> np.ndarray:
 
 
 def _llama3(base: np.ndarray, found: dict) -> np.ndarray:
-    """Long waves are stretched by `factor`, short ones kept, those between interpolated (Llama 3.1)."""
+    """Low frequencies are divided by `factor`, high ones kept, those between interpolated (Llama 3.1)."""
     factor, low, high = (np.float32(found[key]) for key in ("factor", "low_freq_factor", "high_freq_factor"))
     context = np.float32(found["original_max_position_embeddings"])
     waves = np.float32(2 * np.pi) / base
@@ -101,7 +101,7 @@ def _llama3(base: np.ndarray, found: dict) -> np.ndarray:
 
 
 def wrong(key: str, value, allowed: str) -> ValueError:
-    """The error for a setting that a model can't have."""
+    """The error for an invalid setting."""
     return ValueError(
         f"the configuration says {key}={value!r}; {allowed} is allowed; mend config.json, or get an undamaged copy."
     )

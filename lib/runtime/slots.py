@@ -14,7 +14,7 @@ from lib.decoding.requests import Request
 from lib.runtime.engine import Batch
 from lib.runtime.weights import Weights
 
-GROUP = 16  # keys lie in groups of so many positions; less in common is not worth a copy
+GROUP = 16  # keys are stored in groups of so many positions; a shorter prefix is not worth a copy
 
 
 class Slots:
@@ -22,17 +22,17 @@ class Slots:
 
     def __init__(self, weights: Weights, count: int):
         self.batch, self.free, self.of = Batch(weights, count), [*range(count)], {}
-        self.read = [np.empty(0, np.int64)] * count  # the tokens whose keys lie in each slot, as far as is remembered
+        self.read = [np.empty(0, np.int64)] * count  # the tokens whose keys are in each slot
 
     def admit(self, waiting: deque[Request]) -> Iterator[tuple[Request, np.ndarray]]:
-        """Prompts in the order in which they wait, those together that share nothing with one another."""
+        """Admit prompts in waiting order; those without a common prefix are read together."""
         while waiting and self.free:
             together: dict[Request, list[int]] = {}
             while waiting and self.free:
                 prompt = np.asarray(waiting[0].prompt, np.int64)
                 known, source = max((_shared(text, prompt), slot) for slot, text in enumerate(self.read))
                 if max((_shared(np.asarray(each.prompt), prompt) for each in together), default=0) > known:
-                    break  # one that is read now will have more of it
+                    break  # a prompt that is being read now will share more
                 request = waiting.popleft()
                 together[request] = request.prompt[self._place(request, prompt, known, source) :]
             logits = self.batch.extend({self.of[request]: tokens for request, tokens in together.items()})
@@ -41,7 +41,7 @@ class Slots:
             yield from ((request, logits[row : row + 1]) for row, request in enumerate(together))
 
     def _place(self, request: Request, prompt: np.ndarray, known: int, source: int) -> int:
-        """Give a request a slot that holds the first tokens of its prompt; how many."""
+        """Assign a request a slot, best one that holds the first tokens of its prompt; returns how many."""
         slot = source if source in self.free else self.free[0]
         self.free.remove(slot)
         if known and slot != source:
@@ -56,16 +56,16 @@ class Slots:
         return self.batch.extend({self.of[request]: tokens.tolist() for request, tokens in inputs.items()}, last=False)
 
     def keep(self, request: Request, length: int) -> None:
-        """Positions from `length` on are written anew."""
+        """Rewind a slot to `length` positions; later ones are overwritten."""
         self.batch.lengths[self.of[request]] = length
 
     def leave(self, request: Request) -> None:
-        """Its slot is free; what lies there may serve a prompt that begins alike."""
+        """Free the slot; its keys may serve a prompt with the same prefix."""
         self.free.append(self.of.pop(request))
 
 
 def _shared(text: np.ndarray, prompt: np.ndarray) -> int:
-    """How many tokens at the beginning of a prompt `text` has too, all but its last at most; 0 for a few."""
+    """Length of the common prefix of a prompt and `text`, at most all but its last token; 0 for very short ones."""
     most = min(len(text), len(prompt) - 1)
     differs = np.flatnonzero(text[:most] != prompt[:most])
     found = int(differs[0]) if len(differs) else most

@@ -37,7 +37,7 @@ class Tensors:
         return f"{name}.weight" in self or f"{name}.weight_packed" in self
 
     def left(self) -> list[str]:
-        """Names of tensors that nobody asked for, but for those that transformers ignores as well."""
+        """Names of unused tensors, except those that transformers ignores as well."""
         return sorted(key for key in self.entries.keys() - self.used if not key.endswith(IGNORED))
 
     def read(self, key: str, shape: list[int], kinds=TYPES, first: int = 0, last: int | None = None) -> np.ndarray:
@@ -69,7 +69,7 @@ class Tensors:
         return np.frombuffer(content, kind).reshape(last - first, *shape[1:])
 
     def floats(self, key: str, shape: list[int], first: int = 0, last: int | None = None) -> np.ndarray:
-        """The same of a tensor of numbers, as finite float32."""
+        """As `read`, for a tensor of numbers, as finite float32."""
         found = self.read(key, shape, FLOATS, first, last)
         if found.dtype == np.uint16:
             found = (found.astype(np.uint32) << 16).view(np.float32)
@@ -94,7 +94,7 @@ class Tensors:
             group, bits = columns, pack.PLAIN
         else:
             group = next((size for size in (64, 32) if columns % size == 0), columns)
-        self.read(key, shape, FLOATS, 0, 0)  # before memory is taken
+        self.read(key, shape, FLOATS, 0, 0)  # checked before memory is allocated
         data, step = _room(rows, columns, bits, group, True)
         for first in range(0, rows, ROWS):
             part, out = self.floats(key, shape, first, first + ROWS), data[step(first) : step(first + ROWS)]
@@ -146,7 +146,7 @@ class Tensors:
 
 
 def _room(rows: int, columns: int, bits: int, group: int, symmetric: bool):
-    """Memory for a packed matrix, and a function from a row (a multiple of 16) to the place of its tile."""
+    """Memory for a packed matrix, and a function from a row (a multiple of 16) to its tile's memory."""
     tile = sum(pack.tile_bytes(columns, bits, group, symmetric))
     return zeros(-(-rows // pack.TILE) * tile), lambda row: row // pack.TILE * tile
 

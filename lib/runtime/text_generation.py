@@ -61,7 +61,7 @@ def generate(
 
 
 def _told(stream: Callable[[int, int], None] | None, place: int) -> Callable[[list[int]], None] | None:
-    """`stream` as a request calls it: with the tokens of a step, here one by one with the prompt's place."""
+    """A callback for a request that passes the tokens of a step to `stream`, one by one, with the prompt's index."""
     return None if stream is None else lambda tokens: [stream(place, token) for token in tokens]
 
 

@@ -19,18 +19,24 @@ _PLAIN = {  # settings of tokenizer_config.json that change no text's ids
     "local_files_only", "model_input_names", "model_max_length", "pad_token", "padding_side", "tokenizer_class",
     "truncation_side", "unk_token",
 }  # fmt: skip
-_READ = (  # what transformers may look at
+_READ = (  # files that transformers may read
     "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json", "tokenizer.model",
     "tekken.json", "tiktoken.model", "vocab.json", "merges.txt",
 )  # fmt: skip
 _SMALL = 100_000  # tokens; vocabularies above this transformers may repair
-_OWN = ("__call__", "_encode_plus", "_decode", "encode", "decode")  # a class that overrides one does more than rules
+_OWN = (
+    "__call__",
+    "_encode_plus",
+    "_decode",
+    "encode",
+    "decode",
+)  # a class that overrides one of these does more than apply rules
 
 
 class Tokenizer:
     """`encode` and `decode` as transformers has them, for a checkpoint's folder; no chat templates.
 
-    Opened when it is first used. Raises ValueError then, for a folder whose tokenizer is more than its rules.
+    Opened at the first use, which raises ValueError for a tokenizer with custom code beyond its rules.
     """
 
     def __init__(self, folder: Path | str):
@@ -38,7 +44,7 @@ class Tokenizer:
 
     @cached_property
     def settings(self) -> dict:
-        """What transformers makes of the folder, as `described` says it."""
+        """The tokenizer's settings as transformers reads them; see `described`."""
         return _read_plainly(self.path.parent) or _asked(self.path.parent)
 
     @cached_property
@@ -47,7 +53,7 @@ class Tokenizer:
         from tokenizers import Tokenizer as Core
 
         made = Core.from_str(self.settings["rules"])
-        made.no_truncation()  # a file may hold what its model was trained with
+        made.no_truncation()  # a file may hold settings of its training
         made.no_padding()
         return made
 
@@ -70,8 +76,8 @@ class Tokenizer:
     ) -> str:
         """The text of token ids.
 
-        clean_up_tokenization_spaces: None does what the folder says. Raises ValueError where spaces would be taken
-        out, which byte-pair encodings never ask for.
+        clean_up_tokenization_spaces: None takes the folder's setting. Raises ValueError where spaces would be
+            removed, which byte-pair encodings never need.
         """
         said = self.settings["clean_up"] if clean_up_tokenization_spaces is None else clean_up_tokenization_spaces
         if said and type(self.core.model).__name__ != "BPE":
@@ -80,9 +86,9 @@ class Tokenizer:
 
 
 def described(folder: Path | str) -> dict:
-    """What transformers makes of the tokenizer in `folder`: its `rules` as JSON text, BOS and EOS, `clean_up`.
+    """The tokenizer in `folder` as transformers reads it: its `rules` as JSON text, BOS and EOS, `clean_up`.
 
-    Raises ValueError for tokenizers that are more than rules.
+    Raises ValueError for tokenizers with custom code beyond rules.
     """
     from transformers import AutoTokenizer
     from transformers.tokenization_utils_tokenizers import TokenizersBackend
@@ -103,7 +109,7 @@ def described(folder: Path | str) -> dict:
 
 
 def _read_plainly(folder: Path) -> dict | None:
-    """`described` from the files alone, where they leave transformers nothing to decide; else None."""
+    """`described` from the files alone, where they determine the result; else None."""
     present = [name for name in _READ if (folder / name).is_file()]
     if present != ["tokenizer.json", "tokenizer_config.json"] or _kind(folder).get("model_type") != "llama":
         return None
@@ -124,7 +130,7 @@ def _read_plainly(folder: Path) -> dict | None:
 
 
 def _asked(folder: Path) -> dict:
-    """`described`, here where transformers is loaded already, else by a process of its own; kept for the next."""
+    """`described`, in this process if transformers is loaded already, else in another one; the result is cached."""
     if "transformers" in sys.modules:
         return _said(folder, lambda: described(folder))
     from lib import files
@@ -159,7 +165,7 @@ def _from_process(folder: Path) -> dict:
 
 
 def _kind(folder: Path) -> dict:
-    """What config.json says that decides which class of tokenizer transformers takes."""
+    """The settings in config.json by which transformers chooses the class of tokenizer."""
     path = folder / "config.json"
     said = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
     names = ("model_type", "model_name", "tokenizer_class", "_name_or_path", "transformers_version")

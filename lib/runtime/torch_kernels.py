@@ -58,7 +58,7 @@ def rows(packed: Packed, first: int, last: int) -> Tensor:
 
 
 class Reference:
-    """The engine's step in plain torch: same arguments, same results but for the order of additions."""
+    """The engine's step in plain torch: same arguments, same results up to the order of additions."""
 
     def __init__(self, weights):
         self.weights = weights

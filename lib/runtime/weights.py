@@ -18,11 +18,11 @@ from lib.runtime.rope_frequencies import Rotation
 class Weights:
     """A packed model.
 
-    layers: per block, by the names of `LINEARS`, (packed matrix, bias float32 or None), and by those of `NORMS` the
-    norm's weight (float32, its offset added, absent where the family has none). embedding_scale: what embeddings are
-    multiplied with. rotations: the rotary embeddings of the architecture.
-    stops: token ids that end a text. tokenizer: anything with `encode` and `decode`.
-    Raises ValueError for arrays that are not as large as the architecture says.
+        layers: per block, by the names of `LINEARS`, (packed matrix, bias float32 or None), and by those of `NORMS` the
+    norm's weight (float32, its offset added, absent where the family has none). embedding_scale: factor of the
+        embeddings. rotations: the rotary embeddings of the architecture.
+        stops: token ids that end a text. tokenizer: anything with `encode` and `decode`.
+        Raises ValueError for arrays that are not as large as the architecture says.
     """
 
     architecture: Architecture
@@ -35,8 +35,10 @@ class Weights:
     embedding_scale: float = 1.0
     stops: tuple[int, ...] = ()
     tokenizer: object = None
-    generation_config: object = None  # the checkpoint's, a dict or transformers' own: see `decoding.settings`
-    backends: dict = field(default_factory=dict, repr=False)  # what engine.py has prepared for these weights
+    generation_config: object = (
+        None  # the checkpoint's generation settings, a dict or transformers' own: see `decoding.settings`
+    )
+    backends: dict = field(default_factory=dict, repr=False)  # prepared by engine.py for these weights
 
     def __post_init__(self):
         check(self)

@@ -24,7 +24,7 @@ def is_english_lowercase(response: str) -> bool:
 
 
 def capital_words(response: str, *, capital_frequency: int, capital_relation: str) -> bool:
-    """The number of words all in capitals, as NLTK's word tokenizer parts them (a hyphenated word is one)."""
+    """The number of words all in capitals, as NLTK's word tokenizer splits them (a hyphenated word is one)."""
     from nltk.tokenize import NLTKWordTokenizer
 
     words = [word for sentence in split_sentences(response) for word in NLTKWordTokenizer().tokenize(sentence)]
@@ -32,7 +32,7 @@ def capital_words(response: str, *, capital_frequency: int, capital_relation: st
 
 
 def detect(text: str) -> str | None:
-    """ISO 639-1 code by langdetect with a seed of its own, None where the text has nothing to go by."""
+    """ISO 639-1 code by langdetect with a seed of its own, None where it cannot be detected."""
     from langdetect import LangDetectException
 
     detector = _factory().create()

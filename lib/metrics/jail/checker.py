@@ -13,20 +13,20 @@ from lib.metrics.jail import confine, wire
 
 
 class ProgramError(Exception):
-    """The program raised something that is no built-in exception, or left."""
+    """The program raised an exception that is not built in, or exited."""
 
 
 class Program:
-    """The program behind the wall: calls go out, plain values or exceptions come back.
+    """The isolated program: calls go out, plain values or exceptions come back.
 
-    broken: why the program can't be asked any more; a verdict must not forget it, whatever the test catches.
+    broken: why the program can't be called any more; part of the verdict, whatever exceptions the test catches.
     """
 
     def __init__(self, calls: int, replies: int):
         self._calls, self._replies, self.broken = calls, replies, None
 
     def reply(self):
-        """The next value; raises what the program raised, ProgramError where it is gone or talks nonsense."""
+        """The next value; raises the program's exception, or ProgramError where it has exited or sends nonsense."""
         try:
             kind, *content = wire.receive(self._replies)
             if kind == "value":

@@ -13,13 +13,13 @@ from pathlib import Path
 from lib.metrics.jail import landlock, seccomp
 
 NOBODY = 65534
-PACKAGES = ("numpy",)  # what a program may import besides the standard library
+PACKAGES = ("numpy",)  # packages that a program may import besides the standard library
 _DIE_WITH_PARENT = 1  # prctl's PR_SET_PDEATHSIG
 _CAPABILITIES = 0x20080522  # _LINUX_CAPABILITY_VERSION_3
 
 
 def missing() -> str | None:
-    """Why programs can't be isolated on this machine; None where they can."""
+    """The reason why programs can't be isolated on this machine; None where they can."""
     if not sys.platform.startswith("linux"):
         return f"{sys.platform} has neither Landlock nor seccomp"
     if landlock.version() < 1:
@@ -68,7 +68,11 @@ def apply(settings: dict):
     libc = ctypes.CDLL(None, use_errno=True)
     cpu, memory, file = settings["cpu"], settings["memory"], settings["file"]
     for what, soft, hard in (
-        (resource.RLIMIT_CPU, cpu, cpu + 1),  # the soft limit's signal tells why; one who catches it dies at the hard
+        (
+            resource.RLIMIT_CPU,
+            cpu,
+            cpu + 1,
+        ),  # the soft limit sends a signal, which tells the reason; a program that catches it ends at the hard limit
         (resource.RLIMIT_AS, memory, memory),
         (resource.RLIMIT_FSIZE, file, file),
         (resource.RLIMIT_NOFILE, 64, 64),

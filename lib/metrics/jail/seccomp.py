@@ -31,7 +31,7 @@ _SET_NO_NEW_PRIVILEGES, _GET_SECCOMP, _SET_SECCOMP, _FILTER = 38, 21, 22, 2
 
 
 def missing() -> str | None:
-    """Why system calls can't be filtered here; None where they can."""
+    """The reason why system calls can't be filtered here; None where they can."""
     if platform.machine() not in _ARCHITECTURES:
         return f"no list of system calls for {platform.machine()} (there is one for {', '.join(_ARCHITECTURES)})"
     if ctypes.CDLL(None).prctl(_GET_SECCOMP, 0, 0, 0, 0) < 0:
