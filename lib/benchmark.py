@@ -23,7 +23,7 @@ def check(
     decoding: str = "plain",
     tasks: str = "",
 ) -> None:
-    """Raise ValueError, before any work, for a configuration that does not exist or that says two things at once."""
+    """Raise ValueError, before any work, for a configuration that does not exist or contradicts itself."""
     for name, value, known in (("engine", engine, ENGINES), ("decoding", decoding, DECODING)):
         if value not in known:
             raise ValueError(f"{name}={value!r}; {files.choices(value, known)}")
@@ -66,7 +66,7 @@ def compress_(
 def save(model: nn.Module, tokenizer, /, *, method: str, bits: int, group_size: int, blocks: int, **parameters) -> Path:
     """Save the artifact under `checkpoints/`, under a name that tells the configuration; returns the folder.
 
-    parameters: what else was varied; `model`, `text` and `calibration_windows` become part of the name.
+    parameters: further parameters; `model`, `text` and `calibration_windows` become part of the name.
     """
     from lib.export import compressed_tensors, plain
 
@@ -97,7 +97,7 @@ def asked(tasks: str) -> dict[str, int]:
 
 
 def ready_(model: nn.Module, engine: str):
-    """What `speed` and `decoding` run: the model itself, or a session of it, packed in place, for engine "packed"."""
+    """What `speed` and `decoding` run: the model, or for engine "packed" a session of it, packed in place."""
     if engine == "transformers":
         return model
     from lib import runtime
@@ -106,7 +106,7 @@ def ready_(model: nn.Module, engine: str):
 
 
 def shares(measured: dict, running, top, context: int) -> dict:
-    """MBU of decoding and MFU of prefill of what ran, where the machine's peaks `top` (`peaks.measure`) are known.
+    """MBU of decoding and MFU of prefill of `running`, where the machine's peaks `top` (`peaks.measure`) are known.
 
     Packed models multiply 8-bit integers, for which no peak is measured: they have no MFU.
     """
@@ -124,7 +124,7 @@ def shares(measured: dict, running, top, context: int) -> dict:
 def lookup_gains(running, tokenizer, *, count: int = 2, new_tokens: int = 32, seed: int = 0) -> dict:
     """{(kind of prompt, metric): Score}: tokens a step and speed-up of guarded prompt lookup over plain decoding.
 
-    Raises RuntimeError should an answer change in the packed engine, whose logits don't depend on drafts.
+    Raises RuntimeError if an answer changes in the packed engine, whose logits don't depend on drafts.
     """
     from lib.decoding import draft_controller, lookup, sessions
     from lib.metrics import decoding_speed

@@ -37,7 +37,7 @@ class Claim:
 
     @property
     def row(self) -> dict:
-        """As a record holds it."""
+        """The claim as a row of a record."""
         return asdict(self)
 
 
@@ -75,7 +75,7 @@ def missed(documents: list[dict]) -> list[str]:
 
 
 def _committed(notebook: str) -> dict | None:
-    """The defaults of a notebook as they were committed last, so that an edit of them is no failed test; from the
+    """The defaults of a notebook as last committed, so that editing them fails no test; from the
     file itself where there is no git, None where there is no such notebook."""
     path = files.ROOT / "notebooks" / f"{notebook}.ipynb"
     command = ["git", "--no-optional-locks", "-C", str(path.parent), "show", f"HEAD:./{path.name}"]
@@ -87,7 +87,7 @@ def _committed(notebook: str) -> dict | None:
 
 
 def literals(document: dict) -> dict:
-    """Names and values in the cells tagged `parameters` of a notebook's JSON, by reading, not by running them.
+    """Names and values in the cells tagged `parameters` of a notebook's JSON, parsed without running them.
 
     Raises SyntaxError, ValueError or AttributeError where they hold anything but `name = literal`.
     """
@@ -100,7 +100,7 @@ def literals(document: dict) -> dict:
 
 
 def notebook_file(name: str) -> Path:
-    """Where the notebook `name` lies: in the folder it runs in, its `notebooks`, or this repository's.
+    """Path of the notebook `name`: in the working folder, its `notebooks`, or this repository's.
 
     Raises FileNotFoundError where it is in none of them.
     """

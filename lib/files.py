@@ -38,7 +38,7 @@ def report() -> Path:
 
 
 def cache() -> Path:
-    """Folder of what can be recomputed: machine peaks, sweep state."""
+    """Folder of recomputable files: machine peaks, sweep state."""
     return home() / "data" / "cache"
 
 
@@ -56,7 +56,7 @@ def write_bytes(path: Path | str, content: bytes) -> Path:
 
 
 def write_first(path: Path | str, text: str) -> bool:
-    """Write UTF-8 `text` to `path` unless there is a file: of processes that do so at once, one gets True."""
+    """Write UTF-8 `text` to `path` unless there is a file; of several processes at once, only one gets True."""
     path = Path(path)
     with _temporary(path, text.encode()) as temporary:
         try:
@@ -74,7 +74,7 @@ def write_first(path: Path | str, text: str) -> bool:
 
 @contextlib.contextmanager
 def _temporary(path: Path, content: bytes):
-    """A file beside `path` with `content`, on the disk, that is gone afterwards."""
+    """Context with a temporary file beside `path` that holds `content`, synced to disk."""
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}.tmp")
     try:
@@ -111,7 +111,7 @@ def check_folder(folder: Path, shown: Path | str, bytes_needed: int = 0) -> None
     while not os.path.lexists(folder):
         folder = folder.parent
     try:
-        with tempfile.TemporaryFile(dir=folder):  # which has no name, so that a kill leaves nothing
+        with tempfile.TemporaryFile(dir=folder):  # a nameless file, so that a kill leaves nothing
             pass
     except OSError as error:
         raise PermissionError(f"{shown} cannot be written ({error.strerror}); choose a folder that you own.") from error

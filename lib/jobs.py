@@ -13,15 +13,16 @@ from lib import checkpoints, files
 from lib.models import blocks, structure
 from lib.quantized.grid import PARTS, Quantized
 
-BASE = ("models", "quantized")  # packages of lib that every job computes with
+BASE = ("models", "quantized")  # packages of lib that every job uses
 EVERY = 60  # seconds between two saves; a killed job repeats at most these
 
 
 class JobState:
-    """Finished blocks of a walk in `folder`, one safetensors file each, complete or absent.
+    """Finished blocks of a job in `folder`, one safetensors file each, complete or absent.
 
-    job: what decides the bytes (model, calibration, parameters); `environment_fingerprint` are added where they are not
-    given. A folder of another job is refused, with what differs.
+    job: what determines the result (model, calibration, parameters); `environment_fingerprint` is added where not
+    given.
+        A folder of another job raises ValueError, naming what differs.
     """
 
     def __init__(self, folder: Path | str, **job):
@@ -71,7 +72,7 @@ class JobState:
 
 
 def _noted(path: Path) -> dict[str, str]:
-    """The job that a folder belongs to."""
+    """The job stored in a folder."""
     try:
         found = json.loads(path.read_bytes())
     except ValueError:
@@ -100,7 +101,7 @@ def _short(value: str | None) -> str | None:
 def fingerprint(model: nn.Module, tokens: Tensor | None = None, device: str | None = None) -> dict[str, str]:
     """SHA-256 of weights, of layers and settings, and of calibration tokens (if any); the type of the device.
 
-    device: where the work is done, as a method is told; None is where the model is.
+    device: where the work is done; None is the model's device.
     """
     found = {"model": checkpoints.fingerprint(model), "layers": structure.fingerprint(model)}
     found["device"] = torch.device(device or blocks.device(model)).type
@@ -108,10 +109,10 @@ def fingerprint(model: nn.Module, tokens: Tensor | None = None, device: str | No
 
 
 def environment_fingerprint(package: str = "quantizers") -> dict[str, str]:
-    """What decides the bytes of a job beside its arguments: the code that computes them, torch, and its threads.
+    """What determines the result of a job beside its arguments: the code, torch's version, and its threads.
 
-    The code is that of `lib/<package>` and of what every package computes with (`lib/models`, `lib/quantized`).
-    Another number of threads adds up in another order, which the last bit of a sum shows.
+    The code is that of `lib/<package>`, `lib/models` and `lib/quantized`. Another number of threads adds in another
+        order, which changes the last bit of a sum.
     """
     return {"code": code(package), "torch": torch.__version__, "threads": str(torch.get_num_threads())}
 

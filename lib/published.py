@@ -14,14 +14,14 @@ from pathlib import Path
 
 from lib import files
 
-ATTEMPTS = "attempts.json"  # of the notebooks, by their names: what was tried and what came of it
+ATTEMPTS = "attempts.json"  # by notebook: what was tried, with the results
 _NUMBER = re.compile(r"(-?[\d,]+(?:\.\d+)?)(?: ± ([\d,]+(?:\.\d+)?))?(?: \(.*\))?")
 _MARK = re.compile(r"<!-- ([^>\n]+?) / ([^>\n]+?) / ([^>\n]+?) / ([^>\n]+?) -->(.*?)<!-- -->", re.DOTALL)
 
 
 @dataclass(frozen=True)
 class Published:
-    """What one batch measured. tables: key -> {title, columns, rows}, all of them text; notes: what was seen."""
+    """The results of one batch. tables: key -> {title, columns, rows}, all of them text; notes: observations."""
 
     name: str
     notebook: str
@@ -55,7 +55,7 @@ class Published:
         return table.loc[row, column]
 
     def about(self) -> str:
-        """How it was measured, as Markdown."""
+        """The measuring protocol, as Markdown."""
         run = f"`{self.notebook}`" + (f" with `batches/{self.batch}`" if self.batch else "")
         return f"{self.protocol} {self.machine}; {run}, commit {self.commit}. ± is one standard error."
 
@@ -65,7 +65,7 @@ class Published:
 
 
 def folder() -> Path:
-    """Where the files lie: in the repository, whatever `THIMBLE_HOME` is."""
+    """The folder of the files: in the repository, whatever `THIMBLE_HOME` is."""
     return files.ROOT / "data" / "published"
 
 

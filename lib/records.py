@@ -13,7 +13,7 @@ from lib.metrics.score import Score
 
 COLUMNS = ["run", "notebook", "metric", "value", "stderr", "n", "unit", "higher_is_better", "baseline"]
 COLUMNS += ["seed", "commit", "dirty", "machine", "threads", "versions", "data_hash", "time", "status"]
-# what records of earlier versions call methods and parts of an error, in the columns that hold such names
+# names in records of earlier versions -> today's, for methods and parts of an error
 PARTS = {"came_in": "inherited", "added": "own", "taken_back": "cancelled"}
 RENAMED = {"rounding": "signround", "refined": "gptq_signround"} | PARTS
 CHOICES = ("method", "arm", "rung", "part")

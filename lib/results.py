@@ -65,7 +65,7 @@ class Run:
     def claim(self, sentence: str, holds, /, *, clock: bool = False, **numbers) -> bool:
         """State `sentence`, which holds if `holds` is true, with the numbers behind it; returns whether it holds.
 
-        clock: the numbers are measured times or were chosen by one. What does not hold is printed and recorded, and
+        clock: the numbers are measured times or depend on one. A claim that does not hold is printed and recorded, and
         the notebook goes on. Raises ClaimError only under `make test`, for the committed defaults, without a clock.
         """
         made = claims.made(sentence, holds, numbers, clock)
@@ -105,11 +105,11 @@ class Run:
 def start(notebook: str, parameters: Mapping | None = None, seed: int = 0) -> Run:
     """Open the record of a run of `notebook` with its `parameters` (plain values; a `seed` among them is the seed).
 
-    parameters: in a notebook give `globals()`: the names in its cell tagged `parameters` are the parameters, and
-    their values are those that the variables have now, whoever set them (papermill, a user, the cell itself).
-    Raises FileNotFoundError where variables are given and the notebook is not found, ValueError for a name that is no
-    file name, a parameter called like a column of every record, or a value that is not plain; PermissionError where
-    the results folder can't be written, before any work is done.
+    parameters: in a notebook pass `globals()`: the names in its cell tagged `parameters` are the parameters, with the
+        present values of these variables, whoever set them (papermill, a user, the cell itself).
+        Raises FileNotFoundError where variables are given and the notebook is not found, ValueError for a name that is
+        no file name, a parameter called like a column of every record, or a value that is not plain; PermissionError
+        where the results folder can't be written, before any work is done.
     """
     if not re.fullmatch(r"[\w.-]+", notebook):
         raise ValueError(

@@ -21,7 +21,7 @@ from lib.batches import batch, finished, outputs
 from lib.batches.outcomes import Outcome, Progress, summary
 from lib.batches.worker import Worker
 
-_POLL = 0.1  # seconds between looks at the workers
+_POLL = 0.1  # seconds between checks of the workers
 _ROOM = 4 << 20  # bytes that an executed notebook, its record and its state may take
 
 
@@ -57,7 +57,7 @@ def sweep(path: Path | str, *, workers: int = 1, fresh: bool = False, model: str
 
 
 class _Scheduler:
-    """Starts what may start, ends what has ended, in one thread."""
+    """Starts ready runs and ends finished ones, in one thread."""
 
     def __init__(self, runs: list[batch.Run], kernels: Path, workers: int, fresh: bool):
         self.outcomes = [Outcome(run) for run in runs]
@@ -154,7 +154,7 @@ class _Scheduler:
 
 @contextlib.contextmanager
 def _lock(path: Path, name: str):
-    """Hold the batch's lock; the system drops it with the process, so a killed sweep leaves none behind."""
+    """Hold the batch's lock; the system releases it with the process, so a killed sweep leaves none behind."""
     import fcntl
 
     path.parent.mkdir(parents=True, exist_ok=True)

@@ -6,7 +6,7 @@ import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-clock = time.perf_counter  # monotonic; tests put a clock of their own here
+clock = time.perf_counter  # monotonic; replaced in tests
 
 
 @dataclass
@@ -27,7 +27,7 @@ def stopwatch() -> Iterator[Watch]:
 
 
 def now() -> float:
-    """The clock, read when all devices have finished."""
+    """The time on the clock, read when all devices have finished."""
     torch = sys.modules.get("torch")  # a process without torch has no devices to wait for
     if torch is not None and torch.cuda.is_initialized():
         torch.cuda.synchronize()

@@ -15,7 +15,7 @@ PROBE = "Éva said:\n  12 don'ts <s></s>"  # shows moved spaces, normalisation, 
 
 
 def ids(tokenizer, texts: list[str], bos: bool | None = None) -> list[list[int]]:
-    """Token ids of each text, with the special tokens that the tokenizer puts before a text of its own accord.
+    """Token ids of each text, with the special tokens that the tokenizer puts before a text by default.
 
     tokenizer: one of transformers, or anything with `encode` and `decode` as they have them. bos: True or False
     overrules the tokenizer. A text that begins with the first token written out gets no second one. Raises ValueError
@@ -55,7 +55,7 @@ def mend(text: str) -> str:
 
 
 def first_texts(tokenizer) -> set[str]:
-    """What a text that has its first token may begin with: the text of BOS (else EOS), and of what is put before it."""
+    """Texts of the first token with which a text may already begin: BOS (else EOS), and the tokenizer's own prefix."""
     named = getattr(tokenizer, "bos_token", None) or getattr(tokenizer, "eos_token", None)
     before = first_ids(tokenizer)
     return {named, tokenizer.decode(before, skip_special_tokens=False) if before else None} - {None, ""}
@@ -69,7 +69,7 @@ def first_ids(tokenizer) -> list[int]:
 
 
 def beginning(tokenizer) -> list[int]:
-    """What a text begins with where it must begin with something: what the tokenizer puts there, else BOS, else EOS.
+    """The token ids for the beginning of a text that must have one: the tokenizer's own, else BOS, else EOS.
 
     Raises ValueError for a tokenizer that has none of them.
     """
@@ -103,7 +103,7 @@ def identity(tokenizer) -> str:
     if core is not None:
         rules = core.to_str()
         rules = rules[rules.index('"added_tokens"') :]  # before it stand truncation and padding, which each call sets
-        settings = bool(tokenizer.split_special_tokens)  # given to the backend by each call
+        settings = bool(tokenizer.split_special_tokens)  # passed to the backend by each call
     else:
         rules = repr(sorted(tokenizer.get_vocab().items()))
         added = sorted(

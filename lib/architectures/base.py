@@ -17,7 +17,7 @@ ACTIVATIONS = {"identity": nn.Identity, "relu": nn.ReLU, "gelu": nn.GELU, "silu"
 
 
 class Config(LlamaConfig):
-    """Llama's configuration; values that make no model raise ValueError as soon as they are set."""
+    """Llama's configuration; invalid values raise ValueError as soon as they are set."""
 
     def __post_init__(self, **more):
         super().__post_init__(**more)
@@ -46,7 +46,7 @@ class Attention(LlamaAttention):
         return heads
 
     def start_(self, draw: Draw) -> None:
-        """Set the weights that Llama does not have to the values with which training begins."""
+        """Initialise the weights that Llama does not have, for training from scratch."""
 
     @classmethod
     def more_products(cls, config: LlamaConfig, context: int) -> int:
@@ -83,14 +83,14 @@ class Decoder(LlamaForCausalLM):
         block.self_attn = self.attention(self.config, index)
 
     def _init_weights(self, module: nn.Module) -> None:
-        """What transformers fills weights with that no checkpoint has; `initial.start_` is how our models begin."""
+        """Initialise weights missing in a checkpoint, for transformers; `initial.start_` initialises our models."""
         super()._init_weights(module)
         if hasattr(module, "start_"):
             module.start_(lambda parameter, deviation: initialization.normal_(parameter, std=deviation))
 
 
 def check(config: LlamaConfig) -> None:
-    """Raise ValueError for sizes of which no model can be made."""
+    """Raise ValueError for invalid sizes."""
     for name in ("vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads"):
         value = getattr(config, name)
         if isinstance(value, bool) or not isinstance(value, int) or value < 1:

@@ -32,7 +32,7 @@ def fold(model: nn.Module) -> LlamaForCausalLM:
     """The Llama that computes what the headwise `model` without nonlinearity does, with fewer weights.
 
     The output matrix of head h becomes Oₕ Wₕ, or Oₕ (1 + Wₕ) with the residual; products are taken in float64 and
-    rounded once. Raises ValueError for other models, and for nonlinearities, which fold into nothing.
+    rounded once. Raises ValueError for other models, and for nonlinearities, which can't be folded.
     """
     config = blocks.config(model)
     if getattr(config, "head_activation", None) != "identity":

@@ -28,7 +28,7 @@ class GatedConfig(Config):
 
 
 class GatedAttention(Attention):
-    """Attention whose heads, or their elements, are let through by a gate that the token itself opens."""
+    """Attention with a gate on each head, or on each of its elements, computed from the token itself."""
 
     def __init__(self, config: GatedConfig, layer_idx: int):
         super().__init__(config, layer_idx)

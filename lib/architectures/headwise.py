@@ -30,7 +30,7 @@ class HeadwiseConfig(Config):
 
 
 class HeadwiseAttention(Attention):
-    """Attention whose heads are turned and bent before they are concatenated."""
+    """Attention with a linear layer and a nonlinearity on each head before concatenation."""
 
     def __init__(self, config: HeadwiseConfig, layer_idx: int):
         super().__init__(config, layer_idx)

@@ -36,7 +36,7 @@ def generator(seed: int, name: str) -> torch.Generator:
 
 @torch.no_grad()
 def start_(model: nn.Module, seed: int) -> nn.Module:
-    """Give all weights of `model` the values with which a training of `seed` begins, in place; returns it."""
+    """Initialise all weights of `model` for a training with `seed`, in place; returns it."""
     config, names = blocks.config(model), {id(each): name for name, each in model.named_parameters()}
 
     def draw(parameter: nn.Parameter, size: float) -> None:

@@ -16,7 +16,7 @@ from lib.architectures.base import Attention, Config, Decoder, Draw, activation
 
 
 class NonlinearQueryConfig(Config):
-    """query_activation: what bends the queries, one of `base.ACTIVATIONS`."""
+    """query_activation: the nonlinearity of the queries, one of `base.ACTIVATIONS`."""
 
     model_type = "thimble_nonlinear_query"
     query_activation: str = "gelu"

@@ -39,7 +39,7 @@ class TalkingHeadsAttention(Attention):
         return (mixed @ value).transpose(1, 2), mixed
 
     def start_(self, draw: Draw) -> None:
-        """The identity: the model begins as a Llama."""
+        """Initialise the mixtures as identities: the model starts as a Llama."""
         for each in (self.mix_logits, self.mix_weights):
             initialization.eye_(each)
 

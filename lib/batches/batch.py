@@ -53,7 +53,7 @@ class Run:
         """Name of the outputs and of the record: readable, safe in a file system, one per configuration."""
         parts = [f"{key}={_shown(value)}" for key, value in sorted(self.parameters.items())]
         name = "-".join([self.notebook.stem, *parts])
-        # a value with other characters, or one that reads like another type, could be taken for a second configuration
+        # a value with other characters, or one that looks like another type, could name two configurations
         ambiguous = any(isinstance(value, str) and _literal(value) for value in self.parameters.values())
         if re.fullmatch(r"[\w.=+-]{1,120}", name, re.ASCII) and not ambiguous:
             return name
@@ -62,7 +62,7 @@ class Run:
 
     @property
     def label(self) -> str:
-        """What a person reads: `50_benchmark method=gptq bits=3`."""
+        """A readable label: `50_benchmark method=gptq bits=3`."""
         return " ".join([self.notebook.stem, *(f"{key}={_shown(value)}" for key, value in self.parameters.items())])
 
 
@@ -189,7 +189,7 @@ def _typed(name: str, value, default):
 
 
 def _yaml(path: Path) -> dict:
-    """The mapping in a YAML file; keys that stand twice are refused instead of the last one winning."""
+    """The mapping in a YAML file; duplicate keys are refused."""
     import yaml
 
     class Loader(yaml.SafeLoader):

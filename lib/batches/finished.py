@@ -20,7 +20,7 @@ from lib.batches import batch
 
 
 def parts(run: batch.Run) -> dict[str, str]:
-    """Hashes of what decides the result of `run` before it starts, by name."""
+    """Hashes of everything that determines the result of `run` before it starts, by name."""
     cells = batch.code_cells(run.notebook)
     requirements = files.ROOT / "requirements.txt"
     found = {
@@ -39,12 +39,12 @@ def parts(run: batch.Run) -> dict[str, str]:
 
 
 def output(run: batch.Run) -> Path:
-    """Where the executed notebook of a finished run lies."""
+    """Path of the executed notebook of a finished run."""
     return files.report() / "notebooks" / f"{run.name}.ipynb"
 
 
 def record(run: batch.Run) -> Path:
-    """Where the run's record lies, if its notebook makes one."""
+    """Path of the run's record, if its notebook makes one."""
     return files.results() / f"{run.name}.json"
 
 
@@ -54,7 +54,7 @@ def state(run: batch.Run) -> Path:
 
 
 def save(run: batch.Run, before: dict[str, str], hashes: dict) -> None:
-    """Remember that `run` has finished, having started with the parts `before`; `hashes` as in `reason`."""
+    """Save that `run` has finished, after starting with the parts `before`; `hashes` as in `reason`."""
     written = record(run)
     origins = {}
     if written.exists():
@@ -70,7 +70,7 @@ def save(run: batch.Run, before: dict[str, str], hashes: dict) -> None:
 def reason(run: batch.Run, now: dict[str, str], hashes: dict) -> str | None:
     """Why `run` must run ("lib code changed"), or None if it is finished and `now`, its parts, are as they were.
 
-    `hashes` keeps the input files already read by this sweep; give the same dict to all calls.
+    `hashes` caches the input files read by this sweep; pass the same dict to all calls.
     """
     try:
         known = json.loads(state(run).read_text(encoding="utf-8"))
@@ -107,8 +107,8 @@ def content(path: Path, hashes: dict) -> str:
 def closure(cells: list[str]) -> list[Path]:
     """Files of `lib` that code can reach: imported modules, theirs in turn, and data files beside them.
 
-    Imports inside functions count, and where a module imports by name, all modules that it names in its tables. Where
-    code can't be parsed, or imports by names that stand nowhere, all of lib counts.
+    Imports inside functions count, and where a module imports by name, all modules that it names in its tables. If
+    code can't be parsed, or imports by names that can't be found, all of lib counts.
     """
     queue, found = [], set()
     for cell in cells:
@@ -184,7 +184,7 @@ def _package(path: Path) -> str:
 
 
 def _without_magics(cell: str) -> str:
-    """The cell's Python: where it is not Python as it stands, lines of IPython's `%` and `!` become `pass`."""
+    """The cell's Python: where it does not parse, lines of IPython's `%` and `!` become `pass`."""
     with contextlib.suppress(SyntaxError):
         ast.parse(cell)  # a line may begin with the `%` of an expression that began above
         return cell

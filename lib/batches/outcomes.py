@@ -46,12 +46,12 @@ class Progress:
             print(self._head(number, outcome), tail, flush=True)
 
     def show(self, running: list[str]):
-        """Name what is running now in front of the bar."""
+        """Show the running notebooks in front of the bar."""
         if self.bar is not None:
             self.bar.set_description_str(" | ".join(running))
 
     def close(self):
-        """Leave the bar as it stands."""
+        """Close the bar and leave it visible."""
         if self.bar is not None:
             self.bar.close()
 

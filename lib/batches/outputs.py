@@ -8,17 +8,17 @@ from lib.batches import batch, finished
 
 
 def part_file(run: batch.Run) -> Path:
-    """Where papermill writes the notebook while it runs."""
+    """Path to which papermill writes the notebook while it runs."""
     return finished.output(run).with_name(f".{run.name}.part.ipynb")
 
 
 def failed(run: batch.Run) -> Path:
-    """Where a notebook that failed is kept, as far as it came."""
+    """Path of a failed notebook, executed up to the error."""
     return finished.output(run).with_name(f"{run.name}.failed.ipynb")
 
 
 def discard_halves(run: batch.Run):
-    """Remove what a killed sweep left under temporary names."""
+    """Remove temporary files of a killed sweep."""
     part_file(run).unlink(missing_ok=True)
     for target in (finished.record(run), finished.state(run)):
         for half in target.parent.glob(f".{target.name}.*.tmp"):
@@ -26,7 +26,7 @@ def discard_halves(run: batch.Run):
 
 
 def discard_results(run: batch.Run):
-    """Remove what a run is about to replace: if it fails, a report shows a gap and not old numbers."""
+    """Remove the results that a run is about to replace: if it fails, a report shows a gap instead of old numbers."""
     for old in (finished.state(run), finished.record(run), finished.output(run), failed(run)):
         old.unlink(missing_ok=True)
 
@@ -44,13 +44,13 @@ def cause(run: batch.Run, status: int | None, log) -> tuple[str, str]:
 
 
 def keep_failure(run: batch.Run, why: tuple[str, str]) -> str:
-    """Keep the notebook as far as it came, with an error in the cell where it stopped; returns the error in a line."""
+    """Keep a failed notebook, with the error in the cell where it stopped; returns the error in one line."""
     try:
         document = json.loads(part_file(run).read_text(encoding="utf-8"))
     except (OSError, ValueError):  # killed before its first save, or during one
         document = _unexecuted(run.notebook)
     cells = [cell for cell in document["cells"] if cell["cell_type"] == "code"]
-    if not cells:  # something has to hold the error
+    if not cells:  # a notebook that can hold the error
         cells = [{"cell_type": "code", "metadata": {}, "execution_count": None, "source": "", "outputs": []}]
         document["cells"] += cells
     begun = [cell for cell in cells if cell["metadata"].get("papermill", {}).get("start_time")] or cells[:1]

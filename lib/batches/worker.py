@@ -28,7 +28,7 @@ _KERNEL = {  # `python3` as this very interpreter, whatever the user's other ker
 
 
 class Worker:
-    """A running notebook, with what it takes to end it completely."""
+    """A running notebook, which can be ended completely."""
 
     def __init__(self, job: dict, *, record: str, log: IO, kernels: Path, threads: int | None = None):
         """Start on `job` (keys notebook, output, parameters).
@@ -39,12 +39,12 @@ class Worker:
         files.write_text(kernels / "kernels" / "python3" / "kernel.json", json.dumps(_KERNEL))
         self.mark = uuid.uuid4().hex
         environment = _environment(kernels) | {MARK: self.mark, "THIMBLE_RUN_ID": record}
-        environment.setdefault("THIMBLE_QUIET", "1")  # nobody watches a bar inside the notebook: the sweep has its own
+        environment.setdefault("THIMBLE_QUIET", "1")  # no bars inside the notebook: the sweep has its own
         if threads is not None:
             environment.setdefault("OMP_NUM_THREADS", str(threads))
         pipes = dict(stdin=subprocess.PIPE, stdout=log, stderr=log)
         self.process = subprocess.Popen(COMMAND, env=environment, start_new_session=True, text=True, **pipes)
-        # one that died at once has closed the pipe: its exit status and log tell why
+        # a process that died at once has closed the pipe: its exit status and log give the reason
         with contextlib.suppress(BrokenPipeError):
             self.process.stdin.write(json.dumps(job) + "\n")
             self.process.stdin.flush()
@@ -64,7 +64,7 @@ class Worker:
 
 
 def _environment(kernels: Path) -> dict[str, str]:
-    """The environment with `lib` and the kernel in reach, and with paths that hold in the notebook's folder too."""
+    """The environment with `lib` and the kernel on its paths, and with absolute paths."""
     environment = dict(os.environ)
     for name, first in (("PYTHONPATH", files.ROOT), ("JUPYTER_PATH", kernels.resolve())):
         environment[name] = os.pathsep.join(filter(None, [str(first), os.environ.get(name)]))

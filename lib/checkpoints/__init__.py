@@ -21,13 +21,13 @@ sha256, write_manifest = manifest.sha256, manifest.write
 
 
 class Unusable(ValueError):
-    """A config.json with values that transformers makes no model of."""
+    """A config.json with values of which transformers can't make a model."""
 
 
 def checkpoint(folder: Path | str, *, adapter: str | None = None) -> dict:
     """Check everything that can be checked before loading; returns the parsed config.json.
 
-    adapter: what is to be done with one that lies there, see `adapters`; None refuses it.
+adapter: what to do with an adapter in the folder, see `adapter_files`; None refuses it.
     Raises `FileNotFoundError` for what is missing, `ValueError` for what is damaged or unsafe.
     """
     folder = Path(folder)
@@ -121,7 +121,7 @@ def configured(folder: Path | str):
 
 
 def _refuse_values(folder: Path, config: dict) -> None:
-    """Refuse token ids that are no whole numbers, and shares of dropout that are none: transformers does, late."""
+    """Refuse token ids that are no integers, and invalid dropout rates, which transformers refuses late."""
     for key, value in config.items():
         if key.endswith("_token_id"):
             many = value if isinstance(value, list) and key == "eos_token_id" else [value]
@@ -197,7 +197,7 @@ def fingerprint(source) -> str:
 def quiet():
     """Without the progress bars and warnings of transformers, whose settings are then put back as they were.
 
-    What its loading report would say (weights that are missing or unused) is looked at by `load` itself.
+`load` checks itself what transformers' loading report would say (weights that are missing or unused).
     """
 
     from transformers.utils import logging

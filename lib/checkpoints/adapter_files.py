@@ -19,7 +19,7 @@ MERGE = "PeftModel.from_pretrained(base, adapter).merge_and_unload().save_pretra
 
 
 def check(folder: Path, adapter: str | None) -> None:
-    """Raise ValueError when `adapter`, what is to be done, is no choice, or does not go with what lies in `folder`."""
+    """Raise ValueError when `adapter` is no valid choice, or does not fit the contents of `folder`."""
     if adapter is not None and adapter not in CHOICES:
         raise ValueError(f"adapter={adapter!r} is nothing to do with one; {files.choices(str(adapter), CHOICES)}")
     if not (folder / CONFIG).is_file():
@@ -42,17 +42,17 @@ def check(folder: Path, adapter: str | None) -> None:
 
 
 def alone(folder: Path) -> bool:
-    """Whether an adapter lies in `folder` without a model."""
+    """Whether `folder` holds an adapter without a model."""
     return (folder / CONFIG).is_file() and not (folder / "config.json").is_file()
 
 
 def base(folder: Path) -> str | None:
-    """The model that an adapter says it was made for: a Hub id or a path, on whatever machine that was."""
+    """The base model that an adapter names: a Hub id, or a path on the machine where it was made."""
     return json_object(folder / CONFIG).get("base_model_name_or_path")
 
 
 def named_base(folder: Path) -> str:
-    """As `base`, for an adapter that lies alone; ValueError where it doesn't say what it was made for."""
+    """As `base`, for an adapter without a model beside it; ValueError where it names no base model."""
     found = base(folder)
     if not found:
         raise ValueError(
@@ -94,6 +94,6 @@ def merge(model, folder: Path):
         raise ValueError(
             f"{place(folder / WEIGHTS)}: {lacking[0][:200]}; all its weights must be there; copy it again."
         )
-    for name in ("peft_config", "_hf_peft_config_loaded"):  # by which saving would write an adapter
+    for name in ("peft_config", "_hf_peft_config_loaded"):  # attributes that make saving write an adapter
         vars(merged).pop(name, None)
     return merged

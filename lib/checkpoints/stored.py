@@ -58,9 +58,9 @@ def attributed(folder: Path) -> dict[str, str]:
 
 
 def check(folder: Path, *, types: bool = True) -> None:
-    """Raise ValueError when the weights in `folder` are cut short, stand in two files, or are of types not read.
+    """Raise ValueError when weights in `folder` are truncated, stored in two files, or of unsupported types.
 
-    types: whether to look at those; not in checkpoints that other programs have quantized.
+types: whether to check types; not in checkpoints that other programs have quantized.
     """
     paths, holder = listed(folder), {}
     for path in paths:
@@ -83,14 +83,14 @@ def check(folder: Path, *, types: bool = True) -> None:
 def _is_weight(key: str, entry: dict) -> bool:
     """Whether a tensor is one that a layer computes with, rather than a mask, positions or packed codes.
 
-    Integers there are codes without their scales: cast to floats they would be another model, and nothing would say so.
+Integers there are codes without their scales: cast to floats they would silently be another model.
     """
     name = key.rpartition(".")[2]
     return name == "weight" or name.endswith("_proj") or (name == "bias" and len(entry["shape"]) == 1)
 
 
 def _compare(folder: Path, said: dict[str, str], holder: dict[str, str]) -> None:
-    """Refuse an index that isn't that of its shards: a reader that follows it would read another model."""
+    """Refuse an index that does not match its shards: a reader that follows it would read another model."""
     for key, name in holder.items():
         if said.get(key) != name:
             shown = f"has {key} in {said[key]}" if key in said else f"does not name {key}"

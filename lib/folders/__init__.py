@@ -27,14 +27,14 @@ GRACE = 60  # seconds after which an unlocked temporary folder must be that of a
 
 @contextlib.contextmanager
 def replace(path: Path | str, *, kept: Collection[str] = (), **origin) -> Iterator[Path]:
-    """Yield a temporary folder that becomes `path` when the block ends well, and vanishes when it raises.
+    """Yield a temporary folder that becomes `path` when the context ends without an error, and is deleted otherwise.
 
     It gets a manifest that also holds `origin`. A link at `path` stays, and the folder that it leads to is replaced.
     kept: for a kind of folder without a manifest, the names of all files that it may hold.
 
     A folder at `path` is replaced if the project wrote it and nothing else is in it. Raises what `targets.check` does,
-    before the block, and FileExistsError should something have come to lie there meanwhile: the new folder is then
-    kept beside it, and the error says where.
+    before the context, and FileExistsError if something appeared there meanwhile: the new folder is then kept beside
+    it, and the error says where.
     """
     recover(path)
     target = check(path, kept=kept)
@@ -55,8 +55,8 @@ def replace(path: Path | str, *, kept: Collection[str] = (), **origin) -> Iterat
 
 
 def recover(path: Path | str) -> None:
-    """Put back the old folder of a replacement that was killed between its two renames, or wait for one in progress."""
-    with contextlib.suppress(OSError, ValueError):  # a path that can't be, or a disk that can only be read
+    """Restore the old folder of a replacement that was killed between its two renames, or wait for one in progress."""
+    with contextlib.suppress(OSError, ValueError):  # an impossible path, or a read-only disk
         target = real(path)
         if _old(target):
             with locked(target.parent, wait=not target.exists()):
@@ -64,7 +64,7 @@ def recover(path: Path | str) -> None:
 
 
 def remove_leftovers(target: Path, *, kept: Collection[str] = (), name: str | None = None) -> None:
-    """Delete what killed writers of `target` left beside it; what is being written is locked, other folders stay.
+    """Delete remains of killed writers of `target` beside it; folders being written are locked, others stay.
 
     name: a regular expression in place of the target's own name.
     """
@@ -80,7 +80,7 @@ def remove_leftovers(target: Path, *, kept: Collection[str] = (), name: str | No
 
 
 def _publish(temporary: Path, target: Path, path, kept):
-    """Give the finished folder its place, or another beside it when that is refused."""
+    """Move the finished folder to its target, or beside it when that is refused."""
     with locked(target.parent):
         (temporary / manifest.UNFINISHED).unlink()
         for attempt in range(TRIES):
@@ -89,7 +89,7 @@ def _publish(temporary: Path, target: Path, path, kept):
                 _put(temporary, target, path, kept)
                 break
             except OSError as error:
-                if error.errno in renames.BUSY and attempt < TRIES - 1:  # others write here without the lock
+                if error.errno in renames.BUSY and attempt < TRIES - 1:  # other processes write here without the lock
                     time.sleep(random.uniform(0, 0.1))
                     continue
                 spare = next(each for number in range(2, 10**9) if not os.path.lexists(each := _spare(target, number)))
@@ -118,7 +118,7 @@ def _put(temporary: Path, target: Path, path, kept):
             os.rename(target, temporary)
             os.rename(replaced, target)
 
-    if not _all_ours(replaced, kept):  # something came between the look and the exchange
+    if not _all_ours(replaced, kept):  # something appeared between the check and the exchange
         back()
         raise FileExistsError(errno.EEXIST, "it has just changed", str(target))
     if replaced != temporary:
@@ -132,7 +132,7 @@ def _all_ours(folder: Path, kept) -> bool:
 
 
 def _mend(target: Path, kept: Collection[str] = ()):
-    """Put the old folder back where there is no new one, else delete it, if all in it is ours."""
+    """Restore the old folder where there is no new one; otherwise delete it, if all of it is ours."""
     for old in _old(target, kept):
         if not os.path.lexists(target):
             os.rename(old, target)
@@ -141,7 +141,7 @@ def _mend(target: Path, kept: Collection[str] = ()):
 
 
 def _old(target: Path, kept: Collection[str] = ()) -> list[Path]:
-    """Folders of ours that replacements of `target` have put aside, the newest last."""
+    """Our folders that replacements of `target` have moved aside, the newest last."""
     pattern = re.compile(rf"\.{re.escape(target.name)}\.([0-9a-f]{{8}}\.)?old")
     found = target.parent.iterdir() if target.parent.is_dir() else []
     found = [path for path in found if pattern.fullmatch(path.name) and path.is_dir() and not path.is_symlink()]
@@ -154,7 +154,7 @@ def _spare(target: Path, number: int) -> Path:
 
 
 def _delete(folder: Path):
-    """Delete a folder of ours, its mark last: should it be cut short, the rest is known to be ours."""
+    """Delete one of our folders, its mark last, so that remains of an interrupted deletion are recognised as ours."""
     with contextlib.suppress(OSError):
         (folder / manifest.UNFINISHED).touch()
         for path in folder.iterdir():
@@ -167,7 +167,7 @@ def _delete(folder: Path):
 
 
 def _settle(folder: Path):
-    """Have the disk hold every file in and below `folder`, and their names; empty folders, which nobody lists, go."""
+    """Sync every file in and below `folder` and their names to disk; removes empty folders."""
     for base, _, names in os.walk(folder, topdown=False):
         if base != str(folder) and not os.listdir(base):
             os.rmdir(base)

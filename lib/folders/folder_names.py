@@ -8,7 +8,7 @@ from lib.files import place
 
 
 def find(name: Path | str) -> Path | None:
-    """The existing folder that `name` means, None where there is none.
+    """The existing folder for `name`, None where there is none.
 
     A bare name is looked up in `checkpoints/`, then in the working folder, then in the repository; which one was
     taken is said where several are there. A path (absolute, with a slash, or with a dot or ~ at its beginning, or a
@@ -29,7 +29,7 @@ def find(name: Path | str) -> Path | None:
 
 
 def is_path(name: Path | str) -> bool:
-    """Whether `name` says where a folder is, rather than what it is called."""
+    """Whether `name` is a path rather than a bare name."""
     return isinstance(name, Path) or os.sep in name or name[:1] in (".", "~")
 
 

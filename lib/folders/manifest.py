@@ -13,7 +13,7 @@ from lib import files
 NAME = "manifest.json"
 WRITER = "thimble"
 UNFINISHED = ".thimble-unfinished"  # lies in folders of ours that are being written or deleted
-_KINDS = ("plain", "pack-quantized", "peer")  # of the manifests that do not name their writer yet
+_KINDS = ("plain", "pack-quantized", "peer")  # manifests of earlier versions, which do not name their writer
 _DIGITS = set("0123456789abcdef")
 _read: dict[tuple, str] = {}  # SHA-256 of the files that this process has read
 
@@ -26,7 +26,7 @@ def write(folder: Path | str, **origin) -> Path:
 
 
 def seal(folder: Path, **origin) -> None:
-    """Write the manifest by which a folder is known to be the project's; what an earlier one said of it stays."""
+    """Write the manifest that marks a folder as the project's; entries of an earlier one are kept."""
     noted = json.loads((folder / NAME).read_bytes()) if (folder / NAME).is_file() else {}
     noted.pop("files", None)
     write(folder, **{**noted, **origin, "written_by": WRITER})
@@ -48,7 +48,7 @@ def sha256(path: Path | str) -> str:
 
 
 def ours(folder: Path) -> dict[str, str] | None:
-    """name -> SHA-256 of what the project wrote into `folder`; None where no manifest says that it did."""
+    """name -> SHA-256 of the files that the project wrote into `folder`; None without a manifest of the project."""
     try:
         content = json.loads((folder / NAME).read_bytes())
         listed = content["files"]
@@ -60,7 +60,7 @@ def ours(folder: Path) -> dict[str, str] | None:
 
 
 def foreign(folder: Path, kept: Collection[str] = ()) -> list[str]:
-    """What in `folder` the project did not write, or what has changed since, by name; nothing of an empty folder.
+    """Files in `folder` that the project did not write, or that have changed since; none for an empty folder.
 
     kept: names of the files of a kind of folder that has no manifest; a folder with no others is ours.
     """
@@ -87,7 +87,7 @@ def foreign(folder: Path, kept: Collection[str] = ()) -> list[str]:
 
 
 def _other(path: Path, expected: str | None) -> str | None:
-    """How a file differs from what was written: "" where nothing was, None where it does not."""
+    """How a file differs from the written one: "" where none was written, None where it does not differ."""
     if expected is None or path.is_symlink() or not path.is_file():
         return ""
     return None if sha256(path) == expected else " (changed since it was written)"

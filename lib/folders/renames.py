@@ -6,7 +6,7 @@ import functools
 import os
 from pathlib import Path
 
-BUSY = (errno.ENOTEMPTY, errno.EEXIST, errno.ENOENT)  # what renames meet where others rename too
+BUSY = (errno.ENOTEMPTY, errno.EEXIST, errno.ENOENT)  # errors of renames while others rename too
 _LACKING = (errno.ENOSYS, errno.EINVAL, errno.EOPNOTSUPP, errno.EPERM)  # by the kernel, the disk, or a sandbox
 _HERE, _EXCHANGE = -100, 2  # AT_FDCWD and RENAME_EXCHANGE of linux/fcntl.h and linux/fs.h
 

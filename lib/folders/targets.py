@@ -15,7 +15,7 @@ _SHOWN = 5  # names in an error
 
 
 def real(path: Path | str) -> Path:
-    """The absolute place that `path` means: `~` and links followed, `.`, `..` and slashes at the end resolved.
+    """The absolute path of `path`: `~`, links, `.`, `..` and trailing slashes resolved.
 
     Raises ValueError for an empty path, FileNotFoundError for a link whose end can't be made.
     """
@@ -37,11 +37,11 @@ def real(path: Path | str) -> Path:
 
 
 def check(path: Path | str, bytes_needed: int = 0, *, kept: Collection[str] = ()) -> Path:
-    """The place at which a folder can be written, or replaced by `folders.replace`; looked at before the work.
+    """The path at which a folder can be written, or replaced by `folders.replace`; checked before the work.
 
-    kept: as for `replace`. Raises FileExistsError, naming what lies there, for
-    anything that the project did not write; PermissionError where nothing can be written, below a file for instance;
-    OSError for a mount point, the working folder, a folder of the project's own, and a disk without room.
+    kept: as for `replace`. Raises FileExistsError, naming what is there, for
+        anything that the project did not write; PermissionError where nothing can be written, below a file for
+        instance; OSError for a mount point, the working folder, a folder of the project's own, and a disk without room.
     """
     target = real(path)
     if target in (*_own(), Path(target.anchor)):
@@ -56,7 +56,7 @@ def check(path: Path | str, bytes_needed: int = 0, *, kept: Collection[str] = ()
 
 
 def refuse(path: Path | str, target: Path, kept: Collection[str] = ()) -> None:
-    """Raise, as `check` says, unless what is at `target` (`path` as it was given) may be replaced."""
+    """Raise the errors of `check` unless `target` (`path` as it was given) may be replaced."""
     if not target.is_dir():
         raise FileExistsError(f"{path} is a file; a folder is to be written there; choose another name, or move it.")
     with contextlib.suppress(FileNotFoundError):
@@ -81,7 +81,7 @@ def refuse(path: Path | str, target: Path, kept: Collection[str] = ()) -> None:
 
 
 def _own() -> set[Path]:
-    """The project's folders and the user's own, which hold other things than one model, and are none themselves."""
+    """The project's and the user's own folders, which hold more than one model and must not be replaced."""
     places = (files.ROOT, files.home(), files.home() / "data", files.checkpoints(), files.results())
     places += (files.figures(), files.report(), files.cache(), Path.home())
     return {Path(os.path.realpath(place)) for place in places}

@@ -12,7 +12,7 @@ _reading = threading.local()
 
 
 def unchanged(folder: Path | str, read: Callable):
-    """What `read()` returns of one version of `folder`: it reads again where a writer replaced the folder meanwhile."""
+    """The result of `read()` for one version of `folder`: it reads again if a writer replaced the folder meanwhile."""
     if getattr(_reading, "now", False):  # by a caller, who looks after it
         return read()
     _reading.now, folder = True, Path(os.path.realpath(folder))
@@ -34,9 +34,10 @@ def unchanged(folder: Path | str, read: Callable):
 
 @contextlib.contextmanager
 def locked(folder: Path, *, wait: bool = True, shared: bool = False) -> Iterator[None]:
-    """Hold a lock on an existing folder, which ends with the process, however it ends.
+    """Hold a lock on an existing folder, released when the process ends, however it ends.
 
-    Without `wait`, raises OSError when another has it or when the disk knows no locks; else goes on without it there.
+    Without `wait`, raises OSError when another process has it or the disk supports no locks; with it, continues without
+        a lock on such a disk.
     """
     handle = None
     try:

@@ -35,7 +35,7 @@ def quantize(job: script.Job) -> tuple[dict, dict]:
     rounder = AutoRound(
         model,
         tokenizer,
-        scheme="W4A16",  # the bits, grid and group size that follow take precedence
+        scheme="W4A16",  # the bits, grid and group size below take precedence
         bits=job.bits,
         group_size=job.group_size,
         sym=False,

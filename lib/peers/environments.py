@@ -28,12 +28,12 @@ _QUIET = {"HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false", "CUDA_VISIBL
 
 @dataclass(frozen=True)
 class Result:
-    """What a peer made and what it took.
+    """The result of a peer and its cost.
 
     group_size: None where the peer's formats fix their own. folder: plain checkpoint. seconds: quantizing alone,
     without imports, loading and saving. peak_bytes: highest resident memory meanwhile. packed_bytes: weight files of
     the peer's own save, None where it has none. dtype: of the plain checkpoint. options: all that were in force.
-    facts: what only this peer reports.
+    facts: values that only this peer reports.
     """
 
     name: str
@@ -102,7 +102,7 @@ def interpreter(peer, python=None) -> Path:
     path = Path(python or Path(root).expanduser() / peer.INTERPRETER)
     if not path.is_file() or not os.access(path, os.X_OK):
         raise FileNotFoundError(f"{path} is no interpreter; {peer.NAME} needs one of its own; run: {how(peer)}")
-    return path.absolute()  # not resolved: the link into an environment is what makes it that environment
+    return path.absolute()  # not resolved: the link itself makes Python use the environment
 
 
 def installed(peer, python: Path) -> str:
@@ -117,7 +117,7 @@ def installed(peer, python: Path) -> str:
             f"{python} cannot import {peer.MODULE} ({_end(done.stderr, 1)}); {peer.NAME} must be installed there; "
             f"run: {how(peer)}"
         )
-    if peer.VERSION is None:  # ourselves: the commit is the version
+    if peer.VERSION is None:  # Thimble itself: the commit is the version
         return machine.commit()["commit"] or "uncommitted"
     version = done.stdout.split()[-1]
     if version != peer.VERSION:
@@ -126,7 +126,7 @@ def installed(peer, python: Path) -> str:
 
 
 def how(peer) -> str:
-    """The shell commands that make the peer's environment, on one line."""
+    """The shell commands that create the peer's environment, on one line."""
     return " && ".join(peer.INSTALL)
 
 
@@ -182,7 +182,7 @@ def _script(peer, python, scratch, arguments, timeout):
         process = subprocess.Popen(
             [str(python), "-m", peer.__name__, str(listed)],
             cwd=work, env=_environment(peer), stdout=output, stderr=subprocess.STDOUT, stdin=subprocess.DEVNULL,
-            process_group=0,  # so that the programs it starts end with it
+            process_group=0,  # so that the programs that it starts end with it
         )  # fmt: skip
         try:
             code = process.wait(timeout)

@@ -20,7 +20,7 @@ _WEIGHTS = (".safetensors", ".bin", ".pt", ".gguf")
 
 @dataclass
 class Job:
-    """What a peer is asked to do, and the time and memory that it took.
+    """A job for a peer, and the time and memory that it took.
 
     model: folder of the checkpoint. tokens: LongTensor [count, length] or None. work: folder for the peer's own files,
     deleted afterwards. folder: where the plain checkpoint goes. seconds, peak_bytes: filled in by `measured`.
@@ -145,7 +145,7 @@ def save(job: Job, weights: dict) -> str:
 
 def resident(usage) -> int:
     """The peak of resident memory in bytes out of what `resource.getrusage` or `os.wait4` tell about a process."""
-    return usage.ru_maxrss * (1 if sys.platform == "darwin" else 1024)  # macOS counts bytes, the others kibibytes
+    return usage.ru_maxrss * (1 if sys.platform == "darwin" else 1024)  # macOS counts bytes, other systems kibibytes
 
 
 def _peak():

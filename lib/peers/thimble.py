@@ -8,7 +8,7 @@ the whole artifact, embedding and head included, and `bits` is ignored.
 from lib.peers import script
 
 NAME, PACKAGE, VERSION, MODULE = "thimble", "torch", None, "lib.quantizers"
-INTERPRETER = None  # the one that asks
+INTERPRETER = None  # the calling one
 INSTALL = ("pip install -r requirements.txt",)
 BITS = (2, 3, 4, 5, 6, 7, 8)
 NEEDS_TOKENS = True

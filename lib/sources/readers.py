@@ -8,14 +8,14 @@ from pathlib import Path
 from lib import tokenization
 from lib.files import place
 
-FIELDS = ("text", "content", "document", "passage")  # where a row keeps its text: the first that it has
+FIELDS = ("text", "content", "document", "passage")  # fields for a row's text; the first present one is used
 ENDINGS = (".txt", ".jsonl", ".parquet")
 SPLITS = {"train": "train", "valid": "val", "test": "test"}  # how the names of a split's files begin
 _PARTS = {"train": (0.0, 0.8), "valid": (0.8, 0.9), "test": (0.9, 1.0)}
 
 
 def documents(path: Path, split: str) -> tuple[list[str], str]:
-    """The documents of a split from a file or folder, and in words where they come from.
+    """The documents of a split from a file or folder, and a description of their origin.
 
     A file whose name begins with train, val or test is that split, whole; any other is cut 80/10/10 in order, a `.txt`
     at line ends. A folder holds `SPLIT.txt` (`.jsonl`, `.parquet`), or several `SPLIT*` files, read in order of name,
@@ -103,7 +103,7 @@ def instruction(row: dict) -> str | None:
 
 
 def part(items: list, split: str) -> list:
-    """What of `items` belongs to a split where nothing else says so: 80/10/10 % in order."""
+    """The items of a split of unsplit data: 80/10/10 % in order."""
     first, last = (round(share * len(items)) for share in _PARTS[split])
     return items[first:last]
 

@@ -83,7 +83,7 @@ FAULTS = (KeyError, TypeError, ValueError, IndexError, AttributeError)  # what r
 
 
 def malformed(where: str, name: str, error: Exception, row: dict) -> ValueError:
-    """The error that says where a row is that is no sample of the data set `name`, and why."""
+    """The error for a malformed row of the data set `name`, with its place and the reason."""
     reason = f"no field {error}" if isinstance(error, KeyError) else str(error) or type(error).__name__
     fields = ", ".join(row) or "none"
     return ValueError(f"{where} is no sample of {name} ({reason}); it has the fields {fields}; mend or drop it.")
@@ -99,7 +99,7 @@ def _packaged(name, splits):
 
 
 def _own(path: Path, splits):
-    """The rows of a JSONL file that belongs to a task of one's own; they are taken as they are."""
+    """The rows of a JSONL file of a user-defined task, unchanged."""
     if not path.is_file():
         raise FileNotFoundError(f"{place(path)} is no file; a task of one's own reads its rows there; put them there.")
     entries = lines(path)

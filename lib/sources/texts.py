@@ -23,7 +23,7 @@ _cache: dict[tuple[str, str], torch.Tensor] = {}  # (hash of a text, rules of a 
 
 @dataclass(frozen=True)
 class Text:
-    """Documents of one split, with what tells them apart (`sha256` of the joined text) and where they come from."""
+    """Documents of one split, with the `sha256` of the joined text and their origin."""
 
     name: str
     split: str
@@ -57,7 +57,7 @@ class Text:
 
 @dataclass(frozen=True)
 class Windows:
-    """Windows of a text that become tokens when they meet a model, through `tokens`."""
+    """Windows of a text, tokenized for a given model by `tokens`."""
 
     text: Text
     count: int

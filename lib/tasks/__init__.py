@@ -174,13 +174,13 @@ def _draw(rows, count, each, seed):
 
 
 def _described(found):
-    """What is known of the data."""
+    """Description of the data."""
     names = {"source": found.origin, "sha256": found.sha256, "split": found.split}
     return names | {"licence": found.licence, "citation": found.citation}
 
 
 def _template(chat):
-    """What tells chat templates apart: None for plain text, else the template's SHA-256."""
+    """Identity of the chat template: None for plain text, else its SHA-256."""
     if chat is None:
         return None
     return hashlib.sha256(str(chat.chat_template).encode()).hexdigest()[:16]

@@ -43,7 +43,7 @@ def _beside(name: str, form: Form) -> tuple:
     """(n, chance, constant) of a task on the local data; (None, {}, {}) where they are not there."""
     if form.data in BENCHMARKS and not source.local(form.data, form.splits):
         return None, {}, {}
-    with contextlib.redirect_stdout(io.StringIO()):  # what is read is no news here
+    with contextlib.redirect_stdout(io.StringIO()):  # without printing what is read
         task = tasks.load(name, shots=0, allow_execution=True)
     return len(task.samples), task.chance, task.constant
 

@@ -26,7 +26,7 @@ EXAMPLES = (
         "The fox walked from the city into the forest, what was it looking for?",
         ("pretty flowers", "hen house", "natural habitat", "storybook"),
         "The answer must be something in the forest. Of the above choices, only natural habitat is in the forest.",
-        "b",  # as published: the thought names (c), and numbers that others report stand on this prompt
+        "b",  # as published, though the reasoning names (c): published numbers are based on this prompt
     ),
     (
         "Sammy wanted to go to where the people were. Where might he go?",

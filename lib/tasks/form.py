@@ -8,7 +8,7 @@ from lib.tasks.task import Generation, Outcome, Sample
 
 @dataclass(frozen=True)
 class Form:
-    """What turns rows of a data set into a `Task`.
+    """The description that turns rows of a data set into a `Task`.
 
     data, splits: the data set, and which of its splits to read (the first that lies in `$THIMBLE_DATA`).
     build: (row, examples, chat) -> Sample, one line of data in one template. Its id and group are the row's.

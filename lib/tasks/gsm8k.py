@@ -85,7 +85,7 @@ def constant(samples: list[Sample]) -> dict[str, float]:
 
 
 def chance(samples: list[Sample]) -> dict[str, float]:
-    """A number out of nowhere is never right."""
+    """A guessed number is never right."""
     return {"strict": 0.0, "flexible": 0.0}
 
 

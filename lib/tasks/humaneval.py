@@ -66,7 +66,7 @@ def pass_at_k(n: int, c: int, k: int) -> float:
 
 
 def nothing(samples: list[Sample]) -> dict[str, float]:
-    """No guess and no constant passes."""
+    """Zero: no guess and no constant answer passes."""
     return {"pass@1": 0.0, "pass@10": 0.0, "pass@100": 0.0}
 
 

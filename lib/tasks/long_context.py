@@ -47,7 +47,7 @@ def score_needle(sample: Sample, texts: list[str]) -> dict[str, float]:
 
 
 def nothing(samples: list[Sample]) -> dict[str, float]:
-    """A value that nobody told is never guessed, and no constant is right twice."""
+    """Zero: an unknown value is never guessed, and no constant answer is right twice."""
     return {"recall": 0.0}
 
 

@@ -39,7 +39,7 @@ def constant(
 
 
 def after(mark: str, end: str = "") -> Callable[[Sample], str]:
-    """What stands in a sample's prompt after the first `mark`, up to the last `end` where there is one."""
+    """The part of a sample's prompt after the first `mark`, up to the last `end` where there is one."""
 
     def source(sample: Sample) -> str:
         text = sample.requests[0].prompt.split(mark, 1)[-1]

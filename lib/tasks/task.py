@@ -28,7 +28,7 @@ class Generation:
 
 @dataclass(frozen=True)
 class Outcome:
-    """What a model says to a `Likelihood`.
+    """The answer to a `Likelihood`.
 
     logprob: sum over the continuation's tokens, natural logarithm.
     greedy: whether greedy decoding would have produced the continuation.
@@ -42,12 +42,12 @@ class Outcome:
 
 @dataclass(frozen=True)
 class Sample:
-    """One line of data, formed by one template.
+    """One line of data, formatted by one template.
 
-    id: stable, unique within the task.
-    group: what it shares with others (subject, passage), for clustered errors.
-    requests: what the model is asked, in the order in which the scorer wants the answers.
-    target: what the scorer needs; JSON-able.
+        id: stable, unique within the task.
+        group: what it shares with others (subject, passage), for clustered errors.
+    requests: the model's requests, in the order of the answers that the scorer takes.
+        target: the reference for the scorer; JSON-able.
     """
 
     id: str
@@ -62,7 +62,7 @@ class Task:
 
     metrics: the names of the per-sample numbers that `score` returns, the main one first.
     chance, constant: metric -> what guessing at random, and what the best constant answer scores on these samples.
-    data: source, sha256, licence, citation, split, shots, chat: what tells two evaluations apart.
+    data: source, sha256, licence, citation, split, shots, chat, by which evaluations are distinguished.
     score: (sample, answers in the order of its requests) -> metric -> number.
     aggregate: metric -> function(list of (sample, answers)) for numbers that are not means (corpus BLEU, F1, AUROC).
     """

@@ -10,7 +10,7 @@ LIMITS = (60, 240)  # characters of a sentence
 
 
 def rows() -> tuple[list[dict], str]:
-    """Rows with question, choices[4] and answer; `group` is the document, whose sentences are alike."""
+    """Rows with question, choices[4] and answer; `group` is the document, whose sentences are correlated."""
     from lib.sources import builtin_text
 
     documents, origin = builtin_text.documents("test")
