@@ -101,6 +101,7 @@ def test_half_a_character_is_refused_with_its_place():
         lambda text: runtime.generate(runtime.pack_(tiny.llama()), text),
         lambda text: chat.answer(tiny.llama(), text),
         lambda text: Local(tiny.llama()).generate([Generation(text, (), 3)]),
+        lambda text: Stops(["fine", text], tiny.tokenizer()),
     ):
         with pytest.raises(ValueError, match=r"half a character, '\\ud83d', at place 4"):
             call("cut \ud83d")

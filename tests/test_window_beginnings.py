@@ -208,3 +208,19 @@ def test_llama_cpp_reads_windows_as_they_begin(tmp_path, monkeypatch, before):
     assert "tokenizer.ggml.add_bos_token=bool:false" in arguments
     room = 10 - len(before.split())
     assert words == "".join(before + WORDS[start : start + room] for start in (0, room)) + "\n"
+
+
+@pytest.mark.parametrize("before, first", [("<s>", [0]), ("<|user|> <|bot|>", [2, 3])])
+def test_a_first_token_that_a_template_wrote_is_there_once(before, first):
+    """In every window that begins where a templated text does, and in the bits of a document."""
+    made, written = model(before), before.replace(" ", "")
+    room = 10 - len(first)
+    words = [WORDS[: 2 * room], WORDS[:room], WORDS[2:40]]
+    pieces = [piece for each in words[:2] for piece in (each[:room], each[room:]) if piece]
+    found = texts.tokens(text("".join(written + each for each in words)), made, length=10)
+    assert found[:3].tolist() == [first + letters(piece) for piece in pieces]
+    assert found[3:].tolist() == [
+        first + letters(words[2][start : start + room]) for start in range(0, 38 - room, room)
+    ]
+    templated, bare = (bits_per_byte.measure(made, start + WORDS, length=40) for start in (written, ""))
+    assert templated == bare

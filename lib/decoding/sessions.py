@@ -124,8 +124,8 @@ def keeps(model: nn.Module) -> bool:
     if kind not in _KEEP:
         ids = torch.arange(5, 5 + 9) * 7 % model.get_input_embeddings().num_embeddings
         plain = copy.copy(model)  # without custom hooks and replacements, which must see only the real work
-        plain.__dict__.pop("forward", None)
-        plain._forward_hooks, plain._forward_pre_hooks = {}, {}
+        vars(plain).pop("forward", None)
+        vars(plain).update(_forward_hooks={}, _forward_pre_hooks={})
         with evaluating(plain):
             _KEEP[kind] = _agrees(plain, ids)
         if not _KEEP[kind]:

@@ -10,6 +10,8 @@ from __future__ import annotations
 from collections.abc import Collection
 from typing import TYPE_CHECKING
 
+from lib import tokenization
+
 if TYPE_CHECKING:  # a process that only generates from a packed folder needs no torch
     from torch import Tensor
 
@@ -19,13 +21,15 @@ SPARE = 8  # tokens decoded beside those that a stop string can have: characters
 class Stops:
     """Searches for stop strings in the text of new tokens.
 
-    Raises ValueError for empty strings and for strings without a tokenizer.
+    Raises ValueError for empty strings, for half a character, and for strings without a tokenizer.
     """
 
     def __init__(self, strings: tuple[str, ...] | list[str] | str, tokenizer):
         self.strings = [strings] if isinstance(strings, str) else list(strings)
         if not all(isinstance(each, str) and each for each in self.strings):
             raise ValueError(f"stop={self.strings!r}; strings of 1 character or more are allowed; drop the others.")
+        for each in self.strings:
+            tokenization.check(each, "a stop string")
         if self.strings and tokenizer is None:
             raise ValueError(f"stop={self.strings!r} without a tokenizer; text is needed to find them; give tokenizer.")
         self.tokenizer = tokenizer

@@ -38,8 +38,9 @@ def measure(
     stride = length if stride is None else stride
     _check(model, length, stride)
     documents = [text] if isinstance(text, str) else getattr(text, "documents", text)
-    documents = [document[:characters] for document in documents]
     first = tokenization.beginning(model.tokenizer)
+    written = model.tokenizer.decode(first, skip_special_tokens=False)  # by a chat template: read, never scored
+    documents = [document[:characters].removeprefix(written) for document in documents]
     tokenized = [_tokenize(model, first, document) for document in documents if document]
     if not tokenized:
         raise ValueError("no text was given; documents with at least one character are needed; give some.")

@@ -35,7 +35,7 @@ class Projection:
     def of(cls, model: nn.Module) -> "Projection":
         """The projection of `model`, sharing its weights; ValueError where it does not give the model's own logits.
 
-        Tried on a few tokens the first time, and again when class, parts or configuration of the model have changed.
+        Tried on a few tokens the first time, and again when class, parts, hooks or configuration have changed.
         """
         if not projects(model):
             raise ValueError(
@@ -148,12 +148,16 @@ _TRIED: weakref.WeakKeyDictionary = weakref.WeakKeyDictionary()  # model -> (wha
 def projects(model: nn.Module, tokens: Tensor | None = None) -> bool:
     """Whether decoder and `Projection` add up to the model's own logits, tried on a few of `tokens`.
 
-    Without tokens the result is cached until class, parts or configuration of the model change.
+    Without tokens the result is cached until class, parts, hooks or configuration of the model change. A wrapper that
+    `torch.compile` made runs as a whole.
     """
+    if hasattr(model, "_orig_mod"):
+        return False
     if tokens is not None or "forward" in model.__dict__:
         return _tried(model, tokens)
     parts = weakref.ref(blocks.head(model)), weakref.ref(blocks.decoder(model))
-    like = type(model), *parts, model.config.to_dict()
+    hooks = dict(model._forward_hooks), dict(model._forward_pre_hooks)  # they may change its logits
+    like = type(model), *parts, *hooks, model.config.to_dict()
     if _TRIED.get(model, (None,))[0] != like:
         _TRIED[model] = like, _tried(model, None)
     return _TRIED[model][1]

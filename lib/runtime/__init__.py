@@ -10,7 +10,7 @@ _WHERE = {
     "Session": "engine",
     "Batch": "engine",
     "load": "checkpoint",
-    "generate": "generation",
+    "generate": "text_generation",
 }
 __all__ = list(_WHERE)
 

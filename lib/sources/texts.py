@@ -13,7 +13,7 @@ import torch
 
 from lib import files, tokenization
 from lib.files import data, place
-from lib.sources import builtin_text, hub, note, readers
+from lib.sources import builtin_text, hub, note, pieces, readers
 
 LENGTH = 512  # tokens of a window where nothing else is said
 _FILES = {"c4": "c4/c4_demo_300.jsonl", "alpaca": "alpaca/alpaca_4000.jsonl"}  # beside other text in their folders
@@ -101,8 +101,8 @@ def tokens(x, model, *, count: int | None = None, length: int | None = None, bos
     elif isinstance(x, Windows):
         found = _cut(x if bos is None else replace(x, bos=bos), model)
     elif isinstance(x, Text):
-        length = length or LENGTH
-        available = len(_ids(x, model)) // _room(length, tokenization.before_windows(_tokenizer(model), bos))
+        length, first = length or LENGTH, tokenization.before_windows(_tokenizer(model), bos)
+        available = len(pieces.cut(_ids(x, model), first, length))
         found = _cut(Windows(x, min(count or available, available) or 1, length, bos=bos), model)
     else:
         raise TypeError(f"tokens of a {type(x).__name__} were asked; give a Text, Windows, or a tensor of token ids.")
@@ -184,8 +184,9 @@ def _cut(windows, model):
             f"length={windows.length} is more than the model's {positions} positions; ask shorter windows."
         )
     first = tokenization.before_windows(_tokenizer(model), windows.bos)
-    ids, room = _ids(windows.text, model), _room(windows.length, first)
-    available = len(ids) // room
+    ids = _ids(windows.text, model)
+    found = pieces.cut(ids, first, windows.length)
+    available = len(found)
     if available < windows.count:
         raise ValueError(
             f"{windows.text.name}/{windows.text.split} has {len(ids)} tokens, enough for {available} windows of "
@@ -195,18 +196,8 @@ def _cut(windows, model):
     if windows.seed is not None:
         chosen = random.Random(windows.seed).sample(range(available), windows.count)
     _say(first, _tokenizer(model))
-    pieces = ids[: available * room].view(available, room)[list(chosen)]
-    return torch.cat([torch.tensor(first, dtype=torch.long).expand(len(pieces), -1), pieces], 1)
-
-
-def _room(length, first):
-    """Tokens of text in a window of `length` that begins with `first`."""
-    if length <= len(first):
-        raise ValueError(
-            f"length={length} of windows that begin with {len(first)} tokens of the tokenizer's own; more are needed, "
-            "so that text follows; ask longer windows."
-        )
-    return length - len(first)
+    found = found[list(chosen)]
+    return torch.cat([torch.tensor(first, dtype=torch.long).expand(len(found), -1), found], 1)
 
 
 def _say(first, tokenizer):
