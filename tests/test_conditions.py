@@ -33,7 +33,7 @@ def many(repeats=3):
         ({"sampling": {"repetition_penalty": 1.3}}, r"that of 'b' is '.*repetition_penalty.*1\.3"),
     ],
 )
-def test_arms_that_choose_tokens_otherwise_stop(other, what):
+def test_systems_that_choose_tokens_otherwise_stop(other, what):
     model, task = tiny.llama(), written()
     one, two = (run.evaluate(Local(model, **how), task, cache=False) for how in ({}, other))
     with pytest.raises(ValueError, match=what):
@@ -42,7 +42,7 @@ def test_arms_that_choose_tokens_otherwise_stop(other, what):
     guards.same_conditions({"a": one, "b": same})  # greedy by another name: no seed has a say
 
 
-def test_arms_of_other_seeds_and_caps_stop():
+def test_systems_of_other_seeds_and_caps_stop():
     model, task = tiny.llama(), written()
     one, two = (run.evaluate(Local(model, sampling=DRAWN, seed=seed), task, cache=False) for seed in (0, 1))
     with pytest.raises(ValueError, match=r"settings of 'a' is '.*\"seed\": 0.*'b' is '.*\"seed\": 1"):

@@ -36,7 +36,7 @@ def test_counts_and_ratios_by_hand():
 
 
 @pytest.mark.parametrize("sampling", [None, {"temperature": 1.0, "top_k": 5}], ids=str)
-def test_arms_answer_the_same_prompts_with_one_cap(sampling):
+def test_systems_answer_the_same_prompts_with_one_cap(sampling):
     model, small = (tiny.llama(num_hidden_layers=count, initializer_range=0.15) for count in (2, 1))
     systems = {
         "plain": System(ModelSession(model)),

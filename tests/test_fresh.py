@@ -9,7 +9,7 @@ from lib.metrics import fresh, speed, speed_process
 from tests import packed, tiny
 
 
-def test_arms_are_run_in_turns_and_compared_within_rounds(monkeypatch):
+def test_systems_are_run_in_turns_and_compared_within_rounds(monkeypatch):
     order, found = [], {"ttft": 0.5, "prefill": 100.0, "peak": 7, "read": 5}
 
     def once(name, each, common, timeout):

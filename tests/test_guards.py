@@ -48,7 +48,7 @@ def test_marks_name_everything_a_reader_must_know():
     assert guards.marks(odd, "f1")[0].startswith("not told from the best constant answer (0.090 lies in 0.080 to 0.12")
 
 
-def test_arms_that_differ_in_the_model_alone_are_compared():
+def test_systems_that_differ_in_the_model_alone_are_compared():
     guards.same_conditions({"original": evaluation([1, 0, 1]), "4 bits": evaluation([0, 0, 1])})
 
 
@@ -62,7 +62,7 @@ def test_arms_that_differ_in_the_model_alone_are_compared():
         (evaluation([1, 0]), "samples of 'a' is 3"),
     ],
 )
-def test_arms_that_differ_in_more_stop(other, what):
+def test_systems_that_differ_in_more_stop(other, what):
     with pytest.raises(ValueError, match=what):
         guards.same_conditions({"a": evaluation([1, 0, 1]), "b": other})
 

@@ -23,7 +23,7 @@ def test_every_arm_has_a_peer_and_settings_that_it_knows():
             module.check(bits=4, options=environments._options(module, settings))
 
 
-def test_arms_that_are_not_installed_are_left_out_with_a_line_and_unknown_ones_refused(monkeypatch, capsys):
+def test_systems_that_are_not_installed_are_left_out_with_a_line_and_unknown_ones_refused(monkeypatch, capsys):
     monkeypatch.delenv("THIMBLE_PEERS", raising=False)
     assert systems.named("rtn; auto-round; gptq") == ["rtn", "gptq"]
     assert "left out: auto-round. THIMBLE_PEERS is not set" in capsys.readouterr().out

@@ -169,7 +169,7 @@ def test_data_hash_covers_texts_and_not_models(monkeypatch):
     assert json.loads(run.path.read_text())["inputs"] == used
 
 
-def test_arms_that_differ_in_one_factor_pass():
+def test_rows_that_differ_in_one_factor_pass():
     for bits in (2, 3):
         for block in (0, 1):
             finished_run(labels=dict(block=block), bits=bits, method="rtn", block=block)
@@ -177,21 +177,21 @@ def test_arms_that_differ_in_one_factor_pass():
     assert len(rows) == 4 and set(rows["bits"]) == {2, 3}
 
 
-def test_arms_that_differ_in_two_factors_are_refused_by_name():
+def test_rows_that_differ_in_two_factors_are_refused_by_name():
     finished_run(bits=3, method="rtn", windows=4)
     finished_run(bits=4, method="gptq", windows=4)
     with pytest.raises(ValueError, match=r"differ also in method \(bits=3: method=rtn; bits=4: method=gptq\)"):
         results.comparable(results.table(), "bits", metric="perplexity")
 
 
-def test_arms_with_different_combinations_of_equal_values_are_refused():
+def test_rows_with_different_combinations_of_equal_values_are_refused():
     for bits, method, windows in [(3, "rtn", 4), (3, "gptq", 8), (4, "rtn", 8), (4, "gptq", 4)]:
         finished_run(bits=bits, method=method, windows=windows)
     with pytest.raises(ValueError, match="differ also in"):
         results.comparable(results.table(), "bits", metric="perplexity")
 
 
-def test_arms_with_different_seeds_are_refused():
+def test_rows_with_different_seeds_are_refused():
     finished_run(bits=3, seed=0)
     finished_run(bits=4, seed=1)
     with pytest.raises(ValueError, match="differ also in seed"):

@@ -67,7 +67,7 @@ def test_prefill_and_decode_are_timed_apart(clock):
     assert measured["small"]["ttft"].unit == "s" and measured["small"]["ttft"].higher_is_better is False
 
 
-def test_arms_are_interleaved_after_their_warm_up(clock):
+def test_systems_are_interleaved_after_their_warm_up(clock):
     systems = {name: Timed(name, clock, steady(1.0, 1.0)) for name in "AB"}
     measured = speed.measure(systems, prompt=4, new_tokens=2, rounds=3)
     assert measured.warmups == {"A": 2, "B": 2}

@@ -40,7 +40,7 @@ def test_inferences_per_second_are_whole_passes_over_all_blocks(clock):
     assert batch.value == pytest.approx(4 / 0.04) and batch.unit == "inferences/s"
 
 
-def test_arms_take_turns_on_the_same_inputs(monkeypatch):
+def test_systems_take_turns_on_the_same_inputs(monkeypatch):
     seen = []
     monkeypatch.setattr(throughput, "forward", lambda model, tokens: seen.append((model, tokens)))
     one, two = tiny.llama(), tiny.qwen2()
