@@ -21,8 +21,7 @@ class JobState:
     """Finished blocks of a job in `folder`, one safetensors file each, complete or absent.
 
     job: what determines the result (model, calibration, parameters); `environment_fingerprint` is added where not
-    given.
-        A folder of another job raises ValueError, naming what differs.
+    given. A folder of another job raises ValueError, naming what differs.
     """
 
     def __init__(self, folder: Path | str, **job):
@@ -112,7 +111,7 @@ def environment_fingerprint(package: str = "quantizers") -> dict[str, str]:
     """What determines the result of a job beside its arguments: the code, torch's version, and its threads.
 
     The code is that of `lib/<package>`, `lib/models` and `lib/quantized`. Another number of threads adds in another
-        order, which changes the last bit of a sum.
+    order, which changes the last bit of a sum.
     """
     return {"code": code(package), "torch": torch.__version__, "threads": str(torch.get_num_threads())}
 

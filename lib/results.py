@@ -106,10 +106,10 @@ def start(notebook: str, parameters: Mapping | None = None, seed: int = 0) -> Ru
     """Open the record of a run of `notebook` with its `parameters` (plain values; a `seed` among them is the seed).
 
     parameters: in a notebook pass `globals()`: the names in its cell tagged `parameters` are the parameters, with the
-        present values of these variables, whoever set them (papermill, a user, the cell itself).
-        Raises FileNotFoundError where variables are given and the notebook is not found, ValueError for a name that is
-        no file name, a parameter called like a column of every record, or a value that is not plain; PermissionError
-        where the results folder can't be written, before any work is done.
+    present values of these variables, whoever set them (papermill, a user, the cell itself).
+    Raises FileNotFoundError where variables are given and the notebook is not found, ValueError for a name that is
+    no file name, a parameter called like a column of every record, or a value that is not plain; PermissionError
+    where the results folder can't be written, before any work is done.
     """
     if not re.fullmatch(r"[\w.-]+", notebook):
         raise ValueError(

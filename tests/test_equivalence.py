@@ -116,10 +116,10 @@ def test_the_first_block_that_differs_is_named_with_its_size():
     assert equivalence.first_difference(model, captured, lambda *_: None) is None
     layer = third.mlp.down_proj
 
-    def rounded(block, trial):  # as large as any value at hand, and reached by loud ones alone
+    def rounded(block, trial):  # as large as any value at hand, and reached by enlarged ones alone
         trial.mlp.down_proj.register_forward_hook(lambda _, __, output: output.clamp(-1e3, 1e3))
 
     assert equivalence.first_difference(model, captured, rounded) is None
-    index, off = equivalence.first_difference(model, captured, rounded, loud={layer})
+    index, off = equivalence.first_difference(model, captured, rounded, enlarged={layer})
     assert index == 2 and off > 0.1
     assert same(snapshot(copy.deepcopy(model)), snapshot(tiny.llama()))

@@ -35,11 +35,10 @@ def measure(
 ) -> dict[str, dict[float, Score]]:
     """Output error of LLM.int8() in each layer alone, on the original's inputs, by threshold.
 
-        The error of a token is ‖ŷ - y‖² / ‖y‖², with y its outputs in float32; the score is the mean over tokens (1
-        would
-    be a layer whose outputs are zero), its standard error that of independent tokens. Threshold 0 quantizes no input
-        (integer weights alone, a lower bound for every threshold), infinity quantizes all of them.
-        layers: names; all linear layers inside the blocks by default.
+    The error of a token is ‖ŷ - y‖² / ‖y‖², with y its outputs in float32; the score is the mean over tokens (1
+    would be a layer whose outputs are zero), its standard error that of independent tokens. Threshold 0 quantizes no
+    input (integer weights alone, a lower bound for every threshold), infinity quantizes all of them. layers: names; all
+    linear layers inside the blocks by default.
     """
     thresholds = list(thresholds)
     values: dict = defaultdict(lambda: defaultdict(list))

@@ -31,11 +31,10 @@ CREDIT = 1.5  # plain steps that an answer inherits at most
 class DraftController:
     """Decides before each step how many tokens to draft.
 
-        costs: {tokens drafted: seconds of the step}, as `step_costs` measures them, with 0 and at least one other
-        length;
+    costs: {tokens drafted: seconds of the step}, as `step_costs` measures them, with 0 and at least one other length;
     they are updated as steps are taken. slack: the largest allowed loss, as a fraction of plain decoding's time.
-        reading: seconds per token for a drafting model to read tokens that it has missed (`reading_cost`).
-        Raises ValueError for costs without those lengths or that are not positive, and for a slack outside (0, 1).
+    reading: seconds per token for a drafting model to read tokens that it has missed (`reading_cost`). Raises
+    ValueError for costs without those lengths or that are not positive, and for a slack outside (0, 1).
     """
 
     def __init__(self, costs: dict[int, float], *, slack: float = 0.03, reading: float = 0.0):
@@ -130,9 +129,9 @@ def step_costs(
 ) -> dict[int, float]:
     """Seconds of a step that drafts so many tokens (with `drafter`, its own time included) behind `context` tokens.
 
-    Medians over `rounds`, each of which times all `lengths`, after one warm-up round. The
-        session is left empty. The text is one token repeated: prompt lookup always finds a match in it. A drafting
-        model should propose `max(lengths)` tokens when asked to.
+    Medians over `rounds`, each of which times all `lengths`, after one warm-up round. The session is left empty. The
+    text is one token repeated: prompt lookup always finds a match in it. A drafting model should propose `max(lengths)`
+    tokens when asked to.
     """
     text = torch.zeros(context + max(lengths) + 1, dtype=torch.long)
     session.rewind(0)

@@ -18,7 +18,7 @@ class Divergence:
     """The first token that differs: its place in the answer, both tokens (None: that answer had ended), and logits.
 
     gap: logit of `ours` minus logit of `theirs` as `first_divergence` read them; infinite where one answer had ended,
-        since rounding alone ends no answer (end tokens are part of it): an end or a length was handled wrongly.
+    since rounding alone ends no answer (end tokens are part of it): an end or a length was handled wrongly.
     scale: the largest magnitude of the logits, to which rounding errors are proportional.
     """
 

@@ -19,8 +19,8 @@ class Lookup(Drafter):
     """A drafter that copies from the text itself.
 
     max_ngram: longest match that is searched; shorter ones are tried down to `min_ngram`. draft_length: tokens
-        proposed at most. adaptive: begin with half of them, double after a fully accepted draft, else one more than
-        were accepted. Raises ValueError for numbers below 1.
+    proposed at most. adaptive: begin with half of them, double after a fully accepted draft, else one more than
+    were accepted. Raises ValueError for numbers below 1.
     """
 
     def __init__(self, *, max_ngram: int = 3, draft_length: int = 10, min_ngram: int = 1, adaptive: bool = True):

@@ -35,8 +35,8 @@ class ModelSession:
     """A causal language model of transformers behind the protocol: its own forward pass and its dynamic cache.
 
     Logits are those of a forward pass over the whole text so far: where position tables change with its length, keys
-        of other tables are computed again. For a model with states that can't be rewound (Mamba's), or whose cache
-        gives other logits, nothing is cached: each pass reads the whole text.
+    of other tables are computed again. For a model with states that can't be rewound (Mamba's), or whose cache
+    gives other logits, nothing is cached: each pass reads the whole text.
     kept: whether to use a cache; None tries it, once for each class of models and configuration.
     """
 

@@ -48,7 +48,7 @@ class Settings:
     """The settings `values` (those of `NEUTRAL` that change something).
 
     named: the end token ids; vocabulary: the model's number of tokens. Raises ValueError for settings that need another
-        search (beams, contrastive search, guidance, ...).
+    search (beams, contrastive search, guidance, ...).
     """
 
     def __init__(self, values: dict, named: tuple[int, ...] = (), vocabulary: int = 0):

@@ -21,8 +21,8 @@ class Speculative(Drafter):
     """A drafter that asks a smaller model, `session`.
 
     draft_length: most tokens drafted (γ). sampling: of the smaller model; give the same settings, better the same
-        object, as to the loop: the nearer q is to p, the more tokens are accepted. Greedy drafts have no probabilities.
-        adaptive: see `lookup.Length`. Raises ValueError for a draft length below 1.
+    object, as to the loop: the nearer q is to p, the more tokens are accepted. Greedy drafts have no probabilities.
+    adaptive: see `lookup.Length`. Raises ValueError for a draft length below 1.
     """
 
     def __init__(

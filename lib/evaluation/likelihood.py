@@ -31,8 +31,7 @@ def encode(tokenizer, requests: list[Likelihood], longest: int, *, bos: bool | N
     """Token ids of `requests` for a model that reads at most `longest` tokens.
 
     bos: whether contexts begin with the tokenizer's special tokens (None: the tokenizer's default); the harness's
-        `add_bos_token`.
-        Raises ValueError for a continuation that has no tokens, or more than fit.
+    `add_bos_token`. Raises ValueError for a continuation that has no tokens, or more than fit.
     """
     pairs = [_move_spaces(request) for request in requests]
     texts = sorted({context for context, _ in pairs if context} | {c + x for c, x in pairs if c})

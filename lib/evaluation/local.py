@@ -32,12 +32,12 @@ WITHOUT_LENGTH = 2048  # tokens, for models without such a setting
 class Local(SamplingMixin):
     """Answers by `model` (any decoder that transformers knows, plain, quantized or pruned) and its tokenizer.
 
-        dtype: "float32", "bfloat16", ... computes in a copy of that type; None in the model's own. Float32 answers are
-        the harness's to 1e-4. bos: whether prompts begin with the tokenizer's special tokens; None leaves it to the
-        tokenizer. budget: tokens of a pass, rows: generations at once; None chooses by the device. sampling: arguments
-        of `decoding.sampling.Sampling` by which generations are drawn, {} for greedy; request i of a task has `seed` +
-        i. plain: leave out what the checkpoint's generation settings do to logits (repetition penalties and the like),
-        which transformers and the harness apply to greedy texts too; `settings` says what was applied.
+    dtype: "float32", "bfloat16", ... computes in a copy of that type; None in the model's own. Float32 answers are
+    the harness's to 1e-4. bos: whether prompts begin with the tokenizer's special tokens; None leaves it to the
+    tokenizer. budget: tokens of a pass, rows: generations at once; None chooses by the device. sampling: arguments
+    of `decoding.sampling.Sampling` by which generations are drawn, {} for greedy; request i of a task has `seed` +
+    i. plain: leave out what the checkpoint's generation settings do to logits (repetition penalties and the like),
+    which transformers and the harness apply to greedy texts too; `settings` says what was applied.
     truncated: the indices of the last call's requests that were cut on the left.
     """
 

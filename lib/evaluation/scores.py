@@ -24,12 +24,12 @@ class Row:
 class Evaluation(dict):
     """{metric: Score}, the main metric first, with the data behind it.
 
-        task: name and `data` of the task; rows: one per sample, in the task's order.
+    task: name and `data` of the task; rows: one per sample, in the task's order.
     intervals: metric -> 95 % interval; chance, constant: metric -> score of guessing, and of the best constant answer.
     truncated: samples with a prompt cut on the left; empty: generations without text.
-        seconds: spent on `asked` samples, the others having come from the cache. engine: its identity.
-        requests: hash of all that was asked, prompts and caps, and settings: how the engine chose its tokens (sampling,
-        seed, a server's chat template), so that systems can be held to the same.
+    seconds: spent on `asked` samples, the others having come from the cache. engine: its identity.
+    requests: hash of all that was asked, prompts and caps, and settings: how the engine chose its tokens (sampling,
+    seed, a server's chat template), so that systems can be held to the same.
     """
 
     task: str
@@ -70,7 +70,7 @@ def score(
     """({metric: Score}, {metric: 95 % interval}, rows) of the answered `samples`.
 
     Standard errors are clustered by `group`; metrics that are no means are bootstrapped over groups. The
-        baseline is the better of chance and the best constant answer.
+    baseline is the better of chance and the best constant answer.
     """
     pairs = [(sample, answers[sample.id]) for sample in samples]
     rows = [Row(sample.id, sample.group, given, task.score(sample, given)) for sample, given in pairs]

@@ -15,10 +15,10 @@ ROOM = 16 << 20  # bytes for tokenizer, configuration and file headers
 def save(model: nn.Module, tokenizer, folder: Path | str) -> Path:
     """Write `model` (unquantized, possibly pruned) and `tokenizer` to `folder`; returns `folder`.
 
-        The folder gets `manifest.json` with the SHA-256 of every file. It is complete or absent, and replaces an older
-        one of the project's at the end. Raises ValueError for a model with quantized layers, and before the work
-        OSError
-    (FileExistsError, PermissionError, ...) for folders that the project did not write, and for missing rights or space.
+    The folder gets `manifest.json` with the SHA-256 of every file. It is complete or absent, and replaces an older
+    one of the project's at the end. Raises ValueError for a model with quantized layers, and before the work
+    OSError (FileExistsError, PermissionError, ...) for folders that the project did not write, and for missing rights
+    or space.
     """
     check(model, tokenizer)
     return write(model, tokenizer, folder, kind="plain")

@@ -11,7 +11,7 @@ class Packed(HfQuantizer):
     """Set as `model.hf_quantizer`: transformers asks it for the tensors and the config whenever it saves the model.
 
     The model itself does not change: `state_dict()` holds the codes of `QuantLinear`, and loads them again. Everything
-        is computed when saving, so layers may be quantized, replaced or dropped after this is set.
+    is computed when saving, so layers may be quantized, replaced or dropped after this is set.
     """
 
     def __init__(self):

@@ -39,9 +39,9 @@ def real(path: Path | str) -> Path:
 def check(path: Path | str, bytes_needed: int = 0, *, kept: Collection[str] = ()) -> Path:
     """The path at which a folder can be written, or replaced by `folders.replace`; checked before the work.
 
-    kept: as for `replace`. Raises FileExistsError, naming what is there, for
-        anything that the project did not write; PermissionError where nothing can be written, below a file for
-        instance; OSError for a mount point, the working folder, a folder of the project's own, and a disk without room.
+    kept: as for `replace`. Raises FileExistsError, naming what is there, for anything that the project did not write;
+    PermissionError where nothing can be written, below a file for instance; OSError for a mount point, the working
+    folder, a folder of the project's own, and a disk without room.
     """
     target = real(path)
     if target in (*_own(), Path(target.anchor)):

@@ -37,7 +37,7 @@ def locked(folder: Path, *, wait: bool = True, shared: bool = False) -> Iterator
     """Hold a lock on an existing folder, released when the process ends, however it ends.
 
     Without `wait`, raises OSError when another process has it or the disk supports no locks; with it, continues without
-        a lock on such a disk.
+    a lock on such a disk.
     """
     handle = None
     try:

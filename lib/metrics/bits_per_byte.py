@@ -29,11 +29,10 @@ def measure(
 ) -> Score:
     """Bits per byte of `text` (a `Text`, a string, or a list of strings) under `model`; lower is better.
 
-        length: tokens of a window; stride: tokens that each window adds (None: all of them). characters: how much of
-        each document is read (None: all). `n` counts windows; the error comes from a bootstrap over them. The baseline
-        is the
-    best prediction that ignores context, from the frequencies of the same tokens.
-        Raises ValueError for windows that the model can't read, and for text that is empty.
+    length: tokens of a window; stride: tokens that each window adds (None: all of them). characters: how much of
+    each document is read (None: all). `n` counts windows; the error comes from a bootstrap over them. The baseline
+    is the best prediction that ignores context, from the frequencies of the same tokens. Raises ValueError for windows
+    that the model can't read, and for text that is empty.
     """
     stride = length if stride is None else stride
     _check(model, length, stride)

@@ -47,8 +47,8 @@ def bytes_per_token(model: nn.Module, context: int = 0) -> int:
     """Bytes that one decoding step at batch 1 has to read: weights, and keys and values.
 
     Weights count as the matrix products read them: a `QuantLinear` reads its cached dequantized matrix in the model's
-        type. The embedding counts as one row, unless it is tied to the head, which reads it whole.
-        `context` is the number of positions already in the cache, which is held in the model's type.
+    type. The embedding counts as one row, unless it is tied to the head, which reads it whole.
+    `context` is the number of positions already in the cache, which is held in the model's type.
     """
     table, size = blocks.embeddings(model), model.dtype.itemsize
     quantized = [part for part in blocks.linears(model).values() if blocks.is_quantized(part)]

@@ -39,11 +39,11 @@ def quality(
     """`perplexity`, `kl_divergence` and `top1_agreement` from one pass of `model` over `text`.
 
     `reference` is the original model, which is run beside `model`, or the result of `remember`, which costs only its
-        head. The perplexity equals `perplexity.measure` on the same text to the last bit. Standard errors come from
-        a bootstrap over windows. bos: as for `perplexity.measure`.
-        Baselines: the best constant prediction, that is the original's own average distribution for the divergence, and
-        the token that it most often puts first for the agreement.
-        Raises ValueError for vocabularies or tokens that differ, and for logits that are not finite.
+    head. The perplexity equals `perplexity.measure` on the same text to the last bit. Standard errors come from
+    a bootstrap over windows. bos: as for `perplexity.measure`.
+    Baselines: the best constant prediction, that is the original's own average distribution for the divergence, and
+    the token that it most often puts first for the agreement.
+    Raises ValueError for vocabularies or tokens that differ, and for logits that are not finite.
     """
     tokens = perplexity.tokenize(text, model, windows, length, bos)
     return scores(compare(model, reference, tokens, batch=batch), tokens)
@@ -62,7 +62,7 @@ def gain(before: "Comparison", after: "Comparison") -> Score:
     """How much nearer to the original `after` is than `before`: mean fall of the KL divergence, nats a token.
 
     Paired: both saw the same windows, so the difficulty of a window cancels in the difference, and its standard error
-        (over windows) is far smaller than that of either. Raises ValueError for comparisons on different windows.
+    (over windows) is far smaller than that of either. Raises ValueError for comparisons on different windows.
     """
     if before.divergence.shape != after.divergence.shape:
         raise ValueError(

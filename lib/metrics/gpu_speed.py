@@ -22,10 +22,9 @@ def measure(
 ) -> dict:
     """{((rows, columns), bits): Score, the seconds of one product} for `batch` rows of x in bfloat16, random weights.
 
-        Groups are of 64 columns; 16 bits stand for the library's product with weights in bfloat16. A round is `calls`
-        products between two readings of the clock, which wait for the device; medians over `rounds`. Matrices that fit
-        the
-    device's cache are read from there: only larger ones can be compared with the bandwidth of its memory.
+    Groups are of 64 columns; 16 bits stand for the library's product with weights in bfloat16. A round is `calls`
+    products between two readings of the clock, which wait for the device; medians over `rounds`. Matrices that fit
+    the device's cache are read from there: only larger ones can be compared with the bandwidth of its memory.
     """
 
     found = {}

@@ -53,8 +53,8 @@ def marks(evaluation, metric: str | None = None) -> list[str]:
 def same_conditions(systems: dict) -> None:
     """Raise ValueError for evaluations `systems` (name -> evaluation) that differ in anything but the model.
 
-        Compared: the task, its data, the engine's settings (sampling, seed, a server's chat template), the samples in
-        their order, and the requests with their caps.
+    Compared: the task, its data, the engine's settings (sampling, seed, a server's chat template), the samples in
+    their order, and the requests with their caps.
     The error names the two systems, what differs and both values.
     """
     names = list(systems)

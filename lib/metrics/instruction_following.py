@@ -24,8 +24,8 @@ def follow(response: str, instructions: list[str], arguments: list[dict]) -> Ins
     """Check one response against the instructions of its prompt.
 
     instructions: identifiers such as "punctuation:no_comma". arguments: for each a dict of its arguments; None means
-        "not given". An empty response follows nothing.
-        Raises ValueError for an unknown instruction, and for lists of different lengths.
+    "not given". An empty response follows nothing.
+    Raises ValueError for an unknown instruction, and for lists of different lengths.
     """
     checks = _checks(instructions, arguments)
     return InstructionResults(

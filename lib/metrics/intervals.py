@@ -32,8 +32,8 @@ def mean(values, groups=None) -> Interval:
     """The mean of `values` [n] with its 95 % interval.
 
     Shares (values 0 and 1) get Wilson's interval, which stays inside 0 and 1 and is valid near them, at the effective
-        number of independent samples; other values get Student's with the clustered error.
-        Raises ValueError for fewer than two samples, or labels that are not one a sample.
+    number of independent samples; other values get Student's with the clustered error.
+    Raises ValueError for fewer than two samples, or labels that are not one a sample.
     """
     values, labels = checked(values, groups)
     n, number = len(values), int(labels.max()) + 1

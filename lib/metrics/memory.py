@@ -49,7 +49,7 @@ def peak(device: str = "cpu") -> Iterator[Peak]:
     """`with memory.peak() as used: ...`, then `used.score`, `used.increase`, `used.how`.
 
     Garbage and freed heap pages are returned first, so that earlier work does not count. Measurements on the CPU
-        may be nested. Raises ValueError for a device other than the CPU or a CUDA device at hand.
+    may be nested. Raises ValueError for a device other than the CPU or a CUDA device at hand.
     """
     import torch
 

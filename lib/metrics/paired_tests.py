@@ -105,10 +105,9 @@ def bonett_price(gained: int, lost: int, n: int) -> tuple[float, float]:
 
 def studentized(difference: np.ndarray, labels: np.ndarray, *, draws: int = 2000, seed: int = 0) -> tuple[float, float]:
     """(p, half width of the 95 % interval) of a mean difference, by the symmetric bootstrap-t over groups
-        (Hall 1988, doi:10.1111/j.2517-6161.1988.tb01706.x).
+    (Hall 1988, doi:10.1111/j.2517-6161.1988.tb01706.x).
 
-        Each draw takes as many groups as there are, with replacement; t = (its mean - the mean) / its own standard
-        error.
+    Each draw takes as many groups as there are, with replacement; t = (its mean - the mean) / its own standard error.
     Where so few groups differ that one draw in twenty has no spread, Student's t over the groups is used.
     """
     sums, sizes = np.bincount(labels, weights=difference), np.bincount(labels).astype(float)
@@ -160,9 +159,9 @@ def minimum_detectable(n: int, *, disagreement: float = 0.2, spread: float = 1.0
 
 def retention(compressed, full, chance: float, groups=None) -> intervals.Interval | None:
     """Above-chance retention (compressed - chance) / (full - chance) of paired scores [n], with Fieller's interval
-        (1954, doi:10.1111/j.2517-6161.1954.tb00159.x): 1 is no loss, 0 is no better than guessing.
+    (1954, doi:10.1111/j.2517-6161.1954.tb00159.x): 1 is no loss, 0 is no better than guessing.
 
-        The r for which the mean of (compressed - chance) - r (full - chance) may be 0: the roots of a quadratic.
+    The r for which the mean of (compressed - chance) - r (full - chance) may be 0: the roots of a quadratic.
     None where the full model itself can't be distinguished from chance, so that nothing can be retained.
     """
     above, labels = intervals.checked(np.asarray(compressed, np.float64) - chance, groups)

@@ -25,11 +25,11 @@ def measure(
 ) -> Score:
     """Perplexity of `text` under `model`; lower is better, `n` counts windows.
 
-        `text` is a `Text`, `Windows`, or token ids [count, length]; `windows` limits how many are used (None: all).
-        `batch` windows run at once ("auto": one on a CPU, 16384 tokens on an accelerator). bos: False for windows of
-        text alone, True for BOS where the tokenizer puts none; None leaves it to the tokenizer.
+    `text` is a `Text`, `Windows`, or token ids [count, length]; `windows` limits how many are used (None: all).
+    `batch` windows run at once ("auto": one on a CPU, 16384 tokens on an accelerator). bos: False for windows of
+    text alone, True for BOS where the tokenizer puts none; None leaves it to the tokenizer.
     The baseline is the best prediction that ignores context, from the frequencies of the predicted tokens.
-        Raises ValueError when the text is too short or when the model's logits are not finite.
+    Raises ValueError when the text is too short or when the model's logits are not finite.
     """
     tokens = tokenize(text, model, windows, length, bos)
     return score(nll(model, tokens, batch=batch), tokens)

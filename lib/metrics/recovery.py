@@ -17,10 +17,10 @@ UNIT = "share of the gap"
 def perplexity(original: torch.Tensor, pruned: torch.Tensor, healed: torch.Tensor) -> Score:
     """(P_pruned - P_healed) / (P_pruned - P_original) of the perplexities P on the same windows.
 
-        All three: negative log-likelihoods in nats [windows, positions], as `metrics.perplexity.nll` and
-        `Comparison.nll` give them. The standard error is paired: the bootstrap draws windows, each with all three
-        models,
-    so that the difficulty of a window cancels. Raises ValueError for other windows, and where pruning lost nothing.
+    All three: negative log-likelihoods in nats [windows, positions], as `metrics.perplexity.nll` and
+    `Comparison.nll` give them. The standard error is paired: the bootstrap draws windows, each with all three
+    models, so that the difficulty of a window cancels. Raises ValueError for other windows, and where pruning lost
+    nothing.
     """
     per_window = _paired({"original": original, "pruned": pruned, "healed": healed})
 

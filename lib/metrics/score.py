@@ -13,12 +13,12 @@ _CHUNK = 1 << 22  # resampled numbers held at once by the bootstrap: 32 MiB of f
 class Score:
     """One measurement.
 
-        value: the number itself, in `unit`; infinity is a legitimate perplexity, NaN is refused.
-        stderr: its standard error in the same unit; 0 for a counted quantity, None where it is unknown.
-        n: how many samples (windows, questions, repetitions) stand behind it.
-        higher_is_better: the metric's direction, None where there is none.
+    value: the number itself, in `unit`; infinity is a legitimate perplexity, NaN is refused.
+    stderr: its standard error in the same unit; 0 for a counted quantity, None where it is unknown.
+    n: how many samples (windows, questions, repetitions) stand behind it.
+    higher_is_better: the metric's direction, None where there is none.
     baseline: score of the reference (the uncompressed model, chance), None where there is none.
-        Raises ValueError for NaN, a negative standard error or n below 1.
+    Raises ValueError for NaN, a negative standard error or n below 1.
     """
 
     value: float

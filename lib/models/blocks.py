@@ -74,7 +74,7 @@ def state_tying_(model: nn.Module) -> None:
     """Set `tie_word_embeddings` in the configuration to whether embedding and head are one matrix, as saving needs it.
 
     The configuration alone is not reliable: transformers keeps two matrices where a checkpoint has two, and a merged
-        adapter may have given the head a matrix of its own.
+    adapter may have given the head a matrix of its own.
     """
     if model.get_output_embeddings() is None:
         return

@@ -79,10 +79,10 @@ def _captured(model: nn.Module, parts: list[nn.Module], tokens: Tensor, batch: i
 
 def _try(model: nn.Module, parts: list[nn.Module], length: int) -> None:
     """Raise ValueError unless two texts of `length` tokens through one block after the other are what the
-        model makes of them.
+    model makes of them.
 
     A block may receive more than hidden states: values that depend on the tokens (Gemma 3n), or results of earlier
-        blocks. Tried once for each class of models and blocks, and configuration.
+    blocks. Tried once for each class of models and blocks, and configuration.
     """
     config = json.dumps(structure.values(model.config.to_dict()), sort_keys=True, default=str)
     kind = type(model), *(type(each) for each in parts), config
@@ -138,9 +138,9 @@ def cross_moment(original: Tensor, inputs: Tensor) -> Tensor:
     """C = 2/n Σ (x̃ - x) xᵀ of `original` x̃ and `inputs` x, both [..., columns]; float32 [columns, columns].
 
     On the scale of `second_moment`, so that C H⁻¹ is the regression of the difference between original and present
-        inputs on the present ones (GPTAQ, arXiv 2504.02692: ΔX Xᵀ). The difference stays in the type of the inputs: of
-        two numbers within a factor of two of each other it is exact there (Sterbenz' lemma), of others it is rounded
-        once.
+    inputs on the present ones (GPTAQ, arXiv 2504.02692: ΔX Xᵀ). The difference stays in the type of the inputs: of
+    two numbers within a factor of two of each other it is exact there (Sterbenz' lemma), of others it is rounded
+    once.
     """
     rows = inputs.reshape(-1, inputs.shape[-1])
     drift = original.reshape(rows.shape) - rows

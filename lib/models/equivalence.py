@@ -18,7 +18,7 @@ from lib.models.eval_mode import evaluating
 LENGTH = 16  # tokens that are plenty for a trial
 LEFT = 1e-3  # allowed difference as a fraction of what a block adds to its inputs; rounding leaves about 1e-6
 ROUNDING = 1e-5  # and as a fraction of the outputs themselves
-LOUD = 2.0**12
+LARGE = 2.0**12
 
 
 @torch.no_grad()
@@ -28,13 +28,13 @@ def first_difference(
     change_: Callable[[nn.Module, nn.Module], None],
     *,
     stream: Tensor | None = None,
-    loud: Collection[nn.Module] = (),
+    enlarged: Collection[nn.Module] = (),
 ) -> tuple[int, float] | None:
     """The first block whose outputs differ once changed, and by which fraction of what it adds; None where all agree.
 
     captured: what `capture.capture` gives of a few tokens. change_(block, trial): changes `trial`, a float32 copy of
     `block`, in place. stream: an orthogonal matrix [hidden, hidden] by which the changed blocks' inputs and outputs
-    are rotated. loud: layers of `model` whose outputs the change rotates or scales; these are tried with random
+    are rotated. enlarged: layers of `model` whose outputs the change rotates or scales; these are tried with random
     weights.
     """
     hidden = captured.hidden.float()
@@ -43,11 +43,11 @@ def first_difference(
             call = floated(call)
             made = copy.deepcopy(block).float()
             after, left = _tried(made, block, hidden, call, change_, stream)
-            if left is None and loud:
+            if left is None and enlarged:
                 made = randomised(copy.deepcopy(block).float())
                 for layer, copied in zip(block.modules(), made.modules()):
-                    if layer in loud:
-                        copied.weight.mul_(LOUD)
+                    if layer in enlarged:
+                        copied.weight.mul_(LARGE)
                 _, left = _tried(made, block, noise(hidden), call, change_, stream)
             if left is not None:
                 return index, left

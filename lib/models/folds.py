@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from lib.models.blocks import config, linears
-from lib.models.equivalence import LOUD, floated, randomised, run
+from lib.models.equivalence import LARGE, floated, randomised, run
 
 LEFT = 1e-3  # allowed error as a fraction of the change by scaling the columns alone; rounding leaves about 1e-6
 
@@ -131,10 +131,10 @@ def _undoes(trial: nn.Module, hidden: Tensor, call, fold: Fold, scale: Tensor) -
     """Whether `fold` undoes the change that scaling the columns alone makes in the block's output.
 
     A linear layer is tried with large outputs too: a clipping between the layers passes no scale, though small values
-        do not show it.
+    do not show it.
     """
     source = trial.get_submodule(fold.source)
-    sizes = (1.0, LOUD) if isinstance(source, nn.Linear) else (1.0,)
+    sizes = (1.0, LARGE) if isinstance(source, nn.Linear) else (1.0,)
     return all(_undoes_at(trial, hidden, call, fold, scale, size) for size in sizes)
 
 

@@ -28,7 +28,7 @@ def answers(model: nn.Module) -> Callable[[Tensor], Tensor | tuple]:
     """The form of the blocks' outputs: the hidden states alone, or a tuple, which the decoder unpacks.
 
     Tried on one token, once for each class of blocks. Further tensors of a tuple are left out, since they depend on the
-        inputs of that call.
+    inputs of that call.
     """
     block = blocks.blocks(model)[0]
     if type(block) not in _RESTS:

@@ -22,8 +22,8 @@ class Projection:
     """From hidden states [..., hidden] to logits [..., vocabulary], by the model's own code.
 
     Operations beside the head (factors, soft caps, a transform before it) are not reimplemented: the model's forward
-        pass runs with the given hidden states in place of its decoder's output.
-        head: the linear layer that the model names as its head.
+    pass runs with the given hidden states in place of its decoder's output.
+    head: the linear layer that the model names as its head.
     """
 
     def __init__(self, model: nn.Module):

@@ -17,13 +17,13 @@ _PASSING = {"training", "gradient_checkpointing", "layer_idx"}  # attributes tha
 def drop_blocks_(model: nn.Module, indices: Iterable[int]) -> nn.Module:
     """Remove the blocks `indices` (counted from 0) from `model`, in place; returns `model`.
 
-    The result matches its new config: `num_hidden_layers` and lists with one entry per block
-        (`layer_types`) are shortened, the attention layers are renumbered for the cache, tied weights stay tied. It
-        saves, loads and generates like any other model.
+    The result matches its new config: `num_hidden_layers` and lists with one entry per block (`layer_types`) are
+    shortened, the attention layers are renumbered for the cache, tied weights stay tied. It saves, loads and generates
+    like any other model.
 
-        Raises ValueError, before anything is changed, for indices that are repeated, out of range or all blocks there
-        are, for models that are no decoders, and for those whose config can't describe the remaining blocks (every
-        second one has experts, say).
+    Raises ValueError, before anything is changed, for indices that are repeated, out of range or all blocks there
+    are, for models that are no decoders, and for those whose config can't describe the remaining blocks (every
+    second one has experts, say).
     """
     smaller, changes, dropped = _planned(model, indices)
     layers, config = parts.blocks(model), parts.config(model)
@@ -49,7 +49,7 @@ def without(model: nn.Module, indices: Iterable[int]) -> nn.Module:
     """A second model that lacks the blocks `indices`; `model` stays whole, and the two share all weights.
 
     Takes milliseconds and almost no memory: for scoring and measuring several depths of one model. A change to the
-        weights of one model changes those of the other, so train and quantize a separate copy.
+    weights of one model changes those of the other, so train and quantize a separate copy.
     """
     tensors = [
         tensor

@@ -55,11 +55,11 @@ def heal_(
     """Heal the pruned `model` in place on `windows` of text, or other data of `loop.train_`; returns losses and times.
 
     way: one of `WAYS`. teacher: the unpruned model, for ways that distil. first: the first block to train, best
-        `min(removed)`: the blocks before it are unchanged, and a distillation runs them once for both models.
-        loss: replaces the way's own, for example by stored predictions of the teacher (`top_k.TopKDistillation`).
-        batch: windows of a step; None takes 4, or fewer where `tokens` would then make less than 8 steps. Further
-        options, `tokens` or `steps` among them, are `loop.train_`'s. Raises ValueError as that does, for fewer windows
-        than a batch among others, and for a distillation without teacher.
+    `min(removed)`: the blocks before it are unchanged, and a distillation runs them once for both models.
+    loss: replaces the way's own, for example by stored predictions of the teacher (`top_k.TopKDistillation`).
+    batch: windows of a step; None takes 4, or fewer where `tokens` would then make less than 8 steps. Further
+    options, `tokens` or `steps` among them, are `loop.train_`'s. Raises ValueError as that does, for fewer windows
+    than a batch among others, and for a distillation without teacher.
     """
     chosen = check(way)
     if chosen.teacher and teacher is None and loss is None:

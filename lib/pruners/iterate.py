@@ -20,11 +20,10 @@ def prune_and_heal_(
 ) -> list[list[int]]:
     """In rounds, remove as many blocks of `model` as `counts` says and heal what is left, in place.
 
-        choose(model, count) -> the blocks to remove next, as the smaller model counts them; importance is thus judged
+    choose(model, count) -> the blocks to remove next, as the smaller model counts them; importance is thus judged
     anew after each healing. heal_(model, gaps): gaps are the blocks of the present model before which others were
-    removed.
-        Returns the blocks removed in each round, as the model counted them at the start.
-        Raises ValueError, before anything is removed, for counts that are below 1 or leave no block.
+    removed. Returns the blocks removed in each round, as the model counted them at the start. Raises ValueError, before
+    anything is removed, for counts that are below 1 or leave no block.
     """
     names = list(range(len(blocks.blocks(model))))
     if not counts or min(counts) < 1 or sum(counts) >= len(names):
@@ -47,9 +46,9 @@ def in_rounds_(
 ) -> list[list[int]]:
     """`prune_and_heal_` by an importance `score` on `calibration`, with an equal share of `tokens` after each round.
 
-    Each round heals on windows of its own, every `len(counts)`-th one, so that several rounds read the same text as
-        one round would, and none of it twice. way: options of `heal.heal_` (way, teacher, learning_rate, ...).
-        Returns and raises what `prune_and_heal_`, `depth.choose` and `heal_` do.
+    Each round heals on windows of its own, every `len(counts)`-th one, so that several rounds read no other text than
+    one round would, and none twice. way: options of `heal.heal_` (way, teacher, learning_rate, ...).
+    Returns and raises what `prune_and_heal_`, `depth.choose` and `heal_` do.
     """
     from lib.pruners import heal
     from lib.trainers import loop

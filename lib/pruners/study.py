@@ -50,8 +50,8 @@ def both_orders_(
 ) -> dict[str, list[int]]:
     """Prune and quantize two copies of a model, in place, in opposite order; {order: which blocks went}.
 
-        The first is pruned, then quantized; the second quantized, then scored and pruned as it is. What differs: the
-        quantizer of the first sees the inputs that the pruned model really has, and the score of the second sees blocks
+    The first is pruned, then quantized; the second quantized, then scored and pruned as it is. What differs: the
+    quantizer of the first sees the inputs that the pruned model really has, and the score of the second sees blocks
     that already have errors. Raises ValueError for anything but two models that share no weights.
     """
     addresses = [{part.data_ptr() for part in model.parameters()} for model in models]

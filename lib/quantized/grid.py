@@ -22,10 +22,10 @@ AT_ONCE = 1 << 18  # elements of one step of the search: enough for every core, 
 class Quantized(NamedTuple):
     """A quantized matrix of shape [rows, columns].
 
-        codes: uint8 [rows, columns], each below 2**bits. scale: bfloat16 [rows, groups].
-        zero_point: uint8 [rows, groups], or None for a symmetric grid, whose zero is the middle code 2**(bits-1).
+    codes: uint8 [rows, columns], each below 2**bits. scale: bfloat16 [rows, groups].
+    zero_point: uint8 [rows, groups], or None for a symmetric grid, whose zero is the middle code 2**(bits-1).
     group_size: columns per group. codebook: float32 [2**bits], the unscaled levels of the codes on grids whose levels
-        are not evenly spaced; None for the affine grids of this file.
+    are not evenly spaced; None for the affine grids of this file.
     """
 
     codes: Tensor

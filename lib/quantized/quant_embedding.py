@@ -10,9 +10,9 @@ from lib.quantized.linear import QuantizedModule, QuantLinear
 class QuantEmbedding(QuantizedModule):
     """Rows of scale · (codes - zero_point), of shape [num_embeddings, embedding_dim], by token id.
 
-        Only the rows of the given ids are dequantized. The buffers are those of `QuantLinear`; in a tied model they are
+    Only the rows of the given ids are dequantized. The buffers are those of `QuantLinear`; in a tied model they are
     the same tensors as the head's. padding_idx: as in `nn.Embedding`. factor: multiplied with the rows (Gemma: the
-        root of the hidden size), None for nothing. dtype: type of the rows.
+    root of the hidden size), None for nothing. dtype: type of the rows.
     """
 
     stands_for = nn.Embedding

@@ -29,9 +29,9 @@ def quantize_(
 ) -> dict[str, Quantized]:
     """Quantize every linear layer inside the blocks of `model`, in place; return the codes and grids by layer name.
 
-    calibration: not used, part of the common signature. bits: 2 to 8. group_size: columns that
-        share a grid; -1 gives each row one ("per row"), 0 gives the whole matrix one ("per tensor").
-        state: folder that keeps finished blocks, so that a killed job resumes.
+    calibration: not used, part of the common signature. bits: 2 to 8. group_size: columns that share a grid; -1 gives
+    each row one ("per row"), 0 gives the whole matrix one ("per tensor"). state: folder that keeps finished blocks, so
+    that a killed job resumes.
     """
     return round_(model, absmax, bits=bits, group_size=group_size, state=state)
 

@@ -70,9 +70,8 @@ def apply_(
     """Quantize embedding and head, then each layer inside the blocks by GPTQ, at the bits of `plan` (by layer name).
 
     steps: of SignRound, starting from GPTQ's codes, with the `learning` of `gptq_signround.quantize_`. Raises
-    ValueError,
-        before the work, for a plan that lacks a matrix or gives it unsupported bits; a tied model needs only the
-        embedding.
+    ValueError, before the work, for a plan that lacks a matrix or gives it unsupported bits; a tied model needs only
+    the embedding.
     """
     from lib.sources import texts
 

@@ -70,8 +70,8 @@ def scale_(
     """Scale the columns of the linear layers of `model` in place and fold the inverse into the layers before them.
 
     The model stays an ordinary one with the same function, but its weights lose less when rounded to grids of `bits`
-        and `group_size`. Arguments as for `quantize_`. Raises ValueError before the work for layers that can't take the
-        grid, and for a model in which no layer passes a scale on.
+    and `group_size`. Arguments as for `quantize_`. Raises ValueError before the work for layers that can't take the
+    grid, and for a model in which no layer passes a scale on.
     """
     from lib.sources import texts
 
@@ -152,7 +152,7 @@ def magnitude(power: Tensor) -> Tensor:
     """s_X, the size of the inputs in each channel: the root of `power`, their mean squares (up to a factor).
 
     The paper takes mean absolute values, which the Hessian does not hold. A channel that is always zero counts like
-        the smallest one that isn't; all are 1 where every channel is zero.
+    the smallest one that isn't; all are 1 where every channel is zero.
     """
     alive = power > 0
     if not alive.any():

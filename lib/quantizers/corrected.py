@@ -62,7 +62,7 @@ def aim(weight: Tensor, given: Tensor, clean: Tensor) -> tuple[Tensor, Tensor]:
     """The target weights [rows, columns] and the Hessian, from inputs X (`given`) and X̃ (`clean`).
 
     given, clean: [..., columns]. The moments of both halves of the tokens are computed separately; their sum is the
-        Hessian.
+    Hessian.
     """
     weight = weight.float()
     pairs = zip(given.flatten(0, -2).chunk(2), clean.flatten(0, -2).chunk(2))
@@ -83,10 +83,9 @@ def correction(weight: Tensor, hessian: Tensor, cross: Tensor) -> Tensor:
 def held_out_share(weight: Tensor, halves: list[tuple[Tensor, Tensor]]) -> float:
     """The fraction α of the correction D that holds on tokens it was not fitted to: 0 (noise) to 1 (all signal).
 
-        halves: (H, C) of two halves of the tokens. ‖W ΔX - α D X‖² on the other half is least at
-    α = tr(W C Dᵀ) / tr(D H Dᵀ), here averaged over both directions. The correction that is used is fitted to all
-    tokens,
-        twice as many: if its noise is 1/α - 1 of the signal on half the tokens, it is half of that on all.
+    halves: (H, C) of two halves of the tokens. ‖W ΔX - α D X‖² on the other half is least at α = tr(W C Dᵀ) / tr(D H
+    Dᵀ), here pooled over both directions. The correction that is used is fitted to all tokens, twice as many: if its
+    noise is 1/α - 1 of the signal on half the tokens, it is half of that on all.
     """
     if len(halves) < 2:
         return 0.0

@@ -52,14 +52,14 @@ def tune_(
     """Train the scales of every quantized layer inside the blocks of `model`, in place; return all of them by name.
 
     calibration: windows of text, or token ids [count, length]. reference: the original model, or the result of
-        `divergence.remember` on the same windows. steps: updates, of `batch` windows each, drawn without
-        repetition until all have been seen. learning_rate: of δ, at its peak; None takes `LEARNING_RATE` / 2^bits.
-        state: folder that keeps the training's state, so that a killed job resumes and ends in the same bytes.
-        on_step: called after each step with its number, from 1, and the mean KL in nats on its windows before the step.
-        stop: asked before each step with the number of those done; True ends the tuning there. layer_class: replaces
-        the layers and defines the trained parameters. Raises ValueError for a model without quantized layers, for steps
-        or batch below 1, for a learning_rate that is not positive, and when the loss is not finite (the model then
-        keeps its initial scales); MemoryError, before the work, when a step's activations don't fit.
+    `divergence.remember` on the same windows. steps: updates, of `batch` windows each, drawn without repetition until
+    all have been seen. learning_rate: of δ, at its peak; None takes `LEARNING_RATE` / 2^bits. state: folder that keeps
+    the training's state, so that a killed job resumes and ends in the same bytes. on_step: called after each step with
+    its number, from 1, and the mean KL in nats on its windows before the step. stop: asked before each step with the
+    number of those done; True ends the tuning there. layer_class: replaces the layers and defines the trained
+    parameters. Raises ValueError for a model without quantized layers, for steps or batch below 1, for a learning_rate
+    that is not positive, and when the loss is not finite (the model then keeps its initial scales); MemoryError, before
+    the work, when a step's activations don't fit.
     """
     from lib.sources import texts
 

@@ -33,8 +33,8 @@ def quantize_(
     """Quantize every linear layer inside the blocks of `model`, in place; return the codes and grids by layer name.
 
     alpha: fraction of the drift to cancel, 0 (none: GPTQ) to 1 (all, as estimated on the calibration text). The paper
-        has no such factor; the authors' program uses 0.25. The rest as in `gptq.quantize_`. It costs one more
-        pass of the original and keeps one block's original inputs beside the drifted ones.
+    has no such factor; the authors' program uses 0.25. The rest as in `gptq.quantize_`. It costs one more
+    pass of the original and keeps one block's original inputs beside the drifted ones.
     """
     from lib.sources import texts
 

@@ -82,7 +82,7 @@ def revived(hessian: Tensor) -> tuple[Tensor, Tensor]:
     """`hessian` [columns, columns], float32, invertible where inputs are always zero, and a mask [columns] of those.
 
     Those columns get the mean of the others' diagonal (1 where there are none), which does not change the damping. A
-        fixed number would be far too large or too small where inputs are small or large.
+    fixed number would be far too large or too small where inputs are small or large.
     """
     hessian = hessian.float().clone()
     dead = hessian.diagonal() <= 0

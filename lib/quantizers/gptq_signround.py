@@ -126,7 +126,7 @@ def seconds(model: nn.Module, tokens: Tensor, *, group_size: int, batch: int = 2
     """Seconds of a block without training and without its passes over the windows, and seconds of a training step.
 
     Timed on the first block of `model`, which is not changed: the times of GPTQ and of evaluating the learned codes do
-        not depend on the number of windows.
+    not depend on the number of windows.
     """
     captured = capture.capture(model, tokens[: max(batch, signround.SEEN)])
     block, prefix = calibrate.blocks(model)[0], f"{calibrate.path_of_blocks(model)}.0"

@@ -16,12 +16,11 @@ from torch import Tensor
 def hadamard(size: int) -> Tensor:
     """Sylvester's Hadamard matrix, entries ±1/√size, float64 [size, size]; for other sizes than powers of two, blocks.
 
-        Each block along the diagonal is that of the largest power of two that divides `size`: 576 has nine blocks of
-        64.
+    Each block along the diagonal is that of the largest power of two that divides `size`: 576 has nine blocks of 64.
     Mixing the blocks too (by an orthogonal matrix of the odd factor, or by a true Hadamard matrix of order 576) makes
-        the coordinates even more uniform, but spreads a large one over every group of columns instead of its own:
-        with groups of 64, GPTQ's output error was 6 to 13 % larger in the layers that read the residual stream.
-    For an odd size it is the identity, which rotates nothing; `rotation.rotate_` refuses it.
+    the coordinates even more uniform, but spreads a large one over every group of columns instead of its own: with
+    groups of 64, GPTQ's output error was 6 to 13 % larger in the layers that read the residual stream. For an odd size
+    it is the identity, which rotates nothing; `rotation.rotate_` refuses it.
     """
     if isinstance(size, bool) or not isinstance(size, int) or size < 1:
         raise ValueError(f"size={size!r} of a rotation; whole numbers from 1 on are allowed; give the width to turn.")

@@ -125,9 +125,9 @@ class Int8Linear(QuantLinear):
 def product(X: Tensor, W_i8: Tensor, s_w: Tensor, *, threshold: float = 6.0) -> Tensor:
     """C ≈ Σ_{h∈O} Xʰ Wʰ + S · Σ_{h∉O} Xʰ_i8 Wʰ_i8, float32 [tokens, outputs] (section 3.2).
 
-        X: inputs [tokens, features]. W_i8: int8 [outputs, features]. s_w: one scale an output, [outputs, 1]. O: the
+    X: inputs [tokens, features]. W_i8: int8 [outputs, features]. s_w: one scale an output, [outputs, 1]. O: the
     features that exceed `threshold` in magnitude in at least one of these tokens, so the rest of a batch has a small
-        influence on each token's outputs. Their weights are the dequantized codes: a checkpoint holds no others.
+    influence on each token's outputs. Their weights are the dequantized codes: a checkpoint holds no others.
     """
     if not len(X):
         return X.new_zeros(0, len(W_i8), dtype=torch.float32)

@@ -19,8 +19,8 @@ def replace_(
     """Replace every linear layer inside the blocks of `model` by `method(weight)`; return all results by layer name.
 
     weight: [rows, columns]. Each layer's weights are freed before the next layer is quantized, so that memory holds
-        only the model and what `method` needs for one layer (and, with a state, the bytes of one block's file).
-        state: keeps each finished block on disk, as in `calibrate.sequential`.
+    only the model and what `method` needs for one layer (and, with a state, the bytes of one block's file).
+    state: keeps each finished block on disk, as in `calibrate.sequential`.
     """
     done, path = {}, path_of_blocks(model)
     for index, block in enumerate(blocks(model)):

@@ -32,8 +32,8 @@ ZERO_POINT_RATE = 2  # a zero point has farther to go than a scale; one learning
 def tune_(model: nn.Module, calibration, reference, **options) -> dict[str, Quantized]:
     """Train scales and zero points of every quantized layer inside the blocks of `model`, in place; return all by name.
 
-    Arguments and errors are those of `e2e_qp.tune_`. Layers without zero points (symmetric grids,
-        codebooks) learn their scales alone; ValueError where no layer has any.
+    Arguments and errors are those of `e2e_qp.tune_`. Layers without zero points (symmetric grids, codebooks) learn
+    their scales alone; ValueError where no layer has any.
     """
     layers = calibrate.layers(model).values()
     quantized = [layer for layer in layers if isinstance(layer, QuantLinear)]

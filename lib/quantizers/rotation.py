@@ -68,10 +68,9 @@ def quantize_(
 def rotate_(model: nn.Module, *, seed: int = 0, residual: bool = True, values: bool = True) -> nn.Module:
     """Rotate `model` in place and return it: the same function, still an ordinary model to save and to load.
 
-        seed: of the random signs. residual: R1, one rotation of the residual stream. values: R2, one rotation of the
-        values of each block. Products are computed in float64 and rounded once. Norms that layers read end with weight
-        1. Embedding and head are untied, in `model.config` too, since the head alone takes up the weight of the last
-        norm.
+    seed: of the random signs. residual: R1, one rotation of the residual stream. values: R2, one rotation of the
+    values of each block. Products are computed in float64 and rounded once. Norms that layers read end with weight
+    1. Embedding and head are untied, in `model.config` too, since the head alone takes up the weight of the last norm.
     Raises ValueError, before anything is changed, for a model with parts that can't be rotated.
     """
     _check(model, residual)
@@ -116,10 +115,13 @@ def _try(
 
     vocabulary = blocks.embeddings(model).num_embeddings
     tokens = torch.arange(3, 3 + equivalence.LENGTH)[None] % vocabulary
-    captured, loud = capture.capture(model, tokens), {layer for layer, turn in turns.items() if turn.outer is not None}
+    captured, enlarged = (
+        capture.capture(model, tokens),
+        {layer for layer, turn in turns.items() if turn.outer is not None},
+    )
     if stream is not None:
         _try_ends(model, tokens, captured.hidden, stream)
-    different = equivalence.first_difference(model, captured, change_, stream=stream, loud=loud)
+    different = equivalence.first_difference(model, captured, change_, stream=stream, enlarged=enlarged)
     if different is not None:
         what = f"a block {different[0]} that computes something else once it is turned (off by {different[1]:.2g})"
         heads = any(turn.outer is not None and turn.outer is not stream for turn in turns.values())

@@ -24,9 +24,9 @@ def quantize_(
 ) -> dict[str, Quantized]:
     """Quantize every linear layer inside the blocks of `model`, in place; return the codes and grids by layer name.
 
-    calibration: not used, part of the common signature. bits: 2 to 8. group_size: columns per
-        grid, -1 for a row. candidates: ranges tried per group (1: its minimum and maximum). state: folder that
-        keeps finished blocks, so that a killed job resumes.
+    calibration: not used, part of the common signature. bits: 2 to 8. group_size: columns per grid, -1 for a row.
+    candidates: ranges tried per group (1: its minimum and maximum). state: folder that keeps finished blocks, so that a
+    killed job resumes.
     """
     calibrate.check_layers(model, bits=bits, group_size=group_size, candidates=candidates)
     settings = {"bits": bits, "group_size": group_size, "symmetric": symmetric, "candidates": candidates}

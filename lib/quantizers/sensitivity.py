@@ -41,11 +41,11 @@ def measure(
     """Loss in nats a token of each group of layers, and of the embedding, at each of `widths`; `model` is not changed.
 
     For each group, runs the blocks from its own on over the first `windows` of `calibration`, so that the time grows
-        with the square of the number of blocks B: that is G · B (B + 1) / 2 passes of a block over these windows, where
-        a block has G groups of layers that share inputs (4 in Llama). The rest is linear in B. The Hessians are those
-        of all windows. Memory beside the model: one block's working set. state: folder that keeps the losses of each
-        finished block, so that a killed job resumes; one of other arguments is refused. Raises ValueError, before the
-        work, where a matrix can't take one of `widths`, and for a loss that is not finite.
+    with the square of the number of blocks B: that is G · B (B + 1) / 2 passes of a block over these windows, where
+    a block has G groups of layers that share inputs (4 in Llama). The rest is linear in B. The Hessians are those
+    of all windows. Memory beside the model: one block's working set. state: folder that keeps the losses of each
+    finished block, so that a killed job resumes; one of other arguments is refused. Raises ValueError, before the
+    work, where a matrix can't take one of `widths`, and for a loss that is not finite.
     """
     from lib.sources import texts
 

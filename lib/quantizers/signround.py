@@ -50,14 +50,13 @@ def quantize_(
 ) -> dict[str, Quantized]:
     """Quantize every linear layer inside the blocks of `model`, in place; return the codes and grids by layer name.
 
-        calibration: windows of text, or token ids [count, length]. bits: 2 to 8. group_size: columns per grid, -1 for a
-        row. candidates: ranges tried per group before learning. steps: updates per block, each from `batch` windows.
-        rate: how far V moves in the first step, falling linearly to zero; None is `TRAVEL` / steps. range_rate: the
-        same for α and β; None is `RANGES` / steps. filtered: share of the squared errors, the largest ones, that the
-        loss
-    ignores. initial: codes and affine grids of all layers to start from, as another method returned them for a copy of
-        this model; `symmetric` and `candidates` are then ignored.
-        state: folder that keeps finished blocks, so that a killed job resumes.
+    calibration: windows of text, or token ids [count, length]. bits: 2 to 8. group_size: columns per grid, -1 for a
+    row. candidates: ranges tried per group before learning. steps: updates per block, each from `batch` windows.
+    rate: how far V moves in the first step, falling linearly to zero; None is `TRAVEL` / steps. range_rate: the
+    same for α and β; None is `RANGES` / steps. filtered: share of the squared errors, the largest ones, that the
+    loss ignores. initial: codes and affine grids of all layers to start from, as another method returned them for a
+    copy of this model; `symmetric` and `candidates` are then ignored. state: folder that keeps finished blocks, so that
+    a killed job resumes.
     """
     from lib.sources import texts
 
@@ -111,9 +110,9 @@ def reconstruct(
     """Learn to round the layers of `block` named in `starts`; return them and the loss of each step's windows.
 
     hidden, targets: the block's inputs and target outputs, [count, length, hidden size]. call: its other
-        arguments. learning: those of `learn_`. The block itself is not changed. The learning rate falls to zero, so the
-        last state is kept (the lowest loss only belongs to the easiest windows), unless the first `SEEN` windows had a
-        lower loss before training.
+    arguments. learning: those of `learn_`. The block itself is not changed. The learning rate falls to zero, so the
+    last state is kept (the lowest loss only belongs to the easiest windows), unless the first `SEEN` windows had a
+    lower loss before training.
     """
 
     def begin() -> dict[str, SignRoundWeight]:

@@ -81,7 +81,7 @@ def read(config: dict, *, tables=rope_frequencies.TABLES) -> Architecture:
     """The architecture of a configuration: config.json, or `to_dict` of one of transformers'.
 
     tables: allowed types of rotary embeddings. Raises ValueError for families, parts and keys that the engine doesn't
-        support, and for invalid values.
+    support, and for invalid values.
     """
     kind = config.get("model_type")
     if not isinstance(kind, str) or kind not in FAMILIES:

@@ -22,7 +22,7 @@ class PackedLinear(nn.Module):
     """y = x Wᵀ + bias with packed W [out_features, in_features]; inputs are rounded to int8, a scale a block.
 
     On CPUs without AVX-512 VNNI, many rows at once are multiplied with bfloat16 tiles of dequantized weights by torch's
-        own product; elsewhere the packed kernels are faster for them too.
+    own product; elsewhere the packed kernels are faster for them too.
     """
 
     def __init__(self, packed: Packed, bias: Tensor | None = None):
@@ -95,13 +95,11 @@ def dequantized_product(packed: Packed, rows: Tensor, bias: Tensor | None, tile:
 def pack_(model: nn.Module, *, embedding_bits: int | None = 8) -> nn.Module:
     """Pack every linear layer of `model`, its embedding and its head, in place; the one switch to the packed runtime.
 
-        Quantized layers keep their codes and grids, plain ones become bfloat16. An embedding or head that is not
-        quantized gets `embedding_bits` (groups of 64, symmetric, to nearest), or bfloat16 with None. The model keeps
-        working through its own `generate`; `runtime.generate` and `Session` run it in one call a step. It can't be
-        saved any more.
-    Layers that the layout can't hold are not changed, and a printed line names them.
-        Raises ValueError, before the work, for models that aren't on the CPU, and for NaN and infinity in their
-        weights.
+    Quantized layers keep their codes and grids, plain ones become bfloat16. An embedding or head that is not
+    quantized gets `embedding_bits` (groups of 64, symmetric, to nearest), or bfloat16 with None. The model keeps
+    working through its own `generate`; `runtime.generate` and `Session` run it in one call a step. It can't be saved
+    any more. Layers that the layout can't hold are not changed, and a printed line names them. Raises ValueError,
+    before the work, for models that aren't on the CPU, and for NaN and infinity in their weights.
     """
     if blocks.device(model).type != "cpu":
         raise ValueError(f"the model is on {blocks.device(model)}; packed kernels run on the CPU; move it there first.")

@@ -77,7 +77,7 @@ class Tokenizer:
         """The text of token ids.
 
         clean_up_tokenization_spaces: None takes the folder's setting. Raises ValueError where spaces would be
-            removed, which byte-pair encodings never need.
+        removed, which byte-pair encodings never need.
         """
         said = self.settings["clean_up"] if clean_up_tokenization_spaces is None else clean_up_tokenization_spaces
         if said and type(self.core.model).__name__ != "BPE":

@@ -18,11 +18,11 @@ from lib.runtime.rope_frequencies import Rotation
 class Weights:
     """A packed model.
 
-        layers: per block, by the names of `LINEARS`, (packed matrix, bias float32 or None), and by those of `NORMS` the
+    layers: per block, by the names of `LINEARS`, (packed matrix, bias float32 or None), and by those of `NORMS` the
     norm's weight (float32, its offset added, absent where the family has none). embedding_scale: factor of the
-        embeddings. rotations: the rotary embeddings of the architecture.
-        stops: token ids that end a text. tokenizer: anything with `encode` and `decode`.
-        Raises ValueError for arrays that are not as large as the architecture says.
+    embeddings. rotations: the rotary embeddings of the architecture.
+    stops: token ids that end a text. tokenizer: anything with `encode` and `decode`.
+    Raises ValueError for arrays that are not as large as the architecture says.
     """
 
     architecture: Architecture

@@ -47,8 +47,8 @@ class Benchmark:
     """One data set.
 
     files: split -> files inside `$THIMBLE_DATA`, read in this order; line: converts a line of them into a row. hub,
-        configs, revision: on the Hub; splits: split -> its name there; hub_line: converts a row of the Hub.
-        needs: what a row must hold. origin: for a data set without a revision, where its files can be had.
+    configs, revision: on the Hub; splits: split -> its name there; hub_line: converts a row of the Hub.
+    needs: what a row must hold. origin: for a data set without a revision, where its files can be had.
     """
 
     licence: str

@@ -59,10 +59,9 @@ def load(
     count: samples drawn by `seed` from all (a larger count holds a smaller one's samples); each: from every group.
     shots: examples before each question (None: the task's usual number). chat: a tokenizer whose chat template
     forms the prompts; None: plain text. split: which split of the data (None: the usual one).
-    repeats: answers per sample, for pass@k of an engine that samples. allow_execution: must be True for tasks that
-    run what a model wrote.
-    Raises `ValueError` for what is unknown or malformed, `FileNotFoundError` for absent data, `PermissionError` where
-    code would be run that nobody asked to run.
+    repeats: answers per sample, for pass@k of an engine that samples. allow_execution: must be True for tasks that run
+    what a model wrote. Raises `ValueError` for what is unknown or malformed, `FileNotFoundError` for absent data,
+    `PermissionError` where code would be run that nobody asked to run.
     """
     form, part = find(name)
     _check(name, form, count=count, each=each, repeats=repeats, allowed=allow_execution)

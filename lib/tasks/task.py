@@ -44,10 +44,10 @@ class Outcome:
 class Sample:
     """One line of data, formatted by one template.
 
-        id: stable, unique within the task.
-        group: what it shares with others (subject, passage), for clustered errors.
+    id: stable, unique within the task.
+    group: what it shares with others (subject, passage), for clustered errors.
     requests: the model's requests, in the order of the answers that the scorer takes.
-        target: the reference for the scorer; JSON-able.
+    target: the reference for the scorer; JSON-able.
     """
 
     id: str

@@ -44,8 +44,8 @@ def full_(model: nn.Module, *, first: int = 0, embeddings: bool = False) -> Iter
     """Continued pre-training: all weights of the blocks and the final norm; with `embeddings` every weight there is.
 
     Removing blocks affects neither embedding nor head, which in a small model are a fifth of all weights. first: the
-        first block that is trained. Blocks before the first removed one are not affected either; freezing them saves
-        time.
+    first block that is trained. Blocks before the first removed one are not affected either; freezing them saves
+    time.
     """
     count = len(blocks.blocks(model))
     if not 0 <= first <= count or (first and embeddings):
@@ -81,9 +81,9 @@ def lora_(
 ) -> Iterator[nn.Module]:
     """Low-rank adapters W + (α / r) B A on every linear layer of the blocks, through peft; merged when the block ends.
 
-        first: the first block with adapters. alpha: 2 r where it is None. seed: draws A; B starts at zero, so the model
+    first: the first block with adapters. alpha: 2 r where it is None. seed: draws A; B starts at zero, so the model
     starts unchanged. If the context ends by an exception, the adapters are removed and the weights stay unchanged.
-        Source: Hu et al., arXiv 2106.09685, section 4.1.
+    Source: Hu et al., arXiv 2106.09685, section 4.1.
     """
     from peft import LoraConfig, get_peft_model
 

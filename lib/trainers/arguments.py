@@ -9,9 +9,9 @@ from lib import files
 def make(settings: dict, folder: Path | None, *, cpu: bool):
     """`TrainingArguments` for the `settings` of `loop.train_`: what it does not need of the Trainer is switched off.
 
-        A batch is spread over the processes that `accelerate launch` or torchrun started. Raises ValueError where it
+    A batch is spread over the processes that `accelerate launch` or torchrun started. Raises ValueError where it
     can't be, and for a folder with sharded weights: FSDP trains without checkpoints only (and is untested, because
-        accelerate shards nothing on CPUs).
+    accelerate shards nothing on CPUs).
     """
     from transformers import TrainingArguments
 

@@ -22,8 +22,8 @@ def train(documents: Iterable[str], *, vocabulary: int = 4096, characters: int =
     """A `PreTrainedTokenizerFast` of `vocabulary` tokens: the 256 bytes, `END`, and the merges that save most.
 
     characters: how much text is used; from a longer text, documents are drawn in an order that `seed` decides. The same
-        documents and seed give the same tokenizer. Save it beside the model, as `model.tokenizer`.
-        Raises ValueError for a vocabulary that holds no bytes, and for text too short to fill it.
+    documents and seed give the same tokenizer. Save it beside the model, as `model.tokenizer`.
+    Raises ValueError for a vocabulary that holds no bytes, and for text too short to fill it.
     """
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
     from transformers import PreTrainedTokenizerFast

@@ -8,7 +8,7 @@ class History:
     """The result of a training beside the model: one entry per step. seconds: since the start, without interruptions.
 
     tokens_per_step: the mean, where steps differ. text_tokens: tokens of the data, each counted once; None for a
-        stream.
+    stream.
     """
 
     losses: list[float]

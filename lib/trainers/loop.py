@@ -43,25 +43,24 @@ def train_(
 ) -> History:
     """Train the parameters of `model` that require a gradient, in place.
 
-        data: windows of text, token ids [count, length], or rows as `minibatch` says, of any lengths: a sized data set,
-        or an iterable, which is read in its own order. loss: called with the model and a batch of such rows side by
-        side {"input_ids", "labels", "attention_mask" [rows, length], "window" [rows]}, the rows' indices; it returns
-        the mean over the targets (over the rows, where it has `mean_over = "rows"`). collate: makes a batch of a list
-        of rows; None is `minibatch.collate`. With one's own, rows may have other columns.
+    data: windows of text, token ids [count, length], or rows as `minibatch` says, of any lengths: a sized data set,
+    or an iterable, which is read in its own order. loss: called with the model and a batch of such rows side by
+    side {"input_ids", "labels", "attention_mask" [rows, length], "window" [rows]}, the rows' indices; it returns
+    the mean over the targets (over the rows, where it has `mean_over = "rows"`). collate: makes a batch of a list
+    of rows; None is `minibatch.collate`. With one's own, rows may have other columns.
     steps, or tokens: length of the training; `tokens` are rounded down to whole steps of `batch` rows. micro_batch:
-    rows of one
-        forward pass; gradients of batch / micro_batch passes add up. learning_rate: the peak of AdamW's. folder: keeps
-        checkpoints, `every` so many seconds; a killed training resumes there and on a CPU ends in the same bytes (not
-        with weights that FSDP spreads over processes: those train without a folder only). on_step: called after each
-        step with its number, from 1, and its loss. stop: asked before each step with the number of those done; True
-        ends the training there. optimizer: torch's optimizer that steps float32 copies of the weights, AdamW where it
-        is None. clip: the norm to which a longer gradient is shortened. A loss with `evaluates = True` is computed in
-        eval mode.
+    rows of one forward pass; gradients of batch / micro_batch passes add up. learning_rate: the peak of AdamW's.
+    folder: keeps checkpoints, `every` so many seconds; a killed training resumes there and on a CPU ends in the same
+    bytes (not with weights that FSDP spreads over processes: those train without a folder only). on_step: called after
+    each step with its number, from 1, and its loss. stop: asked before each step with the number of those done; True
+    ends the training there. optimizer: torch's optimizer that steps float32 copies of the weights, AdamW where it is
+    None. clip: the norm to which a longer gradient is shortened. A loss with `evaluates = True` is computed in eval
+    mode.
 
-        Raises ValueError, before anything is trained, for data shorter than a batch, a model without trained weights,
-        arguments out of range, and a folder that holds a training with other arguments; OSError where its disk is too
-        small. A loss or gradient that is not finite raises ValueError too, and the model goes back to the last
-        checkpoint, which is good, or to the weights that it came with.
+    Raises ValueError, before anything is trained, for data shorter than a batch, a model without trained weights,
+    arguments out of range, and a folder that holds a training with other arguments; OSError where its disk is too
+    small. A loss or gradient that is not finite raises ValueError too, and the model goes back to the last
+    checkpoint, which is good, or to the weights that it came with.
     """
     source = training_data.of(data, model, checked=collate is None)
     trained = {name: each for name, each in model.named_parameters() if each.requires_grad}

@@ -18,7 +18,8 @@ def shared(teacher: nn.Module, student: nn.Module) -> int:
     """Number of leading blocks that compute the same in both models and are not trained in the student.
 
     The embedding counts with them. They have equal weights, the models' configurations differ in nothing else, and they
-        are tried on a few tokens. At most one less than the student's blocks, since something must be left to train.
+    are tried on a few tokens. At most one less than the student's blocks, since the student must run at least one of
+    its own.
     """
     if type(teacher) is not type(student) or _settings(teacher) != _settings(student):
         return 0

@@ -47,8 +47,8 @@ def pack(
     """Rows of `length` tokens of `documents` (token ids each), one behind the other, each followed by `end`.
 
     block_diagonal: whether tokens attend only to their own document; else the rows are windows of one stream [rows,
-        length]. A document that does not fit the rest of a row continues in the next one, as a new document. Empty
-        documents are left out. Raises ValueError for rows shorter than two tokens, and documents that fill no row.
+    length]. A document that does not fit the rest of a row continues in the next one, as a new document. Empty
+    documents are left out. Raises ValueError for rows shorter than two tokens, and documents that fill no row.
     """
     if length < 2:
         raise ValueError(f"length={length}; rows of 2 tokens or more are allowed; give a longer one.")

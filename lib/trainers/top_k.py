@@ -71,8 +71,8 @@ def cache_teacher(teacher: nn.Module, windows, *, k: int = K, folder: Path | str
     """Run `teacher` over `windows` of text and store its `k` likeliest tokens at each position.
 
     folder: None is the cache folder. The files are named after weights, tokens and k; files are complete or absent,
-        finished ones are not computed again. Raises ValueError for a k that is no count of tokens and for files that
-        have changed, OSError (before the work) where the disk is too small.
+    finished ones are not computed again. Raises ValueError for a k that is no count of tokens and for files that
+    have changed, OSError (before the work) where the disk is too small.
     """
     from lib import checkpoints, files
     from lib.sources import texts

@@ -45,7 +45,7 @@ def of(data, model: nn.Module, *, checked: bool = True) -> Source:
     """The `Source` for any data that `loop.train_` accepts.
 
     checked: whether rows must be tokens for `model`; a custom collator may take others. Raises ValueError for rows that
-        the model can't be trained on, TypeError for data without rows.
+    the model can't be trained on, TypeError for data without rows.
     """
     if isinstance(data, Source):
         return data
