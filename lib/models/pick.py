@@ -48,6 +48,7 @@ def linear(model: nn.Module, kind: str, place: float = 0.5, given: str = "") -> 
     return f"{path}.{index}.{(chosen or list(found))[0]}"
 
 
-def block_of(model: nn.Module, name: str) -> int:
-    """The index of the block in which the layer `name` lies."""
-    return int(name.removeprefix(f"{blocks.path_of_blocks(model)}.").partition(".")[0])
+def block_of(model: nn.Module, name: str) -> int | None:
+    """The index of the block in which the layer `name` lies; None for embedding, head and others outside of blocks."""
+    path = f"{blocks.path_of_blocks(model)}."
+    return int(name.removeprefix(path).partition(".")[0]) if name.startswith(path) else None
