@@ -4,9 +4,15 @@ from pathlib import Path
 
 from torch import nn
 
-from lib import files, quantizers
+from lib import files, quantizers, runtime
+from lib import tasks as all_tasks
+from lib.decoding import draft_controller, lookup, sessions
+from lib.evaluation import comparison, run
+from lib.export import compressed_tensors, plain
+from lib.metrics import count, decoding_speed, guards, speed
 from lib.pruners import depth, importance
 from lib.quantized.grid import BITS
+from lib.sources import prompts
 
 METHODS = ("none", "depth", *quantizers.METHODS)
 ENGINES = ("transformers", "packed")
@@ -68,8 +74,6 @@ def save(model: nn.Module, tokenizer, /, *, method: str, bits: int, group_size: 
 
     parameters: further parameters; `model`, `text` and `calibration_windows` become part of the name.
     """
-    from lib.export import compressed_tensors, plain
-
     source = Path(str(parameters.get("model", "model"))).name
     if method in quantizers.METHODS:
         how = f"{method}-{bits}bit-g{group_size}-{parameters.get('text')}{parameters.get('calibration_windows')}"
@@ -84,12 +88,10 @@ def save(model: nn.Module, tokenizer, /, *, method: str, bits: int, group_size: 
 
 def asked(tasks: str) -> dict[str, int]:
     """{name: samples} of "hellaswag 200, arc_easy 100"; raises ValueError for unknown names and for no number."""
-    from lib import tasks as known
-
     found = {}
     for each in filter(None, (part.strip() for part in tasks.split(","))):
         name, _, count = each.partition(" ")
-        known.find(name)
+        all_tasks.find(name)
         if not count.strip().isdigit() or int(count) < 2:
             raise ValueError(f"tasks={tasks!r}: {each!r} names no number from 2; write 'hellaswag 200, arc_easy 100'.")
         found[name] = int(count)
@@ -100,8 +102,6 @@ def ready_(model: nn.Module, engine: str):
     """What `speed` and `decoding` run: the model, or for engine "packed" a session of it, packed in place."""
     if engine == "transformers":
         return model
-    from lib import runtime
-
     return runtime.Session(runtime.pack_(model))
 
 
@@ -110,8 +110,6 @@ def shares(measured: dict, running, top, context: int) -> dict:
 
     Packed models multiply 8-bit integers, for which no peak is measured: they have no MFU.
     """
-    from lib.metrics import count, speed
-
     if hasattr(running, "weights"):
         found = {"mbu": speed.mbu(measured["tpot"], running.weights.bytes_per_token(context), top.bandwidth)}
     else:
@@ -126,10 +124,6 @@ def lookup_gains(running, tokenizer, *, count: int = 2, new_tokens: int = 32, se
 
     Raises RuntimeError if an answer changes in the packed engine, whose logits don't depend on drafts.
     """
-    from lib.decoding import draft_controller, lookup, sessions
-    from lib.metrics import decoding_speed
-    from lib.sources import prompts
-
     session = running if hasattr(running, "rewind") else sessions.ModelSession(running)
     drafter, found = lookup.Lookup(max_ngram=3, draft_length=8), {}
     costs = draft_controller.step_costs(session, drafter, lengths=(0, 1, 4, 8))
@@ -154,11 +148,7 @@ def evaluate(model: nn.Module, tasks: str, *, seed: int = 0, calibration=None) -
     Everything is loaded, and so checked, before the first sample is asked. Raises PermissionError for tasks that run
     what a model wrote, ValueError for a sample that the calibration text holds.
     """
-    from lib import tasks as known
-    from lib.evaluation import comparison, run
-    from lib.metrics import guards
-
-    loaded = [known.load(name, count=count, seed=seed) for name, count in asked(tasks).items()]
+    loaded = [all_tasks.load(name, count=count, seed=seed) for name, count in asked(tasks).items()]
     for task in loaded if calibration is not None else ():
         shown = {sample.id: comparison.prompt(sample) for sample in task.samples}
         guards.refuse_contaminated(shown, calibration.documents, name=f"{calibration.name}/{calibration.split}")

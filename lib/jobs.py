@@ -6,6 +6,7 @@ import json
 import re
 from pathlib import Path
 
+import safetensors.torch
 import torch
 from torch import Tensor, nn
 
@@ -38,25 +39,19 @@ class JobState:
 
     def save(self, index: int, kept: dict[str, Quantized]) -> None:
         """Write block `index`."""
-
-        from safetensors.torch import save
-
         tensors = {}
         for name, quantized in kept.items():
             parts = {part: getattr(quantized, part) for part in PARTS}
             tensors |= {f"{name}:{part}": tensor.cpu() for part, tensor in parts.items() if tensor is not None}
         grids = {name: f"{quantized.bits} {quantized.group_size}" for name, quantized in kept.items()}
-        files.write_bytes(self._path(index), save(tensors, metadata=grids))
+        files.write_bytes(self._path(index), safetensors.torch.save(tensors, metadata=grids))
 
     def load(self, index: int) -> dict[str, Quantized] | None:
         """Read block `index`, or None when it is not finished."""
-
-        from safetensors import safe_open
-
         if not self._path(index).exists():
             return None
         kept = {}
-        with safe_open(self._path(index), "pt") as file:
+        with safetensors.safe_open(self._path(index), "pt") as file:
             names = set(file.keys())
             for name, grid in file.metadata().items():
                 bits, size = map(int, grid.split())

@@ -11,6 +11,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+import psutil
+
 from lib.files import ROOT
 
 PACKAGES = ("torch", "transformers", "numpy", "compressed-tensors", "safetensors", "datasets", "gguf", "papermill")
@@ -20,8 +22,6 @@ _CODE = ("lib", "notebooks", "requirements.txt")  # what a commit must cover for
 @functools.cache
 def describe() -> dict:
     """Description with keys cpu, cores, memory_gib, gpus (list of names), os and python."""
-    import psutil
-
     return {
         "cpu": _cpu(),
         "cores": cores(),

@@ -34,7 +34,7 @@ class Published:
 
     def table(self, key: str):
         """A table as it was printed: a DataFrame of text, its first column as the index."""
-        import pandas
+        import pandas  # loads slowly, only for the table
 
         if key not in self.tables:
             raise ValueError(f"table {key!r} of {self.name} is unknown; {files.choices(key, self.tables)}")

@@ -27,7 +27,7 @@ def table(latest: bool = True):
     process is writing as finished; False gives every row of every run. A file that is no record is skipped with a
     warning. Columns that a row's notebook does not have hold None.
     """
-    import pandas
+    import pandas  # loads slowly, only for the table: recording needs none
 
     found = newest(documents()) if latest else documents()
     rows = [row for document in found for row in _rows(document)]

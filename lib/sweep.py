@@ -155,7 +155,7 @@ class _Scheduler:
 @contextlib.contextmanager
 def _lock(path: Path, name: str):
     """Hold the batch's lock; the system releases it with the process, so a killed sweep leaves none behind."""
-    import fcntl
+    import fcntl  # not on Windows, which reads batches all the same
 
     path.parent.mkdir(parents=True, exist_ok=True)
     with open(path, "a") as handle:

@@ -21,6 +21,7 @@ from lib.metrics import score
 from lib.metrics.score import Score
 from lib.models import capture
 from lib.models.blocks import blocks, linears
+from lib.sources import texts
 
 
 @dataclass(frozen=True)
@@ -42,8 +43,6 @@ def measure(
     compressed: models by method, such as {"gptq": model, "gptaq": model}. All of them run through `calibration`
     (windows of text, or token ids) side by side, a block at a time; `first` restricts it to so many blocks.
     """
-    from lib.sources import texts
-
     tokens = texts.tokens(calibration, original)
     models = [original, *compressed.values()]
     captured = [capture.capture(model, tokens) for model in models]

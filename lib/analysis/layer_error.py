@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from lib.metrics.score import Score
 from lib.quantizers import calibrate
+from lib.sources import texts
 
 
 @torch.no_grad()
@@ -22,8 +23,6 @@ def measure(
     (windows of text or token ids) serves all of them; `first` restricts it to so many blocks. The standard error is
     over the output rows. Raises ValueError when a layer has another shape in a compressed model.
     """
-    from lib.sources import texts
-
     found: dict[str, dict[str, Score]] = {method: {} for method in compressed}
 
     def observe(names: list[str], weight: Tensor, hessian: Tensor) -> None:

@@ -13,6 +13,7 @@ from lib.metrics.score import Score, from_values
 from lib.models import blocks, capture
 from lib.models.logits import evaluating
 from lib.quantizers import absmax, calibrate, int8
+from lib.sources import texts
 
 
 def largest(model: nn.Module, text) -> dict[str, Tensor]:
@@ -75,8 +76,6 @@ def received(model: nn.Module, text, layer: str) -> Tensor:
 @torch.no_grad()
 def _watch(model: nn.Module, text, look: Callable[[str, Tensor], None], names: Iterable[str] | None = None) -> None:
     """Run `model` window by window; `look(name, X)` sees the inputs of each layer, float32 [tokens, features]."""
-    from lib.sources import texts
-
     tokens, layers = texts.tokens(text, model), calibrate.layers(model)
     if names is not None:
         layers = {name: layers[name] for name in _known(names, layers)}

@@ -26,6 +26,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import yaml
+
 from lib import files
 from lib.claims import literals
 
@@ -190,7 +192,6 @@ def _typed(name: str, value, default):
 
 def _yaml(path: Path) -> dict:
     """The mapping in a YAML file; duplicate keys are refused."""
-    import yaml
 
     class Loader(yaml.SafeLoader):
         pass

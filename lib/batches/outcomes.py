@@ -23,7 +23,7 @@ class Progress:
 
     def __init__(self, total: int, workers: int):
         """`total` runs, `workers` at once; with one, a line begins when its run does."""
-        from tqdm.auto import tqdm
+        from tqdm.auto import tqdm  # only a terminal shows the bar
 
         self.total, self.workers = total, workers
         self.bar = tqdm(total=total, unit="run", dynamic_ncols=True) if sys.stderr.isatty() else None

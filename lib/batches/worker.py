@@ -16,6 +16,8 @@ import uuid
 from pathlib import Path
 from typing import IO
 
+import psutil
+
 from lib import files
 
 MARK = "THIMBLE_WORKER"
@@ -76,8 +78,6 @@ def _environment(kernels: Path) -> dict[str, str]:
 
 def kill_marked(mark: str) -> None:
     """Kill every other process whose environment carries `mark`, until none is left."""
-    import psutil
-
     while True:
         found = []
         for process in psutil.process_iter():
@@ -98,7 +98,7 @@ def kill_marked(mark: str) -> None:
 
 def execute(job: dict) -> None:
     """Run the notebook of `job` in the notebook's folder; papermill saves the output after every cell, and raises."""
-    import papermill
+    import papermill  # loads Jupyter's client, which the sweep does without
 
     papermill.execute_notebook(
         job["notebook"],

@@ -108,7 +108,7 @@ def finite(model, name: str = "the model") -> None:
 @contextlib.contextmanager
 def configured(folder: Path | str):
     """Inside the block transformers makes a model of config.json; values that it can't use raise `Unusable`."""
-    from huggingface_hub.errors import StrictDataclassError
+    from huggingface_hub.errors import StrictDataclassError  # only where transformers makes a model
 
     try:
         yield
@@ -184,7 +184,7 @@ def fingerprint(source) -> str:
         hashes = [f"{sha256(path)}  {path.name}\n" for path in weights(source)]
         return hashes[0].split()[0] if len(hashes) == 1 else hashlib.sha256("".join(hashes).encode()).hexdigest()
 
-    import torch
+    import torch  # folders are checked without torch
 
     digest = hashlib.sha256()
     for key, tensor in source.state_dict().items():
@@ -200,7 +200,7 @@ def quiet():
 `load` checks itself what transformers' loading report would say (weights that are missing or unused).
     """
 
-    from transformers.utils import logging
+    from transformers.utils import logging  # loads torch; folders are checked without it
 
     verbosity, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
     logging.set_verbosity_error()

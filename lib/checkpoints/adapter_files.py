@@ -67,7 +67,7 @@ def merge(model, folder: Path):
 
     Raises ValueError or FileNotFoundError for adapters that can't be merged, or that don't fit the model.
     """
-    from peft import PeftConfig, PeftModel
+    from peft import PeftConfig, PeftModel  # loads torch, only to merge an adapter
 
     if not (folder / WEIGHTS).is_file():
         raise FileNotFoundError(f"{place(folder)} has no {WEIGHTS}; adapters are read from safetensors; convert it.")

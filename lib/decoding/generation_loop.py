@@ -126,7 +126,7 @@ def choose(drafts: dict, logits) -> dict[Request, list[int]]:
         else:
             import torch  # only where a request draws or has settings: see `requests`
 
-            from lib.decoding.verify import NOTHING, verify
+            from lib.decoding.verify import NOTHING, verify  # needs torch
 
             rows = torch.as_tensor(logits[begin:end]).float().cpu()
             found[request] = verify(rows, draft or NOTHING, request.history(draft), request.choosing)
@@ -139,7 +139,7 @@ def likeliest(logits) -> list[int]:
     best = logits.argmax(-1)
     chosen = logits[range(len(best)), best]
     if (chosen != chosen).any():  # argmax treats NaN as the largest
-        from lib.decoding.sampling import not_finite
+        from lib.decoding.sampling import not_finite  # needs torch, which greedy texts do without
 
         raise not_finite()
     return best.tolist()

@@ -89,7 +89,7 @@ class Request:
         greedy = self.sampling is None or (self.sampling.greedy and not self.sampling.penalised)
         self.choosing = None if greedy else self.sampling
         if self.own:  # created only now, since a processor may hold the prompt
-            from lib.decoding.sampling import Sampling
+            from lib.decoding.sampling import Sampling  # needs torch, which greedy texts do without
 
             self.choosing = (self.sampling or Sampling()).answering(self.own, self.prompt, self.new_tokens)
         if self.drafter is not None:

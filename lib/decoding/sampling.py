@@ -100,7 +100,7 @@ def not_finite() -> ValueError:
 
 def _warpers(temperature: float, top_k: int, top_p: float) -> list:
     """transformers' processors of draws that change anything, in the order of its `generate`."""
-    from transformers.generation import logits_process as library
+    from transformers.generation import logits_process as library  # loads slowly, only where tokens are drawn
 
     chosen = []
     if temperature not in (0.0, 1.0):

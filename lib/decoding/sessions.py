@@ -16,6 +16,7 @@ from typing import Protocol
 
 import torch
 from torch import Tensor, nn
+from transformers import DynamicCache
 
 from lib.models import blocks, rotary, structure
 from lib.models.logits import device, evaluating
@@ -102,8 +103,6 @@ class ModelSession:
         self._kind = self._tables.kind(0)
         if not self._keeps:
             return
-        from transformers import DynamicCache
-
         self._cache = DynamicCache(config=self.model.config)
         # sliding windows would otherwise drop what a rewind needs; they still drop at each rewind what lies before it
         self._cache.activate_past_recording()

@@ -8,6 +8,7 @@ caller sets them (`sampling.Sampling`). Needs torch only where a checkpoint has 
 
 import json
 from pathlib import Path
+from types import SimpleNamespace
 
 from lib.decoding import ends
 
@@ -129,10 +130,8 @@ def _plain(value):
 
 
 def _processors(values: dict, of: Settings, prompt: list[int], new_tokens: int) -> list:
-    from types import SimpleNamespace
-
-    import torch
-    from transformers import GenerationConfig, GenerationMixin
+    import torch  # folders without such settings generate without torch
+    from transformers import GenerationConfig, GenerationMixin  # loads torch
 
     text = SimpleNamespace(vocab_size=of.vocabulary)
     maker = GenerationMixin()

@@ -98,7 +98,7 @@ def _open(path: Path):
     path.parent.mkdir(parents=True, exist_ok=True)
     file = open(path, "ab+")  # noqa: SIM115 - it stays open, and locked, until `close`
     with contextlib.suppress(ImportError):  # no locks on Windows
-        import fcntl
+        import fcntl  # not on Windows
 
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)

@@ -101,7 +101,7 @@ def flips(task: Task, first: Evaluation, second: Evaluation, metric: str | None 
 
     metric: the first that single samples have, by default. Raises ValueError for one that only all samples have.
     """
-    import pandas as pd
+    import pandas as pd  # loads slowly, only for the table
 
     single = list(first.rows[0].scores)
     metric = metric or next(each for each in first if each in single)

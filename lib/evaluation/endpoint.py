@@ -15,6 +15,8 @@ import time
 from collections.abc import Callable, Collection
 from concurrent.futures import FIRST_COMPLETED, ThreadPoolExecutor, wait
 
+import httpx
+
 from lib import tokenization
 from lib.decoding.stops import Stops
 from lib.evaluation.sampling_mixin import SamplingMixin
@@ -198,8 +200,6 @@ class Endpoint(SamplingMixin):
 
     def _post(self, path: str, body: dict, where: tuple):
         """The part at `where` of the answer to a request; tried again, with doubled waits, while that may help."""
-        import httpx
-
         pause, reason = 0.5, ""
         for attempt in range(self.tries):
             if attempt:

@@ -2,6 +2,7 @@
 
 import torch
 from torch import Tensor, nn
+from transformers.cache_utils import Cache, DynamicLayer
 
 from lib.evaluation import masks
 from lib.models import blocks
@@ -44,8 +45,6 @@ class KVBatch:
 
     def step(self, tokens: list[list[int]]) -> Tensor:
         """Read some tokens for each row; hidden states [sum of all, hidden] after the final norm, row by row."""
-        from transformers.cache_utils import Cache
-
         counts, place = [len(each) for each in tokens], blocks.device(self.model)
         most, lengths = max(counts), torch.tensor(self.lengths, device=place)
         padded = torch.tensor([[*each, *[0] * (most - len(each))] for each in tokens], device=place)
@@ -58,7 +57,7 @@ class KVBatch:
         self._room(width)
         distance = positions[:, None, :, None] - torch.arange(width, device=place)
         mask = masks.prepare(self.model, distance >= 0, distance)
-        cache = Cache(layers=[_column_class()(self, layer, columns, width) for layer in range(len(self.keys))])
+        cache = Cache(layers=[_Column(self, layer, columns, width) for layer in range(len(self.keys))])
         output = blocks.decoder(self.model)(
             input_ids=padded, position_ids=positions, attention_mask=mask, past_key_values=cache, use_cache=True
         )
@@ -82,25 +81,21 @@ def _buffer(given: Tensor, most: int, length: int) -> Tensor:
     return given.new_zeros(most, heads, length + SPARE, size)
 
 
-def _column_class():
+class _Column(DynamicLayer):
     """A layer of transformers' cache that writes each row's new columns and shows the columns in use."""
-    from transformers.cache_utils import DynamicLayer
 
-    class Column(DynamicLayer):
-        def __init__(self, rows: KVBatch, layer: int, columns: Tensor, width: int):
-            super().__init__()
-            self.rows, self.layer, self.columns, self.width = rows, layer, columns, width
-            self.is_initialized = True
+    def __init__(self, rows: KVBatch, layer: int, columns: Tensor, width: int):
+        super().__init__()
+        self.rows, self.layer, self.columns, self.width = rows, layer, columns, width
+        self.is_initialized = True
 
-        def update(self, key_states: Tensor, value_states: Tensor, *args, **kwargs):
-            rows, count, shown = self.rows, len(key_states), []
-            which = torch.arange(count, device=key_states.device)[:, None]
-            for buffer, states in ((rows.keys[self.layer], key_states), (rows.values[self.layer], value_states)):
-                buffer[which, :, self.columns] = states.transpose(1, 2)
-                shown.append(buffer[:count, :, : self.width])
-            return tuple(shown)
+    def update(self, key_states: Tensor, value_states: Tensor, *args, **kwargs):
+        rows, count, shown = self.rows, len(key_states), []
+        which = torch.arange(count, device=key_states.device)[:, None]
+        for buffer, states in ((rows.keys[self.layer], key_states), (rows.values[self.layer], value_states)):
+            buffer[which, :, self.columns] = states.transpose(1, 2)
+            shown.append(buffer[:count, :, : self.width])
+        return tuple(shown)
 
-        def get_seq_length(self) -> int:
-            return self.width - self.columns.shape[1]
-
-    return Column
+    def get_seq_length(self) -> int:
+        return self.width - self.columns.shape[1]

@@ -79,8 +79,8 @@ def _first(outcomes: list[Outcome]) -> tuple:
 
 def _harness(engine: Local, batch: int):
     """A function from requests to answers, computed by the harness on the engine's model."""
-    from lm_eval.api.instance import Instance
-    from lm_eval.models.huggingface import HFLM
+    from lm_eval.api.instance import Instance  # loads slowly, only where the harness itself is run
+    from lm_eval.models.huggingface import HFLM  # as above
 
     there = HFLM(pretrained=engine.model, tokenizer=engine.tokenizer, batch_size=batch)
 

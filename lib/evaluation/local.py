@@ -13,7 +13,7 @@ from collections.abc import Callable, Collection
 import torch
 from torch import Tensor, nn
 
-from lib import timing, tokenization
+from lib import checkpoints, timing, tokenization
 from lib.decoding import ends, settings
 from lib.decoding.generation_loop import Loop
 from lib.decoding.session_backend import Sessions
@@ -58,8 +58,6 @@ class Local(SamplingMixin):
     @property
     def identity(self) -> str:
         """SHA-256 of what determines the answers: weights, their type, layers, configuration, tokenizer, end tokens."""
-        from lib import checkpoints
-
         named = sorted(self.ends)
         kind = f"{blocks.embeddings(self.model).weight.dtype} {self.bos} {self.longest} {self.budget} {named}"
         parts = [checkpoints.fingerprint(self.model), structure.fingerprint(self.model)]

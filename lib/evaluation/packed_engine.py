@@ -11,14 +11,17 @@ from collections.abc import Callable, Collection
 import numpy as np
 import torch
 from torch import Tensor
+from transformers import AutoTokenizer
 
 from lib import timing, tokenization
 from lib.decoding import ends, settings
 from lib.decoding.generation_loop import Loop
 from lib.evaluation import likelihood, prefixes
 from lib.evaluation.local import Local, everything, nothing
+from lib.models import blocks
 from lib.runtime.engine import Batch, Session, weights_of
 from lib.runtime.families import LINEARS
+from lib.runtime.modules import PackedLinear
 from lib.runtime.slots import Slots
 from lib.runtime.weights import Weights
 from lib.tasks.task import Generation, Likelihood, Outcome
@@ -133,9 +136,6 @@ def is_packed(model) -> bool:
     """Whether `Packed` can run this: weights of `runtime.load`, or a model whose head `pack_` has packed."""
     if isinstance(model, Weights):
         return True
-    from lib.models import blocks
-    from lib.runtime.modules import PackedLinear
-
     return isinstance(blocks.head(model), PackedLinear)
 
 
@@ -146,8 +146,6 @@ def _same(given: Tensor) -> Tensor:
 def _tokenizer(model):
     found = getattr(model, "tokenizer", None)
     if isinstance(model, Weights) and hasattr(found, "path"):
-        from transformers import AutoTokenizer
-
         return AutoTokenizer.from_pretrained(found.path.parent)
     if found is None:
         raise ValueError("a packed model without a tokenizer; give one as `tokenizer`.")

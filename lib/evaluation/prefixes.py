@@ -19,6 +19,7 @@ from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor, nn
+from transformers import DynamicCache
 
 from lib.evaluation import masks
 from lib.models import blocks
@@ -193,8 +194,6 @@ class Runner:
 
     def _crop(self, length: int) -> None:
         if length == 0 or self.cache is None:
-            from transformers import DynamicCache
-
             self.cache = DynamicCache()  # without a configuration, so that no layer drops tokens outside its window
             return
         for layer in self.cache.layers:

@@ -13,6 +13,7 @@ from lib import progress, timing, tokenization
 from lib.evaluation import cache as answers_on_disk
 from lib.evaluation import scores, shard
 from lib.evaluation.local import Local
+from lib.evaluation.packed_engine import Packed, is_packed
 from lib.tasks.task import Generation, Likelihood, Task
 
 
@@ -71,8 +72,6 @@ def engine_of(model, *, dtype=None):
     """
     if hasattr(model, "loglikelihoods"):
         return model
-    from lib.evaluation.packed_engine import Packed, is_packed
-
     if not is_packed(model):
         return Local(model, dtype=dtype)
     if dtype is not None:

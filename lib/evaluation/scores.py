@@ -57,7 +57,7 @@ class Evaluation(dict):
 
     def table(self):
         """The rows as a DataFrame: id, group, answers, and a column per metric."""
-        import pandas as pd
+        import pandas as pd  # loads slowly, only for the table
 
         return pd.DataFrame(
             [{"id": row.id, "group": row.group, "answers": row.answers, **row.scores} for row in self.rows]

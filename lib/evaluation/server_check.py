@@ -10,9 +10,12 @@ that a first token which the template writes must reach the model once.
 import argparse
 from dataclasses import dataclass
 
+from lib import tasks
+from lib.evaluation import run
 from lib.evaluation.endpoint import Endpoint
 from lib.evaluation.lm_eval_check import disagreement
 from lib.evaluation.local import Local
+from lib.sources import models
 from lib.tasks.task import Likelihood, Task
 
 TASKS = ("packaged_facts", "packaged_continuation", "packaged_arithmetic", "packaged_facts+chat")
@@ -45,10 +48,6 @@ def compare(engine: Local, endpoint: Endpoint, task: Task) -> Agreement:
 
 def main() -> None:
     """Compare task after task, and print a line for each."""
-    from lib import tasks
-    from lib.evaluation import run
-    from lib.sources import models
-
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("model")
     parser.add_argument("url")

@@ -15,6 +15,8 @@ import os
 import time
 from collections.abc import Callable
 
+import torch.distributed as distributed
+
 from lib.tasks.task import Likelihood, Sample
 
 PATIENCE, POLL = 600, 2.0  # seconds without an answer of any other part, and between two checks
@@ -88,8 +90,6 @@ def launched() -> bool:
 
 def exchange(answers: dict) -> dict:
     """The answers of all launched processes, in each of them."""
-    import torch.distributed as distributed
-
     opened = not distributed.is_initialized()
     if opened:
         distributed.init_process_group("gloo")

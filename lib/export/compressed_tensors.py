@@ -20,10 +20,14 @@ config.json short; `size.predict` gives the size of a folder before it is writte
 from pathlib import Path
 
 import torch
+from safetensors.torch import load_file
 from torch import nn
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, GenerationConfig
+from transformers.initialization import no_init_weights
 
-from lib import folders
-from lib.export import groups, tensor_names
+from lib import architectures, checkpoints, folders
+from lib.export import groups, plain, tensor_names
+from lib.export.pretrained import Packed
 from lib.export.stored_tensors import layers
 from lib.models import blocks
 from lib.quantized import replace
@@ -36,8 +40,6 @@ def save(model: nn.Module, tokenizer, folder: Path | str) -> Path:
     `manifest.json` with the SHA-256 of every file. It is complete or absent, and replaces an older one at the end.
     Raises ValueError for a model without quantized layers, OSError as `plain.save` does.
     """
-    from lib.export import plain
-
     if not layers(model):
         raise ValueError(
             f"{type(model).__name__} has no quantized layers; they are what this format is for; "
@@ -57,11 +59,6 @@ def load(folder: Path | str, *, adapter: str | None = None):
 
 
 def _load(folder, adapter):
-    from safetensors.torch import load_file
-    from transformers import AutoTokenizer
-
-    from lib import checkpoints
-
     config = checkpoints.checkpoint(folder, adapter=adapter).get("quantization_config") or {}
     if config.get("format") != "pack-quantized":
         raise ValueError(
@@ -83,22 +80,14 @@ def mark(model: nn.Module) -> nn.Module:
 
     Without it transformers would write the raw codes, which no loader reads: the reloaded layers would be random.
     """
-    from lib.export.pretrained import Packed
-
     model.hf_quantizer = Packed()
     return model
 
 
 def _skeleton(folder):
     """The model of config.json with allocated, uninitialised memory, all of which must be filled."""
-    from transformers import AutoConfig, AutoModelForCausalLM, GenerationConfig
-    from transformers.initialization import no_init_weights
-
-    from lib import architectures
-    from lib.checkpoints import configured
-
     architectures.make_known()
-    with configured(folder), no_init_weights():
+    with checkpoints.configured(folder), no_init_weights():
         config = AutoConfig.from_pretrained(folder, trust_remote_code=False, local_files_only=True)
         del config.quantization_config
         model = AutoModelForCausalLM.from_config(config)
@@ -136,15 +125,15 @@ def _fill_ends(model, found, tensors):
     table, head = (blocks.path_of(model, part) for part in (blocks.embeddings(model), blocks.head(model)))
     first, last = found.get(table), found.get(head)
     if blocks.tied(model):
-        plain = {name: tensors.get(f"{name}.weight") for name in (table, head)}
-        if last is None and plain[head] is None:
+        unpacked = {name: tensors.get(f"{name}.weight") for name in (table, head)}
+        if last is None and unpacked[head] is None:
             last = first
-        elif first is None and plain[table] is None:
+        elif first is None and unpacked[table] is None:
             first = last
             if last is None:
                 tensors[f"{table}.weight"] = tensors.pop(f"{head}.weight")
         elif first is not None and last is not None:
             last = first if blocks.equal(first, last) else last
-        elif first is None and last is None and not torch.equal(*plain.values()):
+        elif first is None and last is None and not torch.equal(*unpacked.values()):
             blocks.untie_(model)
     replace.place_(model, first, last)

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from lib.export import packing
 from lib.export.schemes import OWN, SHARED, scheme
+from lib.models.blocks import is_linear, is_quantized
 from lib.quantized.grid import Quantized
 
 _KINDS = {"Linear": nn.Linear, "Embedding": nn.Embedding}
@@ -89,7 +90,7 @@ def unpack(tensors: dict[str, Tensor], config: dict, model: nn.Module) -> dict[s
 
     Raises ValueError for tensors that are no target of `config`, and for grids that quantized layers can't hold.
     """
-    from compressed_tensors.utils.match import match_targets
+    from compressed_tensors.utils.match import match_targets  # loads slowly, only to read packed tensors
 
     schemes = {target: group for group in config.get("config_groups", {}).values() for target in group["targets"]}
     modules = {name: part for name, part in model.named_modules() if isinstance(part, tuple(_KINDS.values()))}
@@ -114,8 +115,6 @@ def unpack(tensors: dict[str, Tensor], config: dict, model: nn.Module) -> dict[s
 
 def kinds(model: nn.Module) -> dict[str, list[str]]:
     """Names of the linear layers and embeddings of `model`, quantized or not, by the class they have unquantized."""
-    from lib.models.blocks import is_linear, is_quantized
-
     linears = [name for name, part in model.named_modules() if is_linear(part)]
     both = [name for name, part in model.named_modules() if isinstance(part, nn.Embedding) or is_quantized(part)]
     return {"Linear": linears, "Embedding": [name for name in both if name not in linears]}

@@ -35,7 +35,7 @@ def pack(quantized: Quantized, dtype: torch.dtype = torch.bfloat16) -> dict[str,
     A scale that is exact in bfloat16 is stored so when `dtype`, the model's type, is bfloat16, otherwise in float32:
     a reader then multiplies exactly, rounds once to the model's type, and gets the values that `QuantLinear` computes.
     """
-    from compressed_tensors.compressors.pack_quantized import pack_to_int32
+    from compressed_tensors.compressors.pack_quantized import pack_to_int32  # loads slowly, only to save
 
     codes, scale, zero, bits = quantized[:4]
     tensors = {
@@ -84,7 +84,7 @@ def unpack(
 
     Raises ValueError when the tensors have other names, types or shapes than the layout above.
     """
-    from compressed_tensors.compressors.pack_quantized import unpack_from_int32
+    from compressed_tensors.compressors.pack_quantized import unpack_from_int32  # loads slowly, only to read
 
     shape = torch.Size(tensors["weight_shape"].tolist()) if "weight_shape" in tensors else torch.Size((0, 0))
     _check(tensors, shape, bits, groups, symmetric, name)

@@ -6,7 +6,9 @@ from pathlib import Path
 from torch import nn
 
 from lib import folders
-from lib.export import packing
+from lib.checkpoints import quiet
+from lib.export import packing, stored_tensors
+from lib.models import blocks
 
 SHARD = "5GB"
 ROOM = 16 << 20  # bytes for tokenizer, configuration and file headers
@@ -26,9 +28,7 @@ def save(model: nn.Module, tokenizer, folder: Path | str) -> Path:
 
 def check(model: nn.Module, tokenizer) -> None:
     """Raise ValueError for a model with quantized layers or without a tokenizer."""
-    from lib.models.blocks import is_quantized
-
-    quantized = [name for name, module in model.named_modules() if is_quantized(module)]
+    quantized = [name for name, module in model.named_modules() if blocks.is_quantized(module)]
     if quantized:
         raise ValueError(
             f"{type(model).__name__} has {len(quantized)} quantized layers, the first is {quantized[0]}; an ordinary "
@@ -40,9 +40,6 @@ def check(model: nn.Module, tokenizer) -> None:
 
 def write(model: nn.Module, tokenizer, folder: Path | str, **origin) -> Path:
     """Check `folder`, let transformers write `model` and `tokenizer`; the manifest also holds `origin`."""
-    from lib.checkpoints import quiet
-    from lib.models import blocks
-
     blocks.refuse_adapters(model)
     folders.check(folder, size(model) + ROOM)
     with quiet(), folders.replace(folder, **origin) as temporary:
@@ -54,8 +51,6 @@ def write(model: nn.Module, tokenizer, folder: Path | str, **origin) -> Path:
 
 def size(model: nn.Module) -> int:
     """Bytes of the tensors that a checkpoint of `model` holds: tied ones once, quantized layers packed."""
-    from lib.export import stored_tensors
-
     state = stored_tensors.packed_state(model, pack=packing.outline)
     sizes = {tensor.data_ptr() or key: tensor.nbytes for key, tensor in state.items()}  # no address on the meta device
     return sum(sizes.values())

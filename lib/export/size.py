@@ -10,7 +10,10 @@ import tempfile
 from pathlib import Path
 
 import torch
+from huggingface_hub import split_torch_state_dict_into_shards
 from torch import Tensor, nn
+from transformers.core_model_loading import revert_weight_conversion
+from transformers.modeling_utils import remove_tied_weights_from_state_dict
 
 from lib.export import packing, plain, stored_tensors
 from lib.models import blocks
@@ -38,10 +41,6 @@ def predict(model: nn.Module, planned: dict[str, Quantized] | None = None) -> in
         others
     count as they are. A tied model needs only the embedding: its head is the same matrix.
     """
-    from huggingface_hub import split_torch_state_dict_into_shards
-    from transformers.core_model_loading import revert_weight_conversion
-    from transformers.modeling_utils import remove_tied_weights_from_state_dict
-
     planned = dict(planned or {})
     table = blocks.path_of(model, blocks.embeddings(model))
     if table in planned and blocks.tied(model):

@@ -102,7 +102,7 @@ def ledger(folder: Path | str):
     config, tokenizer, weights (formats without a readable header), document, other.
     Raises FileNotFoundError for a folder without files, ValueError for a safetensors file cut short.
     """
-    import pandas
+    import pandas  # loads slowly, only for the table
 
     folder = Path(folder)
     entries = []

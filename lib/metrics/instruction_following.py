@@ -11,6 +11,8 @@ counted.
 import difflib
 from dataclasses import dataclass
 
+from lib.metrics.instructions import CHECKS
+
 
 @dataclass(frozen=True)
 class InstructionResults:
@@ -42,8 +44,6 @@ def variants(response: str) -> list[str]:
 
 
 def _checks(instructions, arguments) -> list[tuple]:
-    from lib.metrics.instructions import CHECKS
-
     if len(instructions) != len(arguments):
         raise ValueError(
             f"{len(instructions)} instructions with {len(arguments)} sets of arguments; as many of one as of the other "

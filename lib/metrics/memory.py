@@ -16,6 +16,9 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import psutil
+import torch
+
 from lib.metrics.score import Score, exact
 
 _STATUS, _CLEAR = Path("/proc/self/status"), Path("/proc/self/clear_refs")
@@ -51,8 +54,6 @@ def peak(device: str = "cpu") -> Iterator[Peak]:
     Garbage and freed heap pages are returned first, so that earlier work does not count. Measurements on the CPU
     may be nested. Raises ValueError for a device other than the CPU or a CUDA device at hand.
     """
-    import torch
-
     kind = torch.device(device).type
     if kind not in ("cpu", "cuda") or (kind == "cuda" and not torch.cuda.is_available()):
         raise ValueError(f"device={str(device)!r} has no memory counter here; choose cpu, or cuda where there is one.")
@@ -87,8 +88,6 @@ def _high_water() -> Iterator[Peak]:
 
 @contextlib.contextmanager
 def _sampled() -> Iterator[Peak]:
-    import psutil
-
     process = psutil.Process()
     before = process.memory_info().rss
     found = Peak(f"resident memory: sampled every {_PERIOD * 1e3:.0f} ms", before, before)
@@ -113,8 +112,6 @@ def _sampled() -> Iterator[Peak]:
 
 @contextlib.contextmanager
 def _cuda(device: str) -> Iterator[Peak]:
-    import torch
-
     torch.cuda.synchronize(device)
     torch.cuda.reset_peak_memory_stats(device)
     before = torch.cuda.memory_allocated(device)

@@ -12,6 +12,7 @@ from torch import nn
 
 from lib.metrics.score import Score, bootstrap
 from lib.models import blocks, logits
+from lib.sources import texts
 
 
 def measure(
@@ -75,8 +76,6 @@ def predicted(tokens: torch.Tensor) -> int:
 
 def tokenize(text, model: nn.Module, windows: int | None, length: int, bos: bool | None = None) -> torch.Tensor:
     """Token ids [count, length] of `text`: all its windows, or the first `windows` of them."""
-    from lib.sources import texts
-
     if windows is not None and windows < 1:
         raise ValueError(f"windows={windows}; choose a whole number from 1, or None for all.")
     tokens = texts.tokens(text, model, count=windows, length=length, bos=bos)

@@ -6,6 +6,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from lib.metrics.intervals import quantile
+
 _CHUNK = 1 << 22  # resampled numbers held at once by the bootstrap: 32 MiB of float64
 
 
@@ -57,8 +59,6 @@ class Score:
         """Student's 95 % interval (low, high) over the n samples, or None where the standard error is unknown."""
         if self.stderr is None:
             return None
-        from lib.metrics.intervals import quantile  # most processes that record don't need it
-
         reach = quantile(self.n - 1) * self.stderr if self.stderr else 0.0
         return self.value - reach, self.value + reach
 

@@ -13,7 +13,9 @@ from collections.abc import Callable, Iterator
 
 import numpy as np
 import torch
+from transformers import DynamicCache
 
+from lib import files
 from lib.metrics.score import Score, bootstrap
 from lib.models import blocks
 from lib.models.logits import device, evaluating
@@ -94,11 +96,9 @@ def ratio(measured: Measured, system: str, reference: str, metric: str = "decode
     The direction is the metric's own: above 1 is better for tokens/s, below 1 for seconds.
     Raises KeyError for a system or a metric that was not measured.
     """
-    from lib.files import choices
-
     for given, allowed in ((system, measured), (reference, measured), (metric, _METRICS)):
         if given not in allowed:
-            raise KeyError(f"{given!r} was not measured; {choices(given, allowed)}")
+            raise KeyError(f"{given!r} was not measured; {files.choices(given, allowed)}")
     pairs = zip(measured.samples[system][metric], measured.samples[reference][metric])
     return _median([ours / theirs for ours, theirs in pairs], "ratio", _METRICS[metric][1], baseline=1.0)
 
@@ -147,8 +147,6 @@ def _stepper(model, tokens: torch.Tensor) -> tuple[Callable, torch.Tensor]:
     if _is_session(model):
         model.rewind(0)
         return lambda some: model.extend(some, last=True).argmax(-1, keepdim=True), tokens
-    from transformers import DynamicCache
-
     cache = DynamicCache(config=model.config)
 
     def step(some):

@@ -16,10 +16,10 @@ def transformers(job: dict):
 
     Like all kinds, returns a function to run it, and one from positions in the cache to the bytes that a step reads.
     """
-    import torch
+    import torch  # the packed engine is timed without torch
 
-    from lib.metrics import count, speed
-    from lib.sources import models
+    from lib.metrics import count, speed  # needs torch
+    from lib.sources import models  # `load` needs torch
 
     model, _ = models.load(job["model"], dtype=job.get("dtype"))
     return lambda tokens, new: speed.run(model, torch.tensor([tokens]), new), partial(count.bytes_per_token, model)
@@ -27,7 +27,7 @@ def transformers(job: dict):
 
 def packed(job: dict):
     """A folder through `runtime.load`, decoded by the packed engine."""
-    from lib import runtime
+    from lib import runtime  # llama.cpp's interpreter has no torch and none of our packages
 
     weights = runtime.load(job["model"], embedding_bits=job.get("embedding_bits", 8))
     batch = runtime.Batch(weights, 1)
@@ -37,8 +37,8 @@ def packed(job: dict):
 
 def llama_cpp(job: dict):
     """A gguf file through llama-cpp-python."""
-    import llama_cpp as library
-    import numpy as np
+    import llama_cpp as library  # only its own interpreter has it
+    import numpy as np  # comes with llama_cpp
 
     threads = job["threads"]
     model = library.Llama(

@@ -1,6 +1,7 @@
 """Profile of a decoding step: the packed engine by its own clock, transformers by torch's profiler."""
 
 from torch import Tensor, nn
+from torch.profiler import ProfilerActivity, profile
 
 from lib.metrics import speed
 
@@ -32,8 +33,6 @@ def of_model(model: nn.Module, tokens: Tensor, new_tokens: int) -> dict[str, flo
     The shares are those of the profiler's time on the CPU, in which the profiler itself slows small operations; the
     whole is timed without it.
     """
-    from torch.profiler import ProfilerActivity, profile
-
     _, seconds = speed.run(model, tokens, new_tokens)
     with profile(activities=[ProfilerActivity.CPU]) as profiler:
         speed.run(model, tokens[:, :1], new_tokens)

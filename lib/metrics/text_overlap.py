@@ -6,13 +6,16 @@ them they use, and their numbers are comparable only with the same one. SARI is 
 
 import difflib
 import re
+import warnings
 from collections import Counter
 from functools import lru_cache
+
+from rouge import Rouge
 
 
 def sentence_scores(text: str, reference: str) -> dict[str, float]:
     """bleu, rouge1, rouge2 and rougeLsum (F-measures) of one text, each 0 to 100, as T5's evaluation sets them up."""
-    import sacrebleu
+    import sacrebleu  # loads slowly, only for BLEU
 
     bleu = sacrebleu.corpus_bleu([text], [[reference]], smooth_method="exp", smooth_value=0.0, tokenize="intl")
     text, reference = text.replace(" . ", ".\n"), reference.replace(" . ", ".\n")
@@ -22,7 +25,7 @@ def sentence_scores(text: str, reference: str) -> dict[str, float]:
 
 def corpus_bleu(texts: list[str], references: list[str]) -> float:
     """BLEU of all texts together, 0 to 100 (Papineni et al. 2002, doi:10.3115/1073083.1073135; 13a tokens)."""
-    import sacrebleu
+    import sacrebleu  # loads slowly, only for BLEU
 
     return sacrebleu.corpus_bleu(texts, [references]).score
 
@@ -36,8 +39,6 @@ def rouge(text: str, references: list[str]) -> dict[str, float]:
 
 def rouge_l(text: str, reference: str) -> float:
     """ROUGE-L F-measure, 0 to 1, by the package `rouge` (LongBench's and TRACE's); 0 where a side has no words."""
-    from rouge import Rouge
-
     if not _words(text) or not _words(reference):
         return 0.0
     return Rouge(metrics=["rouge-l"]).get_scores([text], [reference], avg=True)["rouge-l"]["f"]
@@ -45,9 +46,7 @@ def rouge_l(text: str, reference: str) -> float:
 
 def bleu(text: str, reference: str, order: int) -> float:
     """BLEU with equal weights on 1- to `order`-grams, 0 to 1, by nltk on words cut at whitespace and full stops."""
-    import warnings
-
-    from nltk.translate.bleu_score import sentence_bleu
+    from nltk.translate.bleu_score import sentence_bleu  # loads slowly, only for TRACE's BLEU
 
     words, expected = _words(text), _words(reference)
     if not words or not expected:
@@ -112,7 +111,7 @@ def _ngrams(tokens, n):
 
 
 def _tokens(text):
-    from sacrebleu.tokenizers.tokenizer_13a import Tokenizer13a
+    from sacrebleu.tokenizers.tokenizer_13a import Tokenizer13a  # loads slowly, only for SARI
 
     return Tokenizer13a()(text.lower()).split()
 
@@ -123,6 +122,6 @@ def _words(text):
 
 @lru_cache(maxsize=4)
 def _scorer(kinds):
-    from rouge_score.rouge_scorer import RougeScorer
+    from rouge_score.rouge_scorer import RougeScorer  # loads slowly, only for summaries and TruthfulQA
 
     return RougeScorer(list(kinds))

@@ -7,6 +7,7 @@ peak is reset before each system, systems take turns, and the median replaces th
 generation: time to the first token, and per further token.
 """
 
+import numpy as np
 import torch
 from torch import nn
 
@@ -28,8 +29,6 @@ def measure(
     that several systems in one process, which may share weights, don't count each other.
     Raises ValueError for no systems, counts below 1, and inputs longer than a model's context.
     """
-    import numpy as np
-
     tokens = _inputs(systems, length=length, batch=batch, rounds=rounds, seed=seed)
     used = {system: peak(model, tokens) for system, model in systems.items()}
     taken: dict[str, list[float]] = {system: [] for system in systems}

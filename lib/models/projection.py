@@ -13,6 +13,7 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
+from transformers.modeling_outputs import BaseModelOutputWithPast
 
 from lib.models import blocks, partial
 from lib.models.eval_mode import evaluating
@@ -86,8 +87,6 @@ class _Answer(nn.Module):
         return self
 
     def forward(self, *args, **kwargs):
-        from transformers.modeling_outputs import BaseModelOutputWithPast
-
         return BaseModelOutputWithPast(last_hidden_state=self.states)
 
 

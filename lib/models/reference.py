@@ -6,6 +6,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save as as_bytes
 from torch import nn
 
 from lib import files
@@ -38,9 +40,10 @@ class Reference:
     def check(self, tokens: torch.Tensor) -> None:
         """Raise ValueError unless `tokens` are this reference's first windows."""
         if not torch.equal(self.tokens[: len(tokens)], tokens.cpu()):
+            ours, given = (files.data_hash(each)[:12] for each in (self.tokens, tokens))
             raise ValueError(
-                f"the reference remembers tokens {list(self.tokens.shape)} with hash {_data_hash(self.tokens)[:12]} "
-                f"and those given are {list(tokens.shape)} with {_data_hash(tokens)[:12]}; "
+                f"the reference remembers tokens {list(self.tokens.shape)} with hash {ours} "
+                f"and those given are {list(tokens.shape)} with {given}; "
                 "remember the original on this text."
             )
 
@@ -49,19 +52,15 @@ class Reference:
 
         Raises FileExistsError where something lies at `path` that is no reference.
         """
-        from safetensors.torch import save
-
         tensors = {"tokens": self.tokens.contiguous(), "states": self.states.contiguous()}
         metadata = {"fingerprint": self.fingerprint, "states": digest(self.states), "tokens": digest(self.tokens)}
         files.check_writable(path, 2 * sum(tensor.nbytes for tensor in tensors.values()))
         _refuse_others(Path(path))
-        return files.write_bytes(path, save(tensors, metadata={"thimble": json.dumps(metadata)}))
+        return files.write_bytes(path, as_bytes(tensors, metadata={"thimble": json.dumps(metadata)}))
 
     @classmethod
     def load(cls, path: Path | str, original: nn.Module) -> "Reference":
         """Read what `save` wrote; raises ValueError when it belongs to other weights or its bytes have changed."""
-        from safetensors import SafetensorError, safe_open
-
         try:
             with safe_open(path, framework="pt") as file:
                 metadata = json.loads((file.metadata() or {}).get("thimble", "{}"))
@@ -82,7 +81,7 @@ class Reference:
     @staticmethod
     def path(original: nn.Module, tokens: torch.Tensor) -> Path:
         """Path in the cache folder for the reference of this model on these tokens."""
-        return files.cache() / "references" / f"{fingerprint(original)[:16]}-{_data_hash(tokens)[:16]}.safetensors"
+        return files.cache() / "references" / f"{fingerprint(original)[:16]}-{files.data_hash(tokens)[:16]}.safetensors"
 
 
 def fingerprint(model: nn.Module) -> str:
@@ -94,12 +93,6 @@ def fingerprint(model: nn.Module) -> str:
     return hasher.hexdigest()
 
 
-def _data_hash(tokens: torch.Tensor) -> str:
-    from lib import files
-
-    return files.data_hash(tokens)
-
-
 def digest(tensor: torch.Tensor) -> str:
     """SHA-256 over type, shape and bytes of a tensor."""
     hasher = hashlib.sha256(f"{tensor.dtype} {list(tensor.shape)}".encode())
@@ -109,8 +102,6 @@ def digest(tensor: torch.Tensor) -> str:
 
 def _refuse_others(path: Path) -> None:
     """Raise FileExistsError for what lies at `path` and is no reference of the project's."""
-    from safetensors import SafetensorError, safe_open
-
     if not path.exists():
         return
     try:

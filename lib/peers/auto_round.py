@@ -27,7 +27,7 @@ OPTIONS = {
 
 def quantize(job: script.Job) -> tuple[dict, dict]:
     """Weights by name (float32) and facts; runs where auto-round is installed."""
-    from auto_round import AutoRound
+    from auto_round import AutoRound  # only the peer's interpreter has it
 
     model, tokenizer = job.load()
     names = list(script.linears(model))

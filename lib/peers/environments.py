@@ -161,7 +161,7 @@ def _check(peer, model, tokens, *, bits, options):
 
 
 def _write_tokens(tokens, scratch):
-    from safetensors.torch import save_file
+    from safetensors.torch import save_file  # loads torch, which asking about a peer does without
 
     save_file({"tokens": tokens.detach().cpu().contiguous()}, scratch / "tokens.safetensors")
     return str(scratch / "tokens.safetensors")

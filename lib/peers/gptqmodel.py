@@ -25,7 +25,7 @@ OPTIONS = {"batch_size": 1, "dampening": 0.0, "mse": 0.0}
 
 def quantize(job: script.Job) -> tuple[dict, dict]:
     """Weights by name (float32) and facts; runs where gptqmodel is installed."""
-    from gptqmodel import GPTQModel, QuantizeConfig
+    from gptqmodel import GPTQModel, QuantizeConfig  # only the peer's interpreter has it
 
     names = list(script.linears(job.load()[0]))
     settings = QuantizeConfig(
@@ -49,7 +49,7 @@ def quantize(job: script.Job) -> tuple[dict, dict]:
 
 def _stored(folder):
     """All tensors of its save, by name."""
-    from safetensors.torch import load_file
+    from safetensors.torch import load_file  # loads torch; this file is also read without
 
     tensors = {}
     for path in sorted(folder.glob("*.safetensors")):
@@ -68,7 +68,7 @@ def _weight(stored, name, bits):
 
 def _codes(words, bits):
     """Codes [n * 32 / bits, m] out of int32 `words` [n, m], which hold them as one stream of bits down the rows."""
-    import torch
+    import torch  # this file is also read without torch
 
     stream = (words.unsqueeze(1) >> torch.arange(32, dtype=torch.int32).view(1, 32, 1)) & 1
     values = 2 ** torch.arange(bits, dtype=torch.int32).view(1, bits, 1)

@@ -20,9 +20,9 @@ OPTIONS = {"axis": 1}
 
 def quantize(job: script.Job) -> tuple[dict, dict]:
     """Weights by name (float32) and facts; runs where hqq is installed."""
-    import torch
-    from hqq.core.quantize import BaseQuantizeConfig, HQQLinear
-    from safetensors.torch import save_file
+    import torch  # this file is also read without torch
+    from hqq.core.quantize import BaseQuantizeConfig, HQQLinear  # only the peer's interpreter has it
+    from safetensors.torch import save_file  # loads torch
 
     model, _ = job.load()
     settings = BaseQuantizeConfig(nbits=job.bits, group_size=job.group_size, axis=job.options["axis"])

@@ -18,6 +18,7 @@ says how many layers have them.
 import itertools
 import os
 import re
+import shutil
 import subprocess
 import sys
 import time
@@ -101,7 +102,7 @@ def dequantize(packed: Path, work: Path) -> dict:
 
     llama.cpp's own code does it (the `gguf` package lacks some formats); transformers undoes its order of rows.
     """
-    from transformers import AutoModelForCausalLM
+    from transformers import AutoModelForCausalLM  # loads torch; this file is also read without
 
     plain = Path(work) / "float32.gguf"
     _run(_tool("llama-quantize"), "--allow-requantize", packed, plain, "F32")
@@ -149,7 +150,7 @@ def _run(*command, job=None):
 
 def _importance(job, source):
     """(importance matrix file, number of windows that llama.cpp's tokenizer cuts as they were)."""
-    from transformers import AutoTokenizer
+    from transformers import AutoTokenizer  # loads torch; this file is also read without
 
     count, length = job.tokens.shape
     text, matrix = job.work / "calibration.txt", job.work / "imatrix.gguf"
@@ -196,7 +197,7 @@ def _pack(job, source, matrix, kind, packed):
 
 def _types(packed):
     """{"kinds": format by tensor name, for matrices; "bytes": all tensors' data} of a gguf file."""
-    from gguf import GGUFReader
+    from gguf import GGUFReader  # only to look into what was written
 
     tensors = GGUFReader(packed).tensors
     kinds = {tensor.name: tensor.tensor_type.name for tensor in tensors if len(tensor.shape) > 1}
@@ -222,8 +223,6 @@ def _refuse_exact(job, weights, types):
 
 
 def _keep(job, packed, matrix):
-    import shutil
-
     if job.options["keep"]:
         folder = Path(job.options["keep"])
         folder.mkdir(parents=True, exist_ok=True)

@@ -20,7 +20,7 @@ OPTIONS = {"dampening": 0.01, "batch_size": 1}
 
 def quantize(job: script.Job) -> tuple[dict, dict]:
     """Weights by name (float32) and facts; runs where llmcompressor is installed."""
-    from llmcompressor import oneshot
+    from llmcompressor import oneshot  # only the peer's interpreter has it
 
     model, tokenizer = job.load()
     names = list(script.linears(model))
@@ -40,7 +40,7 @@ def quantize(job: script.Job) -> tuple[dict, dict]:
 
 
 def _recipe(job):
-    from llmcompressor.modifiers.gptq import GPTQModifier
+    from llmcompressor.modifiers.gptq import GPTQModifier  # only the peer's interpreter has it
 
     grid = {
         "num_bits": job.bits,
@@ -54,7 +54,7 @@ def _recipe(job):
 
 
 def _windows(job):
-    from torch.utils.data import DataLoader
+    from torch.utils.data import DataLoader  # this file is also read without torch
 
     batches = job.tokens.split(job.options["batch_size"])
     return DataLoader([{"input_ids": part, "attention_mask": part.new_ones(part.shape)} for part in batches], None)

@@ -51,7 +51,7 @@ class Job:
 
     def load(self):
         """(model, tokenizer) of the checkpoint, in the type that it is stored in, on the CPU."""
-        from transformers import AutoModelForCausalLM, AutoTokenizer
+        from transformers import AutoModelForCausalLM, AutoTokenizer  # loads torch; peers are read without
 
         model = AutoModelForCausalLM.from_pretrained(self.model, dtype="auto").eval()
         for name, layer in linears(model).items():
@@ -72,7 +72,7 @@ def main(quantize: Callable) -> None:
     report = Path(arguments.pop("report"))
     job = Job(**{**arguments, **{key: Path(arguments[key]) for key in ("model", "work", "folder")}})
     if job.tokens is not None:
-        from safetensors.torch import load_file
+        from safetensors.torch import load_file  # loads torch; peers are read without
 
         job.tokens = load_file(job.tokens)["tokens"]
     weights, facts = quantize(job)
@@ -82,7 +82,7 @@ def main(quantize: Callable) -> None:
 
 def linears(model) -> dict:
     """The linear layers of the decoder blocks by dotted name: all but the output head."""
-    from torch import nn
+    from torch import nn  # peers are read without torch
 
     head = model.get_output_embeddings()
     return {name: part for name, part in model.named_modules() if isinstance(part, nn.Linear) and part is not head}
@@ -120,8 +120,8 @@ def save(job: Job, weights: dict) -> str:
     The type is the original's where that holds every weight exactly, else float32.
     Raises ValueError for missing layers, other shapes, and values that are not finite.
     """
-    import torch
-    from transformers import AutoModelForCausalLM
+    import torch  # peers are read without torch
+    from transformers import AutoModelForCausalLM  # loads torch
 
     stored = AutoModelForCausalLM.from_pretrained(job.model, dtype="auto").dtype
     exact = all(torch.equal(value.to(stored).float(), value.float()) for value in weights.values())

@@ -5,6 +5,7 @@ out, so that the clock decides nothing and slow machines give the same result. W
 the whole artifact, embedding and head included, and `bits` is ignored.
 """
 
+from lib import quantizers
 from lib.peers import script
 
 NAME, PACKAGE, VERSION, MODULE = "thimble", "torch", None, "lib.quantizers"
@@ -18,8 +19,6 @@ OPTIONS = {"method": "best", "minutes": 4.0, "megabytes": 0.0, "seed": 0, "keep"
 
 def check(*, bits: int, options: dict) -> None:
     """Raise ValueError for a method that does not exist, and for megabytes without the recipe."""
-    from lib import quantizers
-
     if options["method"] != "best":
         quantizers.by_name(options["method"])
         if options["megabytes"]:
@@ -31,20 +30,19 @@ def check(*, bits: int, options: dict) -> None:
 
 def quantize(job: script.Job) -> tuple[dict, dict]:
     """Weights by name (float32), the embedding where it is quantized too, and facts."""
-    from lib import quantizers
-    from lib.export import compressed_tensors
-    from lib.quantized.quant_embedding import QuantEmbedding
+    from lib.export import compressed_tensors  # needs torch; this file is also read without
+    from lib.quantized.quant_embedding import QuantEmbedding  # needs torch
 
     model, tokenizer = job.load()
     with job.measured():
-        done = _run(quantizers, model, job)
+        done = _run(model, job)
     packed = compressed_tensors.save(model, tokenizer, job.options["keep"] or job.work / "packed")
     weights = {f"{name}.weight": part.dense() for name, part in done.items()}
     facts = {"packed_bytes": script.weight_bytes(packed)}
     return weights, facts | {"embedding": isinstance(model.get_input_embeddings(), QuantEmbedding)}
 
 
-def _run(quantizers, model, job):
+def _run(model, job):
     method, grid = job.options["method"], {"bits": job.bits, "group_size": job.group_size}
     if method != "best":
         return quantizers.by_name(method)(model, job.tokens, **grid)

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 
 from torch import nn
 
+from lib import files
 from lib.export import size
 from lib.metrics import count
 from lib.models.blocks import blocks
@@ -96,9 +97,7 @@ class Budget:
 
 def _check(wanted: dict) -> None:
     if unknown := [kind for kind in wanted if kind not in KINDS]:
-        from lib.files import choices
-
-        raise TypeError(f"budget {unknown[0]!r} is unknown; {choices(unknown[0], KINDS)}")
+        raise TypeError(f"budget {unknown[0]!r} is unknown; {files.choices(unknown[0], KINDS)}")
     if not wanted:
         raise ValueError(f"no budget was given; say how far to prune by one or more of {', '.join(KINDS)}.")
     for kind, value in wanted.items():

@@ -8,6 +8,7 @@ from pathlib import Path
 from torch import nn
 
 from lib import files, folders
+from lib.export import plain
 from lib.metrics import count, speed, throughput
 from lib.metrics.score import Score, exact
 from lib.pruners import depth
@@ -151,8 +152,6 @@ def _sizes(model: nn.Module, folder: Path | str | None, *, memory: bool) -> dict
 
 def _check_folders(model: nn.Module, folder: Path | str | None, state, megabytes: float = 0.0) -> None:
     """Raise before the work what writing the result, or the steps of a greedy choice, would raise at its end."""
-    from lib.export import plain
-
     if folder is not None:
         plain.check(model, getattr(model, "tokenizer", None))
         folders.check(folder, int(1e6 * megabytes) + plain.ROOM)
@@ -172,7 +171,5 @@ def _warn(found: Fit, kind: str, budget: Budget) -> None:
 
 
 def _saved(model: nn.Module, folder: Path | str) -> Score:
-    from lib.export import plain
-
     plain.save(model, model.tokenizer, folder)
     return exact(count.artifact_bytes(folder) / 1e6, "MB", higher_is_better=False)

@@ -11,6 +11,7 @@ from pathlib import Path
 from torch import Tensor, nn
 
 from lib import files
+from lib.jobs import JobState, environment_fingerprint, fingerprint
 from lib.metrics import divergence
 from lib.models.blocks import blocks
 from lib.pruners import importance
@@ -56,8 +57,6 @@ class _Steps:
     """Finished steps in `folder`, one JSON file each (None keeps nothing)."""
 
     def __init__(self, folder: Path | str | None, model: nn.Module, tokens: Tensor, **job):
-        from lib.jobs import JobState, environment_fingerprint, fingerprint
-
         job |= environment_fingerprint("pruners") | fingerprint(model, tokens) if folder else {}
         self.folder = folder and JobState(folder, method="greedy", **job).folder
 

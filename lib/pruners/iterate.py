@@ -9,7 +9,8 @@ from collections.abc import Callable, Sequence
 from torch import nn
 
 from lib.models import blocks
-from lib.pruners import depth
+from lib.pruners import depth, heal
+from lib.trainers import loop
 
 
 def prune_and_heal_(
@@ -50,9 +51,6 @@ def in_rounds_(
     one round would, and none twice. way: options of `heal.heal_` (way, teacher, learning_rate, ...).
     Returns and raises what `prune_and_heal_`, `depth.choose` and `heal_` do.
     """
-    from lib.pruners import heal
-    from lib.trainers import loop
-
     ids, places = loop.tokens_of(windows, model), iter(range(len(counts)))
 
     def choose(model: nn.Module, count: int) -> list[int]:

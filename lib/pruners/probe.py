@@ -10,6 +10,7 @@ from dataclasses import dataclass
 import numpy as np
 from torch import nn
 
+from lib import files
 from lib.metrics import speed, throughput
 from lib.models.blocks import blocks
 from lib.pruners.drop import without
@@ -69,10 +70,8 @@ def seconds(model: nn.Module, phase: str, *, prompt: int = 128, new_tokens: int 
 
 def known(phase: str) -> str:
     """`phase`, if it is one of `PHASES`; ValueError with the choices otherwise."""
-    from lib.files import choices
-
     if phase not in PHASES:
-        raise ValueError(f"phase={phase!r} is unknown; {choices(phase, PHASES)}")
+        raise ValueError(f"phase={phase!r} is unknown; {files.choices(phase, PHASES)}")
     return phase
 
 

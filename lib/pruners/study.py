@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from torch import Tensor, nn
 
 from lib import files, quantizers
+from lib.jobs import environment_fingerprint, fingerprint
 from lib.pruners import depth, importance
 
 
@@ -68,7 +69,5 @@ def both_orders_(
 
 
 def _folder(model: nn.Module, tokens: Tensor, choice: str):
-    from lib.jobs import environment_fingerprint, fingerprint
-
     job = [*(fingerprint(model, tokens) | environment_fingerprint("pruners")).values(), choice]
     return files.cache() / "pruning" / hashlib.sha256(" ".join(job).encode()).hexdigest()[:16]

@@ -45,6 +45,6 @@ def best_(model, calibration, **options):
 
     The arguments are those of `lib.quantizers.best.quantize_`.
     """
-    from lib.quantizers import best
+    from lib.quantizers import best  # needs torch; names of methods are read without
 
     return best.quantize_(model, calibration, **options)

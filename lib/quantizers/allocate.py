@@ -18,6 +18,7 @@ from lib.models import blocks, capture
 from lib.quantized.grid import BITS, Quantized
 from lib.quantizers import calibrate, embedding, gptq_signround, sensitivity
 from lib.quantizers.sensitivity import Losses
+from lib.sources import texts
 
 UNITS = 20_000  # most steps into which the dynamic programming divides the budget
 
@@ -43,8 +44,6 @@ def quantize_(
     so that a killed job resumes. Raises ValueError when even the fewest bits are too large for the budget, and for
     widths that a matrix can't take, before any work.
     """
-    from lib.sources import texts
-
     if losses is None:
         widths = check(model, megabytes, widths=widths, group_size=group_size)
     tokens = texts.tokens(calibration, model)
@@ -73,8 +72,6 @@ def apply_(
     ValueError, before the work, for a plan that lacks a matrix or gives it unsupported bits; a tied model needs only
     the embedding.
     """
-    from lib.sources import texts
-
     table, head = _ends(model)
     _check_names(model, plan)
     ends = {"bits": plan[table], "head_bits": plan.get(head), "group_size": group_size}

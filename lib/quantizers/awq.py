@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 import torch
+from safetensors.torch import load, save
 from torch import Tensor, nn
 
 from lib import files
@@ -24,6 +25,7 @@ from lib.models.blocks import blocks, path_of_blocks
 from lib.models.folds import Fold, fold_
 from lib.quantized.grid import Quantized, choose, dequantize, quantize
 from lib.quantizers import calibrate, clip
+from lib.sources import texts
 
 STEPS = 20  # α from 0 to 1 (section 3.2 of the paper)
 ROWS = 256  # rows whose errors choose α, evenly spaced: it is one number for hundreds of columns
@@ -54,8 +56,6 @@ def quantize_(
     group_size: columns per grid, -1 for a row. state: folder that keeps the scales of each group of layers and each
     finished block, so that a killed job resumes.
     """
-    from lib.sources import texts
-
     tokens = texts.tokens(calibration, model)
     grid = {"bits": bits, "group_size": group_size}
     scales, clips = (None, None) if state is None else (Path(state) / "scales", Path(state) / "clips")
@@ -73,8 +73,6 @@ def scale_(
     and `group_size`. Arguments as for `quantize_`. Raises ValueError before the work for layers that can't take the
     grid, and for a model in which no layer passes a scale on.
     """
-    from lib.sources import texts
-
     calibrate.check_layers(model, bits=bits, group_size=group_size)
     tokens = texts.tokens(calibration, model)
     calibrate.check_memory(model, tokens)
@@ -184,8 +182,6 @@ class _Kept:
 
     def __call__(self, name: str, make) -> tuple[Tensor, Tensor]:
         """Read the search of the layer `name`, or run `make()` and save its result."""
-        from safetensors.torch import load, save
-
         path = self.folder and self.folder / f"{name}.safetensors"
         if path and path.exists():
             done = load(path.read_bytes())

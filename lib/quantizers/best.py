@@ -19,6 +19,7 @@ from lib.metrics import divergence
 from lib.quantized.grid import Quantized
 from lib.quantizers import allocate, calibrate, e2e_qp, gptq_signround, sensitivity
 from lib.quantizers.time_budget import FixedSteps, JobLog, TimeBudget
+from lib.sources import texts
 
 BATCH = 2  # windows in a step of SignRound
 
@@ -50,8 +51,6 @@ def quantize_(
     state of other arguments. With megabytes, measuring takes time that grows with the square of the number of blocks
     (`sensitivity.measure`); everything else grows linearly.
     """
-    from lib.sources import texts
-
     begun = timing.clock()
     _check(model, bits, megabytes, minutes, steps, group_size)
     tokens = texts.tokens(calibration, model)

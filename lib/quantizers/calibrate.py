@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from lib import progress
+from lib.export import compressed_tensors
 from lib.jobs import JobState
 from lib.models import capture
 from lib.models.blocks import blocks, config, linears, path_of_blocks, refuse_adapters
@@ -202,8 +203,6 @@ def split(quantized: Quantized, rows: list[int]) -> list[Quantized]:
 
 def mark(model: nn.Module) -> None:
     """Mark `model` as quantized, so that plain `save_pretrained` writes the packed format."""
-    from lib.export import compressed_tensors
-
     compressed_tensors.mark(model)
 
 

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from lib.jobs import JobState, fingerprint
 from lib.quantized.grid import HUGE, TINY, Quantized, check, quantize
 from lib.quantizers import calibrate
+from lib.sources import texts
 
 RATIOS = [*(part / 16 for part in range(16, 0, -1)), 1 / 32]  # ends tried, as shares of minimum and maximum
 AT_ONCE = 1 << 17  # weights of one step of the search, small enough for the caches
@@ -29,8 +30,6 @@ def quantize_(
     row. state: folder that keeps finished blocks, so that a killed job resumes. Raises ValueError before the work
     when a layer can't take the grid.
     """
-    from lib.sources import texts
-
     calibrate.check_layers(model, bits=bits, group_size=group_size)
     tokens = texts.tokens(calibration, model)
     calibrate.check_memory(model, tokens)

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from lib.jobs import JobState, fingerprint
 from lib.quantized.grid import AT_ONCE, HUGE, SHRINK, TINY, Quantized, check, check_candidates
 from lib.quantizers import calibrate, layerwise
+from lib.sources import texts
 
 FEW = 16  # up to so many levels, comparing with each boundary is faster than a binary search
 
@@ -32,8 +33,6 @@ def quantize_(
     calibration, scales tried per group, for the least error weighted by the inputs. state: folder that keeps finished
     blocks, so that a killed job resumes.
     """
-    from lib.sources import texts
-
     calibrate.check_layers(model, bits=bits, group_size=group_size, candidates=candidates)
     settings = {"bits": bits, "group_size": group_size}
     if calibration is None:

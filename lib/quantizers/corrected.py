@@ -19,6 +19,7 @@ from lib.models.capture import cross_moment, second_moment
 from lib.quantized.grid import Quantized
 from lib.quantizers import calibrate
 from lib.quantizers.gptq import gptq, inverse_factor, revived
+from lib.sources import texts
 
 ROWS = 256  # rows of a layer that the share is measured on: one number needs no more
 
@@ -40,8 +41,6 @@ def quantize_(
     The arguments are those of `gptq.quantize_`. It costs one more pass of the original and keeps one block's original
     inputs beside the drifted ones.
     """
-    from lib.sources import texts
-
     calibrate.check_layers(model, bits=bits, group_size=group_size, candidates=candidates)
     tokens = texts.tokens(calibration, model)
     calibrate.check_memory(model, tokens, streams=2)

@@ -30,6 +30,7 @@ from lib.quantized.grid import Quantized
 from lib.quantized.linear import QuantLinear
 from lib.quantizers import activations, calibrate
 from lib.quantizers.learnable_scale import LearnableScaleLinear
+from lib.sources import texts
 from lib.trainers import chunked, loop, minibatch
 
 LEARNING_RATE = 16e-3  # peak of δ's rate, times 2^bits
@@ -61,8 +62,6 @@ def tune_(
     that is not positive, and when the loss is not finite (the model then keeps its initial scales); MemoryError, before
     the work, when a step's activations don't fit.
     """
-    from lib.sources import texts
-
     tokens = texts.tokens(calibration, model)
     found = _check(model, steps, batch, len(tokens))
     again = activations.must_recompute(model, batch * tokens.shape[1])
@@ -99,8 +98,6 @@ def rate_of(layers: list[QuantLinear]) -> float:
 
 def seconds_per_step(model: nn.Module, calibration, reference: Reference, *, batch: int = 1) -> float:
     """Seconds of one step of `tune_` on this machine: the second of two trial steps, which change nothing."""
-    from lib.sources import texts
-
     tokens = texts.tokens(calibration, model)
     again = activations.must_recompute(model, batch * tokens.shape[1])
     with _tuned(model, _check(model, 1, batch, len(tokens)), again):

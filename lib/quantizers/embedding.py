@@ -11,13 +11,16 @@ all columns have equal weight. Where both are one matrix (tied), it is quantized
 import torch
 from torch import Tensor, nn
 
+from lib import timing
 from lib.jobs import JobState, fingerprint
-from lib.models import blocks
+from lib.models import blocks, capture, logits
 from lib.quantized.grid import Quantized, check, check_candidates, check_finite
 from lib.quantized.quant_embedding import factor_of
 from lib.quantized.replace import place_
+from lib.quantizers import calibrate
 from lib.quantizers.gptq import gptq
 from lib.quantizers.rtn import rtn
+from lib.sources import texts
 
 ROWS = 8192  # rows quantized at once: they don't depend on one another
 RIDGE = 0.1  # share of the mean diagonal of H: the least divergence at 2 and 3 bits among 0, 0.1, 0.3 and 1
@@ -45,9 +48,6 @@ def quantize_(
     embedding's use in a tied matrix, 0 for none. state: folder that keeps the result, so that a killed job resumes
     (with calibration only). device: where the rows are quantized.
     """
-    from lib.quantizers import calibrate
-    from lib.sources import texts
-
     check_parts(model, bits=bits, head_bits=head_bits, group_size=group_size)
     check_candidates(candidates)
     check_finite(model)
@@ -108,8 +108,6 @@ def _by_rows(weight: Tensor, hessian: Tensor | None, device, settings) -> Quanti
 
 def seconds(model: nn.Module, *, group_size: int = 64) -> float:
     """Seconds that `rounded` takes with a Hessian, tried on the first `ROWS` rows of the head."""
-    from lib import timing
-
     weight = blocks.head(model).weight
     with timing.stopwatch() as watch:
         _by_rows(weight[:ROWS], torch.eye(weight.shape[1]), None, {"bits": 4, "group_size": group_size})
@@ -118,8 +116,6 @@ def seconds(model: nn.Module, *, group_size: int = 64) -> float:
 
 def final_moment(model: nn.Module, tokens: Tensor) -> Tensor:
     """2/n Σ x xᵀ of the hidden states that the head reads on `tokens` [count, length], float32 [hidden, hidden]."""
-    from lib.models import capture, logits
-
     total = 0
     with logits.evaluating(model):
         for _, some in logits.batches(tokens, model, "auto", "head"):

@@ -15,6 +15,7 @@ from lib.models.capture import cross_moment, second_moment
 from lib.quantized.grid import Quantized, check, choose
 from lib.quantizers import calibrate
 from lib.quantizers.gptq import BLOCK, inverse_factor, revived
+from lib.sources import texts
 
 
 def quantize_(
@@ -36,8 +37,6 @@ def quantize_(
     has no such factor; the authors' program uses 0.25. The rest as in `gptq.quantize_`. It costs one more
     pass of the original and keeps one block's original inputs beside the drifted ones.
     """
-    from lib.sources import texts
-
     check_alpha(alpha)
     calibrate.check_layers(model, bits=bits, group_size=group_size, candidates=candidates)
     tokens = texts.tokens(calibration, model)

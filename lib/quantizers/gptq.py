@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from lib.jobs import JobState, fingerprint
 from lib.quantized.grid import Quantized, check, choose
 from lib.quantizers import calibrate
+from lib.sources import texts
 
 DAMP = (0.01, 0.03, 0.1, 0.3, 1.0)  # fractions of the mean diagonal, tried until the factorization succeeds
 BLOCK = 128  # columns whose errors are applied to the rest at once (section 3.3, step 2)
@@ -36,8 +37,6 @@ def quantize_(
     row. act_order: columns with large inputs first (on grids that are fixed beforehand, "static groups").
     candidates: ranges tried per group. state: folder that keeps finished blocks, so that a killed job resumes.
     """
-    from lib.sources import texts
-
     calibrate.check_layers(model, bits=bits, group_size=group_size, candidates=candidates)
     tokens = texts.tokens(calibration, model)
     calibrate.check_memory(model, tokens)

@@ -27,6 +27,7 @@ from lib.models.blocks import linears
 from lib.models.reference import digest
 from lib.quantized.grid import Quantized
 from lib.quantizers import calibrate, gptq, signround
+from lib.sources import texts
 
 Bits = int | dict[str, int]  # of all layers alike, or by layer name
 
@@ -55,8 +56,6 @@ def quantize_(
     the same number in a resumed job. clean: of `calibrate.sequential_blocks`. state: folder that keeps finished blocks,
     so that a killed job resumes.
     """
-    from lib.sources import texts
-
     tokens = texts.tokens(calibration, model)
     options = {"batch": batch, "rate": rate, "range_rate": range_rate, "filtered": filtered, "seed": seed}
     plan, options = check(model, tokens, bits, group_size=group_size, steps=steps, **options)

@@ -24,6 +24,7 @@ from lib.quantized.grid import Quantized
 from lib.quantizers import calibrate, gptq
 from lib.quantizers.hadamard import rotation
 from lib.quantizers.layer_rotation import AT_ONCE, LayerRotation, factors, neutral_, subtracts_mean, times, turn_
+from lib.sources import texts
 
 FLIPPED = "a Hadamard rotation of it flips signs and mixes nothing"  # no power of two but 1 divides it
 REMEDY = "choose rotate_(values=False), which turns the residual stream alone"
@@ -47,8 +48,6 @@ def quantize_(
 
     Embedding and head, if they were one matrix, are two afterwards, and the artifact is larger by one of them.
     """
-    from lib.sources import texts
-
     calibrate.check_layers(model, bits=bits, group_size=group_size, candidates=candidates)
     tokens = texts.tokens(calibration, model)
     calibrate.check_memory(model, tokens)

@@ -27,6 +27,7 @@ from lib.metrics import divergence
 from lib.models import blocks, capture, logits
 from lib.quantized.grid import BITS, Quantized, choose, quantize
 from lib.quantizers import calibrate, embedding
+from lib.sources import texts
 
 ROWS = 8192  # rows that are rounded at once
 PROBE = 3  # bits at which a group's divergence is measured
@@ -47,8 +48,6 @@ def measure(
     finished block, so that a killed job resumes; one of other arguments is refused. Raises ValueError, before the
     work, where a matrix can't take one of `widths`, and for a loss that is not finite.
     """
-    from lib.sources import texts
-
     widths = check_widths(model, widths, group_size=group_size)
     if windows < 1:
         raise ValueError(f"windows={windows}; divergences are measured on 1 or more of them; 2 is the default.")

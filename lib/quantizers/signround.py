@@ -24,6 +24,7 @@ from lib.models.blocks import linears
 from lib.quantized.grid import Quantized, choose, quantize
 from lib.quantizers import attention, calibrate
 from lib.quantizers.signround_layer import SignRoundWeight
+from lib.sources import texts
 
 SEEN = 4  # windows that weight the columns in the search for ranges, and that test whether training helped
 TRAVEL = 0.5  # rate of V in the first step times the steps: half of it, a quarter of a code, is the farthest V gets
@@ -58,8 +59,6 @@ def quantize_(
     copy of this model; `symmetric` and `candidates` are then ignored. state: folder that keeps finished blocks, so that
     a killed job resumes.
     """
-    from lib.sources import texts
-
     calibrate.check_layers(model, bits=bits, group_size=group_size, candidates=candidates)
     tokens = texts.tokens(calibration, model)
     learning = {"steps": steps, "batch": batch, "rate": rate, "range_rate": range_rate}

@@ -13,7 +13,7 @@ def architecture_of(model) -> Architecture:
 
     Raises ValueError naming a part that is not supported, or that differs from the configuration.
     """
-    from lib.models import blocks
+    from lib.models import blocks  # needs torch; saved models run without
 
     config = blocks.config(model).to_dict() | {"architectures": [type(model).__name__]}  # the name in what is refused
     if config.get("layer_types", ()) is None:  # the class sets it when it is created, so it was removed later
@@ -27,7 +27,7 @@ def architecture_of(model) -> Architecture:
 
 def _agree(model, wanted: Architecture, name: str) -> None:
     """Refuse modules that differ from the configuration, such as after it was edited."""
-    from lib.models import blocks
+    from lib.models import blocks  # needs torch; saved models run without
 
     modules = {"the final norm": blocks.final_norm(model)}
     for index, block in enumerate(blocks.blocks(model)):
@@ -49,7 +49,7 @@ def _agree(model, wanted: Architecture, name: str) -> None:
 
 def _untouched(model, wanted: Architecture, name: str) -> None:
     """Refuse hooks, replaced forward passes, and blocks without the parts of their family."""
-    from lib.models import blocks
+    from lib.models import blocks  # needs torch; saved models run without
 
     for index, block in enumerate(blocks.blocks(model)):
         there = {path for path, _ in block.named_modules()}
@@ -64,8 +64,8 @@ def _untouched(model, wanted: Architecture, name: str) -> None:
 
 def _computes(function, activation: str) -> bool:
     """Whether a module's activation is the one with this name."""
-    import torch
-    from torch.nn import functional
+    import torch  # saved models run without torch
+    from torch.nn import functional  # saved models run without torch
 
     wanted = {"silu": functional.silu, "gelu": lambda x: functional.gelu(x, approximate="tanh")}[activation]
     x = torch.linspace(-6, 6, 97)

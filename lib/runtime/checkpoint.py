@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
+from lib import checkpoints, folders
 from lib.decoding import ends, settings
 from lib.runtime import architecture, fused
 from lib.runtime.architecture import Architecture
@@ -15,6 +16,7 @@ from lib.runtime.rope_frequencies import Rotation, frequencies
 from lib.runtime.tensors import Tensors, bfloat16
 from lib.runtime.tokenizer import Tokenizer
 from lib.runtime.weights import Weights, check_bits
+from lib.sources import models
 
 _KINDS = {"bfloat16": "BF16", "float16": "F16", "float32": "F32", "float64": "F64"}
 _TABLE, _HEAD = "model.embed_tokens", "lm_head"
@@ -28,9 +30,6 @@ def load(folder: Path | str, *, embedding_bits: int | None = 8, adapter: str | N
     Raises FileNotFoundError or ValueError for folders that are broken, unsafe or not supported, for tensors that are
     missing, unknown or not of the configuration's shape, and for other bits.
     """
-    from lib import folders
-    from lib.sources import models
-
     check_bits(embedding_bits)
     if adapter not in (None, "ignore"):
         raise ValueError(f"adapter={adapter!r}; None or 'ignore'; to merge one use sources.models.load, then pack_.")
@@ -39,8 +38,6 @@ def load(folder: Path | str, *, embedding_bits: int | None = 8, adapter: str | N
 
 
 def _load(folder: Path, embedding_bits: int | None, adapter: str | None) -> Weights:
-    from lib import checkpoints
-
     config = checkpoints.checkpoint(folder, adapter=adapter)
     wanted = architecture.read(config)
     tensors = Tensors(checkpoints.weights(folder), _quantization(folder, config))

@@ -21,6 +21,7 @@ import sys
 from pathlib import Path
 
 import numpy as np
+from filelock import FileLock
 
 from lib import files, folders, machine
 from lib.runtime.families import LINEARS, NORMS
@@ -132,8 +133,6 @@ def library(path: str | None = None) -> ctypes.CDLL | None:
 
 @functools.cache
 def _library(path: str) -> ctypes.CDLL | None:
-    from filelock import FileLock
-
     folder = place(path)
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)

@@ -52,7 +52,7 @@ class Cache:
 
     def put(self, layer: int, slots, positions, keys, values) -> None:
         """Store torch tensors [rows, key heads, size] at these slots and positions."""
-        import torch
+        import torch  # saved models run without torch
 
         size = self.weights.size
         for row, (slot, position) in enumerate(zip(slots.tolist(), positions.tolist())):
@@ -62,7 +62,7 @@ class Cache:
 
     def get(self, layer: int, slot: int, count: int):
         """The first `count` keys and values of a slot, torch float32 [key heads, count, size]."""
-        import torch
+        import torch  # saved models run without torch
 
         size, heads = self.weights.size, self.weights.key_heads
         keys = self.keys[layer, slot].reshape(heads, -1, size, 16).transpose(0, 1, 3, 2).reshape(heads, -1, size)
@@ -187,7 +187,7 @@ class Session(Batch):
 
     def extend(self, token_ids, *, last: bool = False):
         """Append int tokens [k]; logits of the new positions as a float32 tensor [k, vocabulary] (`last`: [1, ...])."""
-        import torch
+        import torch  # saved models run without torch
 
         ids = token_ids.reshape(-1).tolist() if hasattr(token_ids, "tolist") else list(token_ids)
         return torch.from_numpy(super().extend({0: ids}, last=last))
@@ -219,6 +219,6 @@ def backend_of(weights: Weights):
 
 
 def _reference(weights: Weights):
-    from lib.runtime.torch_kernels import Reference
+    from lib.runtime.torch_kernels import Reference  # needs torch; compiled kernels don't
 
     return Reference(weights)

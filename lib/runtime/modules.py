@@ -7,6 +7,7 @@ from torch import Tensor, nn
 from lib import checkpoints
 from lib.models import blocks
 from lib.quantized.grid import Quantized, choose, quantize
+from lib.quantized.quant_embedding import factor_of
 from lib.runtime import cpu, pack, torch_kernels
 from lib.runtime.agreement import architecture_of
 from lib.runtime.aligned import zeros
@@ -128,8 +129,6 @@ def pack_(model: nn.Module, *, embedding_bits: int | None = 8) -> nn.Module:
 
 def _pack_ends(model, table, head, bits, refused) -> None:
     """Pack embedding and head, as one matrix where they are tied."""
-    from lib.quantized.quant_embedding import factor_of
-
     tied, names = blocks.tied(model), [blocks.path_of(model, part) for part in (table, head)]
     try:
         factor = factor_of(table) if isinstance(table, nn.Embedding) else table.factor

@@ -106,7 +106,7 @@ def pack(quantized, out: np.ndarray | None = None, name: str = "the matrix") -> 
 
     Raises ValueError for codebooks, for groups that `check` refuses, and for scales that 16 bits don't hold.
     """
-    import torch
+    import torch  # saved models run without torch
 
     if quantized.codebook is not None:
         raise ValueError(
@@ -142,7 +142,7 @@ def pack_arrays(codes, scale, zero, *, bits: int, group_size: int, out=None, nam
 
 def pack_plain(weight) -> Packed:
     """Pack a weight matrix (a torch tensor [rows, columns]) as bfloat16."""
-    import torch
+    import torch  # saved models run without torch
 
     bits = weight.detach().cpu().to(torch.bfloat16).contiguous().view(torch.int16).numpy().view(np.uint16)
     rows, columns = weight.shape
@@ -160,9 +160,9 @@ def pack_bits(values: np.ndarray, out: np.ndarray) -> np.ndarray:
 
 def unpack(packed: Packed):
     """The `Quantized` that was packed, equal in every code, scale and zero point."""
-    import torch
+    import torch  # saved models run without torch
 
-    from lib.quantized.grid import Quantized
+    from lib.quantized.grid import Quantized  # needs torch
 
     codes, scale, zero = unpack_arrays(packed)
     scale = torch.from_numpy(scale.view(np.int16)).view(torch.bfloat16)
@@ -189,7 +189,7 @@ def unpack_arrays(packed: Packed) -> tuple[np.ndarray, np.ndarray, np.ndarray | 
 
 def unpack_plain(packed: Packed):
     """The bfloat16 matrix that was packed, a torch tensor [rows, columns]."""
-    import torch
+    import torch  # saved models run without torch
 
     values = packed.data.view(np.uint16).reshape(-1, packed.columns, TILE).transpose(0, 2, 1)
     values = np.ascontiguousarray(values).reshape(-1, packed.columns)[: packed.rows]

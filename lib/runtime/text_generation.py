@@ -4,7 +4,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 from lib import tokenization
-from lib.decoding import settings
+from lib.decoding import ends, settings
 from lib.decoding.generation_loop import Loop
 from lib.decoding.requests import Request
 from lib.decoding.stops import Stops
@@ -72,7 +72,7 @@ def _backend(model, count: int):
     try:
         weights = model if isinstance(model, Weights) else weights_of(model)
     except ValueError as error:
-        from lib.decoding import ends, session_backend, sessions  # they import torch, which the engine does without
+        from lib.decoding import session_backend, sessions  # they import torch, which the engine does without
 
         print(f"runtime: {error}")
         backend = session_backend.Sessions([sessions.ModelSession(model) for _ in range(count)])

@@ -14,6 +14,10 @@ import sys
 from functools import cached_property
 from pathlib import Path
 
+from tokenizers import Tokenizer as Core
+
+from lib import files
+
 _PLAIN = {  # settings of tokenizer_config.json that change no text's ids
     "backend", "bos_token", "chat_template", "clean_up_tokenization_spaces", "eos_token", "is_local",
     "local_files_only", "model_input_names", "model_max_length", "pad_token", "padding_side", "tokenizer_class",
@@ -50,8 +54,6 @@ class Tokenizer:
     @cached_property
     def core(self):
         """The `tokenizers.Tokenizer`."""
-        from tokenizers import Tokenizer as Core
-
         made = Core.from_str(self.settings["rules"])
         made.no_truncation()  # a file may hold settings of its training
         made.no_padding()
@@ -90,8 +92,8 @@ def described(folder: Path | str) -> dict:
 
     Raises ValueError for tokenizers with custom code beyond rules.
     """
-    from transformers import AutoTokenizer
-    from transformers.tokenization_utils_tokenizers import TokenizersBackend
+    from transformers import AutoTokenizer  # loads torch: asked in a process of its own
+    from transformers.tokenization_utils_tokenizers import TokenizersBackend  # loads torch
 
     try:
         made = AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
@@ -133,8 +135,6 @@ def _asked(folder: Path) -> dict:
     """`described`, in this process if transformers is loaded already, else in another one; the result is cached."""
     if "transformers" in sys.modules:
         return _said(folder, lambda: described(folder))
-    from lib import files
-
     path = files.cache() / "tokenizers" / f"{_state(folder)}.json"
     if path.is_file():
         return json.loads(path.read_bytes())
@@ -145,17 +145,13 @@ def _asked(folder: Path) -> dict:
 
 
 def _said(folder: Path, ask) -> dict:
-    from lib.files import place
-
     try:
         return ask()
     except ValueError as error:
-        raise ValueError(f"{place(folder)} cannot be used without torch: {error}") from error
+        raise ValueError(f"{files.place(folder)} cannot be used without torch: {error}") from error
 
 
 def _from_process(folder: Path) -> dict:
-    from lib import files
-
     command = [sys.executable, "-m", "lib.runtime.tokenizer", str(folder.absolute())]
     done = subprocess.run(command, cwd=files.ROOT, capture_output=True, text=True)
     if done.returncode:

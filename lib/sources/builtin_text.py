@@ -2,6 +2,7 @@
 
 import hashlib
 import platform
+import pydoc_data.topics
 
 _SHARE = 0.10  # fraction of the characters for test and for valid each; the rest is train
 _LONG = 80  # characters from which a repeated paragraph is a copy and no coincidence
@@ -14,9 +15,7 @@ def documents(split: str) -> tuple[list[str], str]:
     Some topics repeat sections of others (`compound` holds `while`): such a family stays together in one split,
     so that nothing in test or valid was read in train.
     """
-    from pydoc_data.topics import topics
-
-    topics = {name: text for name, text in topics.items() if isinstance(text, str) and text.strip()}
+    topics = {name: text for name, text in pydoc_data.topics.topics.items() if isinstance(text, str) and text.strip()}
     chosen = sorted(name for name, where in assign(topics).items() if where == split)
     origin = f"pydoc_data.topics of Python {platform.python_version()}, {len(chosen)} of {len(topics)} topics"
     return [topics[name] for name in chosen], origin

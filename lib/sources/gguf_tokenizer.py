@@ -8,6 +8,9 @@ others, which gives other ids. Here each word has the rule that llama.cpp gives 
 import json
 from pathlib import Path
 
+from tokenizers import Regex, Tokenizer
+from tokenizers.pre_tokenizers import ByteLevel, Digits, Sequence, Split
+
 from lib import files
 
 # rule -> the names of `tokenizer.ggml.pre` that llama.cpp (src/llama-vocab.cpp) splits by it
@@ -37,7 +40,7 @@ SENTENCEPIECE = ("gemma", "gemma2", "gemma3")  # architectures whose SentencePie
 
 def load(gguf: Path):
     """The transformers tokenizer of a GGUF file; ValueError where the file names a rule that isn't known here."""
-    from transformers import AutoTokenizer
+    from transformers import AutoTokenizer  # loads torch, only to convert a packaged model
 
     kind, name, architecture, count, says_bos = _described(gguf)
     _check(gguf, kind, name, architecture)
@@ -54,8 +57,9 @@ def load(gguf: Path):
 
 def pre_tokenizer(name: str):
     """The `tokenizers` pre-tokenizer for a name of `tokenizer.ggml.pre`; ValueError for names without a rule."""
-    from tokenizers import Regex
-    from tokenizers.pre_tokenizers import ByteLevel, Digits, Sequence, Split
+    # loads torch, only to convert a packaged model
+    # loads torch, only to convert a packaged model
+    # loads torch, only to convert a packaged model
     from transformers.integrations.gguf.gguf_tokenizer_mapping import GGUF_PRE_TOKENIZER_SPLITS
 
     rule = next((rule for rule, names in RULES.items() if name in names), None)
@@ -71,8 +75,6 @@ def pre_tokenizer(name: str):
 
 def _within(tokenizer, count: int):
     """The tokenizer without what transformers added past the file's `count` tokens: GPT-2's own `<|endoftext|>`."""
-    from tokenizers import Tokenizer
-
     rules = json.loads(tokenizer.backend_tokenizer.to_str())
     kept = [token for token in rules["added_tokens"] if token["id"] < count]
     if len(kept) == len(rules["added_tokens"]):
@@ -83,7 +85,7 @@ def _within(tokenizer, count: int):
 
 def _described(gguf: Path) -> tuple[str, str | None, str, int, bool]:
     """(kind of vocabulary, pre-tokenizer, architecture, number of tokens, whether the file says if BOS is added)."""
-    from gguf import GGUFReader
+    from gguf import GGUFReader  # only to convert a packaged model
 
     fields = GGUFReader(gguf).fields
     names = ("tokenizer.ggml.model", "tokenizer.ggml.pre", "general.architecture")

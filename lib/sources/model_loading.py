@@ -21,7 +21,7 @@ def read(folder: Path, config: dict, dtype=None, *, adapter: str | None = None):
     """
     quantized = (config.get("quantization_config") or {}).get("quant_method")
     if quantized == "compressed-tensors" and adapter != "merge":
-        from lib.export import compressed_tensors
+        from lib.export import compressed_tensors  # needs torch; `models.find` does not
 
         model, words = compressed_tensors.load(folder, adapter=adapter)
         if dtype is not None:
@@ -32,8 +32,8 @@ def read(folder: Path, config: dict, dtype=None, *, adapter: str | None = None):
             f"{place(folder)} is quantized already ({quantized}); plain and compressed-tensors checkpoints are loaded, "
             "and adapters are merged into plain ones; choose the original model."
         )
-    from lib import architectures
-    from lib.models import blocks
+    from lib import architectures  # needs torch and transformers
+    from lib.models import blocks  # needs torch
 
     architectures.make_known()
     with checkpoints.configured(folder):  # which a tokenizer's class is chosen by
@@ -48,7 +48,7 @@ def read(folder: Path, config: dict, dtype=None, *, adapter: str | None = None):
 
 
 def _from_transformers(folder, view, config, dtype):
-    from transformers import AutoModelForCausalLM
+    from transformers import AutoModelForCausalLM  # loads torch; `models.find` does without
 
     try:
         with checkpoints.configured(folder):
@@ -111,7 +111,7 @@ def _refuse_incomplete(folder, model, report):
 
 def tokenizer(folder: Path):
     """The tokenizer in `folder`; ValueError where there is none, or one with an empty vocabulary."""
-    from transformers import AutoTokenizer
+    from transformers import AutoTokenizer  # loads torch; `models.find` does without
 
     try:
         found = AutoTokenizer.from_pretrained(folder, **_SAFE)

@@ -32,7 +32,7 @@ def load(name: str = packaged.NAME, *, dtype=None, device=None, adapter: str | N
 
     Raises `FileNotFoundError` for what does not exist and `ValueError` for what is damaged, unsafe or of another kind.
     """
-    from lib.models import blocks
+    from lib.models import blocks  # needs torch; folders are found and checked without
 
     dtype, device = _dtype(dtype), _device(device)
     with quiet():
@@ -101,8 +101,8 @@ def _of_merged(folder: Path) -> str:
 
 def _fetch(name):
     """Download (or find in the Hub's cache) the configuration, tokenizer and safetensors of a Hub model."""
-    from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import HFValidationError
+    from huggingface_hub import snapshot_download  # loads slowly, only where the Hub is asked
+    from huggingface_hub.errors import HFValidationError  # as above
 
     try:
         return Path(snapshot_download(name, allow_patterns=_FETCHED, ignore_patterns=_NOT_FETCHED))
@@ -120,7 +120,7 @@ def _names():
 
 
 def _dtype(given):
-    import torch
+    import torch  # folders are found and checked without torch
 
     if given is None:
         return None
@@ -131,7 +131,7 @@ def _dtype(given):
 
 
 def _device(given):
-    import torch
+    import torch  # folders are found and checked without torch
 
     chosen = given or ("cuda" if torch.cuda.is_available() else "cpu")
     try:

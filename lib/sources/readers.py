@@ -145,8 +145,8 @@ def _jsonl(path):
 
 
 def _parquet(path):
-    import pyarrow
-    from pyarrow import parquet
+    import pyarrow  # loads slowly, only for Parquet files
+    from pyarrow import parquet  # as above
 
     try:
         field = field_of(parquet.read_schema(path).names, place(path))

@@ -146,8 +146,8 @@ def _from_hub(name, benchmark: Benchmark, splits):
 
 
 def _read_hub(name, benchmark, split):
-    from datasets import load_dataset
-    from huggingface_hub.errors import HTTPError
+    from datasets import load_dataset  # loads slowly, only where the Hub is asked
+    from huggingface_hub.errors import HTTPError  # as above
 
     commit = benchmark.revision or hub.revision(benchmark.hub)
     entries = []

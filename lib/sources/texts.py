@@ -10,6 +10,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
+from transformers import AutoTokenizer
 
 from lib import files, tokenization
 from lib.files import data, place
@@ -229,8 +230,6 @@ def _ids(text, model):
 def _tokenizer(model):
     """The tokenizer that `sources.models.load` attached, else that of the folder or id the model was loaded from."""
     if getattr(model, "tokenizer", None) is None:
-        from transformers import AutoTokenizer
-
         origin = getattr(model, "name_or_path", "")
         if not origin:
             raise ValueError(

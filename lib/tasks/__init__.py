@@ -9,6 +9,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from lib import extensions, files
+from lib.sources import tasks as source
 from lib.tasks import (
     bbh,
     cloze,
@@ -66,8 +67,6 @@ def load(
     form, part = find(name)
     _check(name, form, count=count, each=each, repeats=repeats, allowed=allow_execution)
     check_chat(chat)
-    from lib.sources import tasks as source
-
     found = source.load(form.data, (split,) if split else form.splits)
     rows = _part(name, found.rows, part)
     shots, examples = _examples(name, form, shots)
@@ -149,8 +148,6 @@ def _shown(examples, group, shots):
 
 def _formed(form, row, examples, chat, found):
     """A row in its template; one that does not fill it raises `ValueError` with its file and line."""
-    from lib.sources import tasks as source
-
     try:
         return form.build(row, examples, chat)
     except (KeyError, TypeError, IndexError, AttributeError) as error:

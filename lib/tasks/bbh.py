@@ -2,6 +2,7 @@
 
 import re
 
+from lib.sources import tasks
 from lib.tasks.extraction import exact, extract, most_frequent
 from lib.tasks.form import Form, generation
 from lib.tasks.prompt import Prompt
@@ -14,8 +15,6 @@ _THINK = "A: Let's think step by step.\n"
 
 def examples() -> dict[str, list[dict]]:
     """The examples of each kind, cut out of its published prompt: description, then `Q: ... A: ...` in turn."""
-    from lib.sources import tasks
-
     return {row["group"]: cut(row["prompt"]) for row in tasks.load("bbh_prompts", "train").rows}
 
 

@@ -19,7 +19,7 @@ def table(names=None):
     and where the files are from. About half a minute where all data are there: each is read.
     Raises ValueError for an unknown task.
     """
-    import pandas as pd
+    import pandas as pd  # loads slowly, only for the table
 
     known = {}
     rows = [_row(name, tasks.find(name)[0], known) for name in names or tasks.TASKS]

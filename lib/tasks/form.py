@@ -3,6 +3,7 @@
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
+from lib.sources import tasks
 from lib.tasks.task import Generation, Outcome, Sample
 
 
@@ -40,8 +41,6 @@ def of_split(data: str, split: str) -> Callable[[], dict[str, list[dict]]]:
     """Examples from a split of a data set, by group."""
 
     def read():
-        from lib.sources import tasks
-
         found = {}
         for row in tasks.load(data, split).rows:
             found.setdefault(row["group"], []).append(row)

@@ -7,6 +7,7 @@ from functools import partial
 
 import numpy as np
 
+from lib.metrics import sandbox
 from lib.tasks.form import Form, generation
 from lib.tasks.prompt import Prompt
 from lib.tasks.task import Sample
@@ -44,8 +45,6 @@ def program_of_block(sample: Sample, text: str) -> str:
 
 def score(sample: Sample, texts: list[str], assemble=program) -> dict[str, float]:
     """pass@1, and pass@10 and pass@100 where as many answers were given."""
-    from lib.metrics import sandbox
-
     target = sample.target
     run = partial(sandbox.run, test=target["test"], entry_point=target["entry_point"], preamble=target["prompt"])
     verdicts = {text: run(assemble(sample, text), allow_execution=True).passed for text in set(texts)}

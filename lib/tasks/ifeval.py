@@ -5,6 +5,7 @@ from functools import lru_cache
 
 import numpy as np
 
+from lib.metrics import instruction_following
 from lib.tasks.form import Form, generation
 from lib.tasks.prompt import Prompt
 from lib.tasks.task import Sample
@@ -33,8 +34,6 @@ def _follow(sample, texts):
 
 @lru_cache(maxsize=1 << 14)  # a bootstrap over prompts asks for the same verdicts in every draw
 def _checked(text, target):
-    from lib.metrics import instruction_following
-
     wanted = json.loads(target)
     return instruction_following.follow(text, wanted["instructions"], wanted["arguments"])
 

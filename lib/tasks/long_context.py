@@ -2,6 +2,7 @@
 
 import re
 
+from lib.metrics import text_overlap
 from lib.tasks import summaries
 from lib.tasks.form import Form, generation
 from lib.tasks.prompt import Prompt
@@ -24,8 +25,6 @@ def build_news(row: dict, examples: list[dict], chat) -> Sample:
 
 def score_news(sample: Sample, texts: list[str]) -> dict[str, float]:
     """score: the best ROUGE-L over the references, as LongBench computes it; rouge1, rouge2, rougeL by rouge-score."""
-    from lib.metrics import text_overlap
-
     text = texts[0].strip()
     return {
         "score": max(text_overlap.rouge_l(text, answer) for answer in sample.target),

@@ -53,7 +53,7 @@ def check_chat(tokenizer) -> None:
 
 def _apply(tokenizer, turns, begun):
     """The template's text; templates that know no system role get the turns without it, as in the harness."""
-    from jinja2.exceptions import TemplateError
+    from jinja2.exceptions import TemplateError  # only for chat templates, which load it themselves
 
     options = {"tokenize": False, "add_generation_prompt": not begun, "continue_final_message": begun}
     try:

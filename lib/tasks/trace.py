@@ -8,6 +8,7 @@ Answers are generated greedily where TRACE samples at temperature 0.1.
 import re
 from collections import Counter
 
+from lib.metrics import text_overlap
 from lib.tasks import summaries
 from lib.tasks.form import Form, generation
 from lib.tasks.prompt import Prompt
@@ -46,16 +47,12 @@ def score_reasons(sample: Sample, texts: list[str]) -> dict[str, float]:
 
 def score_simplified(sample: Sample, texts: list[str]) -> dict[str, float]:
     """20Minuten: SARI against source and reference, 0 to 100, beside the scores of a summary."""
-    from lib.metrics import text_overlap
-
     found = text_overlap.sari(sample.target["source"], texts[0], [sample.target["answer"]])
     return {"sari": found, **_agreement(texts[0], sample.target["answer"])}
 
 
 def score_code(sample: Sample, texts: list[str]) -> dict[str, float]:
     """Py150: edit similarity, 0 to 100, after marks for literals are replaced by what they stand for."""
-    from lib.metrics import text_overlap
-
     return {"edit_similarity": text_overlap.edit_similarity(literals(texts[0]), literals(sample.target["answer"]))}
 
 
@@ -95,8 +92,6 @@ def chance_reasons(samples: list[Sample]) -> dict[str, float]:
 
 
 def _agreement(text, reference):
-    from lib.metrics import text_overlap
-
     return {
         "rougeL": text_overlap.rouge_l(text, reference),
         "bleu_1": text_overlap.bleu(text, reference, 1),

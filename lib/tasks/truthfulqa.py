@@ -7,6 +7,7 @@ questions and answers; the prompt of gen ends after the question, as lm-evaluati
 
 import numpy as np
 
+from lib.metrics import text_overlap
 from lib.tasks.form import Form, generation
 from lib.tasks.multiple_choice import score
 from lib.tasks.prompt import Prompt
@@ -63,8 +64,6 @@ def _sentences(answers):
 
 def score_generated(sample: Sample, texts: list[str]) -> dict[str, float]:
     """For BLEU, ROUGE-1, -2 and -L: max (of the true references), diff (to that of the false) and acc (diff > 0)."""
-    from lib.metrics import text_overlap
-
     best = {}
     for side in ("true", "false"):
         found = [text_overlap.sentence_scores(texts[0], reference) for reference in sample.target[side]]

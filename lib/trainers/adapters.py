@@ -85,7 +85,7 @@ def lora_(
     starts unchanged. If the context ends by an exception, the adapters are removed and the weights stay unchanged.
     Source: Hu et al., arXiv 2106.09685, section 4.1.
     """
-    from peft import LoraConfig, get_peft_model
+    from peft import LoraConfig, get_peft_model  # loads slowly, only for LoRA
 
     path, count = blocks.path_of_blocks(model), len(blocks.blocks(model))
     names = [f"{path}.{name}" for name in blocks.linears(blocks.blocks(model)) if int(name.split(".")[0]) >= first]

@@ -3,18 +3,18 @@
 import os
 from pathlib import Path
 
+from transformers import TrainingArguments
+
 from lib import files
 
 
-def make(settings: dict, folder: Path | None, *, cpu: bool):
+def make(settings: dict, folder: Path | None, *, cpu: bool) -> TrainingArguments:
     """`TrainingArguments` for the `settings` of `loop.train_`: what it does not need of the Trainer is switched off.
 
     A batch is spread over the processes that `accelerate launch` or torchrun started. Raises ValueError where it
     can't be, and for a folder with sharded weights: FSDP trains without checkpoints only (and is untested, because
     accelerate shards nothing on CPUs).
     """
-    from transformers import TrainingArguments
-
     made = TrainingArguments(
         output_dir=str(folder or files.cache() / "trainer"),
         max_steps=settings["steps"],

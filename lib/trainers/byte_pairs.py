@@ -8,7 +8,9 @@ Source: Sennrich et al., arXiv 1508.07909, on bytes as in GPT-2; trained by the 
 import random
 from collections.abc import Iterable, Iterator
 
+import tokenizers
 from torch import nn
+from transformers import PreTrainedTokenizerFast
 
 from lib import tokenization
 
@@ -25,22 +27,19 @@ def train(documents: Iterable[str], *, vocabulary: int = 4096, characters: int =
     documents and seed give the same tokenizer. Save it beside the model, as `model.tokenizer`.
     Raises ValueError for a vocabulary that holds no bytes, and for text too short to fill it.
     """
-    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
-    from transformers import PreTrainedTokenizerFast
-
     if isinstance(vocabulary, bool) or not isinstance(vocabulary, int) or vocabulary <= BYTES:
         raise ValueError(
             f"vocabulary={vocabulary!r}; the {BYTES} bytes and {END} are in every one, so whole numbers from "
             f"{BYTES + 1} are allowed; 2048 to 8192 are usual for small models."
         )
     chosen = list(_drawn(list(documents), characters, seed))
-    core = Tokenizer(models.BPE())
-    core.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=True)
-    core.decoder = decoders.ByteLevel()
-    trainer = trainers.BpeTrainer(
+    core = tokenizers.Tokenizer(tokenizers.models.BPE())
+    core.pre_tokenizer = tokenizers.pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=True)
+    core.decoder = tokenizers.decoders.ByteLevel()
+    trainer = tokenizers.trainers.BpeTrainer(
         vocab_size=vocabulary,
         special_tokens=[END],
-        initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
+        initial_alphabet=sorted(tokenizers.pre_tokenizers.ByteLevel.alphabet()),
         show_progress=False,
     )
     core.train_from_iterator(chosen, trainer)

@@ -17,6 +17,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from safetensors.torch import load_file, save_file
 from torch import Tensor
 from transformers import Trainer, TrainerCallback, TrainerState
 from transformers.trainer import TRAINER_STATE_NAME
@@ -115,8 +116,6 @@ class Loop(Trainer):
 
     def write(self) -> None:
         """Write checkpoint-STEP and remove the older ones; of several processes the first one does."""
-        from safetensors.torch import save_file
-
         if not self.is_world_process_zero():
             return
 
@@ -213,8 +212,6 @@ def steps(there: list[Path]) -> int:
 
 def read(checkpoint: Path) -> tuple[dict[str, Tensor], dict]:
     """Tensors and plain values of a checkpoint."""
-    from safetensors.torch import load_file
-
     return load_file(checkpoint / TENSORS), json.loads((checkpoint / STATE).read_text())
 
 

@@ -11,7 +11,9 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor, nn
 
+from lib import checkpoints
 from lib.models import blocks, logits, partial, structure
+from lib.sources import texts
 from lib.trainers import chunked, minibatch, prefix
 
 
@@ -36,8 +38,6 @@ class Distillation:
     @property
     def identity(self) -> dict:
         """Settings that determine the result of a training with this loss."""
-        from lib import checkpoints
-
         teacher = {"teacher": checkpoints.fingerprint(self.teacher)}
         teacher["teacher_layers"] = structure.fingerprint(self.teacher)
         return {"loss": "distill", "temperature": self.temperature, **teacher}
@@ -89,8 +89,6 @@ def _normalizer(z: Tensor, softmax: Tensor) -> Tensor:
 
 def same_tokens(teacher: nn.Module, model: nn.Module) -> None:
     """Raise ValueError for a teacher that predicts another vocabulary, or whose tokenizer has other rules."""
-    from lib.sources import texts
-
     sizes = [blocks.head(each).out_features for each in (teacher, model)]
     if sizes[0] != sizes[1]:
         raise ValueError(

@@ -13,10 +13,12 @@ import torch
 from torch import Tensor, nn
 
 from lib import files, folders
+from lib.checkpoints import fingerprint
 from lib.jobs import JobState, environment_fingerprint
 from lib.models import logits, rotary, structure
-from lib.trainers import minibatch, training_data
+from lib.trainers import adapters, arguments, checkpoints, minibatch, training_data
 from lib.trainers.history import History
+from lib.trainers.optimizer import AdamW
 
 EVERY = 120  # seconds between two checkpoints; a killed training repeats at most these
 _ROOM = 16 << 20  # bytes of a checkpoint beside the tensors
@@ -90,8 +92,6 @@ def train_(
 
 def _run(trainer, undo: Callable, folder: Path | None, learning_rate: float, text_tokens: int | None) -> History:
     """Train from the newest checkpoint on."""
-    from lib.trainers import checkpoints
-
     there = checkpoints.checkpoints(folder) if folder else []
     try:
         if trainer.stop and trainer.stop(checkpoints.steps(there)):
@@ -115,8 +115,6 @@ def _run(trainer, undo: Callable, folder: Path | None, learning_rate: float, tex
 
 def _left(there: list[Path], undo: Callable) -> list[dict]:
     """Load the weights of the newest checkpoint, if there is one, and return its log."""
-    from lib.trainers import checkpoints
-
     if not there:
         return []
     undo(checkpoints.read(there[-1])[0])
@@ -124,14 +122,10 @@ def _left(there: list[Path], undo: Callable) -> list[dict]:
 
 
 def _trainer(model, rows, loss, trained, settings: dict, collate, optimizer, *, folder, **options):
-    from lib.trainers import arguments
-    from lib.trainers.checkpoints import Loop
-    from lib.trainers.optimizer import AdamW
-
     made = arguments.make(settings, folder, cpu=logits.device(model).type == "cpu")
     rate = settings["learning_rate"]
     adamw = None if arguments.sharded(made) else AdamW(trained, learning_rate=rate, optimizer_class=optimizer)
-    return Loop(
+    return checkpoints.Loop(
         model=model,
         args=made,
         train_dataset=rows,
@@ -145,10 +139,6 @@ def _trainer(model, rows, loss, trained, settings: dict, collate, optimizer, *, 
 
 def _open(folder: Path, model, source: training_data.Source, loss, trained: dict, settings: dict) -> Path:
     """The checkpoint folder of this training, with enough disk space; ValueError where it belongs to another."""
-    from lib import checkpoints
-    from lib.trainers import adapters
-    from lib.trainers.checkpoints import KEPT, refuse_others
-
     if source.identity is None:
         raise ValueError(
             f"folder={folder} for a stream that has no `identity`, a string that tells its rows from others': a "
@@ -160,25 +150,23 @@ def _open(folder: Path, model, source: training_data.Source, loss, trained: dict
     # readable settings from `adapters`; a hash of the names for weights chosen by hand
     names = hashlib.sha256(" ".join(sorted(trained)).encode()).hexdigest()[:12]
     identity = getattr(loss, "identity", None) or {"loss": loss.__module__.rpartition(".")[2]}
-    job = {"model": checkpoints.fingerprint(model), "layers": structure.fingerprint(model), **adapters.chosen(model)}
+    job = {"model": fingerprint(model), "layers": structure.fingerprint(model), **adapters.chosen(model)}
     job |= {"data": source.identity, "names": names, "device": logits.device(model).type}
-    refuse_others(folder)
+    checkpoints.refuse_others(folder)
     JobState(folder, **environment_fingerprint("trainers"), **job, **identity, **settings)
-    folders.remove_leftovers(folder / "checkpoint", kept=KEPT, name=r"checkpoint-\d+")
+    folders.remove_leftovers(folder / "checkpoint", kept=checkpoints.KEPT, name=r"checkpoint-\d+")
     return folder
 
 
 @contextlib.contextmanager
 def _as_it_was(model: nn.Module) -> Iterator[None]:
     """Restore the global random states, the modules' modes and the cache setting that the Trainer changes."""
-    from lib.trainers.checkpoints import random_state, set_random_state
-
-    state, modes = random_state(), {module: module.training for module in model.modules()}
+    state, modes = checkpoints.random_state(), {module: module.training for module in model.modules()}
     try:
         with rotary.forgetting(model):
             yield
     finally:
-        set_random_state(state)
+        checkpoints.set_random_state(state)
         for module, mode in modes.items():
             module.training = mode
 

@@ -10,11 +10,14 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save
 from torch import Tensor, nn
 
-from lib import files
+from lib import checkpoints, files
 from lib.models import blocks, logits, structure
 from lib.models.reference import digest
+from lib.sources import texts
 from lib.trainers import chunked, minibatch
 
 K = 64
@@ -36,8 +39,6 @@ class TopKDistillation:
 
     def check(self, model: nn.Module) -> None:
         """Raise ValueError for a model that predicts other tokens than the teacher did."""
-        from lib.sources import texts
-
         size = blocks.head(model).out_features
         known = self.tokenizer is None or getattr(model, "tokenizer", None) is None
         if size != self.vocabulary or not (known or texts.tokenizer_hash(model) == self.tokenizer):
@@ -74,9 +75,6 @@ def cache_teacher(teacher: nn.Module, windows, *, k: int = K, folder: Path | str
     finished ones are not computed again. Raises ValueError for a k that is no count of tokens and for files that
     have changed, OSError (before the work) where the disk is too small.
     """
-    from lib import checkpoints, files
-    from lib.sources import texts
-
     tokens, vocabulary = texts.tokens(windows, teacher), blocks.head(teacher).out_features
     if not 1 <= k < vocabulary:
         raise ValueError(f"k={k} of {vocabulary} tokens; 1 to {vocabulary - 1} can be kept; {K} is usual.")
@@ -112,15 +110,11 @@ def _answers(teacher: nn.Module, tokens: Tensor, k: int) -> tuple[Tensor, Tensor
 
 
 def _write(path: Path, ids: Tensor, logp: Tensor) -> None:
-    from safetensors.torch import save
-
     note = json.dumps({"ids": digest(ids), "logp": digest(logp)})
     files.write_bytes(path, save({"ids": ids, "logp": logp}, metadata={"thimble": note}))
 
 
 def _read(path: Path) -> tuple[Tensor, Tensor]:
-    from safetensors import SafetensorError, safe_open
-
     try:
         with safe_open(path, "pt") as file:
             found = {name: file.get_tensor(name) for name in ("ids", "logp")}

@@ -2,6 +2,8 @@
 
 from functools import lru_cache
 
+from langdetect import PROFILES_DIRECTORY, DetectorFactory, LangDetectException
+
 from lib.metrics.instructions.lengths import split_sentences
 from lib.metrics.instructions.relation import holds
 
@@ -25,7 +27,7 @@ def is_english_lowercase(response: str) -> bool:
 
 def capital_words(response: str, *, capital_frequency: int, capital_relation: str) -> bool:
     """The number of words all in capitals, as NLTK's word tokenizer splits them (a hyphenated word is one)."""
-    from nltk.tokenize import NLTKWordTokenizer
+    from nltk.tokenize import NLTKWordTokenizer  # loads slowly, only for words in capitals
 
     words = [word for sentence in split_sentences(response) for word in NLTKWordTokenizer().tokenize(sentence)]
     return holds(sum(word.isupper() for word in words), capital_relation, capital_frequency)
@@ -33,8 +35,6 @@ def capital_words(response: str, *, capital_frequency: int, capital_relation: st
 
 def detect(text: str) -> str | None:
     """ISO 639-1 code by langdetect with a seed of its own, None where it cannot be detected."""
-    from langdetect import LangDetectException
-
     detector = _factory().create()
     detector.append(text)
     try:
@@ -46,8 +46,6 @@ def detect(text: str) -> str | None:
 @lru_cache(maxsize=1)
 def _factory():
     """langdetect's profiles, loaded once; the seed stands on this factory, not on the class that others use."""
-    from langdetect import PROFILES_DIRECTORY, DetectorFactory
-
     factory = DetectorFactory()
     factory.load_profile(PROFILES_DIRECTORY)
     factory.seed = SEED

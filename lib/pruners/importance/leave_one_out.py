@@ -5,6 +5,7 @@ Source: Shortened LLaMA, Kim et al., arXiv 2402.02834, section 3.1, I_PPL.
 
 from torch import Tensor, nn
 
+from lib.metrics.perplexity import predicted, surprise
 from lib.pruners.importance import passes
 
 
@@ -24,8 +25,6 @@ def score(model: nn.Module, calibration) -> list[float]:
 
 def _nll(model: nn.Module, hidden: Tensor, tokens: Tensor) -> float:
     """Mean negative log-likelihood of `tokens` [count, length] from the hidden states after the last block."""
-    from lib.metrics.perplexity import predicted, surprise
-
     found = passes.predictions(model, hidden)
     sums = [surprise(rows, tokens[window, 1:][some]).double().sum().item() for window, some, rows in found]
     return sum(sums) / predicted(tokens)

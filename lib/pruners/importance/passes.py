@@ -8,6 +8,7 @@ from torch import Tensor, nn
 from lib import progress
 from lib.models import blocks as parts
 from lib.models import capture, logits
+from lib.sources import texts
 
 BATCH = 16  # windows that a block sees at once
 
@@ -17,8 +18,6 @@ def tokens_of(model: nn.Module, calibration) -> Tensor:
 
     An encoder, or a model with encoder and decoder, has no next token to predict and is refused.
     """
-    from lib.sources import texts
-
     check_decoder(model)
     tokens = texts.tokens(calibration, model)
     if tokens.shape[1] < 2:

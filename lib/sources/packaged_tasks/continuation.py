@@ -6,13 +6,13 @@ One ending is the sentence's own, three belong to other sentences of about the s
 import random
 import re
 
+from lib.sources import builtin_text
+
 LIMITS = (60, 240)  # characters of a sentence
 
 
 def rows() -> tuple[list[dict], str]:
     """Rows with question, choices[4] and answer; `group` is the document, whose sentences are correlated."""
-    from lib.sources import builtin_text
-
     documents, origin = builtin_text.documents("test")
     halves = [(number, *half) for number, document in enumerate(documents) for half in sentences(document)]
     generator = random.Random(0)
