@@ -101,7 +101,7 @@ def _of_merged(folder: Path) -> str:
 
 def _fetch(name):
     """Download (or find in the Hub's cache) the configuration, tokenizer and safetensors of a Hub model."""
-    from huggingface_hub import snapshot_download  # loads slowly, only where the Hub is asked
+    from huggingface_hub import snapshot_download  # 0.1 s, only where the Hub is asked
     from huggingface_hub.errors import HFValidationError  # as above
 
     try:

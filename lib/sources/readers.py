@@ -145,7 +145,7 @@ def _jsonl(path):
 
 
 def _parquet(path):
-    import pyarrow  # loads slowly, only for Parquet files
+    import pyarrow  # 0.1 s, only for Parquet files
     from pyarrow import parquet  # as above
 
     try:
