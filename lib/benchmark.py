@@ -4,7 +4,7 @@ from pathlib import Path
 
 from torch import nn
 
-from lib import files, quantizers, runtime
+from lib import files, folders, quantizers, runtime
 from lib import tasks as all_tasks
 from lib.decoding import draft_controller, lookup, sessions
 from lib.evaluation import comparison, run
@@ -69,21 +69,28 @@ def compress_(
     return model
 
 
-def save(model: nn.Module, tokenizer, /, *, method: str, bits: int, group_size: int, blocks: int, **parameters) -> Path:
-    """Save the artifact under `checkpoints/`, under a name that tells the configuration; returns the folder.
+def folder(*, method: str, bits: int, group_size: int, blocks: int, **parameters) -> Path:
+    """The artifact's place under `checkpoints/`, by a name that tells the configuration; looked at before the work.
 
     parameters: further parameters; `model`, `text` and `calibration_windows` become part of the name.
+    Raises OSError or ValueError where nothing can be written, or what the project did not write would be replaced.
     """
-    source = Path(str(parameters.get("model", "model"))).name
+    source, text = (Path(str(parameters.get(key, key))).name for key in ("model", "text"))
     if method in quantizers.METHODS:
-        how = f"{method}-{bits}bit-g{group_size}-{parameters.get('text')}{parameters.get('calibration_windows')}"
+        how = f"{method}-{bits}bit-g{group_size}-{text}{parameters.get('calibration_windows')}"
     elif method == "depth":
-        how = f"depth-minus{blocks}-{parameters.get('text')}{parameters.get('calibration_windows')}"
+        how = f"depth-minus{blocks}-{text}{parameters.get('calibration_windows')}"
     else:
         how = "original"
-    folder = files.checkpoints() / f"{source}-{how}"
+    found = files.checkpoints() / f"{source}-{how}"
+    folders.check(found)
+    return found
+
+
+def save(model: nn.Module, tokenizer, /, *, method: str, **parameters) -> Path:
+    """Save the artifact in `folder(method=method, **parameters)`, which is returned."""
     quantized = method in quantizers.METHODS
-    return (compressed_tensors if quantized else plain).save(model, tokenizer, folder)
+    return (compressed_tensors if quantized else plain).save(model, tokenizer, folder(method=method, **parameters))
 
 
 def asked(tasks: str) -> dict[str, int]:

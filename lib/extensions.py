@@ -9,6 +9,7 @@ name only files that you trust.
 import functools
 import importlib.util
 import inspect
+import os
 from pathlib import Path
 from types import ModuleType
 
@@ -24,8 +25,8 @@ def load(path: Path | str, offers: str, *parameters: str) -> ModuleType:
     Raises FileNotFoundError without the file and ValueError for one that lacks it, takes other arguments, or fails.
     """
     path = Path(path).expanduser()
-    if not path.is_file():
-        raise FileNotFoundError(f"{path} is no file; the path of a Python file is allowed; look where it lies.")
+    if not os.path.isfile(path):  # nor can a path with a NUL be one
+        raise FileNotFoundError(f"{str(path)!r} is no file; the path of a Python file is allowed; look where it lies.")
     module = _run(path.resolve(), path.stat().st_mtime_ns)
     if not hasattr(module, offers):
         raise ValueError(f"{path} has no {offers}; such a file must define it; CONTRIBUTING.md shows an example.")

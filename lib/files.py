@@ -10,6 +10,9 @@ import uuid
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
+ASIDE = len(".") + len(".0123abcd.tmp")  # bytes by which the name of what is not finished is longer
+_WITHIN = 256  # bytes of a path that are left for what is written into a folder
+_MOST = {"PC_NAME_MAX": 255, "PC_PATH_MAX": 4096}  # bytes, where the system does not tell
 
 
 def home() -> Path:
@@ -99,10 +102,50 @@ def sha256(path: Path | str) -> str:
 def check_writable(path: Path | str, bytes_needed: int = 0) -> None:
     """Raise before the work when `path` can't be written, or its disk lacks `bytes_needed` bytes.
 
-    `path` is the file about to be made, or the folder in which files are. Raises PermissionError and OSError.
+    `path` is the file about to be made, or the folder in which files are. Raises PermissionError and OSError, and
+    ValueError as `check_name` does.
     """
+    check_name(path)
     path = Path(path)
     check_folder(path if path.is_dir() else Path(os.path.realpath(path)).parent, path, bytes_needed)
+
+
+def check_name(path: Path | str, *, written: bool = True) -> None:
+    """Raise ValueError for a path that no file can have: with a NUL, half a character, or longer than its disk allows.
+
+    written: with room for a temporary name beside it, and for files in it.
+    """
+    given = os.fspath(path)
+    shown = repr(given if len(given) <= 80 else f"{given[:40]}...{given[-20:]}")
+    try:
+        whole = os.fsencode(os.path.abspath(os.path.expanduser(given)))
+    except UnicodeEncodeError:
+        whole = b"\0"
+    if b"\0" in whole:
+        raise ValueError(f"the path {shown} holds a NUL or half a character, which no path has; give another.")
+    there = Path(os.fsdecode(whole))
+    while not os.path.lexists(there):
+        there = there.parent
+    *above, last = whole.split(b"/")
+    longest, most = max(map(len, above)), len(last) + ASIDE * written
+    for found, kind, what in (
+        (max(longest, most), "PC_NAME_MAX", "a name" if longest > most else "its last name"),
+        (len(whole) + _WITHIN * written, "PC_PATH_MAX", "the whole path"),
+    ):
+        if found > _limit(there, kind):
+            room = ", with room for what is not finished yet" if written else ""
+            raise ValueError(
+                f"the path {shown} is too long: {what} takes {found} bytes{room}, and the disk allows "
+                f"{_limit(there, kind)}; give a shorter one."
+            )
+
+
+def _limit(folder: Path, kind: str) -> int:
+    """How many bytes a name, or a path, may have there."""
+    with contextlib.suppress(OSError, ValueError):
+        if (found := os.pathconf(folder, kind)) > 0:
+            return found
+    return _MOST[kind]
 
 
 def check_folder(folder: Path, shown: Path | str, bytes_needed: int = 0) -> None:

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from lib import checkpoints, files
+from lib.folders.turns import Alone
 from lib.models import blocks, structure
 from lib.quantized.grid import PARTS, Quantized
 
@@ -22,10 +23,13 @@ class JobState:
     """Finished blocks of a job in `folder`, one safetensors file each, complete or absent.
 
     job: what determines the result (model, calibration, parameters); `environment_fingerprint` is added where not
-    given. A folder of another job raises ValueError, naming what differs.
+    given. A folder of another job raises ValueError, naming what differs, and one in which another process or
+    thread works, until `end` (or the end of a `with`), BlockingIOError. alone: False for processes that do one
+    job together, all but the first.
     """
 
-    def __init__(self, folder: Path | str, **job):
+    def __init__(self, folder: Path | str, *, alone: bool = True, **job):
+        files.check_name(folder)
         job = environment_fingerprint() | job
         self.folder, self.job = Path(folder), {key: str(value) for key, value in sorted(job.items())}
         note = self.folder / "job.json"
@@ -36,6 +40,18 @@ class JobState:
             )
         if note.exists() or not files.write_first(note, json.dumps(self.job, indent=1)):
             same_job(folder, _noted(note), self.job)
+        self._alone = Alone(self.folder) if alone else None
+
+    def end(self) -> None:
+        """Let other processes work in the folder."""
+        if self._alone is not None:
+            self._alone.end()
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        self.end()
 
     def save(self, index: int, kept: dict[str, Quantized]) -> None:
         """Write block `index`."""
@@ -72,7 +88,7 @@ def _noted(path: Path) -> dict[str, str]:
     except ValueError:
         found = None
     if not isinstance(found, dict):
-        raise ValueError(f"{path} names no job; a state's note is a JSON object; give a new folder, or delete it.")
+        raise ValueError(f"{path} names no job; a state's note is a JSON object; give a new folder.")
     return found
 
 

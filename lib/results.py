@@ -118,9 +118,9 @@ def start(notebook: str, parameters: Mapping | None = None, seed: int = 0) -> Ru
     parameters = _named(notebook, parameters or {})
     seed = parameters.pop("seed", seed)
     _refuse_reserved(parameters, "parameter")
-    files.check_writable(files.results() / "record.json", bytes_needed=1 << 20)
     # taken out of the environment: processes that this notebook starts must not write over its record
     name = os.environ.pop(RUN_ID, None) or f"{notebook}-{datetime.now(UTC):%Y%m%dT%H%M%S}-{uuid.uuid4().hex[:6]}"
+    files.check_writable(files.results() / f"{name}.json", bytes_needed=1 << 20)
     started_here.add(name)
     document = dict(format=1, run=name, notebook=notebook, status="running", started=_now(), finished=None)
     document |= dict(parameters={key: _plain(key, value) for key, value in parameters.items()}, seed=int(seed))

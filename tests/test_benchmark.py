@@ -47,6 +47,19 @@ def test_what_is_saved_is_what_was_measured(change, tmp_path, monkeypatch):
     assert folder.name.startswith("tiny-") and str(settings["method"]).replace("none", "original") in folder.name
 
 
+def test_the_place_of_the_artifact_is_looked_at_before_the_work(tmp_path, monkeypatch):
+    monkeypatch.setenv("THIMBLE_HOME", str(tmp_path))
+    how = DEFAULTS | {"method": "gptq", "bits": 3, "calibration_windows": 2, "model": "some/tiny"}
+    place = benchmark.folder(**how, text=str(tmp_path / "my text.txt"))
+    assert place == tmp_path / "checkpoints" / f"tiny-gptq-3bit-g{how['group_size']}-my text.txt2"
+    place.mkdir(parents=True)
+    (place / "thesis").touch()
+    with pytest.raises(FileExistsError, match="did not write; it holds thesis"):
+        benchmark.folder(**how, text="my text.txt")
+    with pytest.raises(ValueError, match="too long"):
+        benchmark.folder(**how, text="t" * 230)
+
+
 def test_tasks_are_read_with_their_numbers():
     assert benchmark.asked("hellaswag 200,  mmlu_anatomy 5,") == {"hellaswag": 200, "mmlu_anatomy": 5}
     assert benchmark.asked("") == {}

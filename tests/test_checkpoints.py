@@ -9,6 +9,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from lib import checkpoints, runtime
+from lib.export import compressed_tensors
 from lib.sources import models
 from tests import tiny
 
@@ -160,7 +161,11 @@ def test_all_that_changed_and_all_that_is_missing_is_named(folder):
         checkpoints.verify(folder)
     said = str(error.value)
     assert "tokenizer.json has changed since" in said and "(so have tokenizer_config.json)" in said
-    assert "generation_config.json are missing" in said and "delete manifest.json" in said and "folder and" not in said
+    assert (
+        "generation_config.json are missing" in said
+        and "move manifest.json elsewhere" in said
+        and "folder and" not in said
+    )
 
 
 def test_a_change_with_the_times_put_back_is_found(folder):
@@ -178,6 +183,42 @@ def test_manifest_without_files(folder):
     (folder / "manifest.json").write_text("{}")
     with pytest.raises(ValueError, match=r"manifest\.json has no \"files\""):
         checkpoints.checkpoint(folder)
+
+
+OTHERS = ['["a"]', '{"name": "page", "icons": {}}', '{"files": ["a"]}', '{"files": {"model.safetensors": "abc"}}']
+
+
+@pytest.mark.parametrize("content", OTHERS)
+def test_a_manifest_of_another_program_proves_nothing_and_stays(folder, content, capsys):
+    (folder / "manifest.json").write_text(content)
+    assert checkpoints.checkpoint(folder) and checkpoints.verify(folder) == {}
+    assert "manifest.json is in another program's form" in capsys.readouterr().out
+    assert (folder / "manifest.json").read_text() == content
+
+
+@pytest.mark.parametrize(
+    "content", ['{"files": {"mod', '{"written_by": "thimble"}', '{"kind": "plain", "files": []}', "{}"]
+)
+def test_a_damaged_manifest_is_refused_and_nobody_is_told_to_delete_it(folder, content):
+    (folder / "manifest.json").write_text(content)
+    with pytest.raises(
+        ValueError, match=r"manifest\.json .*copy the folder again, or move manifest\.json elsewhere"
+    ) as found:
+        checkpoints.checkpoint(folder)
+    assert "delete" not in str(found.value)
+
+
+@pytest.mark.parametrize("name", ["a\0b", "cut \ud83d", "n" * 300])
+def test_a_path_that_cannot_be_is_no_model(name, tmp_path):
+    for load in (models.load, runtime.load):
+        for place in (name, tmp_path / name):
+            with pytest.raises(FileNotFoundError, match=r"is neither packaged nor a folder"):
+                load(place)
+    for load in (checkpoints.checkpoint, compressed_tensors.load):
+        with pytest.raises(ValueError, match=r"the path .* (holds a NUL or half a character|is too long)"):
+            load(tmp_path / name)
+    with pytest.raises(FileNotFoundError, match=r"absent is no folder"):
+        compressed_tensors.load(tmp_path / "absent")
 
 
 def test_hash_is_read_once_while_the_file_stays(folder, monkeypatch):

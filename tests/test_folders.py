@@ -61,6 +61,8 @@ ADDED = {
     "w": lambda it: ((it / "w").rename(it.parent / "far"), (it / "w").symlink_to(it.parent / "far")),
     r"w \(changed since it was written\)": lambda it: (it / "w").write_text("mine"),
     "pipe": lambda it: os.mkfifo(it / "pipe"),
+    r"\.thimble-unfinished": lambda it: (it / manifest.UNFINISHED).write_text("mine"),
+    r"\.thimble-unfinished/": lambda it: (it / manifest.UNFINISHED).mkdir(),
     "part/note": lambda it: (it / "part" / "note").touch(),
 }
 
@@ -78,6 +80,24 @@ def test_what_a_user_put_into_a_folder_of_ours_is_named_and_stays(tmp_path, name
         with pytest.raises(FileExistsError, match=rf"holds more than the project wrote there: {named}; .* move those"):
             ask(target)
     assert {name: found for name, found in tree(tmp_path).items() if name != "model/pipe"} == before
+
+
+@pytest.mark.parametrize("name", ["a\0b", "cut \ud83d", "n" * 242, "ü" * 121, "/".join(["d" * 200] * 20)])
+def test_a_path_that_cannot_be_is_refused_before_the_work(tmp_path, name):
+    target = os.path.join(tmp_path, name)
+    for ask in (targets.check, write, files.check_writable):
+        with pytest.raises(
+            ValueError, match=r"the path .* (holds a NUL or half a character|is too long: .* a shorter)"
+        ):
+            ask(target)
+    assert not [*tmp_path.iterdir()]
+
+
+def test_the_longest_name_that_is_allowed_can_be_written(tmp_path):
+    target = write(tmp_path / ("n" * 241))
+    write(target)
+    files.write_text(tmp_path / ("f" * 241), "text")
+    assert set(tree(target)) == {"w", "manifest.json"}
 
 
 OTHERS = {
@@ -273,9 +293,12 @@ def test_a_kill_between_the_two_renames_is_mended(tmp_path, finished, name):
     assert (target / "w").read_text() == ("new" if finished else "old") and not old.exists()
 
 
+@pytest.mark.parametrize("mark", [None, "a word of the user's"])
 @pytest.mark.parametrize("name", [".model.old", ".model.0123abcd.old", ".model.0123abcd.tmp", ".model.backup.tmp"])
-def test_hidden_folders_of_somebody_else_stay(tmp_path, name):
+def test_hidden_folders_of_somebody_else_stay(tmp_path, name, mark):
     (tmp_path / name).mkdir()
+    if mark:
+        (tmp_path / name / manifest.UNFINISHED).write_text(mark)
     (tmp_path / name / "thesis").write_text("x")
     os.utime(tmp_path / name, (0, 0))
     folders.recover(tmp_path / "model")

@@ -1,15 +1,20 @@
 """What a state says of its job: arguments, code, versions, threads and device; the refusal names what differs."""
 
+import fcntl
+import gc
 import json
 import shutil
+import threading
 
 import pytest
 import torch
 
 from lib import files, jobs, timing
 from lib.jobs import JobState, fingerprint, same_job
-from lib.quantizers import gptq
+from lib.pruners import greedy
+from lib.quantizers import awq, embedding, gptq, rtn, sensitivity
 from lib.quantizers.time_budget import JobLog
+from lib.trainers import loop, next_token
 from tests import tiny
 
 GRID = {"bits": 3, "group_size": 32}
@@ -135,3 +140,78 @@ def test_a_folder_with_tensors_of_no_job_is_no_state(tmp_path):
     with pytest.raises(ValueError, match=r"holds model\.safetensors and no job\.json, so it is no state"):
         jobs.JobState(tmp_path, **GRID)
     assert sorted(tmp_path.iterdir()) == before
+
+
+def small():
+    return tiny.llama(num_hidden_layers=1)
+
+
+def walked(quantizer):
+    return lambda folder, _: quantizer.quantize_(small(), tiny.tokens(2, 8), **GRID, state=folder)
+
+
+JOBS = {
+    "blocks": walked(gptq),
+    "layers": walked(rtn),
+    "scales": lambda folder, _: awq.scale_(small(), tiny.tokens(2, 8), **GRID, state=folder),
+    "embedding": walked(embedding),
+    "losses": lambda folder, _: sensitivity.measure(small(), tiny.tokens(2, 8), group_size=32, state=folder),
+    "greedy": lambda folder, model: greedy.choose(
+        model, tiny.tokens(2, 8), bool, score="block_influence", free=[1, 2], state=folder
+    ),
+    "training": lambda folder, _: train(small(), folder),
+}
+
+
+def train(model, folder, **more):
+    options = {"steps": 1, "learning_rate": 1e-4, "batch": 1, "folder": folder, **more}
+    return loop.train_(model, tiny.tokens(2, 8), next_token.loss, **options)
+
+
+@pytest.mark.parametrize("kind", [*JOBS, *OPENED])
+def test_a_folder_in_which_another_process_works_is_refused_until_it_ends(tmp_path, model, kind):
+    """Another process is a lock of another open file, which the system takes back with the process."""
+    do = (JOBS | OPENED)[kind]
+    with open(tmp_path / ".lock", "w") as other:
+        fcntl.flock(other, fcntl.LOCK_EX)
+        with pytest.raises(BlockingIOError, match=rf"{tmp_path} is in use: another process .*; wait .* another folder"):
+            do(tmp_path, model)
+    do(tmp_path, model)
+    gc.collect()
+    with open(tmp_path / ".lock", "w") as other:  # the job that has ended holds nothing
+        fcntl.flock(other, fcntl.LOCK_EX | fcntl.LOCK_NB)
+
+
+def test_a_job_that_fails_lets_go_and_another_thread_waits_its_turn(tmp_path):
+    begun, end, failed = threading.Event(), threading.Event(), []
+
+    def on_step(*_):
+        begun.set()
+        end.wait(60)
+        raise KeyError("a fault of the callback")
+
+    def work():
+        try:
+            train(small(), tmp_path, on_step=on_step)
+        except KeyError as error:  # which keeps the frames of the training alive
+            failed.append(error)
+
+    thread = threading.Thread(target=work)
+    thread.start()
+    begun.wait(60)
+    with pytest.raises(BlockingIOError, match="is in use"):
+        train(small(), tmp_path)
+    end.set()
+    thread.join()
+    assert failed
+    with open(tmp_path / ".lock", "w") as other:
+        fcntl.flock(other, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    train(small(), tmp_path)
+
+
+@pytest.mark.parametrize("name", ["a\0b", "cut \ud83d", "n" * 250, "/".join(["d" * 200] * 20)])
+def test_a_folder_that_cannot_be_is_refused_before_the_work(tmp_path, model, name):
+    for do in [JOBS["blocks"], JOBS["training"], OPENED["plan"]]:
+        with pytest.raises(ValueError, match=r"NUL or half a character|too long.*give a shorter one"):
+            do(tmp_path / name, model)
+    assert not [*tmp_path.iterdir()]

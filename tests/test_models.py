@@ -190,11 +190,16 @@ def test_compressed_tensors_go_to_their_own_loader(folder, monkeypatch):
     assert model.dtype == torch.bfloat16 and model.model.rotary_emb.inv_freq.dtype == torch.float32
 
 
-@pytest.mark.parametrize("content", [None, "not json", "{}"])
-def test_no_tokenizer(folder, content):
+UNUSABLE = r"has no usable tokenizer.*tokenizer\.json must be beside the weights"
+
+
+@pytest.mark.parametrize(
+    "content, said", [(None, UNUSABLE), ("not json", r"tokenizer\.json is not JSON .*copy it again"), ("{}", UNUSABLE)]
+)
+def test_no_tokenizer(folder, content, said):
     (folder / "tokenizer_config.json").unlink()
     (folder / "tokenizer.json").unlink() if content is None else (folder / "tokenizer.json").write_text(content)
-    with pytest.raises(ValueError, match=r"has no usable tokenizer.*tokenizer\.json must be beside the weights"):
+    with pytest.raises(ValueError, match=said):
         models.load("small")
 
 

@@ -141,6 +141,26 @@ def test_the_packed_engine_writes_what_transformers_writes_from_its_logits(key, 
     assert plain == runtime.generate(runtime.pack_(made()), PROMPTS, new_tokens=20)
 
 
+@pytest.mark.parametrize("key", ["min_length", "min_new_tokens", "exponential_decay_length_penalty"])
+def test_a_least_length_forbids_the_end_tokens_that_are_given(key, tmp_path):
+    model, bare, prompt = made(key, KEYS[key]), made(), PROMPTS[1]
+    model.save_pretrained(tmp_path)
+    model.tokenizer.save_pretrained(tmp_path)
+    session, loaded = ModelSession(model), runtime.load(tmp_path)
+    reference = through(made(key, KEYS[key]), lambda ids: runtime.Session(loaded).extend(ids, last=True)[0])
+    written, given = theirs(bare, prompt), torch.tensor(prompt)
+    for named in ([written[2]], [written[4], written[1]]):  # which would end the text long before
+        options = {"new_tokens": 20, "eos": named}
+        wanted = theirs(model, prompt, eos_token_id=named)
+        assert wanted != theirs(bare, prompt, eos_token_id=named)
+        for drafter in (None, Lookup(), tabular.Fixed(prompt + wanted, length=5, wrong=0.3)):
+            assert generate(session, given, drafter=drafter, **options).token_ids == wanted
+        assert runtime.generate(model, [prompt], **options)[0].token_ids == wanted
+        wanted = theirs(reference, prompt, use_cache=False, eos_token_id=named)
+        assert runtime.generate(loaded, [prompt], **options)[0].token_ids == wanted
+        assert generate(runtime.Session(loaded), given, drafter=Lookup(), **options).token_ids == wanted
+
+
 def test_a_bias_is_given_as_transformers_takes_it():
     pairs, table = made("sequence_bias", KEYS["sequence_bias"]), made("sequence_bias", {(65,): 6.0, (66, 67): 4.0})
     assert settings.of(pairs).values == settings.of(table).values == {"sequence_bias": [[[65], 6.0], [[66, 67], 4.0]]}

@@ -207,11 +207,40 @@ def test_generation_settings_that_are_not_json_are_refused(tmp_path):
 
 
 @pytest.mark.parametrize(
-    "changed", [{"hidden_size": "64"}, {"num_attention_heads": 0}, {"rms_norm_eps": None}, {"dtype": "float8_e4m3fn"}]
+    "changed, said",
+    [
+        ({"hidden_size": "64"}, "a value that transformers makes no model of"),
+        ({"num_attention_heads": 0}, "a value that transformers makes no model of"),
+        ({"rms_norm_eps": None}, "a value that transformers makes no model of"),
+        ({"dtype": "float8_e4m3fn"}, "dtype='float8_e4m3fn'; one of bfloat16, .*float32"),
+        ({"dtype": "int8"}, "dtype='int8'; one of bfloat16, .* is allowed"),
+        ({"torch_dtype": 3}, "torch_dtype=3; one of bfloat16"),
+        ({"hidden_act": "nope"}, "hidden_act='nope', which transformers does not know; choose one of .*gelu.*silu"),
+        ({"attn_implementation": "nope"}, "attn_implementation='nope'; eager, sdpa, .* is allowed"),
+        ({"_attn_implementation": "kernels-community/flash-attn"}, "_attn_implementation='kernels.*'; eager, sdpa"),
+        ({"attn_implementation": "flash_attention_2"}, "a value that transformers makes no model of .*FlashAttention2"),
+        ({"quantization_config": {}}, "quantization_config={}; settings by name, with a quant_method"),
+        ({"quantization_config": []}, r"quantization_config=\[\]; settings by name"),
+        ({"quantization_config": 0}, "quantization_config=0; settings by name"),
+    ],
 )
-def test_a_configuration_of_which_no_model_can_be_made_is_refused_by_name(tmp_path, changed):
-    folder = tiny.save(tmp_path / "m")
+def test_a_configuration_of_which_no_model_can_be_made_is_refused_by_name(tmp_path, changed, said):
+    folder = configured(tmp_path, **changed)
+    with pytest.raises(ValueError, match=rf"m/config\.json has {said}"):
+        models.load(str(folder))
+    if said.startswith(tuple(changed)) and "hidden_act" not in changed:  # looked at before anything is read
+        with pytest.raises(ValueError, match=rf"m/config\.json has {said}"):
+            runtime.load(folder)
+
+
+def configured(path, **changed):
+    folder = tiny.save(path / "m")
     config = json.loads((folder / "config.json").read_text())
     (folder / "config.json").write_text(json.dumps({**config, **changed}))
-    with pytest.raises(ValueError, match=r"m/config\.json has a value that transformers makes no model of"):
-        models.load(str(folder))
+    return folder
+
+
+def test_names_of_types_and_of_attention_that_transformers_takes_are_taken(tmp_path):
+    folder = configured(tmp_path, dtype="float", attn_implementation={"": "eager"}, quantization_config=None)
+    model, _ = models.load(str(folder))
+    assert model.dtype == torch.float32 and model.config._attn_implementation == "eager" and runtime.load(folder)

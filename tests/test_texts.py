@@ -9,7 +9,7 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
-from lib import sources
+from lib import extensions, sources
 from lib.files import data
 from lib.sources import builtin_text, hub, readers, texts
 
@@ -273,3 +273,13 @@ def test_bytes_in_parquet_that_are_not_utf8_are_named(tmp_path, monkeypatch):
     parquet.write_table(pyarrow.table({"text": array}), tmp_path / "train.parquet")
     with pytest.raises(ValueError, match=r"train\.parquet keeps bytes that are not UTF-8 in its column 'text'"):
         texts.load("train.parquet", "train")
+
+
+@pytest.mark.parametrize("name", ["a\0b.txt", "n" * 300, "cut \ud83d"])
+def test_a_path_that_cannot_be_is_no_text_and_no_file(name, tmp_path, monkeypatch):
+    monkeypatch.setenv("THIMBLE_DATA", str(tmp_path))
+    for given in (name, str(tmp_path / name)):
+        with pytest.raises(FileNotFoundError, match="is neither known nor a file"):
+            texts.load(given)
+    with pytest.raises(FileNotFoundError, match="is no file; the path of a Python file is allowed"):
+        extensions.load(tmp_path / f"{name}.py", "FORM")

@@ -9,49 +9,53 @@ import contextlib
 import hashlib
 from pathlib import Path
 
-from lib.checkpoints import adapter_files, stored
+from lib import files
+from lib.checkpoints import adapter_files, stored, values
 from lib.checkpoints.stored import json_object as _json
+from lib.checkpoints.values import Unusable, configured
+from lib.checkpoints.words import tokenizer
 from lib.files import place
 from lib.folders import manifest
 
 MANIFEST = manifest.NAME
 _LFS = b"version https://git-lfs.github.com/spec/"
 _DECODERS = ("ForCausalLM", "LMHeadModel")
+READ = (  # JSON that transformers reads beside config.json and the weights
+    "generation_config.json", "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json",
+    "chat_template.json",
+)  # fmt: skip
+__all__ = ["MANIFEST", "READ", "Unusable", "adapter_files", "checkpoint", "configured", "finite", "fingerprint", "place",
+           "quiet", "sha256", "stored", "tokenizer", "verify", "weights", "write_manifest"]  # fmt: skip
 sha256, write_manifest = manifest.sha256, manifest.write
-
-
-class Unusable(ValueError):
-    """A config.json with values of which transformers can't make a model."""
 
 
 def checkpoint(folder: Path | str, *, adapter: str | None = None) -> dict:
     """Check everything that can be checked before loading; returns the parsed config.json.
 
-adapter: what to do with an adapter in the folder, see `adapter_files`; None refuses it.
+    adapter: what to do with an adapter in the folder, see `adapter_files`; None refuses it.
     Raises `FileNotFoundError` for what is missing, `ValueError` for what is damaged or unsafe.
     """
+    files.check_name(folder, written=False)
     folder = Path(folder)
+    if not folder.is_dir():
+        raise FileNotFoundError(f"{folder} is no folder; that of a checkpoint is needed; look where it lies.")
     for path in sorted(folder.iterdir()):
         _refuse_pointer(path)
     adapter_files.check(folder, adapter)
     config = _json(folder / "config.json")
     _refuse_remote_code(folder, config)
     _refuse_other_kinds(folder, config)
-    _refuse_values(folder, config)
-    quantization = config.get("quantization_config") or {}
-    if not isinstance(quantization, dict):
-        raise ValueError(
-            f"{place(folder)} says quantization_config={quantization!r}; settings by name are allowed; mend config.json."
-        )
-    method = quantization.get("quant_method")
+    values.check(folder, config)
+    method = (config.get("quantization_config") or {}).get("quant_method")
     stored.check(folder, types=method in (None, "compressed-tensors"))
-    if (folder / "generation_config.json").is_file():  # transformers would go on without it: other end tokens
-        _json(folder / "generation_config.json")
+    for name in READ:  # transformers would go on without some of them: other end tokens, another template
+        if (folder / name).is_file():
+            _json(folder / name)
     proven = verify(folder)
     if unproven := [path.name for path in weights(folder) if proven and path.name not in proven]:
         raise ValueError(
             f"{place(folder / unproven[0])} is not in {MANIFEST}, which lists other weights; a manifest must list what "
-            f"is read; copy the folder again, or, if you changed it, delete {MANIFEST} there."
+            f"is read; copy the folder again, or, if you changed it, move {MANIFEST} elsewhere."
         )
     return config
 
@@ -64,14 +68,11 @@ def weights(folder: Path | str) -> list[Path]:
 def verify(folder: Path | str) -> dict[str, str]:
     """Compare every file that `manifest.json` lists with its SHA-256; returns name -> SHA-256, {} without manifest.
 
-    Raises ValueError, naming all files that have changed, or FileNotFoundError for those that are missing.
+    A manifest of another program proves nothing here, and is left alone. Raises ValueError, naming all files that have
+    changed, or FileNotFoundError for those that are missing.
     """
     folder = Path(folder)
-    if not (folder / MANIFEST).is_file():
-        return {}
-    listed = _json(folder / MANIFEST).get("files")
-    if not isinstance(listed, dict):
-        raise ValueError(f'{place(folder / MANIFEST)} has no "files" (name to SHA-256); delete it, or write it again.')
+    listed = _listed(folder / MANIFEST) if (folder / MANIFEST).is_file() else {}
     missing = [name for name in listed if not (folder / name).is_file()]
     changed = [name for name in listed if name not in missing and sha256(folder / name) != listed[name]]
     if changed:
@@ -80,18 +81,45 @@ def verify(folder: Path | str) -> dict[str, str]:
         gone = f"; {', '.join(missing)} are missing" if missing else ""
         raise ValueError(
             f"{place(folder / first)} has changed since its manifest was written: SHA-256 "
-            f"{sha256(folder / first)[:12]}, listed is {str(listed[first])[:12]}{more}{gone}. Another program may have "
+            f"{sha256(folder / first)[:12]}, listed is {listed[first][:12]}{more}{gone}. Another program may have "
             "written it (save_pretrained does, and leaves the manifest as it was) or it is damaged: the hash can't "
-            f"tell. If you changed it, delete {MANIFEST} there, and the folder is loaded as it is now; if not, copy or "
-            "save the model again."
+            f"tell. If you changed it, move {MANIFEST} elsewhere, and the folder is loaded as it is now; if not, copy "
+            "or save the model again."
         )
     if missing:
         raise FileNotFoundError(
             f"{place(folder / missing[0])} is missing, but the manifest lists it"
             + (f" (and {', '.join(missing[1:])})" if missing[1:] else "")
-            + f"; copy it again, or, if you took it away yourself, delete {MANIFEST} there."
+            + f"; copy it again, or, if you took it away yourself, move {MANIFEST} elsewhere."
         )
     return listed
+
+
+def _listed(path: Path) -> dict[str, str]:
+    """The files that a manifest lists; none of a manifest in another program's form, which is said."""
+    try:
+        found = _json(path)
+    except ValueError as error:
+        if "is not a JSON object" in str(error):
+            return _others(path)
+        raise ValueError(
+            f"{str(error).partition('; ')[0]}; the manifest of a folder must be whole; copy the folder again, or move "
+            f"{MANIFEST} elsewhere if another program wrote it."
+        ) from None
+    listed = found.get("files")
+    if manifest.is_list(listed):
+        return listed
+    if found and not manifest.named(found):
+        return _others(path)
+    raise ValueError(
+        f'{place(path)} has no "files" (name to SHA-256), which a manifest has; copy the folder again, or move '
+        f"{MANIFEST} elsewhere, and the folder is loaded as it is now."
+    )
+
+
+def _others(path: Path) -> dict:
+    print(f"{place(path)} is in another program's form: what lies there is loaded as it is")
+    return {}
 
 
 def finite(model, name: str = "the model") -> None:
@@ -102,39 +130,6 @@ def finite(model, name: str = "the model") -> None:
             raise ValueError(
                 f"{key} of {name} holds {bad} NaN or infinite values in {tensor.dtype}; all weights must be finite; "
                 "load it as float32 if the numbers are too large for this type, else get an undamaged copy."
-            )
-
-
-@contextlib.contextmanager
-def configured(folder: Path | str):
-    """Inside the block transformers makes a model of config.json; values that it can't use raise `Unusable`."""
-    from huggingface_hub.errors import StrictDataclassError  # only where transformers makes a model
-
-    try:
-        yield
-    except (StrictDataclassError, TypeError, AttributeError, ArithmeticError, IndexError) as error:
-        reason = " ".join(str(error).split())[:200] or type(error).__name__
-        raise Unusable(
-            f"{place(Path(folder) / 'config.json')} has a value that transformers makes no model of ({reason}); "
-            "each must be of its kind, as the family's configuration has it; mend it, or copy it again."
-        ) from error
-
-
-def _refuse_values(folder: Path, config: dict) -> None:
-    """Refuse token ids that are no integers, and invalid dropout rates, which transformers refuses late."""
-    for key, value in config.items():
-        if key.endswith("_token_id"):
-            many = value if isinstance(value, list) and key == "eos_token_id" else [value]
-            fits = all(each is None or (isinstance(each, int) and not isinstance(each, bool)) for each in many)
-            allowed = "a whole number or null" + (", or a list of them" if key == "eos_token_id" else "")
-        elif key.endswith(("dropout", "_pdrop")):
-            number = isinstance(value, int | float) and not isinstance(value, bool)
-            fits, allowed = value is None or (number and 0 <= value <= 1), "a number from 0 to 1"
-        else:
-            continue
-        if not fits:
-            raise Unusable(
-                f"{place(folder / 'config.json')} has {key}={value!r}; {allowed} is allowed; mend it, or copy it again."
             )
 
 

@@ -114,9 +114,9 @@ def header(path: Path) -> dict[str, dict]:
             found = json.loads(file.read(length))
             found.pop("__metadata__", None)
             end = max((entry["data_offsets"][1] for entry in found.values()), default=0)
-            if not all("dtype" in entry for entry in found.values()):
+            if not all("dtype" in entry and isinstance(entry["shape"], list) for entry in found.values()):
                 raise ValueError
-        except (ValueError, KeyError, TypeError, AttributeError, IndexError):
+        except (ValueError, KeyError, TypeError, AttributeError, IndexError, RecursionError):
             raise ValueError(
                 f"{place(path)} has no readable safetensors header ({size} bytes in all); "
                 "it is damaged or cut short; copy it again."
@@ -130,18 +130,34 @@ def header(path: Path) -> dict[str, dict]:
 
 
 def json_object(path: Path) -> dict:
-    """The JSON object in `path`; FileNotFoundError or ValueError when there is none."""
+    """The JSON object in `path`, UTF-8 as transformers reads it; FileNotFoundError or ValueError when there is none."""
     try:
-        found = json.loads(path.read_bytes())
+        found = json.loads(path.read_bytes().decode())
     except FileNotFoundError:
         raise FileNotFoundError(
             f"{place(path)} is missing; a model folder needs {path.name}; copy it there, or choose another folder."
         ) from None
-    except ValueError as error:
-        raise ValueError(f"{place(path)} is not JSON ({error}); copy it again.") from None
+    except OSError as error:
+        raise ValueError(f"{place(path)} can't be read ({error.strerror}); it must be a file; copy it again.") from None
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"{place(path)} is not JSON ({error}); it may be cut short; copy it again.") from None
     if not isinstance(found, dict):
-        raise ValueError(f"{place(path)} is not a JSON object; copy it again.")
+        raise ValueError(
+            f"{place(path)} is not a JSON object but {_kind(found)}; an object is allowed; copy it again."
+        )
     return found
+
+
+def _kind(found) -> str:
+    return {list: "a list", str: "a text", bool: "true or false", type(None): "null"}.get(type(found), "a number")
+
+
+def settings(folder: Path | str) -> dict:
+    """What a checkpoint says of generation: generation_config.json where there is one, else config.json, else {}."""
+    for name in ("generation_config.json", "config.json"):
+        if (Path(folder) / name).is_file():
+            return json_object(Path(folder) / name)
+    return {}
 
 
 def _none(folder: Path) -> Exception:

@@ -5,23 +5,18 @@ one, even if it names none, else those in config.json. Defaults of the configura
 token do not count. Tasks also end at the tokenizer's end-of-text token (`of_task`).
 """
 
-import json
 from collections.abc import Iterable
 from pathlib import Path
+
+from lib.checkpoints import stored
 
 
 def of_folder(folder: Path | str) -> tuple[int, ...]:
     """The tokens that end a text of the checkpoint in `folder`, without loading it; needs no torch.
 
-    Raises ValueError for ids that are not integers.
+    Raises ValueError for ids that are not integers, and for files that are no JSON objects.
     """
-    for name in ("generation_config.json", "config.json"):
-        try:
-            found = json.loads((Path(folder) / name).read_bytes())
-        except (OSError, ValueError):  # like transformers, fall back to config.json where the first is unreadable
-            continue
-        return ids(found.get("eos_token_id"))
-    return ()
+    return ids(stored.settings(folder).get("eos_token_id"))
 
 
 def of_model(model) -> tuple[int, ...]:
@@ -36,7 +31,7 @@ def of_task(named: Iterable[int], tokenizer) -> frozenset[int]:
 
 def ids(named) -> tuple[int, ...]:
     """Token ids from a setting: None, a number, or a list of numbers. Raises ValueError for anything else."""
-    found = () if named is None else (named,) if isinstance(named, int) else tuple(named)
+    found = () if named is None else tuple(named) if isinstance(named, Iterable) else (named,)
     if not all(isinstance(each, int) and not isinstance(each, bool) for each in found):
         raise ValueError(
             f"eos_token_id={named!r}; a token id, a list of them or null is allowed; mend generation_config.json."

@@ -39,18 +39,19 @@ def generate(
     """Continue `prompt` (LongTensor [length], one text) by at most `new_tokens` tokens.
 
     session: the model; it is rewound to length 0 first. drafter: prompt lookup, a smaller model, or None. controller:
-    decides how far to draft. eos: ids that end the answer, None (where a tokenizer has no end token) for none.
-    stop: strings that end it (they need `tokenizer`). stream: called with the new token ids of each step. plain:
-    leave out what the model's generation settings do to logits, which transformers' `generate` applies to greedy
-    answers too (`settings`). Raises ValueError for an empty prompt, for fewer than one new token, and where prompt
-    and answer exceed the context.
+    decides how far to draft. eos: ids that end the answer, which a least length of the model's settings forbids
+    until it is reached; None (where a tokenizer has no end token) for none. stop: strings that end it (they need
+    `tokenizer`). stream: called with the new token ids of each step. plain: leave out what the model's generation
+    settings do to logits, which transformers' `generate` applies to greedy answers too (`settings`). Raises
+    ValueError for an empty prompt, for fewer than one new token, and where prompt and answer exceed the context.
     """
-    own = settings.of(session, plain)
+    eos = {eos} if isinstance(eos, int) else eos or ()
+    own = settings.of(session, plain).ending(eos)
     stops = Stops([*([stop] if isinstance(stop, str) else stop), *own.stop_strings], tokenizer)
     _check(session, prompt, new_tokens)
     request = Request(
         prompt.tolist(), new_tokens, sampling=sampling, own=own, stops=stops, drafter=drafter, controller=controller,
-        ends={eos} if isinstance(eos, int) else eos or (), stream=stream,
+        ends=eos, stream=stream,
     )  # fmt: skip
     Loop(Sessions([session]), [request]).run()
     return request.answer

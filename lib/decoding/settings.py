@@ -6,10 +6,11 @@ each of these changes even greedy text. They are applied by transformers' own pr
 caller sets them (`sampling.Sampling`). Needs torch only where a checkpoint has such settings.
 """
 
-import json
+import copy
 from pathlib import Path
 from types import SimpleNamespace
 
+from lib.checkpoints import stored
 from lib.decoding import ends
 
 NEUTRAL = {  # settings that change logits, and the neutral value besides None
@@ -77,6 +78,15 @@ class Settings:
         found = self.values.get("stop_strings", [])
         return [found] if isinstance(found, str) else list(found)
 
+    def ending(self, named) -> "Settings":
+        """These settings for answers that end at other tokens, `named` (a token id, or several), as the caller asks.
+
+        A least length forbids those, and no others: `generate(eos_token_id=...)` of transformers does so.
+        """
+        made = copy.copy(self)
+        made.ends = tuple(sorted(ends.ids(named)))
+        return made
+
     def processors(self, prompt: list[int], new_tokens: int, **changed) -> list:
         """transformers' logits processors for one answer to `prompt` of at most `new_tokens` tokens.
 
@@ -114,12 +124,7 @@ def _vocabulary(source) -> int:
 
 def of_folder(folder: Path | str) -> dict:
     """The generation settings of the checkpoint in `folder`, from the file from which transformers takes them."""
-    for name in ("generation_config.json", "config.json"):
-        try:
-            return json.loads((Path(folder) / name).read_bytes())
-        except (OSError, ValueError):
-            continue
-    return {}
+    return stored.settings(folder)
 
 
 def _plain(value):

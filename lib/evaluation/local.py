@@ -188,6 +188,7 @@ def _typed(model: nn.Module, dtype) -> nn.Module:
     made = copy.deepcopy(model)
     for parameter in made.parameters():  # not `made.to`: it would round the rotary frequencies too
         parameter.data = parameter.data.to(wanted)
+    checkpoints.finite(made)  # what a narrower type does not hold
     made.config.dtype = wanted
     return made
 

@@ -11,9 +11,8 @@ from collections.abc import Callable, Collection
 import numpy as np
 import torch
 from torch import Tensor
-from transformers import AutoTokenizer
 
-from lib import timing, tokenization
+from lib import checkpoints, timing, tokenization
 from lib.decoding import ends, settings
 from lib.decoding.generation_loop import Loop
 from lib.evaluation import likelihood, prefixes
@@ -146,7 +145,7 @@ def _same(given: Tensor) -> Tensor:
 def _tokenizer(model):
     found = getattr(model, "tokenizer", None)
     if isinstance(model, Weights) and hasattr(found, "path"):
-        return AutoTokenizer.from_pretrained(found.path.parent)
+        return checkpoints.tokenizer(found.path.parent)
     if found is None:
         raise ValueError("a packed model without a tokenizer; give one as `tokenizer`.")
     return found

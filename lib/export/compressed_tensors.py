@@ -22,7 +22,7 @@ from pathlib import Path
 import torch
 from safetensors.torch import load_file
 from torch import nn
-from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, GenerationConfig
+from transformers import AutoConfig, AutoModelForCausalLM, GenerationConfig
 from transformers.initialization import no_init_weights
 
 from lib import architectures, checkpoints, folders
@@ -71,7 +71,7 @@ def _load(folder, adapter):
     model = _skeleton(folder)
     tensors = tensor_names.of_model(tensors, model)
     _fill(model, groups.unpack(tensors, config, model), tensors)
-    model.tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False, local_files_only=True)
+    model.tokenizer = checkpoints.tokenizer(folder)
     return mark(model).eval(), model.tokenizer
 
 

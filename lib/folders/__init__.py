@@ -74,7 +74,7 @@ def remove_leftovers(target: Path, *, kept: Collection[str] = (), name: str | No
             if not pattern.fullmatch(path.name) or path.is_symlink() or time.time() - path.stat().st_mtime <= GRACE:
                 continue
             with locked(path, wait=False):
-                begun = (path / manifest.UNFINISHED).exists()  # to be written, or to be deleted
+                begun = manifest.begun(path)  # to be written, or to be deleted
                 if begun or not any(path.iterdir()) or (path.suffix == ".tmp" and not manifest.foreign(path, kept)):
                     _delete(path)
 

@@ -47,16 +47,31 @@ def sha256(path: Path | str) -> str:
     return _read[key]
 
 
+def named(content: dict) -> bool:
+    """Whether the `content` of a manifest says that the project wrote it."""
+    return content.get("written_by") == WRITER or content.get("kind") in _KINDS or "gguf_sha256" in content
+
+
+def is_list(listed) -> bool:
+    """Whether this is what a manifest lists: name -> hexadecimal SHA-256."""
+    whole = isinstance(listed, dict) and all(isinstance(each, str) for each in listed.values())
+    return whole and all(len(each) == 64 and set(each) <= _DIGITS for each in listed.values())
+
+
 def ours(folder: Path) -> dict[str, str] | None:
     """name -> SHA-256 of the files that the project wrote into `folder`; None without a manifest of the project."""
     try:
         content = json.loads((folder / NAME).read_bytes())
         listed = content["files"]
-        named = content.get("written_by") == WRITER or content.get("kind") in _KINDS or "gguf_sha256" in content
-        whole = all(len(value) == 64 and set(value) <= _DIGITS for value in listed.values())
+        return listed if named(content) and is_list(listed) else None
     except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
         return None
-    return listed if named and whole else None
+
+
+def begun(folder: Path) -> bool:
+    """Whether the mark of an unfinished folder lies there: an empty file; any other of its name is somebody else's."""
+    path = folder / UNFINISHED
+    return path.is_file() and not path.is_symlink() and path.stat().st_size == 0
 
 
 def foreign(folder: Path, kept: Collection[str] = ()) -> list[str]:
@@ -81,7 +96,9 @@ def foreign(folder: Path, kept: Collection[str] = ()) -> list[str]:
                 folders.remove(each)
         for each in others:
             name = (at / each).relative_to(folder).as_posix()
-            if name not in (NAME, UNFINISHED) and (how := _other(at / each, listed.get(name))) is not None:
+            if name == NAME or (name == UNFINISHED and begun(folder)):
+                continue
+            if (how := _other(at / each, listed.get(name))) is not None:
                 found.append(name + how)
     return sorted(found)
 

@@ -17,10 +17,12 @@ _SHOWN = 5  # names in an error
 def real(path: Path | str) -> Path:
     """The absolute path of `path`: `~`, links, `.`, `..` and trailing slashes resolved.
 
-    Raises ValueError for an empty path, FileNotFoundError for a link whose end can't be made.
+    Raises ValueError for an empty path and those of `files.check_name`, FileNotFoundError for a link whose end can't
+    be made.
     """
     if not os.fspath(path).strip():
         raise ValueError(f"the path {os.fspath(path)!r} is empty; it must name a folder; give its name.")
+    files.check_name(path)
     given = Path(os.path.abspath(os.path.expanduser(path)))
     found = Path(os.path.realpath(given))
     for part in (given, *given.parents):

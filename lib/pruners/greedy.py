@@ -29,15 +29,15 @@ def choose(
     tokens: calibration windows [count, length]. state: folder for finished steps, so that a killed job resumes, and
     that a deeper cut goes on where a shallower one ended; another job's folder is refused, with what differs.
     """
-    steps = _Steps(state, model, tokens, score=score, free=list(free))
-    options = {"reference": divergence.remember(model, tokens)} if score in COMPARED else {}
     removed: list[int] = []
-    while not met(removed):
-        block = steps.load(len(removed))
-        if block is None:
-            block, scores = _step(model, tokens, removed, score, free, options)
-            steps.save(len(removed), block, scores)
-        removed.append(block)
+    with _Steps(state, model, tokens, score=score, free=list(free)) as steps:
+        options = {"reference": divergence.remember(model, tokens)} if score in COMPARED else {}
+        while not met(removed):
+            block = steps.load(len(removed))
+            if block is None:
+                block, scores = _step(model, tokens, removed, score, free, options)
+                steps.save(len(removed), block, scores)
+            removed.append(block)
     return removed
 
 
@@ -58,7 +58,15 @@ class _Steps:
 
     def __init__(self, folder: Path | str | None, model: nn.Module, tokens: Tensor, **job):
         job |= environment_fingerprint("pruners") | fingerprint(model, tokens) if folder else {}
-        self.folder = folder and JobState(folder, method="greedy", **job).folder
+        self.state = folder and JobState(folder, method="greedy", **job)
+        self.folder = self.state and self.state.folder
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        if self.state:
+            self.state.end()
 
     def load(self, step: int) -> int | None:
         """The block removed in `step`, None where that step is not finished."""

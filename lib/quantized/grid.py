@@ -71,10 +71,37 @@ def check_candidates(candidates: int) -> None:
 
 
 def check_finite(model: nn.Module) -> None:
-    """Raise ValueError, with its name, when a parameter of `model` (a norm's too) holds NaN or infinite values."""
+    """Raise ValueError, with its name, when a parameter of `model` (a norm's too) holds NaN or infinite values.
+
+    So it does for matrices with numbers so large that their grid would stand for infinity.
+    """
     for name, parameter in model.named_parameters():
-        if parameter.numel() and not torch.stack(parameter.detach().aminmax()).isfinite().all():
+        largest = _largest(parameter)
+        if not largest < float("inf"):
             raise ValueError(f"{name} holds NaN or infinite values; a grid needs finite ones; check the checkpoint.")
+        if parameter.ndim > 1 and parameter.is_floating_point():
+            check_size(name, parameter, largest)
+
+
+def check_size(name: str, weight: Tensor, largest: float | None = None) -> None:
+    """Raise ValueError for numbers (the `largest`, if it is known) above half of what the type of `weight` holds.
+
+    Rounding to a grid may go beyond the largest number of a group, by half a step: a third of it at 2 bits.
+    """
+    largest = _largest(weight) if largest is None else largest
+    most = min(torch.finfo(weight.dtype).max, torch.finfo(torch.float32).max) / 2
+    if largest > most:
+        kind = str(weight.dtype).removeprefix("torch.")
+        remedy = "load it as float32" if weight.dtype == torch.float16 else "check the checkpoint"
+        raise ValueError(
+            f"{name} holds {largest:.4g}; up to {most:.4g} can be rounded to grids, whose values must be finite in "
+            f"{kind}; {remedy}."
+        )
+
+
+def _largest(weight: Tensor) -> float:
+    """The largest size of a number in `weight`, NaN where one is; 0 of none."""
+    return float(torch.stack(weight.detach().aminmax()).abs().amax()) if weight.numel() else 0.0
 
 
 def choose(

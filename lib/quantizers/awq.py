@@ -87,7 +87,8 @@ def scale_(
             make = lambda: search(weight, hessian, fold, bits=bits, group_size=group_size)  # noqa: E731
             parts[fold.layers[0]].append(keep(names[0], make))
 
-    calibrate.sequential(model, tokens, quantize_layer, device=device)
+    with keep:
+        calibrate.sequential(model, tokens, quantize_layer, device=device)
     answers = [_decide(fold, parts[fold.layers[0]]) for fold in found]
     _check_function(model, tokens, found, answers)
     for fold, answer in zip(found, answers):
@@ -178,7 +179,15 @@ class _Kept:
     """Finished searches, one file each in the folder `state`, complete or absent."""
 
     def __init__(self, state, model: nn.Module, tokens: Tensor, device, **settings):
-        self.folder = state and JobState(state, method="awq", **fingerprint(model, tokens, device), **settings).folder
+        self.state = state and JobState(state, method="awq", **fingerprint(model, tokens, device), **settings)
+        self.folder = self.state and self.state.folder
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        if self.state:
+            self.state.end()
 
     def __call__(self, name: str, make) -> tuple[Tensor, Tensor]:
         """Read the search of the layer `name`, or run `make()` and save its result."""

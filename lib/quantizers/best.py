@@ -55,25 +55,25 @@ def quantize_(
     _check(model, bits, megabytes, minutes, steps, group_size)
     tokens = texts.tokens(calibration, model)
     job = {"bits": bits, "megabytes": megabytes, "group_size": group_size, "seed": seed, "steps": steps}
-    log = JobLog(state, begun, model, tokens, **job, minutes=minutes if steps is None else None)
-    grid = {"group_size": group_size, "batch": min(BATCH, len(tokens))}
-    if steps is None:
-        budget = TimeBudget(log, model, tokens, minutes=minutes, sized=bits is None, **grid)
-    else:
-        budget = FixedSteps(steps)
-    tokens = tokens[: budget.windows(tokens)]
-    calibrate.check_memory(model, tokens, streams=2)
-    reference = divergence.remember(model, tokens)
-    if bits is None:
-        bits = log.once("bits", lambda: _widths(model, tokens, megabytes, group_size, budget, log.folder("losses")))
+    with JobLog(state, begun, model, tokens, **job, minutes=minutes if steps is None else None) as log:
+        grid = {"group_size": group_size, "batch": min(BATCH, len(tokens))}
+        if steps is None:
+            budget = TimeBudget(log, model, tokens, minutes=minutes, sized=bits is None, **grid)
+        else:
+            budget = FixedSteps(steps)
+        tokens = tokens[: budget.windows(tokens)]
+        calibrate.check_memory(model, tokens, streams=2)
+        reference = divergence.remember(model, tokens)
+        if bits is None:
+            bits = log.once("bits", lambda: _widths(model, tokens, megabytes, group_size, budget, log.folder("losses")))
 
-    compress_ = gptq_signround.quantize_ if isinstance(bits, int) else allocate.apply_
-    done = compress_(model, tokens, bits, steps=budget.rounding(), seed=seed, state=log.folder("blocks"), **grid)
-    count = log.once("steps", lambda: budget.tuning(model, tokens, reference))
-    if count:
-        tuning = {"steps": count, "seed": seed, "state": log.folder("scales"), "stop": budget.stop}
-        done |= e2e_qp.tune_(model, tokens, reference, **tuning)
-        log.once("tuned", lambda: count)  # a finished job that is asked for again has no time left
+        compress_ = gptq_signround.quantize_ if isinstance(bits, int) else allocate.apply_
+        done = compress_(model, tokens, bits, steps=budget.rounding(), seed=seed, state=log.folder("blocks"), **grid)
+        count = log.once("steps", lambda: budget.tuning(model, tokens, reference))
+        if count:
+            tuning = {"steps": count, "seed": seed, "state": log.folder("scales"), "stop": budget.stop}
+            done |= e2e_qp.tune_(model, tokens, reference, **tuning)
+            log.once("tuned", lambda: count)  # a finished job that is asked for again has no time left
     return done
 
 

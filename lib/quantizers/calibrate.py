@@ -7,6 +7,7 @@ values replace the layer's weights, and the pass goes on. Only one block's worki
 `device` only one block is on the device, so a model larger than the device's memory streams through it.
 """
 
+import contextlib
 from collections.abc import Callable
 
 import psutil
@@ -131,29 +132,31 @@ def sequential_blocks(
 
 def _each_block(model, tokens, step, *, first=None, state, device, before=None) -> dict[str, Quantized]:
     """Quantize each block by `step(prefix, block, hidden, call) -> (outputs, layers)`, or read it from `state`."""
-    captured, path = capture.capture(model, tokens), path_of_blocks(model)
-    hidden, done = captured.hidden, {}
-    for index, block in enumerate(progress.bar(blocks(model)[:first], desc="blocks", unit="block")):
-        home = next(block.parameters()).device
-        block.to(device or home)
-        hidden, call = hidden.to(device or home), capture.moved(captured.calls[index], device or home)
-        if before:
-            before(block, hidden, call)
-        kept = state.load(index) if state else None
-        if kept is None:
-            hidden, kept = step(f"{path}.{index}", block, hidden, call)
-            replace_(block, kept)
-            if state:
-                state.save(index, kept)
-        else:
-            replace_(block, kept)
-            block.to(device or home)  # a file is read to the CPU
-            hidden = capture.run_block(block, hidden, call)
-        for name in kept:
-            block.get_submodule(name).forget()
-        block.to(home)
-        # the layers' own tensors: those made on `device` would accumulate there, block by block
-        done |= {f"{path}.{index}.{name}": block.get_submodule(name).quantized for name in kept}
+    done, path = {}, path_of_blocks(model)
+    with state or contextlib.nullcontext():
+        captured = capture.capture(model, tokens)
+        hidden = captured.hidden
+        for index, block in enumerate(progress.bar(blocks(model)[:first], desc="blocks", unit="block")):
+            home = next(block.parameters()).device
+            block.to(device or home)
+            hidden, call = hidden.to(device or home), capture.moved(captured.calls[index], device or home)
+            if before:
+                before(block, hidden, call)
+            kept = state.load(index) if state else None
+            if kept is None:
+                hidden, kept = step(f"{path}.{index}", block, hidden, call)
+                replace_(block, kept)
+                if state:
+                    state.save(index, kept)
+            else:
+                replace_(block, kept)
+                block.to(device or home)  # a file is read to the CPU
+                hidden = capture.run_block(block, hidden, call)
+            for name in kept:
+                block.get_submodule(name).forget()
+            block.to(home)
+            # the layers' own tensors: those made on `device` would accumulate there, block by block
+            done |= {f"{path}.{index}.{name}": block.get_submodule(name).quantized for name in kept}
     if done:
         mark(model)
     return done

@@ -8,6 +8,8 @@ all columns have equal weight. Where both are one matrix (tied), it is quantized
     H + ridge · mean(diag H) · I        the head's objective, and a share of the embedding's.
 """
 
+import contextlib
+
 import torch
 from torch import Tensor, nn
 
@@ -53,15 +55,17 @@ def quantize_(
     check_finite(model)
     settings = {"bits": bits, "group_size": group_size, "symmetric": symmetric, "candidates": candidates}
     settings |= {} if head_bits in (None, bits) else {"head_bits": head_bits}  # equal bits are the same job
-    tokens, done = None if calibration is None else texts.tokens(calibration, model), None
+    tokens = None if calibration is None else texts.tokens(calibration, model)
+    kept = contextlib.nullcontext()
     if tokens is not None and state is not None:
-        state = JobState(state, method="embedding", **fingerprint(model, tokens, device), **settings, ridge=ridge)
-        done = state.load(0)
-    if done is None:
-        hessian = None if tokens is None else final_moment(model, tokens)
-        done = rounded(model, hessian, **settings, ridge=ridge, device=device)
-        if hessian is not None and state is not None:
-            state.save(0, done)
+        kept = JobState(state, method="embedding", **fingerprint(model, tokens, device), **settings, ridge=ridge)
+    with kept as state:
+        done = state.load(0) if state else None
+        if done is None:
+            hessian = None if tokens is None else final_moment(model, tokens)
+            done = rounded(model, hessian, **settings, ridge=ridge, device=device)
+            if state:
+                state.save(0, done)
     parts = done.get("embedding", done["head"]), done["head"]
     names = place_(model, *parts)
     calibrate.mark(model)

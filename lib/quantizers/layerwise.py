@@ -1,5 +1,6 @@
 """Layer-by-layer quantization, for methods that need no calibration."""
 
+import contextlib
 from collections.abc import Callable
 
 import torch
@@ -23,19 +24,20 @@ def replace_(
     state: keeps each finished block on disk, as in `calibrate.sequential`.
     """
     done, path = {}, path_of_blocks(model)
-    for index, block in enumerate(blocks(model)):
-        kept = state.load(index) if state else None
-        if kept is not None:
-            home = next(block.parameters()).device
-            replace.replace_(block, kept)
-            block.to(home)
-        else:
-            for name in list(linears(block)):  # names only: a list of layers would keep them in memory
-                quantized = method(block.get_submodule(name).weight)
-                replace.replace_(block, {name: quantized})
-        found = {name: layer.quantized for name, layer in linears(block).items()}
-        if state and kept is None:
-            state.save(index, found)
-        done |= {f"{path}.{index}.{name}": quantized for name, quantized in found.items()}
+    with state or contextlib.nullcontext():
+        for index, block in enumerate(blocks(model)):
+            kept = state.load(index) if state else None
+            if kept is not None:
+                home = next(block.parameters()).device
+                replace.replace_(block, kept)
+                block.to(home)
+            else:
+                for name in list(linears(block)):  # names only: a list of layers would keep them in memory
+                    quantized = method(block.get_submodule(name).weight)
+                    replace.replace_(block, {name: quantized})
+            found = {name: layer.quantized for name, layer in linears(block).items()}
+            if state and kept is None:
+                state.save(index, found)
+            done |= {f"{path}.{index}.{name}": quantized for name, quantized in found.items()}
     calibrate.mark(model)
     return done

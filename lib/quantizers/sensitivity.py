@@ -13,6 +13,7 @@ A layer whose weights already lie on a grid of `PROBE` bits, as in a model that 
 error there, and the ratio would be meaningless: its divergence is measured at the fewest bits instead.
 """
 
+import contextlib
 import itertools
 import json
 import math
@@ -69,7 +70,7 @@ def measure(
         found.update(_once(state, f"{index:04d}", _of_block, block, prefix, hidden, call, diverged, **grid))
         return {}
 
-    with logits.evaluating(model):
+    with logits.evaluating(model), state or contextlib.nullcontext():
         calibrate.sequential_blocks(model, tokens, measure_block)
         return found | _once(state, "embedding", _of_embedding, model, tokens, reference, few, **grid)
 

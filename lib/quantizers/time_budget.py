@@ -14,6 +14,7 @@ from pathlib import Path
 from torch import Tensor, nn
 
 from lib import files, timing
+from lib.folders.turns import Alone
 from lib.jobs import environment_fingerprint, fingerprint, same_job
 from lib.models import blocks, logits
 from lib.quantizers import calibrate, e2e_qp, embedding, gptq_signround, sensitivity
@@ -52,21 +53,31 @@ def predict(model: nn.Module, tokens: Tensor, *, sized: bool, group_size: int, b
 class JobLog:
     """The decisions of a job and its elapsed seconds, stored as `plan.json` in `folder` (None stores nothing).
 
-    job: the arguments that the decisions hold for; a folder of another job raises ValueError, naming what differs.
-    begun: start of the job on `timing.clock`. Seconds before a kill count, up to the last save.
+    job: what the decisions hold for. A folder of another job is refused with a ValueError that says what differs, and
+    one in which another process works, until the end of its `with`, with a BlockingIOError.
+    begun: when the job was started, on `timing.clock`. A killed job's seconds count, up to the last that it noted.
     """
 
     def __init__(self, folder: Path | str | None, begun: float, model: nn.Module, tokens: Tensor, **job):
         self.path = None if folder is None else Path(folder) / "plan.json"
-        self.kept, self.begun, self.spent = {}, begun, 0.0
+        self.kept, self.begun, self.spent, self.alone = {}, begun, 0.0, None
         if self.path:
+            files.check_name(self.path.parent)
             job = environment_fingerprint() | fingerprint(model, tokens) | job
             job = {key: str(value) for key, value in sorted(job.items())}
             if self.path.exists():
                 self.kept = json.loads(self.path.read_text())
                 same_job(folder, self.kept.get("job", {}), job)
                 self.spent = self.kept["elapsed"]
+                self.alone = Alone(folder)
             self.kept["job"] = job
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        if self.alone is not None:
+            self.alone.end()
 
     def elapsed(self) -> float:
         """Seconds that the job has taken so far, earlier runs included."""
@@ -75,6 +86,9 @@ class JobLog:
     def note(self) -> None:
         """Save all decisions and the elapsed seconds."""
         self.kept["elapsed"] = self.elapsed()
+        if self.path and self.alone is None:
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            self.alone = Alone(self.path.parent)
         if self.path:
             files.write_text(self.path, json.dumps(self.kept, indent=1))
 

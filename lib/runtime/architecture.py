@@ -7,7 +7,7 @@ torch nor transformers, so that a process that only generates does without them.
 from dataclasses import dataclass
 
 from lib.runtime import rope_frequencies
-from lib.runtime.families import ACTIVATIONS, ATTENTION, FAMILIES, HARMLESS, LINEARS, ONLY, ROTARY, Family
+from lib.runtime.families import ACTIVATIONS, ATTENTION, FAMILIES, HARMLESS, KINDS, LINEARS, ONLY, ROTARY, WORDS, Family
 from lib.runtime.rope_frequencies import wrong
 
 # rotary embeddings with frequencies unknown here, and what to do
@@ -90,6 +90,8 @@ def read(config: dict, *, tables=rope_frequencies.TABLES) -> Architecture:
     _known(config, family)
     found = family.defaults | {key: value for key, value in config.items() if key in family.defaults}
     sizes = _sizes(found, family)
+    if not 0 <= config.get("initializer_range", 0.02) <= 1:
+        raise wrong("initializer_range", config["initializer_range"], "a number from 0.0 to 1.0")
     padding = config.get("pad_token_id", family.padding)
     known = type(padding) is int and -sizes["vocabulary"] <= padding < sizes["vocabulary"]
     if padding is not None and not known:
@@ -127,6 +129,9 @@ def _known(config: dict, family: Family) -> None:
     for key, value in config.items():
         if key in family.unlisted and value is None:
             raise wrong(key, value, "a whole number from 1, or no such key,")
+        kinds = family.kinds.get(key, KINDS.get(key))
+        if kinds and type(value) not in kinds:
+            raise wrong(key, value, " or ".join(WORDS[kind] for kind in kinds))
         if key in family.defaults or key in ROTARY or key in HARMLESS:
             continue
         if key not in ONLY:
@@ -214,7 +219,8 @@ def _check_parts(found: dict, family: Family, sizes: dict, rope: dict, name: str
         if key in found:
             _flag(found, key)
     if not isinstance(_activation(found), str) or _activation(found) not in ACTIVATIONS:
-        refuse(f"activation {_activation(found)!r}", name)
+        key = "hidden_activation" if "hidden_activation" in found else "hidden_act"
+        refuse(f"activation {key}={found[key]!r}, where {', '.join(ACTIVATIONS)} are computed", name)
     if sizes["size"] % 16:
         refuse(f"heads of size {sizes['size']}, no multiple of 16", name)
     if len({*family.linears.values()}) < len(family.linears) and sizes["intermediate"] % 16:

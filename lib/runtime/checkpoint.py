@@ -18,7 +18,7 @@ from lib.runtime.tokenizer import Tokenizer
 from lib.runtime.weights import Weights, check_bits
 from lib.sources import models
 
-_KINDS = {"bfloat16": "BF16", "float16": "F16", "float32": "F32", "float64": "F64"}
+_KINDS = {"bfloat16": "BF16", "float16": "F16", "half": "F16"}  # of the others, a root is what it is in float32
 _TABLE, _HEAD = "model.embed_tokens", "lm_head"
 
 

@@ -42,7 +42,7 @@ class Family:
     the hidden size must be a multiple of the heads. partial: whether a part of each head may be rotated. local: whether
     blocks that slide have a rotary embedding of their own. offset: what is added to the weights of norms. scaled:
     whether embeddings are multiplied with the root of the hidden size. padding: the token that pads where the file
-    names none.
+    names none. kinds: as `KINDS`, for keys that its class takes in another way.
     """
 
     model: str
@@ -57,8 +57,10 @@ class Family:
     offset: float = 0.0
     scaled: bool = False
     padding: int | None = None
+    kinds: dict = field(default_factory=lambda: {"attention_dropout": _NUMBER})
 
 
+_NUMBER, _NULL = (float, int), type(None)
 _SIZES = {
     "hidden_size": 4096,
     "intermediate_size": 22016,
@@ -89,19 +91,31 @@ _GEMMA = {key: value for key, value in _SIZES.items() if key != "hidden_act"} | 
 
 FAMILIES = {
     "llama": Family(
-        "LlamaForCausalLM", _SIZES | _LLAMA | {"attention_bias": False, "mlp_bias": False}, divides=True
+        "LlamaForCausalLM", _SIZES | _LLAMA | {"attention_bias": False, "mlp_bias": False}, divides=True,
+        kinds={"attention_dropout": (*_NUMBER, _NULL), "pretraining_tp": (int, _NULL)},
     ),
-    "mistral": Family("MistralForCausalLM", _SIZES | _MISTRAL | {"num_key_value_heads": 8, "sliding_window": 4096}),
+    "mistral": Family(
+        "MistralForCausalLM", _SIZES | _MISTRAL | {"num_key_value_heads": 8, "sliding_window": 4096},
+        kinds={"attention_dropout": _NUMBER, "num_key_value_heads": (int,)},
+    ),
     "qwen2": Family("Qwen2ForCausalLM", _QWEN, biases=frozenset({"query", "key", "value"}), unlisted=("head_dim",)),
     "qwen3": Family("Qwen3ForCausalLM", _QWEN | {"head_dim": 128, "attention_bias": False}, norms=BEFORE | OF_HEADS),
     "phi3": Family(
-        "Phi3ForCausalLM", _SIZES | _PHI, linears=FUSED, unlisted=("head_dim",), partial=True, padding=32000
+        "Phi3ForCausalLM", _SIZES | _PHI, linears=FUSED, unlisted=("head_dim",), partial=True, padding=32000,
+        kinds=dict.fromkeys(("attention_dropout", "resid_pdrop", "embd_pdrop"), _NUMBER)
+        | {"original_max_position_embeddings": (int,)},
     ),
     "gemma3_text": Family(
         "Gemma3ForCausalLM", _GEMMA, norms=AROUND | OF_HEADS, divides=True, local=True, offset=1.0, scaled=True,
         padding=0,
+        kinds={"attention_dropout": _NUMBER, "num_key_value_heads": (int,),
+               "use_bidirectional_attention": (bool, _NULL)},
     ),
 }  # fmt: skip
+
+# what transformers' classes take where a key changes nothing that is computed
+WORDS = {bool: "true or false", int: "a whole number", float: "a number", dict: "an object", _NULL: "null"}
+KINDS = {"use_cache": (bool,), "initializer_range": (float,), "num_labels": (int, bool), "id2label": (dict, _NULL)}
 
 ONLY = {"is_causal": (True,), "is_decoder": (True,), "is_encoder_decoder": (False,), "chunk_size_feed_forward": (0,),
         "add_cross_attention": (False,), "pruned_heads": ({}, None), "per_layer_config": (None,),

@@ -6,7 +6,7 @@ from torch import Tensor, nn
 
 from lib import checkpoints
 from lib.models import blocks
-from lib.quantized.grid import Quantized, choose, quantize
+from lib.quantized.grid import Quantized, check_size, choose, quantize
 from lib.quantized.quant_embedding import factor_of
 from lib.runtime import cpu, pack, torch_kernels
 from lib.runtime.agreement import architecture_of
@@ -148,7 +148,10 @@ def _packed(layer: nn.Module, bits: int | None, name: str) -> Packed:
     if blocks.is_quantized(layer):
         return pack.pack(layer.quantized, name=name)
     weight = layer.weight.detach()
-    return pack.pack_plain(weight) if bits is None else round_and_pack(weight, bits)
+    if bits is None:
+        return pack.pack_plain(weight, name)
+    check_size(name, weight)
+    return round_and_pack(weight, bits)
 
 
 def round_and_pack(weight: Tensor, bits: int, rows: int = 2048) -> Packed:

@@ -31,6 +31,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from lib.runtime import narrow
 from lib.runtime.aligned import zeros
 
 TILE, UNIT, PLAIN = 16, 32, 16
@@ -140,11 +141,12 @@ def pack_arrays(codes, scale, zero, *, bits: int, group_size: int, out=None, nam
     return Packed(out, rows, columns, bits, group_size, symmetric)
 
 
-def pack_plain(weight) -> Packed:
-    """Pack a weight matrix (a torch tensor [rows, columns]) as bfloat16."""
+def pack_plain(weight, name: str = "the matrix") -> Packed:
+    """Pack a weight matrix (a torch tensor [rows, columns]) as bfloat16; ValueError where that makes infinity of it."""
     import torch  # saved models run without torch
 
     bits = weight.detach().cpu().to(torch.bfloat16).contiguous().view(torch.int16).numpy().view(np.uint16)
+    narrow.check(bits, name)
     rows, columns = weight.shape
     return Packed(pack_bits(bits, zeros(size(rows, columns, bits=PLAIN))), rows, columns, PLAIN, columns)
 
@@ -152,9 +154,8 @@ def pack_plain(weight) -> Packed:
 def pack_bits(values: np.ndarray, out: np.ndarray) -> np.ndarray:
     """Put bfloat16 numbers (their bits, uint16 [rows, columns]) into `out`, which is returned."""
     columns = values.shape[1]
-    out.view(np.uint16).reshape(-1, columns, TILE)[:] = (
-        _fill(values, TILE).reshape(-1, TILE, columns).transpose(0, 2, 1)
-    )
+    filled = _fill(values, TILE).reshape(-1, TILE, columns)
+    out.view(np.uint16).reshape(-1, columns, TILE)[:] = filled.transpose(0, 2, 1)
     return out
 
 

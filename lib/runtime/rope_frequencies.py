@@ -28,7 +28,8 @@ def settings(config: dict, limit: int) -> dict:
 
     limit: positions of the context. Raises ValueError for settings that are no numbers.
     """
-    given = config.get("rope_scaling") or config.get("rope_parameters") or {}
+    given = config.get("rope_scaling") or config.get("rope_parameters")
+    given = {} if given is None else given
     if not isinstance(given, dict):
         raise wrong("rope_parameters", given, "settings by name")
     theta, part = config.get("rope_theta", 10000.0), config.get("partial_rotary_factor", 1.0)

@@ -9,8 +9,9 @@ import numpy as np
 
 from lib.checkpoints import stored
 from lib.export import schemes
-from lib.runtime import pack
+from lib.runtime import narrow, pack
 from lib.runtime.aligned import zeros
+from lib.runtime.narrow import bfloat16
 from lib.runtime.pack import Packed
 
 ROWS = 4096  # rows of a matrix that are read at once
@@ -99,7 +100,9 @@ class Tensors:
         for first in range(0, rows, ROWS):
             part, out = self.floats(key, shape, first, first + ROWS), data[step(first) : step(first + ROWS)]
             if bits == pack.PLAIN:
-                pack.pack_bits(bfloat16(part), out)
+                short = bfloat16(part)
+                narrow.check(short, key)
+                pack.pack_bits(short, out)
             else:
                 codes, scale = nearest(part, bits, group)
                 pack.pack_arrays(codes, scale, None, bits=bits, group_size=group, out=out, name=name)
@@ -163,12 +166,6 @@ def spread(words: np.ndarray, bits: int, count: int) -> np.ndarray:
             value = value | words[:, :, word + 1] << np.uint32(32 - shift)
         codes[:, :, j] = value & np.uint32(2**bits - 1)
     return codes.reshape(n, -1)[:, :count]
-
-
-def bfloat16(values: np.ndarray) -> np.ndarray:
-    """The bits of float32 values rounded to bfloat16 (to nearest, ties to even), uint16."""
-    bits = np.ascontiguousarray(values, np.float32).view(np.uint32)
-    return ((bits + np.uint32(0x7FFF) + (bits >> np.uint32(16) & np.uint32(1))) >> np.uint32(16)).astype(np.uint16)
 
 
 def nearest(weight: np.ndarray, bits: int, group: int) -> tuple[np.ndarray, np.ndarray]:

@@ -32,7 +32,7 @@ def generate(
     new_tokens: int = 64,
     sampling=None,
     stop: str | Sequence[str] = (),
-    eos: Sequence[int] | None = None,
+    eos: int | Sequence[int] | None = None,
     stream: Callable[[int, int], None] | None = None,
     plain: bool = False,
 ) -> list[Generated]:
@@ -42,7 +42,8 @@ def generate(
     runs through transformers, one prompt after the other, and a line says why.
     sampling: a `decoding.sampling.Sampling`, None for greedy. With one prompt it draws the tokens that transformers
     draws from the same logits and seed; with several it draws for one after the other, where transformers draws for
-    all at once. stop: strings that end an answer. eos: ids that end it, None for the model's own. stream: called with
+    all at once. stop: strings that end an answer. eos: ids that end it, None for the model's own; a
+    least length of the settings forbids them until it is reached. stream: called with
     the prompt's index and each new token id. plain: leave out what the checkpoint's generation settings do to logits
     (`decoding.settings`), which transformers applies to greedy answers too.
     Raises ValueError, before the work, for prompts without tokens and where prompt and answer exceed the context.
@@ -52,7 +53,10 @@ def generate(
     ids = [_ids(prompt, tokenizer) for prompt in prompts]
     _check(ids, new_tokens, limit)
     own = settings.of(model, plain)
-    how = {"sampling": sampling, "own": own, "ends": named if eos is None else eos}
+    if eos is not None:
+        named = ends.ids(eos)
+        own = own.ending(named)
+    how = {"sampling": sampling, "own": own, "ends": named}
     how["stops"] = Stops([*([stop] if isinstance(stop, str) else stop), *own.stop_strings], tokenizer)
     asked = [Request(each, new_tokens, stream=_told(stream, place), **how) for place, each in enumerate(ids)]
     Loop(backend, asked).run()

@@ -6,6 +6,7 @@ asked, once for each state of the folder's files, in a process of its own, since
 it answers, the rules of the `tokenizers` library, is kept. Only where tokenizer.json alone decides is that file read.
 """
 
+import contextlib
 import hashlib
 import importlib.metadata
 import json
@@ -17,6 +18,8 @@ from pathlib import Path
 from tokenizers import Tokenizer as Core
 
 from lib import files
+from lib.checkpoints import stored
+from lib.files import place
 
 _PLAIN = {  # settings of tokenizer_config.json that change no text's ids
     "backend", "bos_token", "chat_template", "clean_up_tokenization_spaces", "eos_token", "is_local",
@@ -27,6 +30,7 @@ _READ = (  # files that transformers may read
     "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json", "tokenizer.model",
     "tekken.json", "tiktoken.model", "vocab.json", "merges.txt",
 )  # fmt: skip
+_BOTH = ["tokenizer.json", "tokenizer_config.json"]
 _SMALL = 100_000  # tokens; vocabularies above this transformers may repair
 _OWN = (
     "__call__",
@@ -54,7 +58,12 @@ class Tokenizer:
     @cached_property
     def core(self):
         """The `tokenizers.Tokenizer`."""
-        made = Core.from_str(self.settings["rules"])
+        try:
+            made = Core.from_str(self.settings["rules"])
+        except Exception as error:  # a plain one, of the library's
+            raise ValueError(
+                f"{place(self.path)} holds no rules of a tokenizer ({error}); copy it again, or choose another."
+            ) from error
         made.no_truncation()  # a file may hold settings of its training
         made.no_padding()
         return made
@@ -97,7 +106,7 @@ def described(folder: Path | str) -> dict:
 
     try:
         made = AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
-    except (OSError, ValueError, KeyError, TypeError, ImportError) as error:
+    except Exception as error:  # the library of tokenizers raises plain ones
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise ValueError(f"transformers reads no tokenizer there ({reason}); copy its files again.") from error
     kind = type(made)
@@ -113,22 +122,24 @@ def described(folder: Path | str) -> dict:
 def _read_plainly(folder: Path) -> dict | None:
     """`described` from the files alone, where they determine the result; else None."""
     present = [name for name in _READ if (folder / name).is_file()]
-    if present != ["tokenizer.json", "tokenizer_config.json"] or _kind(folder).get("model_type") != "llama":
+    found = {name: stored.json_object(folder / name) for name in present if name.endswith(".json")}
+    if present != _BOTH or _kind(folder).get("model_type") != "llama":
         return None
-    said = json.loads((folder / "tokenizer_config.json").read_text(encoding="utf-8"))
-    text = (folder / "tokenizer.json").read_text(encoding="utf-8")
-    rules = json.loads(text)
-    whole = {
-        token["content"]
-        for token in rules.get("added_tokens", ())
-        if token["special"] and not (token["normalized"] or token["lstrip"] or token["rstrip"] or token["single_word"])
-    }
-    named = {said.get(name) for name in ("bos_token", "eos_token", "pad_token", "unk_token")} - {None}
-    plain = set(said) <= _PLAIN and said.get("tokenizer_class") == "TokenizersBackend"
-    if not plain or not named <= whole or not 0 < len(rules.get("model", {}).get("vocab", ())) <= _SMALL:
-        return None
-    ends = {name: said.get(name) for name in ("bos_token", "eos_token")}
-    return {"rules": text, **ends, "clean_up": bool(said.get("clean_up_tokenization_spaces"))}
+    rules, said = found.values()
+    with contextlib.suppress(KeyError, TypeError, AttributeError):  # what only transformers knows how to read
+        whole = {
+            token["content"]
+            for token in rules.get("added_tokens", ())
+            if token["special"]
+            and not (token["normalized"] or token["lstrip"] or token["rstrip"] or token["single_word"])
+        }
+        named = {said.get(name) for name in ("bos_token", "eos_token", "pad_token", "unk_token")} - {None}
+        plain = set(said) <= _PLAIN and said.get("tokenizer_class") == "TokenizersBackend"
+        if plain and named <= whole and 0 < len(rules.get("model", {}).get("vocab", ())) <= _SMALL:
+            ends = {name: said.get(name) for name in ("bos_token", "eos_token")}
+            text = (folder / "tokenizer.json").read_text(encoding="utf-8")
+            return {"rules": text, **ends, "clean_up": bool(said.get("clean_up_tokenization_spaces"))}
+    return None
 
 
 def _asked(folder: Path) -> dict:
@@ -163,7 +174,7 @@ def _from_process(folder: Path) -> dict:
 def _kind(folder: Path) -> dict:
     """The settings in config.json by which transformers chooses the class of tokenizer."""
     path = folder / "config.json"
-    said = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    said = stored.json_object(path) if path.is_file() else {}
     names = ("model_type", "model_name", "tokenizer_class", "_name_or_path", "transformers_version")
     return {name: said.get(name) for name in names}
 

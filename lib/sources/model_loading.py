@@ -37,7 +37,7 @@ def read(folder: Path, config: dict, dtype=None, *, adapter: str | None = None):
 
     architectures.make_known()
     with checkpoints.configured(folder):  # which a tokenizer's class is chosen by
-        words = tokenizer(folder)
+        words = checkpoints.tokenizer(folder)
     with _view(folder) as view:
         model, report = _from_transformers(folder, view, config, dtype)
     model.name_or_path = model.config._name_or_path = str(folder)
@@ -107,20 +107,3 @@ def _refuse_incomplete(folder, model, report):
     if report["unexpected_keys"]:
         unused = sorted(report["unexpected_keys"])
         print(f"model {folder.name}: {len(unused)} tensors of the checkpoint are unused, the first is {unused[0]}")
-
-
-def tokenizer(folder: Path):
-    """The tokenizer in `folder`; ValueError where there is none, or one with an empty vocabulary."""
-    from transformers import AutoTokenizer  # loads torch; `models.find` does without
-
-    try:
-        found = AutoTokenizer.from_pretrained(folder, **_SAFE)
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        found, reason = None, str(error).splitlines()[0] if str(error) else type(error).__name__
-    else:
-        reason = "its vocabulary is empty"
-    if not found:  # without tokenizer files transformers can build one with an empty vocabulary
-        raise ValueError(
-            f"{place(folder)} has no usable tokenizer ({reason}); tokenizer.json must be beside the weights; copy it."
-        )
-    return found

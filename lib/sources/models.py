@@ -81,7 +81,7 @@ def _read(folder: Path, dtype, adapter: str | None):
     if adapter == "merge" and adapter_files.alone(folder):
         whole, _ = find(adapter_files.named_base(folder))
         model, tokenizer = model_loading.read(whole, checkpoints.checkpoint(whole), dtype)
-        tokenizer = model_loading.tokenizer(folder) if (folder / "tokenizer.json").is_file() else tokenizer
+        tokenizer = checkpoints.tokenizer(folder) if (folder / "tokenizer.json").is_file() else tokenizer
     else:
         model, tokenizer = model_loading.read(
             folder, checkpoints.checkpoint(folder, adapter=adapter), dtype, adapter=adapter

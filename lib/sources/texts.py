@@ -5,6 +5,7 @@ what the tokenizer puts before a text (nothing for many, `<bos>` for Gemma, anot
 """
 
 import hashlib
+import os
 import random
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -154,11 +155,10 @@ def _with_more(documents, origin):
 def _local(name):
     """The file or folder that `name` means: for some names one known file, since its folder may hold other text."""
     named = Path(_FILES.get(name, name)).expanduser()
-    if not named.is_absolute():
-        if not name or data() is None:
-            return None
-        named = data() / named
-    return named if named.exists() else None
+    if not named.is_absolute() and (not name or data() is None):
+        return None
+    named = (data() or Path()) / named
+    return named if os.path.exists(named) else None  # False for what can be no path, where `Path.exists` raises
 
 
 def _looked():

@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import torch
+from accelerate.utils import get_int_from_env
 from torch import Tensor, nn
 
 from lib import files, folders
@@ -81,9 +82,10 @@ def train_(
     if source.count is not None and steps * batch > source.count:
         amount = "" if source.length is None else f"{steps * batch * source.length:,.0f} tokens of "
         print(f"{amount}training are {steps * batch / source.count:.3g} passes over {source.described()}")
+    kept = contextlib.nullcontext()
     if folder is not None:
-        folder = _open(Path(folder), model, source, loss, trained, settings)
-    with _as_it_was(model), _undone(trained) as undo:
+        kept = _open(folder := Path(folder), model, source, loss, trained, settings)
+    with kept, _as_it_was(model), _undone(trained) as undo:
         rows = training_data.in_steps(source, model, settings, checked=collate is None)
         options = {"folder": folder, "every": every, "on_step": on_step, "stop": stop}
         trainer = _trainer(model, rows, loss, trained, settings, collate, optimizer, **options)
@@ -137,8 +139,8 @@ def _trainer(model, rows, loss, trained, settings: dict, collate, optimizer, *, 
     )
 
 
-def _open(folder: Path, model, source: training_data.Source, loss, trained: dict, settings: dict) -> Path:
-    """The checkpoint folder of this training, with enough disk space; ValueError where it belongs to another."""
+def _open(folder: Path, model, source: training_data.Source, loss, trained: dict, settings: dict) -> JobState:
+    """The state of this training, with enough disk space; ValueError where its folder belongs to another."""
     if source.identity is None:
         raise ValueError(
             f"folder={folder} for a stream that has no `identity`, a string that tells its rows from others': a "
@@ -153,9 +155,10 @@ def _open(folder: Path, model, source: training_data.Source, loss, trained: dict
     job = {"model": fingerprint(model), "layers": structure.fingerprint(model), **adapters.chosen(model)}
     job |= {"data": source.identity, "names": names, "device": logits.device(model).type}
     checkpoints.refuse_others(folder)
-    JobState(folder, **environment_fingerprint("trainers"), **job, **identity, **settings)
+    first = get_int_from_env(["RANK", "PMI_RANK", "OMPI_COMM_WORLD_RANK", "MV2_COMM_WORLD_RANK"], 0) == 0
+    state = JobState(folder, alone=first, **environment_fingerprint("trainers"), **job, **identity, **settings)
     folders.remove_leftovers(folder / "checkpoint", kept=checkpoints.KEPT, name=r"checkpoint-\d+")
-    return folder
+    return state
 
 
 @contextlib.contextmanager
