@@ -148,11 +148,15 @@ def test_a_least_length_forbids_the_end_tokens_that_are_given(key, tmp_path):
     model.tokenizer.save_pretrained(tmp_path)
     session, loaded = ModelSession(model), runtime.load(tmp_path)
     reference = through(made(key, KEYS[key]), lambda ids: runtime.Session(loaded).extend(ids, last=True)[0])
-    written, given = theirs(bare, prompt), torch.tensor(prompt)
-    for named in ([written[2]], [written[4], written[1]]):  # which would end the text long before
+    given = torch.tensor(prompt)
+    texts = (
+        (token, *(theirs(each, prompt, eos_token_id=[token]) for each in (model, bare)))
+        for token in theirs(bare, prompt)
+    )
+    token = next(token for token, with_key, without in texts if with_key != without)  # one that ends a text
+    for named in ([token], [token, 7]):
         options = {"new_tokens": 20, "eos": named}
         wanted = theirs(model, prompt, eos_token_id=named)
-        assert wanted != theirs(bare, prompt, eos_token_id=named)
         for drafter in (None, Lookup(), tabular.Fixed(prompt + wanted, length=5, wrong=0.3)):
             assert generate(session, given, drafter=drafter, **options).token_ids == wanted
         assert runtime.generate(model, [prompt], **options)[0].token_ids == wanted

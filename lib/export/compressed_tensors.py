@@ -25,7 +25,7 @@ from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM, GenerationConfig
 from transformers.initialization import no_init_weights
 
-from lib import architectures, checkpoints, folders
+from lib import architectures, checkpoints, files, folders
 from lib.export import groups, plain, tensor_names
 from lib.export.pretrained import Packed
 from lib.export.stored_tensors import layers
@@ -54,6 +54,7 @@ def load(folder: Path | str, *, adapter: str | None = None):
     adapter: "ignore" leaves an adapter in the folder where it is; None refuses the folder.
     Raises FileNotFoundError or ValueError when the folder is broken, unsafe, or quantized in another way.
     """
+    files.check_name(folder, written=False)
     folders.recover(folder)
     return folders.unchanged(folder, lambda: _load(folder, adapter))
 
