@@ -4,7 +4,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from lib.report import changes, grids
+from lib.report import ablations, changes, grids, pruning
 
 BASE = {"run": "test-data", "status": "finished", "time": "2026-01-01T00:00:00", "stderr": 0.1, "n": 8, "unit": "x"}
 
@@ -41,7 +41,7 @@ def test_grid_error_draws_a_line_per_bit_width_and_per_search():
 
 def test_ladder_keeps_the_order_of_the_rungs():
     rows = [{"metric": "perplexity", "value": v, "rung": r} for r, v in (("b", 80.0), ("a", 40.0), ("c", 20.0))]
-    axes = grids.ladder(table("22_gptq", rows)).axes[0]
+    axes = ablations.by_variant(table("22_gptq", rows)).axes[0]
     assert [label.get_text() for label in axes.get_yticklabels()] == ["b", "a", "c"]
     assert values_on(axes, 0) == [[80.0, 40.0, 20.0]]
 
@@ -49,7 +49,7 @@ def test_ladder_keeps_the_order_of_the_rungs():
 def test_a_ladder_is_not_hidden_by_a_later_notebook_that_records_the_same_metric():
     ladder = table("22_gptq", [{"metric": "kl_divergence", "value": 1.0, "rung": "a"}])
     later = table("50_benchmark", [{"metric": "kl_divergence", "value": 9.0}]).assign(run="later", time="2030-01-01")
-    axes = grids.ladder(pd.concat([ladder, later], ignore_index=True), "kl_divergence").axes[0]
+    axes = ablations.by_variant(pd.concat([ladder, later], ignore_index=True), "kl_divergence").axes[0]
     assert values_on(axes, 0) == [[1.0]]
 
 
@@ -87,12 +87,12 @@ def test_quality_by_depth_has_a_line_per_score():
         for score, value in (("leave_one_out", 1.0), ("block_influence", 2.0))
         for blocks in (0, 1, 2)
     ]  # fmt: skip
-    left, right = changes.quality_by_depth(table("30_depth_pruning", rows)).axes
+    left, right = pruning.quality_by_depth(table("30_depth_pruning", rows)).axes
     assert values_on(left) == [[1.0, 2.0, 3.0], [2.0, 4.0, 6.0]] and values_on(right) == [[2.0, 3.0], [4.0, 6.0]]
 
 
 @pytest.mark.parametrize(
-    "figure", [grids.grid_error, grids.ladder, grids.textbook, changes.what_changed, changes.quality_by_depth]
+    "figure", [grids.grid_error, ablations.by_variant, grids.textbook, changes.what_changed, pruning.quality_by_depth]
 )
 def test_a_missing_run_is_a_visible_gap(figure):
     frame = empty().assign(bits=None, group_size=None, candidates=None)

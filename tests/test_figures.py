@@ -10,7 +10,7 @@ import pytest
 import scipy.stats
 
 from lib import files
-from lib.report import axes, figures, layers, quality, rows, style
+from lib.report import axes, figures, layers, pruning, quality, selection, style
 from tests import report_data
 
 EMPTY = pd.DataFrame()
@@ -18,7 +18,7 @@ EMPTY = pd.DataFrame()
 
 @pytest.fixture(autouse=True)
 def no_promises(monkeypatch):
-    monkeypatch.setattr(rows, "promised", list)
+    monkeypatch.setattr(selection, "promised", list)
 
 
 @pytest.fixture(scope="module")
@@ -83,7 +83,7 @@ def test_intervals_are_95_percent(table):
 
 
 def test_filled_markers_are_the_front(table):
-    data = rows.wide(table)
+    data = selection.wide(table)
     front = {data.index[i] for i in figures.pareto(list(zip(data["artifact_bytes"], data["perplexity"])))}
     assert front == {"GPTQ 2 bits", "GPTQ 3 bits", "GPTQ 4 bits", "GPTQ 8 bits", "Original"}
     panel = figures.quality_by_bytes(table).axes[0]
@@ -106,8 +106,8 @@ def test_kl_leaves_the_original_out_and_better_can_be_up(table):
         figures.quality_by_bits,
         figures.speed_by_bytes,
         figures.memory_by_method,
-        figures.layer_importance,
-        figures.layer_error,
+        pruning.importance_by_block,
+        layers.layer_error,
     ],
 )
 def test_a_missing_run_shows_a_gap_and_a_failed_one_no_old_numbers(draw, table):
@@ -122,14 +122,14 @@ def test_a_missing_run_shows_a_gap_and_a_failed_one_no_old_numbers(draw, table):
 def test_what_is_missing_in_part_is_listed_under_the_figure(monkeypatch):
     key = ("gptq", 3, 0)
     promise = dict(model="some/tiny-model", text="packaged", method="gptq", bits=3, blocks=0, group_size=64)
-    monkeypatch.setattr(rows, "promised", lambda: [promise, promise | {"model": "other", "bits": 5}])
+    monkeypatch.setattr(selection, "promised", lambda: [promise, promise | {"model": "other", "bits": 5}])
     partial = report_data.benchmark(without=[key])
     for draw in (figures.quality_by_bytes, figures.speed_by_bytes, figures.memory_by_method):
         shown = texts(draw(partial))
         assert "No finished run of: GPTQ 3 bits." in shown
     failed = pd.DataFrame(report_data.configuration(*key, status="failed"))
-    assert rows.missing(pd.concat([partial, failed])) == ["GPTQ 3 bits"]
-    assert rows.missing(report_data.benchmark()) == []
+    assert selection.missing(pd.concat([partial, failed])) == ["GPTQ 3 bits"]
+    assert selection.missing(report_data.benchmark()) == []
 
 
 def test_promises_come_from_the_batch_file(tmp_path, monkeypatch):
@@ -146,28 +146,28 @@ def test_promises_come_from_the_batch_file(tmp_path, monkeypatch):
     (tmp_path / "batches").mkdir()
     path = tmp_path / "batches" / "report.yaml"
     path.write_text("notebooks: [{notebook: 50_benchmark, grid: {method: [rtn], bits: [8, 4]}}]")
-    assert [rows.name(each) for each in rows.promised(path)] == ["RTN 8 bits", "RTN 4 bits"]
-    assert rows.promised(tmp_path / "none.yaml") == []
+    assert [selection.name(each) for each in selection.promised(path)] == ["RTN 8 bits", "RTN 4 bits"]
+    assert selection.promised(tmp_path / "none.yaml") == []
 
 
 def test_only_the_newest_run_of_a_configuration_is_shown(table):
     newer = pd.DataFrame(report_data.configuration("rtn", 4, 0, run="newer", time="2031-01-01"))
     newer.loc[newer["metric"].eq("perplexity"), "value"] = 30.0
-    assert rows.wide(pd.concat([newer, table]))["perplexity"]["RTN 4 bits"] == 30.0
+    assert selection.wide(pd.concat([newer, table]))["perplexity"]["RTN 4 bits"] == 30.0
 
 
 def test_labels_name_what_differs_and_settings_are_kept_apart(table):
     other = pd.DataFrame(report_data.configuration("rtn", 4, 0, run="g32")).assign(group_size=32)
-    labels = set(rows.wide(pd.concat([table, other]))["method"].index)
+    labels = set(selection.wide(pd.concat([table, other]))["method"].index)
     assert {"RTN 4 bits, groups of 32", "RTN 4 bits, groups of 64", "GPTQ 4 bits"} <= labels
     elsewhere = report_data.benchmark(without=[("rtn", 2, 0)], model="another", time="2031-01-01")
     elsewhere["run"] += "-another"
-    parts = rows.settings(pd.concat([elsewhere, table]))
-    assert [rows.title(part) for part in parts] == [
+    parts = selection.settings(pd.concat([elsewhere, table]))
+    assert [selection.title(part) for part in parts] == [
         "tiny-model on packaged text, 24 windows",
         "another on packaged text, 24 windows",
     ]
-    assert rows.name({"method": "depth", "blocks": 1}) == "Depth -1 block"
+    assert selection.name({"method": "depth", "blocks": 1}) == "Depth -1 block"
 
 
 def test_speed_is_relative_to_the_original_of_the_same_run(table):
@@ -181,17 +181,17 @@ def test_speed_is_relative_to_the_original_of_the_same_run(table):
 
 
 def test_importance_numbers_the_blocks_to_remove_first(table):
-    figure = figures.layer_importance(table)
+    figure = pruning.importance_by_block(table)
     assert [panel.get_yscale() for panel in figure.axes] == ["log", "linear"]
     part = table[table["score"].eq("block_influence")].sort_values("value")
     numbered = {text.get_text(): text.get_position()[0] for text in figure.axes[1].texts if text.get_text().isdigit()}
-    assert numbered == {str(i + 1): block for i, block in enumerate(part["block"][: layers.MARKED])}
-    one = texts(figures.layer_importance(table[table["score"].eq("leave_one_out")]))
+    assert numbered == {str(i + 1): block for i, block in enumerate(part["block"][: pruning.MARKED])}
+    one = texts(pruning.importance_by_block(table[table["score"].eq("leave_one_out")]))
     assert "No finished run of: Block influence." in one
 
 
 def test_layer_error_has_a_panel_per_kind_and_a_line_per_method(table):
-    figure = figures.layer_error(table)
+    figure = layers.layer_error(table)
     assert [panel.get_title("left") for panel in figure.axes][:3] == ["q_proj", "k_proj", "v_proj"]
     assert all(len(panel.containers) == 2 for panel in figure.axes[:7])
     assert [text.get_text() for text in figure.axes[7].get_legend().get_texts()] == ["RTN", "GPTQ"]
@@ -216,7 +216,7 @@ def test_another_setting_does_not_change_the_names_of_this_one():
             "gptq", 3, 0, run="long", text="wikitext2", windows=64, calibration_windows=128, data_hash="beef"
         )
     )
-    labels = set(rows.main(pd.concat([ours, other]))["label"])
+    labels = set(selection.main(pd.concat([ours, other]))["label"])
     assert "GPTQ 3 bits" in labels and not any("windows" in label for label in labels)
 
 
@@ -224,9 +224,9 @@ def test_tasks_that_a_run_reads_after_the_comparison_make_no_other_setting():
     first = report_data.configuration("gptq", 3, 0, run="tasks", engine="packed")
     asked = first[-1] | {"metric": "score", "arm": "compressed", "data_hash": "beef"}
     table = pd.concat([report_data.benchmark(), pd.DataFrame([*first, asked])])
-    assert "GPTQ 3 bits, packed" in set(rows.wide(table).index) and len(rows.settings(table)) == 1
+    assert "GPTQ 3 bits, packed" in set(selection.wide(table).index) and len(selection.settings(table)) == 1
     unasked = table[table["run"].eq("tasks") & table["metric"].ne("perplexity")]
-    assert set(rows.benchmarks(unasked)["data_hash"]) == {"beef"}
+    assert set(selection.benchmarks(unasked)["data_hash"]) == {"beef"}
 
 
 def test_a_gap_names_the_batch_that_fills_it():
@@ -236,7 +236,7 @@ def test_a_gap_names_the_batch_that_fills_it():
     folder = files.ROOT / "notebooks" / "batches"
     held = {name: {run.notebook.stem for run in batch.read(folder / f"{name}.yaml")} for name in ("report", "methods")}
     assert "54_artifacts" in held["methods"] - held["report"]
-    assert "run `python -m lib.sweep notebooks/batches/methods.yaml`" in texts(recipe.by_megabytes(EMPTY))
+    assert "run `python -m lib.sweep notebooks/batches/methods.yaml`" in texts(recipe.allocation(EMPTY))
     assert "22_gptq" in held["report"]
     assert "run `make report`" in texts(layers.layer_error(EMPTY))
     everything = {path.stem for path in folder.parent.glob("*.ipynb")}

@@ -6,7 +6,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from lib.report import changes, layers, pruning
+from lib.report import pruning
 
 BASE = {"run": "test-data", "status": "finished", "time": "2026-01-01T00:00:00", "stderr": 0.01, "n": 8, "unit": "x"}
 
@@ -105,8 +105,3 @@ def test_without_the_original_there_is_no_relative_speed():
 def test_a_missing_run_is_a_visible_gap(figure):
     other = table([{"metric": "other", "value": 1.0, "score": None, "blocks": 0}])
     assert "no finished run of 30_depth_pruning" in words(figure(other).axes[0]).lower()
-
-
-def test_the_report_finds_the_figures_under_their_old_names():
-    assert layers.layer_importance is pruning.importance_by_block
-    assert changes.quality_by_depth is pruning.quality_by_depth

@@ -4,7 +4,7 @@ import matplotlib.pyplot as plt
 import pandas as pd
 import pytest
 
-from lib.report import recipe
+from lib.report import all_methods, recipe
 
 
 @pytest.fixture(autouse=True)
@@ -59,14 +59,6 @@ def test_embedding_puts_every_width_at_its_bytes():
     assert {"2 bits", "4 bits", "8 bits"} <= {text.get_text() for text in axes.texts} and axes.get_yscale() == "log"
 
 
-def test_by_megabytes_draws_each_arm_with_its_interval():
-    sizes = (("gptq", 60, 0.5), ("gptq", 90, 0.1), ("llama.cpp", 90, 0.2))
-    (axes,) = recipe.by_megabytes(artifacts(sizes)).axes
-    assert len(axes.get_legend().get_texts()) == 2 and axes.get_yscale() == "log"
-    line = next(container for container in axes.containers if len(container.lines[0].get_xdata()) == 2)
-    assert list(line.lines[0].get_xdata()) == [60, 90]
-
-
 def test_a_quick_run_on_another_text_neither_joins_the_curves_nor_replaces_a_point():
     earnest = artifacts((("best", 60, 0.5), ("best", 90, 0.2), ("llama.cpp", 90, 0.4)))
     own = {"run": "b", "time": "2026-02-01T00:00:00Z", "windows": 2}
@@ -74,13 +66,13 @@ def test_a_quick_run_on_another_text_neither_joins_the_curves_nor_replaces_a_poi
     short = artifacts([("best", 60, 8.0), ("best", 120, 0.1)], **own)  # the same text, fewer windows
     other = artifacts([("best", 60, 9.0)], notebook="50_benchmark", **own)
     failed = artifacts([("best", 60, 10.0)], **own | {"windows": 12}, status="failed")
-    (axes,) = recipe.by_megabytes(pd.concat([earnest, quick, short, other, failed])).axes
+    (axes,) = all_methods.by_megabytes(pd.concat([earnest, quick, short, other, failed])).axes
     drawn = [(bar.lines[0].get_xdata().tolist(), bar.lines[0].get_ydata().tolist()) for bar in axes.containers]
     assert drawn == [([60, 90], [0.5, 0.2]), ([90], [0.4])]
     assert any("wikitext2 text, 12 windows" in text.get_text() for text in axes.texts)
 
 
-@pytest.mark.parametrize("draw", [recipe.allocation, recipe.sensitivity, recipe.embedding, recipe.by_megabytes])
+@pytest.mark.parametrize("draw", [recipe.allocation, recipe.sensitivity, recipe.embedding])
 def test_without_records_the_gap_is_shown(draw):
     empty = records("perplexity", [{"value": 1.0, "stderr": None, "block": None, "layers": None}])
     figure = draw(empty)

@@ -4,7 +4,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from lib.report import rotation, style
+from lib.report import rotation_figures, style
 from tests import report_data
 from tests.test_figures import texts
 
@@ -31,7 +31,7 @@ def recorded(layers=6, **columns):
 
 
 def test_distributions_share_a_scale_in_units_of_their_own_size():
-    figure = rotation.distributions(numbers())
+    figure = rotation_figures.distributions(numbers())
     inputs, weights = figure.axes
     assert inputs.get_xlabel().startswith("inputs") and weights.get_xlabel().startswith("weights")
     assert inputs.get_xlim() == pytest.approx(weights.get_xlim())  # the same shapes, whatever their units
@@ -41,13 +41,13 @@ def test_distributions_share_a_scale_in_units_of_their_own_size():
 
 
 def test_factors_show_the_mean_ratio_of_each():
-    shown = texts(rotation.factors(recorded()))
+    shown = texts(rotation_figures.factors(recorded()))
     for mean in ("×0.81", "×1.51", "×0.91", "×1.09"):
         assert mean in shown
     assert "6 layers" in shown
-    assert "×0.80" in texts(rotation.factors(recorded(layers=1)))
+    assert "×0.80" in texts(rotation_figures.factors(recorded(layers=1)))
 
 
 def test_a_missing_or_failed_run_is_a_gap():
     for table in (pd.DataFrame(), recorded(status="failed"), recorded().drop(columns="stage")):
-        assert "no finished run of 25_rotation" in texts(rotation.factors(table))
+        assert "no finished run of 25_rotation" in texts(rotation_figures.factors(table))

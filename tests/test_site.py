@@ -8,7 +8,7 @@ import pytest
 
 from lib import files, published, results
 from lib.metrics.score import Score
-from lib.report import chapters, notebooks, pages, rows, site
+from lib.report import chapters, notebooks, pages, selection, site
 from tests import report_data
 from tests.page_structure import Structure
 
@@ -18,7 +18,7 @@ BEGIN, END = published.marks("results")
 @pytest.fixture(autouse=True)
 def home(tmp_path, monkeypatch):
     monkeypatch.setenv("THIMBLE_HOME", str(tmp_path))
-    monkeypatch.setattr(rows, "promised", list)
+    monkeypatch.setattr(selection, "promised", list)
     return tmp_path
 
 

@@ -7,14 +7,15 @@ import subprocess
 
 import pandas as pd
 import pytest
+import scipy.stats
 
-from lib.report import findings, rows, tables
+from lib.report import findings, selection, tables
 from tests import report_data
 
 
 @pytest.fixture(autouse=True)
 def no_promises(monkeypatch):
-    monkeypatch.setattr(rows, "promised", list)
+    monkeypatch.setattr(selection, "promised", list)
 
 
 @pytest.fixture(scope="module")
@@ -92,7 +93,7 @@ def test_rows_that_cannot_be_compared_are_refused(table, change, message):
     other = pd.DataFrame(report_data.configuration("rtn", 4, 0, run="other", time="2031-01-01", **change))
     with pytest.raises(ValueError, match=message):
         tables.benchmark(pd.concat([table, other]))
-    assert len(tables.benchmark(rows.main(pd.concat([table, other])))) == 12
+    assert len(tables.benchmark(selection.main(pd.concat([table, other])))) == 12
 
 
 def test_rows_without_the_original_are_refused_and_no_rows_are_none():
@@ -156,31 +157,51 @@ def test_save_writes_three_files(table, tmp_path):
 
 
 def test_findings_are_computed(table):
-    found = findings.findings(table)
-    assert found[0].startswith(
-        "The smallest artifact within 5% of the original's perplexity is GPTQ 8 bits: 170 MB, 63%"
+    least, gain, sure, front, worse = findings.findings(table)
+    assert least.startswith(
+        "By KL divergence from the original (n = 24) the least was lost by GPTQ 8 bits at about 170 MB (0.0004294 ± "
+        "0.0000048 against 0.0008588 ± 0.0000095 of RTN 8 bits), GPTQ 4 bits at about 116 MB ("
     )
-    assert "no difference beyond the 95 % interval" in found[0]
-    assert "4 bits: 28.50 ± 0.40 against 33.30 ± 0.47, a difference of -4.80 ± 0.61, outside" in found[2]
-    assert found[1].startswith("KL divergence of GPTQ against round-to-nearest. 8 bits: 0.0004294 ± 0.0000048 against")
-    assert "2 bits: 0.900 ± 0.010 against 0.900 ± 0.010, no difference beyond the 95 % interval" in found[1]
-    assert "GPTQ 2 bits, GPTQ 3 bits, GPTQ 4 bits, GPTQ 8 bits, Original" in found[3]
-    assert found[4] == "Perplexity is worse than without any model for: RTN 2 bits."
-    assert "0.68 to 1.33" in found[5] and "Faster beyond the 95 % interval: Depth -2 blocks" in found[5]
+    assert gain.startswith("The smallest artifact within 5% of the original's perplexity is GPTQ 8 bits: 170 MB, 63%")
+    assert "no difference beyond the 95 % interval" in gain and "the fastest, Depth -8 blocks, at 1.330" in gain
+    assert sure == (
+        "The leads at 170 MB, 116 MB and 103 MB are more than noise (Student's t at 5 %, Holm's correction for 4, "
+        "errors taken as independent); at 90 MB no difference was seen."
+    )
+    assert "GPTQ 2 bits, GPTQ 3 bits, GPTQ 4 bits, GPTQ 8 bits, Original" in front
+    assert worse == "Perplexity is worse than without any model for: RTN 2 bits."
 
 
 def test_findings_change_with_the_numbers(table):
     without = table[table["bits"].ne(8)]
-    assert findings.findings(without)[0].startswith("No compressed model stays within 5%")
-    assert "the closest is GPTQ 4 bits" in findings.findings(without)[0]
+    assert findings.answer(without)[1].startswith("No compressed model stays within 5%")
+    assert "the closest is GPTQ 4 bits" in findings.answer(without)[1]
     unsure = table.assign(stderr=table["stderr"].where(table["metric"].ne("perplexity")))
-    assert "the interval of the difference is unknown" in findings.findings(unsure)[0]
+    assert "the interval of the difference is unknown" in findings.answer(unsure)[1]
     assert findings.findings(pd.DataFrame()) == []
     assert findings.findings(table[table["method"].ne("none")]) == []
     untimed = table[~table["metric"].isin(["decode", "prefill"])]
     assert not any("decode" in sentence for sentence in findings.findings(untimed))
 
 
+def test_a_lead_is_sure_only_where_students_t_says_so_after_holms_correction(table):
+    kl = table["metric"].eq("kl_divergence")
+
+    def sure(stderr, n):
+        return findings.answer(table.assign(stderr=table["stderr"].where(~kl, stderr), n=table["n"].where(~kl, n)))[2]
+
+    # at 4 bits errors of 0.0085 make t = 3.43: alone that is p = 0.04 at n = 4, of three that are left it is not enough
+    t = (0.06097 - 0.01975) / (0.0085 * 2**0.5)
+    assert 0.05 / 3 < 2 * scipy.stats.t.sf(t, 3) < 0.05 and "The lead at 103 MB is more than noise" in sure(0.0085, 4)
+    assert 2 * scipy.stats.t.sf(t, 23) < 0.05 / 3 and "The leads at 116 MB and 103 MB are more" in sure(0.0085, 24)
+    for unknown in (sure(None, 24), sure(0.0085, 1)):
+        assert unknown.startswith("No lead is more than noise")
+    small = table.assign(value=table["value"].where(table["metric"].ne("artifact_bytes"), table["value"] / 1000))
+    assert "The leads at 0.17 MB, 0.116 MB and 0.103 MB are more than noise" in findings.answer(small)[2]
+    alone = table[table["method"].isin(["none", "gptq"])]
+    assert "No two methods were compared" in findings.answer(alone)[0] and "cannot say" in findings.answer(alone)[2]
+
+
 def test_a_missing_original_is_shown_as_a_gap(table):
     assert "no finished run of the original" in tables.shown(table[table["method"].ne("none")])
-    assert tables.shown(table).equals(tables.benchmark(rows.main(table)))
+    assert tables.shown(table).equals(tables.benchmark(selection.main(table)))

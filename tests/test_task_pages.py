@@ -4,14 +4,14 @@ import pandas as pd
 import pytest
 
 from lib import files, tasks
-from lib.report import chapters, rows, site, task_pages
+from lib.report import chapters, selection, site, task_pages
 from tests import report_data
 
 
 @pytest.fixture(autouse=True)
 def home(tmp_path, monkeypatch):
     monkeypatch.setenv("THIMBLE_HOME", str(tmp_path))
-    monkeypatch.setattr(rows, "promised", list)
+    monkeypatch.setattr(selection, "promised", list)
     return tmp_path
 
 
@@ -62,7 +62,7 @@ def test_scores_of_a_benchmark_are_named_by_its_configuration():
 def test_pages_are_linked_and_what_is_missing_is_said(monkeypatch):
     monkeypatch.setattr(chapters, "FIGURES", {site.LEADING: chapters.FIGURES[site.LEADING]})
     table = pd.DataFrame([score("arc_easy", 0.4, 0.36), score("arc_easy", 0.3, 0.2, run="b", model="<i>other</i>")])
-    monkeypatch.setattr(site.results, "table", lambda: rows.complete(table))
+    monkeypatch.setattr(site.results, "table", lambda: selection.complete(table))
     site.build()
     page = (files.report() / "chapter-50.html").read_text()
     assert "href='tasks-multiple-choice.html'>multiple choice</a>: 2 scores" in page

@@ -1,26 +1,28 @@
 """What every figure needs from its axes: honest intervals, plain log ticks, and placeholders for what is missing."""
 
 import math
+import textwrap
 
 import numpy as np
+from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
 from lib.metrics.intervals import quantile
-from lib.report import rows, style
+from lib.report import selection, style
 
 # decades that a log axis spans at most -> where in each decade its ticks sit
 TICKS = {0.7: [1, 1.2, 1.5, 2, 2.5, 3, 4, 5, 6, 7, 8, 9], 1.3: [1, 1.5, 2, 3, 5, 7], 2: [1, 2, 5], 4: [1, 3]}
 
 
-def reach(n) -> float:
+def half_width(n) -> float:
     """Half-width of a 95 % interval in standard errors: Student's, for a mean over `n` samples (NaN: very many)."""
     n = math.inf if n is None or n != n else float(n)
     return quantile(n - 1)
 
 
-def reaches(data, factor: float = 1.0) -> np.ndarray:
+def half_widths(data, factor: float = 1.0) -> np.ndarray:
     """Half-widths of the 95 % intervals of the rows of `data` (columns stderr and n), times `factor`."""
     errors = data["stderr"].astype(float).fillna(0)
-    return np.array([factor * reach(n) * error for n, error in zip(data["n"], errors)])
+    return np.array([factor * half_width(n) * error for n, error in zip(data["n"], errors)])
 
 
 def interval(value: float, stderr: float, n, log: bool) -> tuple[float, float]:
@@ -31,7 +33,7 @@ def interval(value: float, stderr: float, n, log: bool) -> tuple[float, float]:
     """
     if not (math.isfinite(stderr) and math.isfinite(value)) or stderr <= 0:
         return 0.0, 0.0
-    half = reach(n) * stderr
+    half = half_width(n) * stderr
     if not log:
         return half, half
     factor = math.exp(min(half / value, 300.0))
@@ -77,8 +79,6 @@ def is_wide(values, ratio: float = 3.0) -> bool:
 
 def plain_log(axes, which: str) -> None:
     """Make axis "x" or "y" logarithmic with ticks at round numbers written in full (30, 50, 100), never as powers."""
-    from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
-
     axis = getattr(axes, f"{which}axis")
     getattr(axes, f"set_{which}scale")("log")
     low, high = sorted(axis.get_view_interval())
@@ -110,7 +110,7 @@ def headline(axes, title: str, subtitle: str = "") -> None:
     )  # fmt: skip
 
 
-def gap(title: str, what: str):
+def placeholder(title: str, what: str):
     """A figure that shows that there is nothing to show, and what to do about it."""
     with style.use():
         figure = style.picture(7.6, 2.6)
@@ -132,15 +132,13 @@ def absence(what: str) -> str:
 
 def _command(what: str) -> str:
     """The command that runs the notebooks called `what`: the report's, or the batch of the others at their defaults."""
-    names = {run.notebook.stem for run in rows.reported()}
+    names = {run.notebook.stem for run in selection.reported()}
     reported = not names or any(name in what for name in names)
     return "make report" if reported else "python -m lib.sweep notebooks/batches/methods.yaml"
 
 
 def footnote(figure, lines: list[str]) -> None:
     """Quiet lines under the whole figure, wrapped to its width: what is missing, what was cut."""
-    import textwrap
-
     width = int(figure.get_figwidth() * 17)
     wrapped = "\n".join(part for line in lines for part in textwrap.wrap(line, width, subsequent_indent="   "))
     if wrapped:

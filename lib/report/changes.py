@@ -4,9 +4,6 @@ import pandas as pd
 
 from lib.report import axes as ax
 from lib.report import style
-from lib.report.pruning import quality_by_depth
-
-__all__ = ["quality_by_depth", "what_changed"]
 
 PANELS = {
     "artifact_bytes": ("Size", "MB", 1e-6),
@@ -19,7 +16,7 @@ def what_changed(table: pd.DataFrame):
     """Original beside compressed (label `arm`), one panel a metric of `PANELS` that the table has; 95 % intervals."""
     data = table[table["metric"].isin(PANELS)] if "arm" in table else table.iloc[:0]
     if data.empty:
-        return ax.gap("What changed", "00_start_here")
+        return ax.placeholder("What changed", "00_start_here")
     metrics = [metric for metric in PANELS if metric in set(data["metric"])]
     with style.use():
         figure = style.picture(9.6, 2.9)

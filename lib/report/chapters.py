@@ -5,14 +5,15 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from lib.report import (
-    changes,
+    ablations,
+    all_methods,
     compare,
     decoding,
     evaluation,
-    field,
     figures,
     grids,
     healing,
+    layers,
     packed,
     peers,
     pruning,
@@ -66,8 +67,8 @@ class Figure:
     caption: str
 
 
-def _ladder(notebook: str) -> Callable:
-    return lambda table: grids.ladder(table, "kl_divergence", notebook)
+def _variants(notebook: str) -> Callable:
+    return lambda table: ablations.by_variant(table, "kl_divergence", notebook)
 
 
 FIGURES = {
@@ -85,22 +86,21 @@ FIGURES = {
     "side_by_side": Figure(
         "50", peers.side_by_side, "Other projects' quantizers on the same model and tokens, in one run."
     ),
-    "field": Figure(
-        "50", field.by_megabytes, "Distance from the original against size: our methods and other projects'."
+    "all_methods": Figure(
+        "50", all_methods.by_megabytes, "Distance from the original against size: our methods and other projects'."
     ),
-    "by_megabytes": Figure("50", recipe.by_megabytes, "Whole artifacts, embedding and head included, and llama.cpp's."),
     "grid_error": Figure("20", grids.grid_error, "Error of one layer's weights by bits, group size and search."),
     "layer_error": Figure(
-        "20", figures.layer_error, "Output error of each layer after quantization, relative to the output."
+        "20", layers.layer_error, "Output error of each layer after quantization, relative to the output."
     ),
-    "ladder": Figure("20", _ladder("22_gptq"), "What each ingredient of GPTQ brings, at the same bits and bytes."),
-    "recipe_ladder": Figure(
-        "20", _ladder("29_best_recipe"), "Methods and the recipe at the same bits, each from the original on."
+    "gptq_variants": Figure("20", _variants("22_gptq"), "What each ingredient of GPTQ brings at equal bits."),
+    "recipe_variants": Figure(
+        "20", _variants("29_best_recipe"), "Methods and the recipe at the same bits, each from the original on."
     ),
     "allocation": Figure("20", recipe.allocation, "Bits of each group of layers under a budget of bytes."),
-    "layer_importance": Figure("30", figures.layer_importance, "How much each block matters, by two scores."),
+    "layer_importance": Figure("30", pruning.importance_by_block, "How much each block matters, by two scores."),
     "quality_by_depth": Figure(
-        "30", changes.quality_by_depth, "What removing blocks costs, by the score that chose them."
+        "30", pruning.quality_by_depth, "What removing blocks costs, by the score that chose them."
     ),
     "cost_by_depth": Figure("30", pruning.cost_by_depth, "What removing blocks saves in time and memory."),
     "healing": Figure("30", healing.curves, "What training after pruning brings back of the perplexity."),
@@ -113,5 +113,5 @@ FIGURES = {
         "30", healing.answers, "What the healed models can do, between the pruned one and the original."
     ),
     "where_time_goes": Figure("40", packed.where_time_goes, "Where the time of a token goes, original against packed."),
-    "decoding": Figure("40", decoding.by_kind, "Lossless decoding by kind of task, the same tokens in both arms."),
+    "decoding": Figure("40", decoding.by_kind, "Lossless decoding by kind of task, the same tokens with and without."),
 }

@@ -4,7 +4,7 @@ import numpy as np
 import pandas as pd
 
 from lib.report import axes as ax
-from lib.report import rows, style
+from lib.report import selection, style
 
 METHODS = {
     "symmetric": ("depth", "symmetric"),
@@ -33,9 +33,9 @@ def errors(table: pd.DataFrame):
 
     Labels read: method (a name in `METHODS`), bits. Metrics: those in `PANELS`.
     """
-    parts = {metric: rows.newest(table, metric) for metric in PANELS}
+    parts = {metric: selection.newest(table, metric) for metric in PANELS}
     if any(part.empty for part in parts.values()):
-        return ax.gap("Who wins, and by what", "26_codebooks")
+        return ax.placeholder("Who wins, and by what", "26_codebooks")
     bits = sorted(parts["weights_lost"]["bits"].astype(int).unique(), reverse=True)
     with style.use():
         figure = style.picture(9.6, 4.0)
@@ -55,12 +55,8 @@ def errors(table: pd.DataFrame):
 
 def _points(axes, part: pd.DataFrame, bits: list[int], method: str, shift: float) -> None:
     look, text = style.look(METHODS[method][0]), METHODS[method][1]
-    bars = ax.intervals(part, log=True)
     places = [bits.index(int(b)) + shift for b in part["bits"]]
-    axes.errorbar(
-        places, part["value"].astype(float), yerr=bars, fmt=look.marker, color=look.colour,
-        markersize=5, label=text,
-    )  # fmt: skip
+    ax.line(axes, places, part, look, text, log=True, linestyle="none", markersize=5)
 
 
 def zero_points(table: pd.DataFrame):
@@ -68,9 +64,9 @@ def zero_points(table: pd.DataFrame):
 
     Metric zero_point_saving, labels bits and columns ("in order" or "shuffled").
     """
-    data = rows.newest(table, "zero_point_saving")
+    data = selection.newest(table, "zero_point_saving")
     if data.empty:
-        return ax.gap("A real-valued zero point", "26_codebooks")
+        return ax.placeholder("A real-valued zero point", "26_codebooks")
     bits = sorted(data["bits"].astype(int).unique(), reverse=True)
     looks = {"in order": style.look("depth"), "shuffled": style.look("gptq")}
     with style.use():
@@ -79,7 +75,7 @@ def zero_points(table: pd.DataFrame):
         for shift, (order, look) in zip((-0.19, 0.19), looks.items()):
             part = data[data["columns"].eq(order)]
             places = np.array([bits.index(int(b)) for b in part["bits"]]) + shift
-            bars = ax.reaches(part, 100)
+            bars = ax.half_widths(part, 100)
             found = axes.bar(
                 places, 100 * part["value"].astype(float), 0.36, yerr=bars, capsize=3, ecolor=style.INK,
                 color=look.colour, label=order,

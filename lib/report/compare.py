@@ -14,13 +14,13 @@ FLIPS = {
 
 
 def forest(table: pd.DataFrame):
-    """Forest plot of the rows of metric "difference": a line per arm and task, its 95 % interval, what was seen.
+    """Forest plot of the rows of metric "difference": a line per version and task.
 
     Labels read: arm, task, low, high (the interval), seen, gained, lost, and n and value of the record.
     """
     data = table[table["metric"].eq("difference")] if "metric" in table else table
     if data.empty:
-        return ax.gap("Differences from the original", NOTEBOOK)
+        return ax.placeholder("Differences from the original", NOTEBOOK)
     ticks, places = _lines(data)
     with style.use():
         figure = style.picture(8.6, 1.5 + 0.36 * len(ticks))
@@ -55,7 +55,7 @@ def retention(table: pd.DataFrame):
     """
     data = table[table["metric"].eq("retention")] if "metric" in table else table
     if data.empty:
-        return ax.gap("What is left above chance", NOTEBOOK)
+        return ax.placeholder("What is left above chance", NOTEBOOK)
     ticks, places = _lines(data)
     with style.use():
         figure = style.picture(7.6, 1.5 + 0.36 * len(ticks))
@@ -87,7 +87,7 @@ def margins(table: pd.DataFrame):
     A margin is positive where the right answer wins: samples that change sides have flipped.
     """
     if table.empty:
-        return ax.gap("Which samples flipped", NOTEBOOK)
+        return ax.placeholder("Which samples flipped", NOTEBOOK)
     arms = list(dict.fromkeys(table["arm"]))
     with style.use():
         figure = style.picture(4.3 * len(arms) + 0.4, 4.2)

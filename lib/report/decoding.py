@@ -4,7 +4,7 @@ import numpy as np
 import pandas as pd
 
 from lib.report import axes as ax
-from lib.report import rows, style
+from lib.report import selection, style
 
 ARMS = {
     "lookup": ("gptq", "prompt lookup"),
@@ -21,9 +21,9 @@ VARIANTS = {
 
 def by_kind(table: pd.DataFrame):
     """Tokens per step and speed-up over plain decoding, by kind of task; labels read: kind, arm."""
-    steps, speed = rows.newest(table, "tokens_per_step"), rows.newest(table, "speed_up")
+    steps, speed = selection.newest(table, "tokens_per_step"), selection.newest(table, "speed_up")
     if steps.empty or speed.empty:
-        return ax.gap("Fewer steps for the same text", "41_decoding")
+        return ax.placeholder("Fewer steps for the same text", "41_decoding")
     kinds = list(dict.fromkeys(steps["kind"]))
     with style.use():
         figure = style.picture(9.6, 1.5 + 0.52 * len(kinds))
@@ -49,10 +49,10 @@ def acceptance(table: pd.DataFrame, arm: str = "lookup"):
 
     Labels read: kind, arm, accepted; metric accepted_share.
     """
-    data = rows.newest(table, "accepted_share")
+    data = selection.newest(table, "accepted_share")
     data = data[data["arm"].eq(arm)] if len(data) else data
     if data.empty:
-        return ax.gap("How much of a draft is accepted", "41_decoding")
+        return ax.placeholder("How much of a draft is accepted", "41_decoding")
     kinds = list(dict.fromkeys(data["kind"]))
     most = int(data["accepted"].max())
     with style.use():
@@ -71,9 +71,9 @@ def acceptance(table: pd.DataFrame, arm: str = "lookup"):
 
 def variants(table: pd.DataFrame):
     """Original, low-bit, and low-bit with lookup: time per token, memory and quality; label read: variant."""
-    found = {metric: rows.newest(table, metric) for metric in VARIANTS}
+    found = {metric: selection.newest(table, metric) for metric in VARIANTS}
     if any(part.empty for part in found.values()):
-        return ax.gap("Original, low-bit, low-bit with lookup", "41_decoding")
+        return ax.placeholder("Original, low-bit, low-bit with lookup", "41_decoding")
     names = list(dict.fromkeys(found["variant_seconds"]["variant"]))
     with style.use():
         figure = style.picture(9.6, 1.3 + 0.42 * len(names))
@@ -82,7 +82,7 @@ def variants(table: pd.DataFrame):
             part = found[metric].drop_duplicates("variant", keep="last").set_index("variant").reindex(names)
             values = factor * part["value"].astype(float)
             axes.barh(range(len(names)), values, height=0.6, color=style.look("gptq").colour,
-                      xerr=ax.reaches(part, factor), ecolor=style.INK)  # fmt: skip
+                      xerr=ax.half_widths(part, factor), ecolor=style.INK)  # fmt: skip
             for place, value in enumerate(values):
                 text = "not measured" if np.isnan(value) else _number(value)
                 axes.annotate(text, (0 if np.isnan(value) else value, place), (3, 7), textcoords="offset points",
@@ -98,9 +98,9 @@ def table_of_variants(table: pd.DataFrame) -> pd.DataFrame:
     """The three variants as rows, with "value ± error" cells: ms per token, MB of weights, KL divergence."""
     columns = {}
     for metric, (title, unit, factor) in VARIANTS.items():
-        part = rows.newest(table, metric).drop_duplicates("variant", keep="last").set_index("variant")
+        part = selection.newest(table, metric).drop_duplicates("variant", keep="last").set_index("variant")
         columns[f"{title}, {unit}"] = part.apply(lambda row, factor=factor: _cell(row, factor), axis=1)
-    return pd.DataFrame(columns).reindex(list(dict.fromkeys(rows.newest(table, "variant_seconds")["variant"])))
+    return pd.DataFrame(columns).reindex(list(dict.fromkeys(selection.newest(table, "variant_seconds")["variant"])))
 
 
 def _cell(row: pd.Series, factor: float) -> str:

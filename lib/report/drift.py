@@ -3,7 +3,7 @@
 import pandas as pd
 
 from lib.report import axes as ax
-from lib.report import rows, style
+from lib.report import selection, style
 
 NAMES = {"gptaq": "GPTAQ", "corrected": "GPTQ, corrected target"}
 PARTS = {"inherited": ("none", "inherited: W (X̃ − X)"), "own": ("rtn", "own: (W − Ŵ) X")}
@@ -16,9 +16,9 @@ def drift(table: pd.DataFrame):
     shows the parts of the first method in the order of `style.order`.
     """
     title = "What comes in, what a layer adds, what it takes back"
-    parts, back = rows.newest(table, "drift"), rows.newest(table, "cancelled")
+    parts, back = selection.newest(table, "drift"), selection.newest(table, "cancelled")
     if parts.empty or back.empty:
-        return ax.gap(title, "22_gptq")
+        return ax.placeholder(title, "22_gptq")
     parts, back = (part.assign(block=pd.to_numeric(part["block"])) for part in (parts, back))
     methods = sorted(back["method"].unique(), key=style.order)
     with style.use():

@@ -4,7 +4,7 @@ import numpy as np
 import pandas as pd
 
 from lib.report import axes as ax
-from lib.report import rows, style
+from lib.report import selection, style
 
 NOTEBOOK = "51_evaluate"
 READABLE = {"acc": "accuracy", "acc_norm": "accuracy per character", "pass@1": "pass@1"}
@@ -17,9 +17,9 @@ def scores(table: pd.DataFrame):
     answer is drawn hollow: it shows no skill; one with neither of them is hollow too, and says so. Numbers that are no
     shares of 1 (BLEU) are left out.
     """
-    data = rows.newest(table, "score")
+    data = selection.newest(table, "score")
     if data.empty or "task" not in data:
-        return ax.gap("Scores", NOTEBOOK)
+        return ax.placeholder("Scores", NOTEBOOK)
     data = data[data["unit"].eq("share")].drop_duplicates("task", keep="last")
     with style.use():
         figure = style.picture(8.2, 1.5 + 0.5 * len(data))
@@ -66,9 +66,9 @@ def _score(axes, place: int, row: dict, look) -> None:
 
 def shared(table: pd.DataFrame):
     """Tokens of each task as its requests hold them (metric "tokens_asked") and as they are read ("tokens_read")."""
-    asked, read = (rows.newest(table, metric) for metric in ("tokens_asked", "tokens_read"))
+    asked, read = (selection.newest(table, metric) for metric in ("tokens_asked", "tokens_read"))
     if asked.empty or read.empty:
-        return ax.gap("What sharing saves", NOTEBOOK)
+        return ax.placeholder("What sharing saves", NOTEBOOK)
     both = asked.set_index("task")[["value"]].join(read.set_index("task")[["value"]], lsuffix="_asked", rsuffix="_read")
     places = np.arange(len(both))
     with style.use():

@@ -9,30 +9,28 @@ import math
 import pandas as pd
 
 from lib.report import axes as ax
-from lib.report import labels, rows, style, tables
-from lib.report.layers import layer_error, layer_importance
+from lib.report import labels, selection, style, tables
 from lib.report.quality import pareto, quality_by_bits, quality_by_bytes
 
-__all__ = ["layer_error", "layer_importance", "memory_by_method", "pareto", "quality_by_bits", "quality_by_bytes"]
-__all__ += ["speed_by_bytes"]
+__all__ = ["memory_by_method", "pareto", "quality_by_bits", "quality_by_bytes", "speed_by_bytes"]
 
 
 def speed_by_bytes(table: pd.DataFrame):
     """Prefill and decode speed against artifact bytes, as multiples of the original timed in the same run."""
     title = "Speed against artifact size"
-    data = rows.having(table, "artifact_bytes", *tables.SPEEDS.values())
+    data = selection.having(table, "artifact_bytes", *tables.SPEEDS.values())
     data["x"] = data["artifact_bytes"] * 1e-6
     timed = [math.isfinite(tables.ratio(row, "decode")[0]) for row in data.to_dict("records")]
     data = data[timed]  # without the original in the same run there is nothing to compare with
     if data.empty:
-        return ax.gap(title, rows.BENCHMARK)
+        return ax.placeholder(title, selection.BENCHMARK)
     with style.use():
         figure = style.picture(9.6, 4.6)
         panels = figure.subplots(1, 2)
         drawn = [_speed(axes, data, metric) for axes, metric in zip(panels, tables.SPEEDS.values())]
-        ax.headline(panels[0], title, f"{rows.title(table)}. Bars: 95 % intervals.\n{_original(data, 'prefill')}")
+        ax.headline(panels[0], title, f"{selection.title(table)}. Bars: 95 % intervals.\n{_original(data, 'prefill')}")
         ax.headline(panels[1], "", f"\n{_original(data, 'decode')}")
-        ax.footnote(figure, rows.absent(table))
+        ax.footnote(figure, selection.absent(table))
         for axes, (points, bars) in zip(panels, drawn):
             labels.place(axes, points, ax.names(data.index), [[(x, 1.0) for x in axes.get_xlim()], *bars])
     return figure
@@ -70,9 +68,9 @@ def _original(data: pd.DataFrame, metric: str) -> str:
 def memory_by_method(table: pd.DataFrame):
     """Peak memory of each configuration beside the bytes of its artifact, as bars from zero."""
     title = "Peak memory and artifact size"
-    data = rows.having(table, "peak_memory", "artifact_bytes")
+    data = selection.having(table, "peak_memory", "artifact_bytes")
     if data.empty:
-        return ax.gap(title, rows.BENCHMARK)
+        return ax.placeholder(title, selection.BENCHMARK)
     with style.use():
         figure = style.picture(7.6, 1.5 + 0.32 * len(data))
         axes = figure.add_subplot()
@@ -89,6 +87,6 @@ def memory_by_method(table: pd.DataFrame):
         axes.invert_yaxis()
         axes.grid(axis="y", visible=False)
         axes.set_xlabel("MB")
-        ax.headline(axes, title, f"{rows.title(table)}. Filled: artifact on disk; outline: peak memory in use.")
-        ax.footnote(figure, rows.absent(table))
+        ax.headline(axes, title, f"{selection.title(table)}. Filled: artifact on disk; outline: peak memory in use.")
+        ax.footnote(figure, selection.absent(table))
     return figure

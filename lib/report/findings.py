@@ -1,14 +1,13 @@
 """What was found, as sentences computed from the numbers: a difference inside its interval is written as none."""
 
 import math
-from collections.abc import Iterator
 
 import pandas as pd
 from scipy.special import stdtr
 
 from lib.metrics.verdicts import Verdict, holm
-from lib.report import figures, rows, style, tables
-from lib.report.axes import reach
+from lib.report import figures, selection, style, tables
+from lib.report.axes import half_width
 
 CLOSE = 0.05  # "close to the original": a perplexity at most this share above it
 ALIKE = 0.05  # "about the same size": artifacts at most this share larger than the smallest of them
@@ -17,14 +16,14 @@ LOSSES = {"kl_divergence": "KL divergence from the original", "perplexity": "per
 
 def question(table: pd.DataFrame) -> str:
     """What the main comparison of the table asks: of which model, on which text, by which methods."""
-    data = rows.wide(table)
+    data = selection.wide(table)
     asked = "At which size is which method best, and what does it cost?"
     methods = [style.look(method).label for method in dict.fromkeys(data["method"]) if method != "none"]
     if not methods:
         return asked
     count = int(data["method"].ne("none").sum())
     versions = f"{count} compressed version{'s' * (count > 1)} ({', '.join(methods)})"
-    return f"{asked} Of {rows.title(table)}: the original against {versions}."
+    return f"{asked} Of {selection.title(table)}: the original against {versions}."
 
 
 def answer(table: pd.DataFrame) -> list[str]:
@@ -32,7 +31,7 @@ def answer(table: pd.DataFrame) -> list[str]:
 
     None where there is nothing to compare. Versions are compared with those of other methods of about their size.
     """
-    data = rows.having(table, "perplexity", "artifact_bytes")
+    data = selection.having(table, "perplexity", "artifact_bytes")
     original, compressed = data[data["method"].eq("none")], data[data["method"].ne("none")]
     if original.empty or compressed.empty:
         return []
@@ -110,7 +109,9 @@ def _listed(names: list[str]) -> str:
 
 
 def _megabytes(row: pd.Series) -> str:
-    return f"{row['artifact_bytes'] / 1e6:,.0f} MB"
+    """Megabytes of the artifact; sizes that are not alike read differently."""
+    size = row["artifact_bytes"] / 1e6
+    return f"{size:,.0f} MB" if size >= 10 else f"{size:.3g} MB"
 
 
 def _windows(data: pd.DataFrame, metric: str) -> str:
@@ -119,19 +120,12 @@ def _windows(data: pd.DataFrame, metric: str) -> str:
 
 
 def findings(table: pd.DataFrame) -> list[str]:
-    """Sentences about the main comparison of the table, most useful first; none where there is nothing to compare."""
-    data = rows.having(table, "perplexity", "artifact_bytes")
-    original = data[data["method"].eq("none")]
-    if original.empty or len(data) < 2:
-        return []
-    original, compressed = original.iloc[0], data[data["method"].ne("none")]
-    return [
-        f"{_smallest(original, compressed)[1]}.",
-        *_methods(data),
-        _front(data),
-        *_worse(data),
-        *_speed(compressed),
-    ]
+    """The `answer`, which versions no other beats, and which are worse than no model; none without a comparison."""
+    sentences = answer(table)
+    if sentences:
+        data = selection.having(table, "perplexity", "artifact_bytes")
+        sentences += [_front(data), *_worse(data)]
+    return sentences
 
 
 def compare(ours: pd.Series, theirs: pd.Series, metric: str = "perplexity") -> tuple[float, float, float]:
@@ -142,7 +136,7 @@ def compare(ours: pd.Series, theirs: pd.Series, metric: str = "perplexity") -> t
     """
     errors = [row.get(f"{metric}_stderr", math.nan) for row in (ours, theirs)]
     fewest = min(row.get(f"{metric}_n", math.nan) for row in (ours, theirs))
-    return ours[metric] - theirs[metric], math.hypot(*errors), reach(fewest) * math.hypot(*errors)
+    return ours[metric] - theirs[metric], math.hypot(*errors), half_width(fewest) * math.hypot(*errors)
 
 
 def _smallest(original: pd.Series, compressed: pd.DataFrame) -> tuple[pd.Series, str]:
@@ -175,28 +169,6 @@ def _verdict(difference: float, error: float, half: float) -> str:
     return f"a difference of {tables.fmt(difference, error)}, outside the 95 % interval"
 
 
-def _methods(data: pd.DataFrame) -> list[str]:
-    """GPTQ against RTN at each number of bits that both have with one group size: one factor differs.
-
-    KL divergence comes first: its error is not swollen by what makes some windows harder for every model.
-    """
-    found = []
-    for metric, title in (("kl_divergence", "KL divergence"), ("perplexity", "Perplexity")):
-        if metric in data and data[metric].notna().all():
-            sentences = list(_by_bits(data, metric))
-            found += [f"{title} of GPTQ against round-to-nearest. {'; '.join(sentences)}."] if sentences else []
-    return found
-
-
-def _by_bits(data: pd.DataFrame, metric: str) -> Iterator[str]:
-    for (bits, _), pair in data[data["method"].isin(["rtn", "gptq"])].groupby(["bits", "group_size"], sort=False):
-        ours, theirs = (pair[pair["method"].eq(method)] for method in ("gptq", "rtn"))
-        if len(ours) == len(theirs) == 1:
-            ours, theirs = ours.iloc[0], theirs.iloc[0]
-            verdict = _verdict(*compare(ours, theirs, metric))
-            yield f"{bits} bits: {_value(ours, metric)} against {_value(theirs, metric)}, {verdict}"
-
-
 def _front(data: pd.DataFrame) -> str:
     front = data.iloc[figures.pareto(list(zip(data["artifact_bytes"], data["perplexity"])))]
     return f"No other configuration is both smaller and better than any of: {', '.join(front.index)}."
@@ -210,20 +182,3 @@ def _worse(data: pd.DataFrame) -> list[str]:
         if labels:
             sentences.append(f"{title.removesuffix(' %')} is worse than without any model for: {', '.join(labels)}.")
     return sentences
-
-
-def _speed(compressed: pd.DataFrame) -> list[str]:
-    """Range of decode speeds relative to the original in the same run, and whose differ from it."""
-    speeds = dict(zip(compressed.index, compressed.to_dict("records")))
-    ratios = {label: tables.ratio(row, "decode") for label, row in speeds.items()}
-    ratios = {label: pair for label, pair in ratios.items() if math.isfinite(pair[0])}
-    if not ratios:
-        return []
-    half = {label: reach(speeds[label].get("decode_n")) * error for label, (_, error) in ratios.items()}
-    faster = [label for label, (ratio, _) in ratios.items() if ratio - 1 > half[label]]
-    slower = [label for label, (ratio, _) in ratios.items() if 1 - ratio > half[label]]
-    low, high = (pick(ratio for ratio, _ in ratios.values()) for pick in (min, max))
-    return [
-        f"The compressed models decode at {low:.2f} to {high:.2f} times the speed of the original in the same run. "
-        f"Faster beyond the 95 % interval: {', '.join(faster) or 'none'}. Slower: {', '.join(slower) or 'none'}."
-    ]

@@ -1,13 +1,11 @@
-"""Figures about grids and about ladders: what bits, sharing a grid, and each ingredient of a method bring."""
+"""Figures about grids: what bits and sharing a grid bring."""
 
 import numpy as np
 import pandas as pd
 
 from lib.report import axes as ax
-from lib.report import rows, style
-from lib.report.ladders import NAMES, ladder
-
-__all__ = ["grid_error", "ladder", "textbook", "weight_histogram"]
+from lib.report import selection, style
+from lib.report.ablations import NAMES
 
 TEXTBOOK = {"absmax": ("rtn", "absmax"), "zero_point": ("gptq", "zero-point"), "int8": ("depth", "LLM.int8()")}
 SHARED = {"tensor": "matrix", "row": "row", "group": "group"}  # who shares a grid
@@ -35,9 +33,9 @@ def grid_error(table: pd.DataFrame):
 
     Labels read: bits, group_size, candidates (1: minimum and maximum).
     """
-    data = rows.newest(table, "weight_error").dropna(subset=["bits", "group_size", "value"])
+    data = selection.newest(table, "weight_error").dropna(subset=["bits", "group_size", "value"])
     if data.empty:
-        return ax.gap("Error by group size and bits", "20_grids")
+        return ax.placeholder("Error by group size and bits", "20_grids")
     data = data.astype({"bits": int, "group_size": int, "candidates": int})
     plain = data[data["candidates"].eq(1)]
     with style.use():
@@ -68,9 +66,9 @@ def textbook(table: pd.DataFrame):
 
     Metrics read: textbook_error (labels method, granularity, bits) and textbook_kl (labels method, granularity).
     """
-    error, damage = rows.newest(table, "textbook_error"), rows.newest(table, "textbook_kl")
+    error, damage = selection.newest(table, "textbook_error"), selection.newest(table, "textbook_kl")
     if error.empty or damage.empty:
-        return ax.gap("Absmax against zero-point", "20_grids")
+        return ax.placeholder("Absmax against zero-point", "20_grids")
     with style.use():
         figure = style.picture(9.6, 3.9)
         left, right = figure.subplots(1, 2)
@@ -92,14 +90,13 @@ def textbook(table: pd.DataFrame):
 
 
 def _damage(axes, damage: pd.DataFrame) -> None:
-    """KL divergence of each arm, the worst on top, with its interval and its number."""
+    """KL divergence of each method, the worst on top, with its interval and its number."""
     damage = damage.sort_values("value", ascending=False)
     for place, row in enumerate(damage.to_dict("records")):
         ax.dot(axes, row, place, style.look(TEXTBOOK[row["method"]][0]), "{:.2g}", log=True)
     ax.lines_of(axes, [f"{TEXTBOOK[m][1]}, {SHARED[g]}" for m, g in zip(damage["method"], damage["granularity"])])
     axes.set(xlabel=NAMES["kl_divergence"])
     axes.margins(x=0.12)
-    axes.set_xscale("log")
     ax.plain_log(axes, "x")
     ax.headline(axes, "The whole model in 8 bits", "LLM.int8() rounds the inputs too. 95 % intervals.")
 

@@ -3,7 +3,7 @@
 import pandas as pd
 
 from lib.report import axes as ax
-from lib.report import rows, style
+from lib.report import selection, style
 
 NOTEBOOK = "31_healing"
 # way -> name for readers, and the method whose colour, marker and line it borrows
@@ -19,13 +19,14 @@ LABELS = ["way", "healing_tokens"]
 
 
 def curves(table: pd.DataFrame, metric: str = "recovered_perplexity"):
-    """`curve` for every importance score (columns) and number of removed blocks (rows) that there are runs of.
+    """Recovered share of the gap against healing tokens, a line for each way of training.
 
+    A panel for every importance score (columns) and number of removed blocks (rows) that there are runs of.
     Only runs on one model, text and number of test windows, those with most points: others are no part of the grid.
     """
     data = _grid(table, metric)
     if data.empty:
-        return ax.gap("The healing curve", NOTEBOOK)
+        return ax.placeholder("The healing curve", NOTEBOOK)
     scores, depths = sorted(data["score"].unique()), sorted(data["removed_blocks"].unique())
     with style.use():
         figure = style.picture(3.2 * len(scores) + 1, 2.6 * len(depths) + 0.8)
@@ -56,7 +57,7 @@ def answers(table: pd.DataFrame, score: str | None = None):
         score = score or next(s for s in reversed(list(data["score"])) if counts[s] == counts.max())
         data = data[data["score"].eq(score)]
     if data.empty:
-        return ax.gap("What the healed model can do", NOTEBOOK)
+        return ax.placeholder("What the healed model can do", NOTEBOOK)
     depths, names = sorted(data["removed_blocks"].unique()), sorted(data["task"].unique())
     with style.use():
         figure = style.picture(3.2 * len(depths) + 1, 2.8 * len(names) + 0.6)
@@ -103,22 +104,20 @@ def _grid(table: pd.DataFrame, metric: str, *also: str) -> pd.DataFrame:
     A setting is a model, texts, a number of test windows and of a task's samples: of several, the one with most points
     (the newest of equals), because points of different ones lie on no common line.
     """
-    data = rows.complete(table).sort_values("time", kind="stable")
+    data = selection.complete(table).sort_values("time", kind="stable")
     if metric in METRICS:  # tasks are loaded after the texts, and change nothing about perplexity
         data["data_hash"] = data.groupby("run")["data_hash"].transform("first")
-    data = _points(data[data["metric"].eq(metric) & data["status"].isin(rows.SHOWN)])
+    data = _points(data[data["metric"].eq(metric) & data["status"].isin(selection.SHOWN)])
     points = [*also, "score", "removed_blocks", *LABELS]
     if data.empty or not set(points) <= set(data.columns):
         return pd.DataFrame()
-    data = _largest(data, rows.SETTING, points)
-    parts = [_largest(part, ["n"], points) for _, part in data.groupby(["metric", *also])]
+
+    def count(part: pd.DataFrame) -> int:
+        return len(part.drop_duplicates(points))
+
+    data = selection.largest(data, selection.SETTING, count)  # where a setting is not noted, that is one too
+    parts = [selection.largest(part, ["n"], count) for _, part in data.groupby(["metric", *also])]
     return pd.concat(parts).sort_values("time", kind="stable").drop_duplicates(points, keep="last")
-
-
-def _largest(data: pd.DataFrame, setting: list[str], points: list[str]) -> pd.DataFrame:
-    """The rows of one `setting`: the one with most different `points`, the newest of equals."""
-    parts = [part for _, part in data.groupby(setting, dropna=False)]  # where it is not noted, that is one too
-    return max(parts, key=lambda part: (len(part.drop_duplicates(points)), part["time"].max()))
 
 
 def _title(figure, data: pd.DataFrame, windows: bool) -> None:

@@ -7,6 +7,7 @@ coincide, and over points at the right edge, on the figures of the report's own 
 import itertools
 
 import numpy as np
+from matplotlib.patheffects import withStroke
 
 from lib.report import style
 
@@ -19,8 +20,6 @@ def place(axes, points: list[tuple[float, float]], texts: list[str], lines=()) -
     line to it. Points drawn on one another share a text ("RTN, GPTQ 8 bits"). Returns the annotations.
     Settles the layout, so call it last.
     """
-    from matplotlib.patheffects import withStroke
-
     figure = axes.figure
     style.settle(figure)
     renderer, scale = figure.canvas.get_renderer(), figure.dpi / 72

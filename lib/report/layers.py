@@ -1,21 +1,17 @@
-"""Figures over depth: which blocks matter, and where in a block the error of quantization sits."""
+"""Where in the model, and where in a block, the error of quantization sits."""
 
 import pandas as pd
 
 from lib.report import axes as ax
-from lib.report import rows, style
-from lib.report.pruning import MARKED
-from lib.report.pruning import importance_by_block as layer_importance
-
-__all__ = ["MARKED", "layer_error", "layer_importance"]
+from lib.report import selection, style
 
 
 def layer_error(table: pd.DataFrame):
     """Relative output error of every linear by block, one panel per kind of layer, one line per method."""
     title = "Where the error sits"
-    data = rows.newest(table, "layer_error").dropna(subset=["block", "value"])
+    data = selection.newest(table, "layer_error").dropna(subset=["block", "value"])
     if data.empty:
-        return ax.gap(title, "22_gptq")
+        return ax.placeholder(title, "22_gptq")
     data = data.assign(kind=data["layer"].astype(str).str.rpartition(".")[2], block=pd.to_numeric(data["block"]))
     kinds, methods = list(dict.fromkeys(data["kind"])), sorted(data["method"].unique(), key=style.order)
     columns = min(4, len(kinds) + 1)

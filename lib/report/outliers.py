@@ -4,7 +4,7 @@ import numpy as np
 import pandas as pd
 
 from lib.report import axes as ax
-from lib.report import rows, style
+from lib.report import selection, style
 
 NOTEBOOK = "21_outliers"
 KINDS = {"q_proj": "Inputs of query, key and value", "down_proj": "Inputs of the MLP's last layer"}
@@ -57,9 +57,9 @@ def split_error(table: pd.DataFrame):
 
     Metric read: split_error; labels layer, block, inputs (one of `WAYS`).
     """
-    data = rows.newest(table, "split_error")
+    data = selection.newest(table, "split_error")
     if data.empty:
-        return ax.gap("What the split saves", NOTEBOOK)
+        return ax.placeholder("What the split saves", NOTEBOOK)
     with style.use():
         figure = style.picture(9.6, 4.0)
         panels = figure.subplots(1, 2, sharey=True)
@@ -82,8 +82,4 @@ def split_error(table: pd.DataFrame):
 
 
 def _line(axes, part: pd.DataFrame, look, text: str) -> None:
-    bars = ax.intervals(part, log=True)
-    axes.errorbar(
-        part["block"], part["value"], yerr=bars, fmt=look.marker, linestyle=look.line,
-        color=look.colour, markersize=4.5, elinewidth=0.9, label=text,
-    )  # fmt: skip
+    ax.line(axes, part["block"], part, look, text, log=True, markersize=4.5, elinewidth=0.9)

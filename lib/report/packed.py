@@ -2,9 +2,10 @@
 
 import numpy as np
 import pandas as pd
+from matplotlib.patches import Rectangle
 
 from lib.report import axes as ax
-from lib.report import rows, style
+from lib.report import selection, style
 
 SHADES = {2: "rtn", 3: "depth", 4: "gptq", 8: "none", 16: "codebook"}
 STEPS = ["#dbe7f3", "#f6e3bf", "#d8efe4", "#f3d9e3"]
@@ -20,8 +21,6 @@ COLOURS = ["#004488", "#56b4e9", "#cc8f1b", "#bb5566", "#9aa3ad"]
 
 def layout():
     """One unit of 32 columns and 16 rows: which step (four columns) each bit of a byte belongs to, by width."""
-    from matplotlib.patches import Rectangle
-
     fields = {
         "2 bits": [["0", "1", "2", "3"], ["4", "5", "6", "7"]],
         "3 bits": [["0", "1", "2", "3"], ["4", "5", "6", "7"], list("01234567")],
@@ -53,9 +52,9 @@ def speed_by_shape(table: pd.DataFrame):
 
     Metrics read: product_seconds (labels bits, shape, bytes) and bandwidth (bytes/s).
     """
-    data, limit = rows.newest(table, "product_seconds"), rows.newest(table, "bandwidth")
+    data, limit = selection.newest(table, "product_seconds"), selection.newest(table, "bandwidth")
     if data.empty or limit.empty:
-        return ax.gap("Products by shape and bits", NOTEBOOK)
+        return ax.placeholder("Products by shape and bits", NOTEBOOK)
     shapes = list(dict.fromkeys(data.sort_values("bytes")["shape"]))
     with style.use():
         figure = style.picture(8.4, 3.8)
@@ -64,7 +63,7 @@ def speed_by_shape(table: pd.DataFrame):
             look = style.look(SHADES[int(bits)])
             places = [shapes.index(shape) for shape in part["shape"]]
             rate = part["bytes"].astype(float) / part["value"].astype(float) / 1e9
-            error = rate * ax.reaches(part) / part["value"].astype(float)
+            error = rate * ax.half_widths(part) / part["value"].astype(float)
             axes.errorbar(
                 places, rate, yerr=error, fmt=look.marker, color=look.colour, capsize=3, label=f"{int(bits)} bits"
             )
@@ -80,13 +79,13 @@ def speed_by_shape(table: pd.DataFrame):
 
 
 def where_time_goes(table: pd.DataFrame):
-    """Milliseconds of a token by phase, one bar an arm: the packed engine's phases, the rest of the others.
+    """Milliseconds of a token by phase, one bar a system: the packed engine's phases, the rest of the others.
 
     Metrics read: phase_seconds (labels arm, phase, seconds per token).
     """
-    data = rows.newest(table, "phase_seconds")
+    data = selection.newest(table, "phase_seconds")
     if data.empty:
-        return ax.gap("Where a token's time goes", NOTEBOOK)
+        return ax.placeholder("Where a token's time goes", NOTEBOOK)
     arms = list(dict.fromkeys(data["arm"]))
     named = {phase: group for group, phases in PHASES.items() for phase in phases}
     data = data.assign(group=data["phase"].map(lambda phase: named.get(phase, phase)))

@@ -3,6 +3,9 @@
 import functools
 from pathlib import Path
 
+import jinja2
+from pygments.formatters import HtmlFormatter
+
 from lib import files
 
 FOLDER = Path(__file__).parent / "templates"
@@ -34,8 +37,6 @@ def is_ours(path: Path) -> bool:
 @functools.cache
 def css() -> str:
     """The style of all pages, with the colours of code in light and dark."""
-    from pygments.formatters import HtmlFormatter
-
     light = HtmlFormatter(style="default").get_style_defs(".highlight")
     dark = HtmlFormatter(style="github-dark").get_style_defs(".highlight")
     text = (FOLDER / "page.css").read_text(encoding="utf-8")
@@ -44,7 +45,5 @@ def css() -> str:
 
 @functools.cache
 def _environment():
-    import jinja2
-
     loader = jinja2.FileSystemLoader(FOLDER)
     return jinja2.Environment(loader=loader, autoescape=True, trim_blocks=True, undefined=jinja2.StrictUndefined)

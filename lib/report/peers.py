@@ -1,4 +1,4 @@
-"""Figures about the comparison with other projects: quality and time by arm."""
+"""Figures about the comparison with other projects: quality and time by system."""
 
 import pandas as pd
 
@@ -6,18 +6,18 @@ from lib.report import axes as ax
 from lib.report import style
 
 NOTEBOOK = "53_peers"
-SIZES = ("windows", "calibration_windows")  # of the test, and of what the arms learn from
+SIZES = ("windows", "calibration_windows")  # of the test, and of what the systems learn from
 
 
 def side_by_side(table: pd.DataFrame):
-    """KL divergence by arm, a panel for each number of bits, and the seconds that compressing took.
+    """KL divergence by system (label `arm`), a panel for each number of bits, and the seconds that compressing took.
 
     Labels: arm, text, bits. The first text is filled, others are hollow; bars are 95 % intervals.
     """
     data = _newest(table, "kl_divergence", "text")
     data = data[data["arm"].ne("none")]
     if data.empty:
-        return ax.gap("Side by side", NOTEBOOK)
+        return ax.placeholder("Side by side", NOTEBOOK)
     widths = sorted(data["bits"].unique(), reverse=True)
     seconds = _newest(table, "compress_seconds")
     arms = sorted(data["arm"].unique(), key=lambda arm: data.loc[data["arm"].eq(arm), "value"].mean())
@@ -32,7 +32,6 @@ def side_by_side(table: pd.DataFrame):
             places = [arms.index(arm) for arm in part["arm"] if arm in arms]
             kept = part[part["arm"].isin(arms)]
             panels[-1].plot(kept["value"], places, marks.get(bits, "o"), color=style.INK, label=f"{bits:.0f} bits")
-        panels[-1].set_xscale("log")
         ax.plain_log(panels[-1], "x")
         panels[-1].set(xlabel="seconds")
         ax.headline(panels[-1], "Time", "to compress")
@@ -53,7 +52,6 @@ def _divergences(panel, data: pd.DataFrame, arms: list[str]) -> None:
             part["value"], heights, xerr=bars, fmt="o", markersize=5, color=style.look("gptq").colour,
             markerfacecolor="white" if place else None, label=text,
         )  # fmt: skip
-    panel.set_xscale("log")
     ax.plain_log(panel, "x")
     panel.set(xlabel="nats a token (lower is better)")
     if len(texts) > 1:
@@ -61,7 +59,7 @@ def _divergences(panel, data: pd.DataFrame, arms: list[str]) -> None:
 
 
 def _newest(table: pd.DataFrame, metric: str, *labels: str) -> pd.DataFrame:
-    """The newest rows of `metric` that this notebook recorded, one for each arm, number of bits and further labels."""
+    """The newest rows of `metric` of this notebook, one for each system, number of bits and further labels."""
     if not {"arm", "bits", *labels} <= set(table.columns):
         return pd.DataFrame(columns=["arm", "bits", "value", "stderr", *labels])
     data = table[table["notebook"].eq(NOTEBOOK) & table["metric"].eq(metric)].dropna(subset=["arm", "bits", *labels])
@@ -71,8 +69,8 @@ def _newest(table: pd.DataFrame, metric: str, *labels: str) -> pd.DataFrame:
 def together(data: pd.DataFrame, by: list[str]) -> pd.DataFrame:
     """Of each group (`by`; the newest rows last), those that may stand side by side: most windows, one calibration.
 
-    That is the size which most arms had, of equals the newest: neither a quick run nor one of a single arm with more
-    to learn from takes the place of what was measured beside the others.
+    Of equal windows, the calibration size that most systems share (the newest on ties): neither a quick run nor a
+    single system with more calibration data displaces the comparison.
     """
     data = data.reset_index(drop=True)
     sizes = [pd.to_numeric(data[name]).fillna(0) for name in SIZES if name in data]

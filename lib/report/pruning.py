@@ -4,7 +4,7 @@ import numpy as np
 import pandas as pd
 
 from lib.report import axes as ax
-from lib.report import rows, style
+from lib.report import selection, style
 
 NOTEBOOK = "30_depth_pruning"
 SCORES = {
@@ -38,9 +38,9 @@ def importance_by_block(table: pd.DataFrame):
 
     Metric read: block_importance (labels score and block); an infinite one is a block that the score protects.
     """
-    data = rows.newest(table, "block_importance").dropna(subset=["block", "value"])
+    data = selection.newest(table, "block_importance").dropna(subset=["block", "value"])
     if data.empty:
-        return ax.gap("Importance of each block", NOTEBOOK)
+        return ax.placeholder("Importance of each block", NOTEBOOK)
     scores = sorted(data["score"].unique(), key=lambda s: (list(SCORES).index(s) if s in SCORES else len(SCORES), s))
     columns = min(2, len(scores))
     lines = -(-len(scores) // columns)
@@ -93,11 +93,11 @@ def quality_by_depth(table: pd.DataFrame):
 
     Metrics read: perplexity and kl_divergence with the labels score, blocks and (absent: one shot) way.
     """
-    parts = {metric: rows.newest(table[table["notebook"].eq(NOTEBOOK)], metric) for metric in DEPTH}
+    parts = {metric: selection.newest(table[table["notebook"].eq(NOTEBOOK)], metric) for metric in DEPTH}
     parts = {metric: part.dropna(subset=["value", "score"]) for metric, part in parts.items() if len(part)}
     parts = {metric: part for metric, part in parts.items() if len(part)}
     if not parts:
-        return ax.gap("Quality against depth", NOTEBOOK)
+        return ax.placeholder("Quality against depth", NOTEBOOK)
     with style.use():
         figure = style.picture(9.6, 4.1)
         panels = figure.subplots(1, len(parts), squeeze=False)[0]
@@ -137,10 +137,10 @@ def cost_by_depth(table: pd.DataFrame):
     Metrics read, with the label blocks: throughput, prefill, decode; memory and artifact_bytes.
     """
     data = table[table["notebook"].eq(NOTEBOOK)]
-    speeds = {metric: rows.newest(data, metric).dropna(subset=["blocks"]) for metric in SPEEDS}
-    sizes = {metric: rows.newest(data, metric).dropna(subset=["blocks"]) for metric in SIZES}
+    speeds = {metric: selection.newest(data, metric).dropna(subset=["blocks"]) for metric in SPEEDS}
+    sizes = {metric: selection.newest(data, metric).dropna(subset=["blocks"]) for metric in SIZES}
     if all(part.empty for part in (*speeds.values(), *sizes.values())):
-        return ax.gap("Memory and speed against depth", NOTEBOOK)
+        return ax.placeholder("Memory and speed against depth", NOTEBOOK)
     with style.use():
         figure = style.picture(9.6, 3.9)
         left, right = figure.subplots(1, 2)
@@ -153,7 +153,7 @@ def cost_by_depth(table: pd.DataFrame):
         left.set(xlabel="blocks removed", ylabel="times the original's speed")
         right.set(xlabel="blocks removed", ylabel="MB")
         right.set_ylim(bottom=0)
-        ax.headline(left, "Speed against depth", "Batch 1, arms in turns, medians. Bars: 95 % intervals.")
+        ax.headline(left, "Speed against depth", "Batch 1, in turns, medians. Bars: 95 % intervals.")
         ax.headline(right, "Memory against depth", "A pass adds the logits of all positions, whatever the depth.")
         for axes in (left, right):
             axes.xaxis.get_major_locator().set_params(integer=True)

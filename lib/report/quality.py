@@ -6,7 +6,7 @@ import numpy as np
 import pandas as pd
 
 from lib.report import axes as ax
-from lib.report import labels, rows, style
+from lib.report import labels, selection, style
 
 TITLES = {"perplexity": "Perplexity", "kl_divergence": "KL divergence", "top1_agreement": "Top-1 agreement"}
 BEYOND = 8  # a perplexity above so many times the original's is drawn at the edge, with its number
@@ -44,11 +44,11 @@ def _quality(table, metric: str, size: str, factor: float, xlabel: str, against:
     if metric not in TITLES:
         raise ValueError(f"metric={metric!r} is not a quality; choose one of {', '.join(TITLES)}.")
     title = f"{TITLES[metric]} against {against}"
-    data = rows.having(table, metric, size)
+    data = selection.having(table, metric, size)
     if metric == "kl_divergence":  # measured from the original, which has none by definition
         data = data[data["method"].ne("none")].copy()
     if data.empty:
-        return ax.gap(title, rows.BENCHMARK)
+        return ax.placeholder(title, selection.BENCHMARK)
     data["x"], data["y"] = data[size] * factor, data[metric]
     lower = data[f"{metric}_better"].ne(True).all()
     log = lower and ax.is_wide(_kept(data, metric), 2)
@@ -60,8 +60,8 @@ def _quality(table, metric: str, size: str, factor: float, xlabel: str, against:
         _limits(axes, data, log, edge)
         lines = _front(axes, data.iloc[front]) + _methods(axes, data, metric, log, set(front)) + _reference(axes, data)
         axes.set(xlabel=xlabel, ylabel=f"{TITLES[metric]} ({'lower' if lower else 'higher'} is better)")
-        ax.headline(axes, title, f"{rows.title(table)}. Bars: 95 % intervals. Filled: on the Pareto front.")
-        ax.footnote(figure, rows.absent(table))
+        ax.headline(axes, title, f"{selection.title(table)}. Bars: 95 % intervals. Filled: on the Pareto front.")
+        ax.footnote(figure, selection.absent(table))
         labels.place(axes, list(zip(data["x"], data["shown"])), _texts(data), lines)
     return figure
 

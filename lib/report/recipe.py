@@ -1,20 +1,20 @@
-"""Figures about the recipe: how scales move, where the bits go, and what a megabyte buys."""
+"""Figures about allocation: where the bits go, and what each group of layers and the embedding cost."""
 
 import matplotlib
 import numpy as np
 import pandas as pd
 
 from lib.report import axes as ax
-from lib.report import field, labels, rows, style
+from lib.report import labels, selection, style
 
 KINDS = ("q_proj, k_proj, v_proj", "o_proj", "gate_proj, up_proj", "down_proj")
 
 
 def allocation(table: pd.DataFrame):
     """Heat map of the bits of each group of layers by block (metric bits; labels block, layers)."""
-    data = rows.newest(table, "bits")
+    data = selection.newest(table, "bits")
     if data.empty:
-        return ax.gap("Where the bits go", "28_allocation")
+        return ax.placeholder("Where the bits go", "28_allocation")
     blocks = data.dropna(subset=["block"]).assign(block=lambda part: part["block"].astype(int))
     grid = blocks.pivot(index="layers", columns="block", values="value").reindex(KINDS).dropna(how="all")
     other = data[data["block"].isna()]
@@ -38,9 +38,9 @@ def allocation(table: pd.DataFrame):
 
 def sensitivity(table: pd.DataFrame):
     """Divergence of each group of layers alone at the probe's bits (metric sensitivity; labels block, layers)."""
-    data = rows.newest(table, "sensitivity").dropna(subset=["block"])
+    data = selection.newest(table, "sensitivity").dropna(subset=["block"])
     if data.empty:
-        return ax.gap("What each group of layers costs", "28_allocation")
+        return ax.placeholder("What each group of layers costs", "28_allocation")
     with style.use():
         figure = style.picture(7.6, 3.6)
         axes = figure.add_subplot()
@@ -60,9 +60,9 @@ def sensitivity(table: pd.DataFrame):
 
 def embedding(table: pd.DataFrame):
     """Loss of the embedding at each width against its megabytes (metric embedding_loss; labels width, megabytes)."""
-    data = rows.newest(table, "embedding_loss")
+    data = selection.newest(table, "embedding_loss")
     if data.empty:
-        return ax.gap("What the embedding costs", "28_allocation")
+        return ax.placeholder("What the embedding costs", "28_allocation")
     data = data.astype({"width": int, "megabytes": float}).sort_values("megabytes")
     with style.use():
         figure = style.picture(7.6, 3.6)
@@ -74,28 +74,4 @@ def embedding(table: pd.DataFrame):
         ax.headline(axes, "What the embedding costs", "The blocks as they were, the embedding alone rounded.")
         points = list(zip(data["megabytes"], data["value"]))
         labels.place(axes, points, [f"{width} bits" for width in data["width"]], [points])
-    return figure
-
-
-def by_megabytes(table: pd.DataFrame):
-    """KL divergence against the megabytes of whole artifacts, a curve for each arm, with 95 % intervals.
-
-    Of the runs on record, those on one model and text with most windows (`field.artifacts`): a quick run on another
-    text does not join the curve of one in earnest.
-    """
-    data = field.artifacts(table)
-    if data.empty:
-        return ax.gap("What a megabyte buys", field.ARTIFACTS)
-    with style.use():
-        figure = style.picture(7.6, 4.6)
-        axes = figure.add_subplot()
-        for arm, part in sorted(data.groupby("method"), key=lambda pair: style.order(pair[0])):
-            part, look = part.sort_values("megabytes"), style.look(arm)
-            joined = look.line if len(part) > 1 else "none"
-            ax.line(axes, part["megabytes"], part, look, look.label, log=True, linestyle=joined, markersize=5)
-        ax.plain_log(axes, "y")
-        axes.set(xlabel="artifact, MB (tokenizer left out)", ylabel="KL divergence, nats a token (lower is better)")
-        axes.legend()
-        told = f"{rows.measured_on(data)}. Embeddings and head included. Bars: 95 % intervals."
-        ax.headline(axes, "What a megabyte buys", told)
     return figure

@@ -4,10 +4,10 @@ import numpy as np
 import pandas as pd
 
 from lib.report import axes as ax
-from lib.report import rows, style
+from lib.report import selection, style
 
 NOTEBOOK = "24_rounding"
-RUNGS = {  # the name of each rung, and the look that stands for it
+RUNGS = {  # the name of each variant, and the look that stands for it
     "nearest": "rtn",
     "searched ranges": "none",
     "GPTQ": "gptq",
@@ -18,9 +18,9 @@ RUNGS = {  # the name of each rung, and the look that stands for it
 
 def curves(table: pd.DataFrame):
     """Loss of each step's windows (metric step_loss, labels step and start)."""
-    data = rows.newest(table, "step_loss")
+    data = selection.newest(table, "step_loss")
     if data.empty:
-        return ax.gap("The loss, step by step", NOTEBOOK)
+        return ax.placeholder("The loss, step by step", NOTEBOOK)
     data = data.astype({"step": int, "value": float})
     with style.use():
         figure = style.picture(7.6, 3.3)
@@ -63,10 +63,10 @@ def offsets(table: pd.DataFrame):
 
 
 def ladder(table: pd.DataFrame):
-    """Error of the block's outputs on held-out windows (metric relative_loss) by `rung`, a panel per bit width."""
-    data = rows.newest(table, "relative_loss")
+    """Error of the block's outputs on held-out windows (metric relative_loss) by variant (label `rung`) and bits."""
+    data = selection.newest(table, "relative_loss")
     if data.empty:
-        return ax.gap("What learning brings", NOTEBOOK)
+        return ax.placeholder("What learning brings", NOTEBOOK)
     data = data.astype({"bits": int, "value": float, "stderr": float})
     widths = sorted(data["bits"].unique(), reverse=True)
     with style.use():

@@ -1,9 +1,10 @@
 """Figures about scales and clips: why enlarging columns works, what clipping gives up, and what each brings."""
 
 import pandas as pd
+from matplotlib.colors import TwoSlopeNorm
 
 from lib.report import axes as ax
-from lib.report import rows, style
+from lib.report import selection, style
 
 NOTEBOOK = "23_scales_and_clips"
 KINDS = {"q_proj": "none", "o_proj": "rtn", "gate_proj": "gptq", "down_proj": "depth"}  # the look of a kind of layer
@@ -14,9 +15,9 @@ def alpha(table: pd.DataFrame):
 
     Labels read: layer (its last word is the kind), alpha.
     """
-    data = rows.newest(table, "scaled_error")
+    data = selection.newest(table, "scaled_error")
     if data.empty or "alpha" not in data:
-        return ax.gap("How much to scale", NOTEBOOK)
+        return ax.placeholder("How much to scale", NOTEBOOK)
     data = data.assign(kind=data["layer"].astype(str).str.rpartition(".")[2], alpha=pd.to_numeric(data["alpha"]))
     with style.use():
         figure = style.picture(7.6, 3.9)
@@ -89,8 +90,6 @@ def _shares(axes, weights: pd.DataFrame, clipped, limits) -> None:
 
 
 def _surface(figure, axes, table: pd.DataFrame, best) -> None:
-    from matplotlib.colors import TwoSlopeNorm
-
     values = table.to_numpy()
     scale = TwoSlopeNorm(1, min(values.min(), 0.99), max(1.01, min(values.max(), 2.0)))
     picture = axes.pcolormesh(table.columns, table.index, values, cmap="PuOr_r", norm=scale, shading="nearest")
@@ -107,9 +106,9 @@ def _surface(figure, axes, table: pd.DataFrame, best) -> None:
 def recipes(table: pd.DataFrame):
     """KL divergence after each recipe (label `recipe`, in the order recorded), a panel per bit width (label `bits`)."""
     title = "Scales and clips, at the same bytes"
-    data = rows.newest(table, "kl_divergence")
+    data = selection.newest(table, "kl_divergence")
     if "recipe" not in data or data["recipe"].isna().all():
-        return ax.gap(title, NOTEBOOK)
+        return ax.placeholder(title, NOTEBOOK)
     data = data.dropna(subset=["recipe"]).astype({"bits": int, "value": float, "stderr": float})
     widths, names = sorted(data["bits"].unique(), reverse=True), list(dict.fromkeys(data["recipe"]))
     with style.use():

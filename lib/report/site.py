@@ -14,7 +14,7 @@ from pathlib import Path
 import pandas as pd
 
 from lib import claims, files, machine, published, records, results
-from lib.report import chapters, figures, ladders, notebooks, outline, pages, rows, style, tables, task_pages
+from lib.report import ablations, chapters, figures, notebooks, outline, pages, selection, style, tables, task_pages
 from lib.report.findings import answer, findings, question
 
 KINDS = {"csv": "CSV with full numbers", "md": "Markdown", "tex": "LaTeX"}
@@ -43,7 +43,7 @@ def build() -> Path:
         pages.write(folder / here.file, "chapter", before=before, after=after, **context)
     days = sorted(document["started"][:10] for document in documents)
     return pages.write(
-        folder / "index.html", "index", title=rows.title(table), asked=_unbroken(question(table)),
+        folder / "index.html", "index", title=selection.title(table), asked=_unbroken(question(table)),
         answer=[_unbroken(sentence) for sentence in answer(table)], figure=drawn[LEADING], chapters=contents,
         failed=[page for page in executed if page.failed], problems=_problems(table, documents, executed),
         missed=missed, period=" to ".join(dict.fromkeys([days[0], days[-1]])) if days else "",
@@ -59,11 +59,13 @@ def readme(path: Path | None = None) -> Path:
     Raises ValueError when a mark is missing, or when there is no finished run to show.
     """
     path = path or files.ROOT / "README.md"
-    text, table = path.read_text(encoding="utf-8"), rows.main(results.table())
+    text, table = path.read_text(encoding="utf-8"), selection.main(results.table())
     published.replaced(text, "results", "", path.name)  # a page without marks is refused before anything is drawn
     frame = tables.benchmark(table)
     if frame.empty:
-        raise ValueError(f"no finished run of {rows.BENCHMARK} is on record; a README shows real ones; `make report`.")
+        raise ValueError(
+            f"no finished run of {selection.BENCHMARK} is on record; a README shows real ones; `make report`."
+        )
     files.write_bytes(files.figures() / "readme.png", style.png(figures.quality_by_bytes(table)))
     block = f"{frame.attrs['title']}\n\n{tables.markdown(frame)}"
     return files.write_text(path, published.write_marks(published.replaced(text, "results", block, path.name)))
@@ -83,7 +85,7 @@ def _measured(table: pd.DataFrame, groups: list[dict], folder: Path) -> list[dic
         else f"<li>{escape(group['title'])}: not measured yet</li>"
         for group in groups
     )
-    found = [_comparison(part, folder, number) for number, part in enumerate(rows.settings(table))]
+    found = [_comparison(part, folder, number) for number, part in enumerate(selection.settings(table))]
     found += [_part("What the numbers say", f"<ul>{said}</ul>")] if said else []
     return [*found, _part("Tasks", f"<ul>{asked}</ul>")]
 
@@ -94,7 +96,7 @@ def _part(title: str, table: str, downloads: dict | None = None) -> dict:
 
 def _comparison(part: pd.DataFrame, folder: Path, number: int) -> dict:
     """One setting: its table and the files of it; a table that would be unfair is replaced by the reason."""
-    title = f"Results: {rows.title(part)}"
+    title = f"Results: {selection.title(part)}"
     try:
         saved = tables.save(part, folder, "benchmark" if number == 0 else f"benchmark-{number + 1}")
         shown_table = tables.html(tables.benchmark(part))
@@ -104,8 +106,8 @@ def _comparison(part: pd.DataFrame, folder: Path, number: int) -> dict:
 
 
 def _ranking(table: pd.DataFrame) -> dict:
-    """The methods of the ladder by bit width, best first, or the sentence that says what is missing for it."""
-    found = ladders.ranking(table)
+    """The variants of the recipe by bit width, best first, or the sentence that says what is missing for it."""
+    found = ablations.ranking(table)
     if isinstance(found, str):
         return _part("Methods by bit width", f"<p>{escape(found)}</p>")
     return _part(found.attrs["title"], tables.html(found))
@@ -129,7 +131,7 @@ def _problems(table: pd.DataFrame, documents: list[dict], executed: list[noteboo
         here = document["status"] == "running" and document["run"] in records.started_here
         if document["status"] != "finished" and document["run"] not in failed and not here:
             lines.append(f"{document['run']}: {document['status']}, its numbers are not shown")
-    return lines + rows.absent(table)
+    return lines + selection.absent(table)
 
 
 def _runs(documents: list[dict]) -> list[dict]:
@@ -177,7 +179,7 @@ def main(arguments: list[str] | None = None) -> int:
         path = build()
         if given.readme:
             readme()
-        print(tables.text(tables.benchmark(rows.main(results.table()))))
+        print(tables.text(tables.benchmark(selection.main(results.table()))))
     except (ValueError, OSError) as error:
         print(error, file=sys.stderr)
         return 1

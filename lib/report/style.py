@@ -10,6 +10,11 @@ import re
 from dataclasses import dataclass
 from pathlib import Path
 
+import matplotlib
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+from PIL import Image
+
 from lib import files
 
 INK = "#1b1f24"  # text and reference lines
@@ -105,15 +110,25 @@ def order(method: str) -> tuple[int, str]:
 @contextlib.contextmanager
 def use():
     """Draw in this style inside the block; matplotlib's settings are afterwards what they were before."""
-    import matplotlib
-
     with matplotlib.rc_context(PARAMETERS):
         yield
 
 
+class Picture(Figure):
+    """A figure that Jupyter shows without pyplot."""
+
+    def __init__(self, **options):
+        super().__init__(**options)
+        FigureCanvasAgg(self)  # measures text, which placing labels needs
+
+    def _repr_png_(self):
+        width, height = self.get_size_inches() * SHOWN_DPI
+        return png(self), {"width": int(width), "height": int(height)}
+
+
 def picture(width: float = 7.6, height: float = 4.6):
     """A new empty figure, in inches, that belongs to no GUI and no pyplot state and shows itself in a notebook."""
-    return _picture_class()(figsize=(width, height), layout="constrained")
+    return Picture(figsize=(width, height), layout="constrained")
 
 
 def settle(figure) -> None:
@@ -125,11 +140,9 @@ def settle(figure) -> None:
 
 def png(figure, dpi: int = DPI) -> bytes:
     """The figure as a small PNG (128 colours are plenty for a chart) whose bytes depend on the figure alone."""
-    from PIL import Image
-
-    picture = Image.open(io.BytesIO(_bytes(figure, "png", dpi=dpi))).convert("RGB")
+    shown = Image.open(io.BytesIO(_bytes(figure, "png", dpi=dpi))).convert("RGB")
     buffer = io.BytesIO()
-    picture.quantize(128, dither=Image.Dither.NONE).save(buffer, "png", optimize=True, dpi=(dpi, dpi))
+    shown.quantize(128, dither=Image.Dither.NONE).save(buffer, "png", optimize=True, dpi=(dpi, dpi))
     return buffer.getvalue()
 
 
@@ -158,26 +171,3 @@ def _bytes(figure, form: str, **options) -> bytes:
         settle(figure)
         figure.savefig(buffer, format=form, **options)
     return buffer.getvalue()
-
-
-def _picture_class():
-    """A Figure that Jupyter shows without pyplot; made on first use so that importing this module stays quick."""
-    global _Picture
-    if _Picture is None:
-        from matplotlib.backends.backend_agg import FigureCanvasAgg
-        from matplotlib.figure import Figure
-
-        class Picture(Figure):
-            def __init__(self, **options):
-                super().__init__(**options)
-                FigureCanvasAgg(self)  # measures text, which placing labels needs
-
-            def _repr_png_(self):
-                width, height = self.get_size_inches() * SHOWN_DPI
-                return png(self), {"width": int(width), "height": int(height)}
-
-        _Picture = Picture
-    return _Picture
-
-
-_Picture = None

@@ -6,7 +6,7 @@ from html import escape
 import pandas as pd
 
 from lib import files
-from lib.report import rows
+from lib.report import selection
 
 WORSE = "†"  # marks a value worse than the trivial baseline
 # column title -> (metric, factor that turns its unit into the column's)
@@ -49,9 +49,9 @@ def _fixed(number: float, digits: int) -> str:
 
 
 def numbers(table: pd.DataFrame) -> pd.DataFrame:
-    """Full numbers behind `benchmark`, one row per configuration: columns as in `rows.wide`, for CSV and for you."""
+    """Full numbers behind `benchmark`, one row per configuration: columns as in `selection.wide`."""
     check(table)
-    return rows.wide(table)
+    return selection.wide(table)
 
 
 def check(table: pd.DataFrame) -> None:
@@ -59,15 +59,15 @@ def check(table: pd.DataFrame) -> None:
 
     Raises ValueError naming what is mixed or missing, and what to do.
     """
-    chosen = rows.benchmarks(table)
-    for column in rows.SETTING:
+    chosen = selection.benchmarks(table)
+    for column in selection.SETTING:
         values = chosen[column].dropna().unique()
         if len(values) > 1:
             raise ValueError(
                 f"the table mixes {column}={', '.join(map(str, values))}; rows of one table share it; "
-                f"keep one, e.g. table[table.{column} == {values[0]!r}], or take rows.main(table)."
+                f"keep one, e.g. table[table.{column} == {values[0]!r}], or take selection.main(table)."
             )
-    now = rows.current(chosen)
+    now = selection.current(chosen)
     if len(now) and not now["method"].eq("none").any():
         raise ValueError(
             "the table has no finished run of the original model; every row is read against it; "
@@ -87,7 +87,7 @@ def benchmark(table: pd.DataFrame) -> pd.DataFrame:
         frame[column] = [_cell(row, metric, factor) for row in data.to_dict("records")]
     for column, metric in SPEEDS.items():
         frame[column] = [_speed(row, metric) for row in data.to_dict("records")]
-    frame.attrs["title"] = rows.title(table)
+    frame.attrs["title"] = selection.title(table)
     frame.attrs["notes"] = notes(table)
     return frame
 
@@ -95,7 +95,7 @@ def benchmark(table: pd.DataFrame) -> pd.DataFrame:
 def shown(table: pd.DataFrame) -> pd.DataFrame | str:
     """`benchmark` of the main comparison, or the sentence that says what is missing for it."""
     try:
-        return benchmark(rows.main(table))
+        return benchmark(selection.main(table))
     except ValueError as gap:
         return str(gap)
 
@@ -133,7 +133,7 @@ def _speed(row: dict, metric: str) -> str:
 
 def notes(table: pd.DataFrame) -> list[str]:
     """Footnotes of `benchmark`: what ± is, how many samples, the trivial baselines, what is missing."""
-    data = rows.wide(table)
+    data = selection.wide(table)
     lines = ["± is one standard error; × is the speed relative to the original timed, interleaved, in the same run."]
     against = []
     for title, (metric, factor) in PLAIN.items():
@@ -147,11 +147,11 @@ def notes(table: pd.DataFrame) -> list[str]:
             lines.append(f"{title}: n = {', '.join(f'{each:,.0f}' for each in counts)}.")
     if against:
         lines.append(f"{'; '.join(against)}; {WORSE} marks a value worse than that.")
-    last = rows.current(rows.main(table)).drop_duplicates("run")
+    last = selection.current(selection.main(table)).drop_duplicates("run")
     for column, advice in [("machine", "compare speeds by their ×"), ("commit", "the code may differ")]:
         if last[column].nunique() > 1:
             lines.append(f"The runs come from {last[column].nunique()} different values of {column}: {advice}.")
-    return lines + rows.absent(table)
+    return lines + selection.absent(table)
 
 
 def html(frame: pd.DataFrame, kind: str = "numbers") -> str:

@@ -5,7 +5,7 @@ from pathlib import Path
 import pandas as pd
 
 from lib import files, tasks
-from lib.report import evaluation, pages, rows, style, tables
+from lib.report import evaluation, pages, selection, style, tables
 
 LABELS = ["task", "measured", "low", "high", "chance", "constant"]  # of records of the metric "score"
 ALT = "Scores with their intervals, beside chance and the best constant answer; the numbers are in the table."
@@ -36,9 +36,9 @@ def build(table: pd.DataFrame, folder: Path, chapter) -> list[dict]:
 
 def scores(table: pd.DataFrame, group: str) -> pd.DataFrame:
     """The newest record of each task of a group, metric, model and number of samples; column `of` names the model."""
-    data = rows.complete(table)
+    data = selection.complete(table)
     data = data.reindex(columns=list(dict.fromkeys([*data.columns, *LABELS])))
-    data = data[data["metric"].eq("score") & data["status"].isin(rows.SHOWN) & data["task"].notna()]
+    data = data[data["metric"].eq("score") & data["status"].isin(selection.SHOWN) & data["task"].notna()]
     data = data[data["task"].map(_group).eq(group)].sort_values("time", kind="stable")
     names = [_name(row) for row in data.to_dict("records")]
     return data.assign(of=names).drop_duplicates(["task", "measured", "of", "n"], keep="last")
@@ -70,7 +70,8 @@ def _name(row: dict) -> str:
     """The model of a record: the configuration of a benchmark, else what was loaded."""
     if pd.isna(row["method"]):
         return Path(str(row["model"])).name
-    return rows.name({**row, **{factor: int(row[factor]) for factor in ("bits", "blocks") if pd.notna(row[factor])}})
+    whole = {factor: int(row[factor]) for factor in ("bits", "blocks") if pd.notna(row[factor])}
+    return selection.name(row | whole)
 
 
 def _group(task: str) -> str | None:

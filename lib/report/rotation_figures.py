@@ -4,7 +4,7 @@ import numpy as np
 import pandas as pd
 
 from lib.report import axes as ax
-from lib.report import rows, style
+from lib.report import selection, style
 
 STAGES = {"before": "none", "after": "gptq"}  # the look that stands for each
 FACTORS = {
@@ -46,16 +46,16 @@ def factors(table: pd.DataFrame):
     Rows need the metrics of that function and the labels layer and stage; the bar is the 95 % interval of the mean.
     """
     title = "What a rotation does to the error"
-    parts = {name: _ratios(rows.newest(table, name)) for name in FACTORS}
+    parts = {name: _ratios(selection.newest(table, name)) for name in FACTORS}
     if any(part.empty for part in parts.values()):
-        return ax.gap(title, "25_rotation")
+        return ax.placeholder(title, "25_rotation")
     with style.use():
         figure = style.picture(8.2, 3.6)
         axes = figure.subplots()
         axes.axvline(1, color=style.INK, linewidth=0.9)
         for place, (name, ratio) in enumerate(parts.items()):
             logs = np.log(ratio.to_numpy())
-            wide = ax.reach(len(logs)) * logs.std(ddof=1) / len(logs) ** 0.5 if len(logs) > 1 else 0
+            wide = ax.half_width(len(logs)) * logs.std(ddof=1) / len(logs) ** 0.5 if len(logs) > 1 else 0
             mean, (low, high) = np.exp(logs.mean()), np.exp([logs.mean() - wide, logs.mean() + wide])
             look = style.look("depth" if name == "output_error" else "gptq")
             spread = place + 0.26 + 0.1 * np.linspace(-1, 1, len(ratio))

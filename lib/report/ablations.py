@@ -1,50 +1,50 @@
-"""Ladders: a metric after each rung, with what another draw of the calibration text would have changed."""
+"""Ablations: a metric of each variant of a method, with its spread over seeds (draws of the calibration text)."""
 
 import pandas as pd
 
 from lib.report import axes as ax
-from lib.report import rows, style, tables
+from lib.report import selection, style, tables
 
 RECIPE = "29_best_recipe"
 NAMES = {"kl_divergence": "KL divergence, nats a token"}
-BESIDE = {"Seconds": "compress_seconds", "MB": "artifact_bytes"}  # what stands beside a rung's rank
+BESIDE = {"Seconds": "compress_seconds", "MB": "artifact_bytes"}  # what stands beside a variant's rank
 PLACE = ["notebook", "model", "text", "bits"]  # a panel shows one of each
 EFFORT = ["group_size", "windows", "calibration_windows", "steps", "length", "first_blocks", "embedding_bits"]
 
 
-def ladder(table: pd.DataFrame, metric: str = "perplexity", notebook: str | None = None):
-    """`metric` after each rung (label `rung`, in the order recorded), with 95 % intervals, a panel per bit width.
+def by_variant(table: pd.DataFrame, metric: str = "perplexity", notebook: str | None = None):
+    """`metric` of each variant (label `rung`, in the order recorded), with 95 % intervals, a panel per bit width.
 
-    notebook: whose ladder, such as "29_best_recipe"; None takes the newest. Of its models and texts, the one with most
-    windows is drawn, the newest of equals: a quick run does not hide one in earnest. Where several seeds are on record,
-    values are means over them, and the spread over these draws of the calibration text stands beside each.
+    notebook: whose variants, such as "29_best_recipe"; None takes the newest. Of its models and texts, the one with
+    most windows is drawn, the newest of equals: a quick run does not hide a longer one. Where several seeds are on
+    record, values are means over them, and the spread over these draws of the calibration text stands beside each.
     """
-    chosen = _by_width(draws(table, metric), notebook)
+    chosen = _by_width(over_seeds(table, metric), notebook)
     if not chosen:
-        return ax.gap("What each step brings", notebook or "22_gptq")
+        return ax.placeholder("What each step brings", notebook or "22_gptq")
     names = list(dict.fromkeys(name for part in chosen.values() for name in part["rung"]))
     with style.use():
         figure = style.picture(max(7.6, 1.6 + 3.4 * len(chosen)), 1.3 + 0.42 * len(names))
         panels = figure.subplots(1, len(chosen), sharey=True, squeeze=False)[0]
         for axes, (bits, part) in zip(panels, chosen.items()):
-            _rungs(axes, part, names, metric)
+            _dots(axes, part, names, metric)
             title = f"{bits} bits" if bits else ""
             if axes is panels[0]:
                 title = ", ".join(filter(None, [_title(names), title]))
             ax.headline(axes, title, f"{_reading(names)} Bars: 95 % intervals." if axes is panels[0] else "")
         ax.lines_of(panels[0], names)
-        ax.footnote(figure, [line for part in chosen.values() for line in part.attrs["told"]])
+        ax.footnote(figure, [line for part in chosen.values() for line in part.attrs["notes"]])
     return figure
 
 
 def ranking(table: pd.DataFrame, metric: str = "kl_divergence") -> pd.DataFrame | str:
-    """The rungs of the recipe's ladder at each bit width, best first; without any, the sentence that says so.
+    """The variants of the recipe at each bit width, best first; without any, the sentence that says so.
 
-    The runs are those that `ladder` draws. ±: standard error over the windows of one draw; spread: standard deviation
-    over the draws of the calibration text; behind: how much worse than the rung above, the mean over the draws that
+    Runs are those that `by_variant` draws. ±: standard error over the windows of one draw; spread: standard deviation
+    over the draws of the calibration text; behind: how much worse than the variant above, the mean over the draws that
     both have ± its standard error. Seconds and MB are means over the draws, – where no run recorded them.
     """
-    chosen, by = _by_width(draws(table, metric), RECIPE), [*PLACE, *EFFORT, "rung"]
+    chosen, by = _by_width(over_seeds(table, metric), RECIPE), [*PLACE, *EFFORT, "rung"]
     if not chosen:
         return ax.absence(RECIPE)
     shown, lines, each = pd.concat(chosen.values()), [], _each(table, metric)
@@ -52,17 +52,17 @@ def ranking(table: pd.DataFrame, metric: str = "kl_divergence") -> pd.DataFrame 
         part = part.sort_values("value", ascending=not shown["higher_is_better"].eq(True).any(), kind="stable")
         part = part.assign(behind=_behind(part, each))
         for column, other in BESIDE.items():
-            found = draws(table, other)[[*by, "value"]].rename(columns={"value": column})
+            found = over_seeds(table, other)[[*by, "value"]].rename(columns={"value": column})
             part = part.merge(found, how="left", on=by)
         for place, row in enumerate(part.to_dict("records"), start=1):
             lines.append({"Bits": bits, "Place": place} | _line(row, metric))
     frame = pd.DataFrame(lines).set_index("Bits")
-    frame.attrs["title"] = f"Methods by bit width: {rows.measured_on(shown)}"
+    frame.attrs["title"] = f"Methods by bit width: {selection.measured_on(shown)}"
     frame.attrs["notes"] = [
         "± is one standard error over the windows of one draw of the calibration text; in the column Behind (how much "
         "worse than the method above, draw by draw) over the draws."
     ]
-    frame.attrs["notes"] += [line for part in chosen.values() for line in part.attrs["told"]]
+    frame.attrs["notes"] += [line for part in chosen.values() for line in part.attrs["notes"]]
     return frame
 
 
@@ -89,36 +89,35 @@ def _behind(part: pd.DataFrame, each: pd.DataFrame) -> list[str]:
     return [tables.fmt(step.mean(), step.sem()) if step.count() > 1 else "–" for _, step in steps.items()]
 
 
-def draws(table: pd.DataFrame, metric: str) -> pd.DataFrame:
-    """Mean and spread of `metric` over the seeds of otherwise equal runs, a row for each of them and rung.
+def over_seeds(table: pd.DataFrame, metric: str) -> pd.DataFrame:
+    """Mean and spread of `metric` over the seeds of otherwise equal runs, a row for each of them and variant.
 
     Columns: those of `PLACE` and `EFFORT`, rung, value (the mean), stderr (over windows, of one draw), spread (standard
     deviation over the seeds, NaN for one), seeds (their number), higher_is_better and time (of the newest). The newest
-    run of each seed counts, if it finished. Rungs are in the order in which the run with most of them recorded them: a
-    run of few, made for more seeds, changes no order.
+    run of each seed counts, if it finished. Variants are in the order of the run that recorded most of them.
     """
-    by, told = [*PLACE, *EFFORT], ["value", "stderr", "n", "higher_is_better", "time"]
+    by, columns = [*PLACE, *EFFORT], ["value", "stderr", "n", "higher_is_better", "time"]
     data = _each(table, metric)
     groups = data.groupby([*by, "rung"], sort=False)["value"]
     data = data.assign(spread=groups.transform("std"), seeds=groups.transform("count"), value=groups.transform("mean"))
     data["time"] = data.groupby([*by, "rung"], sort=False)["time"].transform("last")
     data["most"] = data.groupby([*by, "run"], sort=False)["rung"].transform("count")
     data = data.sort_values("most", ascending=False, kind="stable").drop_duplicates([*by, "rung"])
-    return data[[*by, "rung", *told, "spread", "seeds"]]
+    return data[[*by, "rung", *columns, "spread", "seeds"]]
 
 
 def _each(table: pd.DataFrame, metric: str) -> pd.DataFrame:
-    """`metric` of every rung and seed, a row each, from the newest run of the seed that has it, if that finished."""
-    by, told = [*PLACE, *EFFORT], ["value", "stderr", "n", "higher_is_better", "time"]
-    data = rows.complete(table)
+    """`metric` of every variant and seed, a row each, from the newest run of the seed that has it, if that finished."""
+    by, columns = [*PLACE, *EFFORT], ["value", "stderr", "n", "higher_is_better", "time"]
+    data = selection.complete(table)
     data = data.reindex(columns=list(dict.fromkeys([*data.columns, *by, "rung"])))
     data = data[data["metric"].eq(metric) & data["rung"].notna()].sort_values("time", kind="stable")
-    data = data[list(dict.fromkeys([*by, "rung", "seed", "run", "status", *told]))]
+    data = data[list(dict.fromkeys([*by, "rung", "seed", "run", "status", *columns]))]
     numbers = {name: pd.to_numeric(data[name], errors="coerce").fillna(0).astype(int) for name in ["bits", *EFFORT]}
     data = data.assign(model=data["model"].fillna(""), text=data["text"].fillna(""), **numbers)
-    # a rung that the newest run of a seed left out (another list of methods) stays what it was
+    # a variant that the newest run of a seed left out (another list of methods) stays what it was
     data = data.drop_duplicates([*by, "rung", "seed"], keep="last")
-    return data[data["status"].isin(rows.SHOWN)].astype({"value": float, "stderr": float})
+    return data[data["status"].isin(selection.SHOWN)].astype({"value": float, "stderr": float})
 
 
 def _by_width(data: pd.DataFrame, notebook: str | None) -> dict[int, pd.DataFrame]:
@@ -128,38 +127,39 @@ def _by_width(data: pd.DataFrame, notebook: str | None) -> dict[int, pd.DataFram
     data = data[data["notebook"].eq(notebook or data.sort_values("time", kind="stable")["notebook"].iloc[-1])]
     if data.empty:
         return {}
-    data = max((part for _, part in data.groupby(["model", "text"], sort=False)), key=_weight)
+    data = selection.largest(data, ["model", "text"], _windows)
     return {bits: _chosen(data[data["bits"].eq(bits)]) for bits in sorted(data["bits"].unique(), reverse=True)}
 
 
 def _chosen(data: pd.DataFrame) -> pd.DataFrame:
     """Of one width, the comparison with most windows, the newest of equals; spreads from the one with most draws."""
-    groups = [part for _, part in data.groupby(EFFORT, sort=False)]
-    shown, drawn, told = max(groups, key=_weight).copy(), max(groups, key=lambda part: part["seeds"].max()), []
+    shown, drawn = (
+        selection.largest(data, EFFORT, size).copy() for size in (_windows, lambda part: part["seeds"].max())
+    )
+    notes = []
     if shown["seeds"].max() < 2 <= drawn["seeds"].max():
         beside = drawn.set_index("rung")[["spread", "seeds"]]
         shown = shown.drop(columns=beside.columns).join(beside, on="rung")
         row = drawn.iloc[0]
-        told = [
+        notes = [
             f"{row.bits} bits: the spread is that of {row.windows} windows, {row.calibration_windows} of calibration "
             f"and {row.steps} steps; the values are not."
         ]
-    shown.attrs["told"] = told
+    shown.attrs["notes"] = notes
     return shown
 
 
-def _weight(part: pd.DataFrame) -> tuple:
-    return part["windows"].max(), part["time"].max()
+def _windows(part: pd.DataFrame) -> int:
+    return part["windows"].max()
 
 
-def _rungs(axes, part: pd.DataFrame, names: list[str], metric: str) -> None:
+def _dots(axes, part: pd.DataFrame, names: list[str], metric: str) -> None:
     log, look = ax.is_wide(part["value"]), style.look("gptq")
     places = part["rung"].map(names.index)
     axes.errorbar(part["value"], places, xerr=ax.intervals(part, log), fmt=look.marker, color=look.colour, capsize=3)
     axes.set(xlabel=_name(metric))
     axes.margins(x=0.08 if part["seeds"].max() < 2 else 0.35)
     if log:
-        axes.set_xscale("log")
         ax.plain_log(axes, "x")
     for place, row in zip(places, part.to_dict("records")):
         text, side = f"{row['value']:.4g}", "center"
@@ -175,7 +175,7 @@ def _name(metric: str) -> str:
 
 
 def _added(names: list[str]) -> bool:
-    """Whether each rung but the first says by a plus that it adds to the one above."""
+    """Whether each variant but the first says by a plus that it adds to the one above."""
     return len(names) > 1 and all(name.startswith("+") for name in names[1:])
 
 

@@ -5,6 +5,7 @@ from pathlib import Path
 import pandas as pd
 
 from lib import files
+from lib.batches import batch
 from lib.report import style
 
 BENCHMARK = "50_benchmark"
@@ -75,6 +76,15 @@ def settings(table: pd.DataFrame) -> list[pd.DataFrame]:
     return sorted(parts, key=lambda part: (part["label"].nunique(), part["time"].max()), reverse=True)
 
 
+def largest(data: pd.DataFrame, by: list[str], size=len) -> pd.DataFrame:
+    """The rows of one group (equal values of the columns `by`): the one of largest `size`, the newest of equals.
+
+    Rows of other groups may not stand beside them.
+    """
+    parts = [part for _, part in data.groupby(by, dropna=False, sort=False)]
+    return max(parts, key=lambda part: (size(part), part["time"].max()))
+
+
 def main(table: pd.DataFrame) -> pd.DataFrame:
     """The rows of the setting with most configurations (the newest of equals): what a single figure shows."""
     return next(iter(settings(table)), benchmarks(table))
@@ -105,8 +115,6 @@ def missing(table: pd.DataFrame) -> list[str]:
 
 def reported(path: Path | None = None) -> list:
     """The runs of a batch file (`notebooks/batches/report.yaml`, what `make report` runs); none without a batch."""
-    from lib.batches import batch
-
     try:
         return batch.read(path or files.ROOT / "notebooks" / "batches" / "report.yaml")
     except (ValueError, OSError):
@@ -115,8 +123,6 @@ def reported(path: Path | None = None) -> list:
 
 def promised(path: Path | None = None) -> list[dict]:
     """The parameters of each benchmark run that is `reported`."""
-    from lib.batches import batch
-
     runs = [run for run in reported(path) if run.notebook.stem == BENCHMARK]
     return [batch.defaults(run.notebook) | run.parameters for run in runs]
 
