@@ -175,9 +175,14 @@ def choices(given: str, allowed) -> str:
 
 
 def data_hash(tokens) -> str:
-    """Hexadecimal SHA-256 of token ids (a tensor): their shape, and their values as little-endian int64."""
-    values = tokens.detach().cpu().contiguous().numpy().astype("<i8")
-    return hashlib.sha256(f"{list(tokens.shape)}".encode() + values.tobytes()).hexdigest()
+    """Hexadecimal SHA-256 of token ids: their shape, and their values as little-endian int64.
+
+    tokens: a tensor, or windows with a `shape` that `blocks()` reads as tensors one after another.
+    """
+    digest = hashlib.sha256(f"{list(tokens.shape)}".encode())
+    for block in tokens.blocks() if hasattr(tokens, "blocks") else (tokens,):
+        digest.update(block.detach().cpu().contiguous().numpy().astype("<i8").tobytes())
+    return digest.hexdigest()
 
 
 def place(path: Path | str) -> str:

@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from lib.sources import hub, readers, texts
+from lib.sources import file_formats, hub, texts
 
 ROWS = [{"instruction": f"Do {i}.", "input": "With this." if i % 2 else "", "output": f"Done {i}."} for i in range(20)]
 
@@ -21,10 +21,10 @@ def lines(path, rows):
 
 
 def test_a_row_is_instruction_input_and_output():
-    assert readers.instruction(ROWS[0]) == "Do 0.\n\nDone 0."
-    assert readers.instruction(ROWS[1]) == "Do 1.\n\nWith this.\n\nDone 1."
-    assert readers.instruction({"text": "words"}) is None
-    assert readers.instruction({"instruction": "Do.", "output": 3}) is None
+    assert file_formats.instruction(ROWS[0]) == "Do 0.\n\nDone 0."
+    assert file_formats.instruction(ROWS[1]) == "Do 1.\n\nWith this.\n\nDone 1."
+    assert file_formats.instruction({"text": "words"}) is None
+    assert file_formats.instruction({"instruction": "Do.", "output": 3}) is None
 
 
 def test_the_local_file_is_cut_in_order(folder):
@@ -32,7 +32,9 @@ def test_the_local_file_is_cut_in_order(folder):
     lines(folder / "alpaca" / "other.jsonl", [{"text": "another"}])
     parts = [texts.load("alpaca", split) for split in ("train", "valid", "test")]
     assert [len(part.documents) for part in parts] == [16, 2, 2]
-    assert [document for part in parts for document in part.documents] == [readers.instruction(row) for row in ROWS]
+    assert [document for part in parts for document in part.documents] == [
+        file_formats.instruction(row) for row in ROWS
+    ]
 
 
 def test_a_row_with_a_text_keeps_it(folder):
@@ -46,7 +48,7 @@ def test_the_hub_serves_the_same_form(monkeypatch):
     monkeypatch.setattr("datasets.load_dataset", lambda *names, **options: asked.append(names) or ROWS)
     monkeypatch.setattr(hub, "revision", lambda name: "0123456789abcdef")
     found = texts.load("alpaca", "test")
-    assert found.documents == [readers.instruction(row) for row in ROWS[18:]] and asked == [
+    assert found.documents == [file_formats.instruction(row) for row in ROWS[18:]] and asked == [
         ("tatsu-lab/alpaca", "default")
     ]
     assert found.origin.startswith("Hub tatsu-lab/alpaca default train at 0123456789ab")

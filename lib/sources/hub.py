@@ -2,7 +2,7 @@
 
 import itertools
 
-from lib.sources import readers
+from lib.sources import file_formats, readers
 
 _C4_ROWS = {"train": ("train", 0, 2000), "valid": ("validation", 0, 500), "test": ("validation", 500, 1000)}
 
@@ -35,7 +35,7 @@ def c4(split: str) -> tuple[list[str], str]:
 def alpaca(split: str) -> tuple[list[str], str]:
     """Instructions with their answers (English, 52,002; CC BY-NC 4.0), cut 80/10/10 in order."""
     rows, origin = _rows("tatsu-lab/alpaca", "default", "train")
-    documents = [readers.instruction(row) for row in rows]
+    documents = [file_formats.instruction(row) for row in rows]
     return readers.part(documents, split), f"{origin}, as {split} (cut 80/10/10 in order)"
 
 

@@ -8,7 +8,7 @@ import torch
 
 from lib import files, tokenization
 from lib.files import data, place
-from lib.sources import note, readers
+from lib.sources import file_formats, note
 from lib.sources.builtin_prompts import PROMPTS
 
 
@@ -85,4 +85,4 @@ def _rows(name: str) -> tuple[list[dict], str]:
         where = "THIMBLE_DATA is not set" if folder is None else f"not in THIMBLE_DATA={folder}"
         raise FileNotFoundError(f"{name}: {where}; set it to a folder with this file, or use source='packaged'.")
     path = folder / name
-    return [row for _, row in readers.objects(readers.decode(path), path)], place(path)
+    return [row for _, row in file_formats.objects(path)], place(path)

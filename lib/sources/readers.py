@@ -1,163 +1,92 @@
 """Documents from files: `.txt`, `.jsonl` and `.parquet`, one file or a folder with a file for each split."""
 
-import json
-import re
-from collections.abc import Iterator
 from pathlib import Path
 
-from lib import tokenization
 from lib.files import place
+from lib.sources import file_formats
+from lib.sources.file_formats import ENDINGS
+from lib.sources.streams import Documents, Part
 
-FIELDS = ("text", "content", "document", "passage")  # fields for a row's text; the first present one is used
-ENDINGS = (".txt", ".jsonl", ".parquet")
 SPLITS = {"train": "train", "valid": "val", "test": "test"}  # how the names of a split's files begin
+IN_MEMORY = 64 << 20  # bytes of files up to which documents are held in memory; larger ones are streamed
 _PARTS = {"train": (0.0, 0.8), "valid": (0.8, 0.9), "test": (0.9, 1.0)}
 
 
-def documents(path: Path, split: str) -> tuple[list[str], str]:
+def documents(path: Path, split: str, in_memory: int = IN_MEMORY) -> tuple[list[str] | Documents, str]:
     """The documents of a split from a file or folder, and a description of their origin.
 
     A file whose name begins with train, val or test is that split, whole; any other is cut 80/10/10 in order, a `.txt`
     at line ends. A folder holds `SPLIT.txt` (`.jsonl`, `.parquet`), or several `SPLIT*` files, read in order of name,
-    or a single file. Raises `ValueError` for what cannot be read as text, `FileNotFoundError` without such a file.
+    or a single file. Files of more than `in_memory` bytes in all are not read into memory: then `Documents` read them
+    anew each time. Raises `ValueError` for what cannot be read as text, `FileNotFoundError` without such a file.
     """
     if path.is_file():
-        return _single(path, split)
+        return _single(path, split, in_memory)
     inside = sorted(file for file in path.iterdir() if file.suffix in ENDINGS)
     found = [file for file in inside if _split_of(file) == split]
     exact = [file for file in found if file.stem in (split, SPLITS[split], "validation")]
     if len(inside) == 1 and _split_of(inside[0]) is None:
-        return _single(inside[0], split)
+        return _single(inside[0], split, in_memory)
     if not found:
         raise FileNotFoundError(
             f"{place(path)} has no {SPLITS[split]}*{'|'.join(ENDINGS)} for split={split!r}; "
             f"name one of its files instead: {', '.join(file.name for file in inside) or 'it has none'}."
         )
-    parts = [read(file) for file in exact[:1] or found]
-    shown = place((exact or found)[0]) + (f" and {len(parts) - 1} more" if len(parts) > 1 else "")
-    return [document for part, _ in parts for document in part], shown + parts[0][1]
+    chosen = exact[:1] or found
+    shown = place(chosen[0]) + (f" and {len(chosen) - 1} more" if len(chosen) > 1 else "")
+    return _held([Part(file) for file in chosen], in_memory), shown + _field(chosen[0])
 
 
-def read(path: Path) -> tuple[list[str], str]:
+def read(path: Path, in_memory: int = IN_MEMORY) -> tuple[list[str] | Documents, str]:
     """All documents of one file that are not blank, and ", field NAME" where rows have several fields."""
-    if path.suffix == ".txt":
-        found, field = [decode(path)], ""
-    elif path.suffix == ".jsonl":
-        found, field = _jsonl(path)
-    elif path.suffix == ".parquet":
-        found, field = _parquet(path)
-    else:
-        raise ValueError(f"{place(path)} ends in {path.suffix!r}; texts are {', '.join(ENDINGS)}; convert it.")
-    return [document for document in found if document.strip()], field and f", field {field}"
-
-
-def decode(path: Path) -> str:
-    """The UTF-8 text of a file, its line ends as they are; `ValueError` names the first byte that is not UTF-8."""
-    content = path.read_bytes()
-    try:
-        return content.decode().removeprefix("\ufeff")
-    except UnicodeDecodeError as error:
-        line = content.count(b"\n", 0, error.start) + 1
-        raise ValueError(
-            f"{place(path)} is not UTF-8: byte {content[error.start]:#04x} at offset {error.start}, line {line}; "
-            "texts must be UTF-8; convert it, for instance with iconv."
-        ) from None
-
-
-def field_of(names, where: str) -> str:
-    """The first of `FIELDS` among the names of a row's fields."""
-    for field in FIELDS:
-        if field in names:
-            return field
-    raise ValueError(
-        f"{where} has the fields {', '.join(map(str, names)) or 'none'}; "
-        f"a text is one of {', '.join(FIELDS)}; rename one."
-    )
-
-
-def _single(path, split):
-    own = _split_of(path)
-    if own not in (None, split):
-        raise ValueError(f"{place(path)} is a {own} file by its name, split={split!r} was given; use split={own!r}.")
-    found, field = read(path)
-    if own == split:
-        return found, place(path) + field
-    if path.suffix == ".txt":
-        lines = [line for line in re.split(r"(?<=\n)", "".join(found)) if line]
-        found, unit, total = part(lines, split), "lines", len(lines)
-        cut, found = len(found), ["".join(found)]
-    else:
-        total, unit = len(found), "documents"
-        found = part(found, split)
-        cut = len(found)
-    return found, f"{place(path)}{field}, {cut} of {total} {unit} as {split} (cut 80/10/10 in order)"
-
-
-def instruction(row: dict) -> str | None:
-    """The document that an instruction row makes (Alpaca's form): instruction, input where there is one, and output.
-
-    None for any other row, and for one whose parts are no text.
-    """
-    parts = [row.get("instruction"), row.get("input") or "", row.get("output")]
-    return "\n\n".join(part for part in parts if part) if all(isinstance(part, str) for part in parts) else None
+    return _held([Part(path)], in_memory), _field(path)
 
 
 def part(items: list, split: str) -> list:
     """The items of a split of unsplit data: 80/10/10 % in order."""
-    first, last = (round(share * len(items)) for share in _PARTS[split])
+    first, last = _range(len(items), split)
     return items[first:last]
+
+
+def _range(count: int, split: str) -> tuple[int, int]:
+    first, last = (round(share * count) for share in _PARTS[split])
+    return first, last
+
+
+def _single(path, split, in_memory):
+    own = _split_of(path)
+    if own not in (None, split):
+        raise ValueError(f"{place(path)} is a {own} file by its name, split={split!r} was given; use split={own!r}.")
+    if own == split:
+        found, field = read(path, in_memory)
+        return found, place(path) + field
+    field, (total, unit) = _field(path), _count(path)
+    first, last = _range(total, split)
+    found = _held([Part(path, first, last)], in_memory)
+    return found, f"{place(path)}{field}, {last - first} of {total} {unit} as {split} (cut 80/10/10 in order)"
+
+
+def _held(parts: list[Part], in_memory: int) -> list[str] | Documents:
+    found = Documents(*parts)
+    size = sum(part.path.stat().st_size for part in parts)
+    return found if size > in_memory else list(found)
+
+
+def _count(path: Path) -> tuple[int, str]:
+    """How many lines, or documents that are not blank, a file has."""
+    if path.suffix != ".txt":
+        return sum(bool(text.strip()) for _, text in file_formats.rows(path)), "documents"
+    lines, end, blank = 0, "\n", True
+    for block in filter(None, file_formats.blocks(path)):
+        lines, end, blank = lines + block.count("\n"), block[-1], blank and not block.strip()
+    return 0 if blank else lines + (end != "\n"), "lines"
+
+
+def _field(path: Path) -> str:
+    """What an origin says of the field that rows keep their text in, where a file has rows."""
+    first = None if path.suffix == ".txt" else next(file_formats.rows(path), None)
+    return f", field {first[0]}" if first else ""
 
 
 def _split_of(path):
     return next((split for split, start in SPLITS.items() if path.name.lower().startswith(start)), None)
-
-
-def objects(text: str, path: Path) -> Iterator[tuple[str, dict]]:
-    """("FILE line N", object) of each line of JSONL that is not blank.
-
-    `ValueError` names a line that is no object, and one with half a character: an escape such as "\\ud83d" alone.
-    """
-    for number, line in enumerate(text.split("\n"), 1):
-        if not line.strip():
-            continue
-        where = f"{place(path)} line {number}"
-        try:
-            row = json.loads(line)
-        except ValueError as error:
-            raise ValueError(f"{where} is not JSON ({error}); each line is one JSON object; mend or drop it.") from None
-        if not isinstance(row, dict):
-            raise ValueError(f"{where} is a {type(row).__name__}; each line is one JSON object; mend or drop it.")
-        if "\\u" in line:  # only an escape can write half a character: the file itself is UTF-8
-            tokenization.check(json.dumps(row, ensure_ascii=False), where)
-        yield where, row
-
-
-def _jsonl(path):
-    found, field = [], ""
-    for where, row in objects(decode(path), path):
-        if made := instruction(row):
-            row = {"text": made} if not set(FIELDS) & set(row) else row
-        field = field or field_of(row, where)
-        if not isinstance(row.get(field), str):
-            raise ValueError(f"{where} has no text in its field {field!r}; every line needs it; mend or drop it.")
-        found.append(row[field])
-    return found, field
-
-
-def _parquet(path):
-    import pyarrow  # 0.1 s, only for Parquet files
-    from pyarrow import parquet  # as above
-
-    try:
-        field = field_of(parquet.read_schema(path).names, place(path))
-        rows = parquet.read_table(path, columns=[field]).column(field).to_pylist()
-    except pyarrow.ArrowException as error:
-        raise ValueError(f"{place(path)} is no readable parquet file ({error}); copy it again.") from error
-    except UnicodeDecodeError as error:
-        raise ValueError(
-            f"{place(path)} keeps bytes that are not UTF-8 in its column {field!r} ({error.reason}); texts must be "
-            "UTF-8; convert it."
-        ) from None
-    if not all(row is None or isinstance(row, str) for row in rows):
-        raise ValueError(f"{place(path)} keeps no text in its column {field!r}; it must hold strings; convert it.")
-    return [row for row in rows if row is not None], field

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from lib import files
 from lib.files import data, place
-from lib.sources import hub, note, packaged_tasks, readers
+from lib.sources import file_formats, hub, note, packaged_tasks
 from lib.sources.benchmark_schema import Benchmark, RequiredFields
 from lib.sources.benchmarks import BENCHMARKS
 
@@ -53,8 +53,8 @@ def names() -> set[str]:
 
 
 def lines(path: Path) -> list[tuple[str, dict]]:
-    """("FILE line N", object) of a JSONL file, as `readers.objects` reads it."""
-    return list(readers.objects(readers.decode(path), path))
+    """("FILE line N", object) of a JSONL file, as `file_formats.objects` reads it."""
+    return list(file_formats.objects(path))
 
 
 def local(name: str, splits: tuple[str, ...]) -> tuple[str, list[Path]] | None:

@@ -2,12 +2,15 @@
 
 A text is tokenised whole, without special tokens, and cut into pieces that do not overlap, from its start. A window is
 what the tokenizer puts before a text (nothing for many, `<bos>` for Gemma, another model without it) and a piece.
+
+Documents of large files stay there (`streams`), and their tokens are in a file of their own (`token_file`): the
+windows are the same, and the memory that they take is that of the windows in use.
 """
 
 import hashlib
 import os
-import random
-from dataclasses import dataclass, replace
+from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -15,26 +18,31 @@ from transformers import AutoTokenizer
 
 from lib import files, tokenization
 from lib.files import data, place
-from lib.sources import builtin_text, hub, note, pieces, readers
+from lib.sources import builtin_text, hub, note, readers, token_windows
+from lib.sources.streams import Documents
 
 LENGTH = 512  # tokens of a window where nothing else is said
 _FILES = {"c4": "c4/c4_demo_300.jsonl", "alpaca": "alpaca/alpaca_4000.jsonl"}  # beside other text in their folders
 _MORE_C4 = ("redpajama_sample/c4-rp1.jsonl", "redpajama_sample/c4-rp2.jsonl")  # for training, where they are there
-_cache: dict[tuple[str, str], torch.Tensor] = {}  # (hash of a text, rules of a tokenizer) -> ids
 
 
 @dataclass(frozen=True)
 class Text:
-    """Documents of one split, with the `sha256` of the joined text and their origin."""
+    """Documents of one split, with the `sha256` of the joined text and their origin.
+
+    documents: a list, or `Documents` that stay in files and are read anew each time somebody goes through them.
+    """
 
     name: str
     split: str
-    documents: list[str]
+    documents: list[str] | Documents
     sha256: str = ""
     origin: str = "given"
 
     def __post_init__(self):
         """Without a hash, compute it; raises ValueError for half a character (a lone surrogate)."""
+        if self.streamed:
+            object.__setattr__(self, "sha256", self.sha256 or self.documents.scan().sha256)
         for number, document in enumerate(self.documents) if not self.sha256 else ():
             tokenization.check(document, f"document {number} of {self.name!r}")
         object.__setattr__(self, "sha256", self.sha256 or hashlib.sha256(self.text.encode()).hexdigest())
@@ -43,6 +51,20 @@ class Text:
     def text(self) -> str:
         """All documents, a blank line between them."""
         return "\n\n".join(self.documents)
+
+    @property
+    def streamed(self) -> bool:
+        """Whether the documents stay in their files."""
+        return isinstance(self.documents, Documents)
+
+    @property
+    def characters(self) -> int:
+        """The characters of all documents."""
+        return self.documents.scan().characters if self.streamed else sum(map(len, self.documents))
+
+    def pieces(self) -> Iterator[str]:
+        """`text` in pieces, of which only one is in memory at a time where the documents are streamed."""
+        return self.documents.pieces() if self.streamed else iter([self.text])
 
     def windows(
         self, count: int, length: int = LENGTH, *, seed: int | None = None, bos: bool | None = None
@@ -68,25 +90,25 @@ class Windows:
     bos: bool | None = None
 
 
-def load(name: str = "packaged", split: str = "test") -> Text:
+def load(name: str = "packaged", split: str = "test", *, in_memory: int = readers.IN_MEMORY) -> Text:
     """Load a split ("train", "valid" or "test") of a text.
 
     `name` is "packaged" (CPython's language reference), "wikitext2", "c4", "alpaca", or a file or folder with `.txt`,
     `.jsonl` or `.parquet`, absolute or inside `$THIMBLE_DATA`; `readers.documents` says how splits are found. The
     three named ones come from `$THIMBLE_DATA` where it has them, else from the Hub. What was used is printed and noted.
+    in_memory: bytes of files up to which documents are held in memory; larger ones are streamed, with equal windows.
 
     Raises `FileNotFoundError` for unknown names, `ValueError` for text that is empty or cannot be read.
     """
     if split not in readers.SPLITS:
         raise ValueError(f"split={split!r} is unknown; {files.choices(split, readers.SPLITS)}")
-    documents, origin = _documents(str(name), split)
-    if not any(document.strip() for document in documents):
+    documents, origin = _documents(str(name), split, in_memory)
+    if not (len(documents) if isinstance(documents, Documents) else any(document.strip() for document in documents)):
         raise ValueError(f"{origin} is empty or blank; a text needs words; choose another file or split.")
     text = Text(str(name), split, documents, origin=origin)
     note(kind="text", name=text.name, split=split, origin=origin, sha256=text.sha256)
-    size = sum(map(len, documents))
-    count = f"{len(documents)} document{'s' if len(documents) > 1 else ''}"
-    print(f"text {name}/{split}: {origin}; {count}, {size:,} characters, sha256 {text.sha256[:8]}")
+    count = f"{len(documents)} document{'s' if len(documents) > 1 else ''}{', streamed' if text.streamed else ''}"
+    print(f"text {name}/{split}: {origin}; {count}, {text.characters:,} characters, sha256 {text.sha256[:8]}")
     return text
 
 
@@ -98,36 +120,41 @@ def tokens(x, model, *, count: int | None = None, length: int | None = None, bos
     puts before a text stands before each window of text, is printed and noted; `bos` overrules it, as for
     `Text.windows`. Ids that are given stay what they are.
     """
+    found = rows(x, model, count=count, length=length, bos=bos)
+    return found if isinstance(found, torch.Tensor) else found.tensor()
+
+
+def rows(
+    x, model, *, count: int | None = None, length: int | None = None, bos: bool | None = None
+) -> torch.Tensor | token_windows.Rows:
+    """What `tokens` returns, but windows of a streamed text stay in its token file, as `token_windows.Rows`.
+
+    Arguments and errors are those of `tokens`; a window in a file is looked at when it is read.
+    """
     if isinstance(x, torch.Tensor):
-        found = _given(x)
+        found = token_windows.known(_given(x), model.get_input_embeddings().num_embeddings)
+    elif isinstance(x, token_windows.Rows):
+        found = x
     elif isinstance(x, Windows):
-        found = _cut(x if bos is None else replace(x, bos=bos), model)
+        found = token_windows.cut(x.text, model, x.count, x.length, x.seed, x.bos if bos is None else bos)
     elif isinstance(x, Text):
-        length, first = length or LENGTH, tokenization.before_windows(_tokenizer(model), bos)
-        available = len(pieces.cut(_ids(x, model), first, length))
-        found = _cut(Windows(x, min(count or available, available) or 1, length, bos=bos), model)
+        found = token_windows.cut(x, model, None, length or LENGTH, None, bos, most=count)
     else:
         raise TypeError(f"tokens of a {type(x).__name__} were asked; give a Text, Windows, or a tensor of token ids.")
-    vocabulary = model.get_input_embeddings().num_embeddings
-    if found.min() < 0 or found.max() >= vocabulary:
-        raise ValueError(
-            f"token ids from {int(found.min())} to {int(found.max())} were given; the model knows 0 to "
-            f"{vocabulary - 1}; use the tokenizer that belongs to it."
-        )
     return found[:count]
 
 
 def tokenizer_hash(model) -> str:
     """Hexadecimal SHA-256 of the rules of the model's tokenizer: two with the same cut every text alike."""
-    return tokenization.identity(_tokenizer(model))
+    return tokenization.identity(token_windows.tokenizer_of(model))
 
 
-def _documents(name, split):
+def _documents(name, split, in_memory):
     if name == "packaged":
         return builtin_text.documents(split)
     path = _local(name)
     if path is not None:
-        documents, origin = readers.documents(path, split)
+        documents, origin = readers.documents(path, split, in_memory)
         return _with_more(documents, origin) if name == "c4" and split == "train" else (documents, origin)
     if name not in hub.TEXTS:
         raise FileNotFoundError(
@@ -176,65 +203,3 @@ def _given(ids):
             f"a {ids.dtype} tensor of shape {list(ids.shape)} was given; token ids are integers [count, length]."
         )
     return ids.detach().cpu().long()
-
-
-def _cut(windows, model):
-    positions = getattr(model.config, "max_position_embeddings", None)
-    if positions and windows.length > positions:
-        raise ValueError(
-            f"length={windows.length} is more than the model's {positions} positions; ask shorter windows."
-        )
-    first = tokenization.before_windows(_tokenizer(model), windows.bos)
-    ids = _ids(windows.text, model)
-    found = pieces.cut(ids, first, windows.length)
-    available = len(found)
-    if available < windows.count:
-        raise ValueError(
-            f"{windows.text.name}/{windows.text.split} has {len(ids)} tokens, enough for {available} windows of "
-            f"{windows.length}; {windows.count} were asked; ask fewer or shorter ones, or take a longer text."
-        )
-    chosen = range(windows.count)
-    if windows.seed is not None:
-        chosen = random.Random(windows.seed).sample(range(available), windows.count)
-    _say(first, _tokenizer(model))
-    found = found[list(chosen)]
-    return torch.cat([torch.tensor(first, dtype=torch.long).expand(len(found), -1), found], 1)
-
-
-def _say(first, tokenizer):
-    """Print and note what windows begin with, once, wherever the tokenizer or the caller has them begin so."""
-    own = tokenization.first_ids(tokenizer)
-    if not first and not own:
-        return
-    shown = f"{tokenizer.decode(first)!r} {first}" if first else "nothing"
-    why = "which the tokenizer puts before a text" if first == own else "as asked; the tokenizer puts "
-    why += "" if first == own else f"{tokenizer.decode(own)!r} {own}" if own else "nothing"
-    sha256 = hashlib.sha256(str(first).encode()).hexdigest()
-    if note(kind="windows", name="beginning", origin=f"{shown}, {why}", sha256=sha256):
-        print(f"windows begin with {shown}, {why}")
-
-
-def _ids(text, model):
-    """All token ids of a text [tokens], kept for the next model whose tokenizer has the same rules."""
-    tokenizer, words = _tokenizer(model), text.text
-    known = tokenization.is_written_down(tokenizer)
-    key = known and (hashlib.sha256(words.encode()).hexdigest(), tokenization.identity(tokenizer))
-    if known and key in _cache:
-        return _cache[key]
-    found = torch.tensor(tokenizer(words, add_special_tokens=False, verbose=False)["input_ids"], dtype=torch.long)
-    if known:
-        _cache[key] = found
-    return found
-
-
-def _tokenizer(model):
-    """The tokenizer that `sources.models.load` attached, else that of the folder or id the model was loaded from."""
-    if getattr(model, "tokenizer", None) is None:
-        origin = getattr(model, "name_or_path", "")
-        if not origin:
-            raise ValueError(
-                "the model has no tokenizer and names no folder; text needs one; "
-                "set model.tokenizer, or give token ids."
-            )
-        model.tokenizer = AutoTokenizer.from_pretrained(origin, trust_remote_code=False)
-    return model.tokenizer

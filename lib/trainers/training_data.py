@@ -10,7 +10,7 @@ from torch.utils.data import Dataset
 
 from lib import files
 from lib.models import rotary
-from lib.sources import texts
+from lib.sources import texts, token_windows
 from lib.trainers import minibatch
 
 
@@ -49,8 +49,8 @@ def of(data, model: nn.Module, *, checked: bool = True) -> Source:
     """
     if isinstance(data, Source):
         return data
-    if isinstance(data, Tensor | texts.Windows | texts.Text):
-        return _windows(texts.tokens(data, model))
+    if isinstance(data, Tensor | texts.Windows | texts.Text | token_windows.Rows):
+        return _windows(texts.rows(data, model))
     columns = getattr(data, "column_names", None)
     if checked and columns is not None and "input_ids" not in columns:
         raise ValueError(f"the data set has columns {', '.join(columns)}; it needs input_ids; tokenize it first.")
@@ -83,7 +83,7 @@ def in_steps(source: Source, model: nn.Module, settings: dict, *, checked: bool 
 
 
 class _Windows(Sequence):
-    def __init__(self, ids: Tensor):
+    def __init__(self, ids: Tensor | token_windows.Rows):
         self.ids = ids
 
     def __len__(self) -> int:
@@ -93,8 +93,8 @@ class _Windows(Sequence):
         return {"input_ids": self.ids[place]}
 
 
-def _windows(ids: Tensor) -> Source:
-    return Source(_Windows(ids), len(ids), ids.numel(), files.data_hash(ids), alike=True)
+def _windows(ids: Tensor | token_windows.Rows) -> Source:
+    return Source(_Windows(ids), len(ids), len(ids) * ids.shape[1], files.data_hash(ids), alike=True)
 
 
 def _rows(data, model: nn.Module, columns) -> Source:
