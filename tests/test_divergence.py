@@ -2,6 +2,7 @@
 
 import copy
 
+import psutil
 import pytest
 import torch
 from torch import nn
@@ -146,6 +147,14 @@ def test_changed_or_cut_files_are_refused(tmp_path):
     path.write_bytes(content[:-9])
     with pytest.raises(ValueError, match="is no reference"):
         reference.Reference.load(path, original)
+
+
+def test_more_windows_than_memory_holds_states_of_are_refused_before_the_work(monkeypatch):
+    monkeypatch.setattr(psutil, "virtual_memory", lambda: type("Memory", (), {"available": 2 * 3 * 24 * 64 * 4 + 1}))
+    model, tokens = tiny.llama(), tiny.tokens(4, 24)
+    assert divergence.remember(model, tokens[:3]).states.shape == (3, 23, 64)
+    with pytest.raises(MemoryError, match=r"reference of 4 windows of 24 tokens needs .* use about 3 windows or fewer"):
+        divergence.remember(model, tokens)
 
 
 def test_fingerprint_sees_what_no_weight_holds():

@@ -116,14 +116,15 @@ def test_a_miss_within_the_error_of_the_timing_costs_no_blocks(clocked, monkeypa
         found = measure(systems, **options)
         if "whole" in systems:
             score = found["whole"]["decode"]
-            found["whole"]["decode"] = replace(score, value=0.9 * score.value, stderr=0.08 * score.value)
+            # of three rounds the 95 % interval reaches 43 % to each side, not the 20 % of two standard errors
+            found["whole"]["decode"] = replace(score, value=0.8 * score.value, stderr=0.08 * score.value, n=3)
         return found
 
     monkeypatch.setattr(speed, "measure", noisy)
     wanted = 0.999 / (FIXED + 4 * EACH)
     found = fit.fit_(clocked, tiny.tokens(), tokens_per_second=wanted, **QUICK)
     assert len(found.removed) == 2 and found.met
-    assert found.predicted["tokens_per_second"] == pytest.approx(0.9 / (FIXED + 4 * EACH))
+    assert found.predicted["tokens_per_second"] == pytest.approx(0.8 / (FIXED + 4 * EACH))
 
 
 def test_what_is_measured_decides_whether_the_demand_is_met(clocked, monkeypatch):

@@ -156,8 +156,8 @@ def test_kept_answers_are_the_divergence_over_k_outcomes_and_the_rest(tmp_path):
     with torch.no_grad():
         p = whole(teacher, data["input_ids"]).softmax(-1)
     ids = p.topk(12).indices
-    probability = kept.logp.flatten(0, 1).exp()
-    assert torch.equal(kept.ids.flatten(0, 1).long(), ids)
+    probability = kept.logp[data["window"]].float().flatten(0, 1).exp()
+    assert torch.equal(kept.ids[data["window"]].flatten(0, 1).long(), ids)
     assert torch.allclose(probability, p.gather(-1, ids), rtol=2e-3)  # kept in float16
     q = whole(model, data["input_ids"]).softmax(-1)
     outcomes = [(probability, q.gather(-1, ids))]
@@ -199,8 +199,14 @@ def test_kept_answers_are_computed_once_and_refused_when_changed(tmp_path, monke
     assert len(parts) == 3
     parts[1].unlink()
     written = parts[0].stat().st_mtime_ns
+    places = torch.tensor([4, 0, 3, 3])
+    before = [stored[places[:2]] for stored in (first.ids, first.logp)]
     again = top_k.cache_teacher(teacher, tokens, k=4, folder=tmp_path)
-    assert torch.equal(again.ids, first.ids) and torch.equal(again.logp, first.logp)
+    with torch.no_grad():
+        wanted = teacher(tokens).logits[:, :-1].log_softmax(-1).topk(4)
+    assert torch.equal(again.ids[places].long(), wanted.indices[places])
+    assert torch.allclose(again.logp[places].float(), wanted.values[places], atol=2e-3)
+    assert all(torch.equal(one, other[places][:2]) for one, other in zip(before, (again.ids, again.logp)))
     assert parts[0].stat().st_mtime_ns == written
     content = bytearray(parts[2].read_bytes())
     content[-1] ^= 1

@@ -101,9 +101,15 @@ def _compare(folder: Path, said: dict[str, str], holder: dict[str, str]) -> None
 
 
 def header(path: Path) -> dict[str, dict]:
-    """Type, shape and place of each tensor of a safetensors file; ValueError when it is damaged or cut short.
+    """Type, shape and place of each tensor of a safetensors file; ValueError when it is damaged or cut short."""
+    return opened(path)[1]
 
-    The file is 8 bytes of header length, the JSON header, and the tensors up to the last offset.
+
+def opened(path: Path) -> tuple[int, dict[str, dict]]:
+    """(where the tensors begin, `header`) of a safetensors file.
+
+    The file is 8 bytes of header length, the JSON header, and the tensors up to the last offset, counted from where
+    they begin.
     """
     size = path.stat().st_size
     with open(path, "rb") as file:
@@ -126,7 +132,7 @@ def header(path: Path) -> dict[str, dict]:
             f"{place(path)} has {size} bytes where its header asks for {8 + length + end}; "
             "it was cut short or changed; copy it again."
         )
-    return found
+    return 8 + length, found
 
 
 def json_object(path: Path) -> dict:

@@ -1,11 +1,10 @@
 """Exact counts: weights, bytes on disk, bytes and operations per token."""
 
-import json
-import struct
 from pathlib import Path
 
 from torch import nn
 
+from lib.checkpoints import stored
 from lib.metrics.score import Score, exact
 from lib.models import blocks
 
@@ -120,19 +119,13 @@ def ledger(folder: Path | str):
 
 def _tensors(path: Path, size: int) -> list[tuple]:
     """(name, kind, dtype, shape, bytes) of the header and of every tensor of a safetensors file."""
-    with open(path, "rb") as file:
-        start = file.read(8)
-        length = struct.unpack("<Q", start)[0] if len(start) == 8 else size
-        if 8 + length > size:
-            raise ValueError(f"{path} is cut short or no safetensors file ({size} bytes); fetch or save it again.")
-        header = json.loads(file.read(length))
-    header.pop("__metadata__", None)
-    entries = [("(header)", "header", None, None, 8 + length)]
-    for name, entry in header.items():
+    start, found = stored.opened(path)
+    entries = [("(header)", "header", None, None, start)]
+    for name, entry in found.items():
         begin, end = entry["data_offsets"]
         entries.append((name, _kind_of_tensor(name), entry["dtype"], tuple(entry["shape"]), end - begin))
     if (total := sum(entry[-1] for entry in entries)) != size:
-        raise ValueError(f"{path} has {size} bytes and its header accounts for {total}; fetch or save it again.")
+        raise ValueError(f"{path} has {size} bytes and its header accounts for {total}; copy it again.")
     return entries
 
 

@@ -8,6 +8,7 @@ divergence KL(original || compressed) per token, and the share of tokens on whic
 from dataclasses import dataclass
 
 import numpy as np
+import psutil
 import torch
 from torch import nn
 
@@ -121,12 +122,13 @@ def remember(
 ) -> Reference:
     """Run `original` once over `text` and keep its last hidden states and a copy of its head.
 
-        The reference stays valid when the model is then compressed in place. With `keep` it is also written to the
-        cache folder, under the fingerprint of the weights and the hash of the tokens, and read back by the next
-        process.
+    The reference stays valid when the model is then compressed in place. With `keep` it is also written to the cache
+    folder, under the fingerprint of the weights and the hash of the tokens, and read back by the next process.
     Raises ValueError for models whose logits are not decoder plus head: pass such a model itself as reference.
+    MemoryError says, before the work, how many windows fit into memory.
     """
     tokens = perplexity.tokenize(text, original, windows, length, bos)
+    _check_memory(original, tokens)
     path = Reference.path(original, tokens) if keep else None
     if path is not None and path.exists():
         return Reference.load(path, original)
@@ -144,6 +146,18 @@ def remember(
     if path is not None:
         made.save(path)
     return made
+
+
+def _check_memory(original: nn.Module, tokens: torch.Tensor) -> None:
+    """Raise MemoryError where the states of `tokens`, batch by batch and then as one, do not fit into memory."""
+    needed = 2 * tokens.numel() * blocks.config(original).hidden_size * original.dtype.itemsize
+    free = psutil.virtual_memory().available
+    if needed > free:
+        raise MemoryError(
+            f"a reference of {len(tokens)} windows of {tokens.shape[1]} tokens needs about {needed / 1e9:.1f} GB and "
+            f"{free / 1e9:.1f} GB are free; use about {max(1, int(len(tokens) * free / needed))} windows or fewer, or "
+            "give the original itself as reference, which is run anew each time."
+        )
 
 
 class _Constant:

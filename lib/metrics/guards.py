@@ -10,6 +10,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass, replace
 
 from lib.metrics import intervals
+from lib.sources import paragraphs, streams
 
 WORDS = 13
 FEWEST = 8
@@ -103,8 +104,9 @@ def contamination(samples: dict[str, str], texts: Iterable[str], *, words: int =
     """Which `samples` (id -> text) share `words` words in a row with `texts`, whatever their case and punctuation.
 
     A sample with fewer words than that is looked up as a whole, and not at all below 8 words, which many texts share
-    by chance. A Chinese, Japanese or Korean character counts as a word. Source of the rule: Language Models are
-    Few-Shot Learners, arXiv 2005.14165, appendix C.
+    by chance. A Chinese, Japanese or Korean character counts as a word. Of documents that stay in their files
+    (`streams.Documents`) a few megabytes are in memory at a time. Source of the rule: Language Models are Few-Shot
+    Learners, arXiv 2005.14165, appendix C.
     """
     if words < FEWEST:
         raise ValueError(
@@ -120,12 +122,15 @@ def contamination(samples: dict[str, str], texts: Iterable[str], *, words: int =
         for passage in _passages(found, length):
             wanted.setdefault(length, {}).setdefault(passage, []).append(name)
     hits = {}
-    for text in texts:
-        found = _words(text)
-        for length, known in wanted.items():
-            for passage in known.keys() & set(_passages(found, length)):
-                for name in known[passage]:
-                    hits.setdefault(name, passage)
+    for text in streams.in_pieces(texts):
+        before: list[str] = []
+        for some, _ in paragraphs.fragments(text):
+            found = before + _words(some)
+            for length, known in wanted.items():
+                for passage in known.keys() & set(_passages(found, length)):
+                    for name in known[passage]:
+                        hits.setdefault(name, passage)
+            before = found[max(0, len(found) - words + 1) :]
     ordered = {name: hits[name] for name in samples if name in hits}
     return Contamination(ordered, tuple(short), len(samples) - len(short))
 

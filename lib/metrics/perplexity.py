@@ -26,14 +26,19 @@ def measure(
 ) -> Score:
     """Perplexity of `text` under `model`; lower is better, `n` counts windows.
 
-    `text` is a `Text`, `Windows`, or token ids [count, length]; `windows` limits how many are used (None: all).
+    `text` is a `Text`, `Windows`, or token ids [count, length]; `windows` limits how many are used (None: all). Of a
+    streamed text about a million tokens are in memory at a time.
     `batch` windows run at once ("auto": one on a CPU, 16384 tokens on an accelerator). bos: False for windows of
     text alone, True for BOS where the tokenizer puts none; None leaves it to the tokenizer.
     The baseline is the best prediction that ignores context, from the frequencies of the predicted tokens.
     Raises ValueError when the text is too short or when the model's logits are not finite.
     """
-    tokens = tokenize(text, model, windows, length, bos)
-    return score(nll(model, tokens, batch=batch), tokens)
+    tokens = _rows(text, model, windows, length, bos)
+    per_window, counts = [], 0
+    for some in (tokens,) if isinstance(tokens, torch.Tensor) else tokens.blocks():
+        per_window.append(nll(model, some, batch=batch).double().mean(1))
+        counts = counts + _counts(some, model.get_input_embeddings().num_embeddings)
+    return _score(torch.cat(per_window).numpy(), counts)
 
 
 def nll(model: nn.Module, tokens: torch.Tensor, *, batch: int | str = "auto") -> torch.Tensor:
@@ -57,16 +62,12 @@ def surprise(log_probabilities: torch.Tensor, targets: torch.Tensor) -> torch.Te
 
 def score(values: torch.Tensor, tokens: torch.Tensor) -> Score:
     """Perplexity from the negative log-likelihoods [count, length - 1] of `tokens` [count, length]."""
-    per_window = values.double().mean(1).numpy()
-    stderr = bootstrap(per_window, _perplexity)
-    return Score(_perplexity(per_window), stderr, len(tokens), "perplexity", False, unigram(tokens))
+    return _score(values.double().mean(1).numpy(), _counts(tokens))
 
 
 def unigram(tokens: torch.Tensor) -> float:
     """Perplexity of the best prediction that ignores context: exp of the entropy of the predicted tokens."""
-    counts = tokens[:, 1:].flatten().bincount()
-    share = counts[counts > 0].double() / counts.sum()
-    return float((-(share * share.log()).sum()).exp())
+    return _without_context(_counts(tokens))
 
 
 def predicted(tokens: torch.Tensor) -> int:
@@ -76,12 +77,33 @@ def predicted(tokens: torch.Tensor) -> int:
 
 def tokenize(text, model: nn.Module, windows: int | None, length: int, bos: bool | None = None) -> torch.Tensor:
     """Token ids [count, length] of `text`: all its windows, or the first `windows` of them."""
+    found = _rows(text, model, windows, length, bos)
+    return found if isinstance(found, torch.Tensor) else found.tensor()
+
+
+def _rows(text, model, windows, length, bos):
+    """As `tokenize`, but windows of a streamed text stay in their file (`token_windows.Rows`)."""
     if windows is not None and windows < 1:
         raise ValueError(f"windows={windows}; choose a whole number from 1, or None for all.")
-    tokens = texts.tokens(text, model, count=windows, length=length, bos=bos)
+    tokens = texts.rows(text, model, count=windows, length=length, bos=bos)
     if tokens.shape[1] < 2:
         raise ValueError(f"windows of {tokens.shape[1]} token predict nothing; give windows of two tokens or more.")
     return tokens
+
+
+def _counts(tokens: torch.Tensor, vocabulary: int = 0) -> torch.Tensor:
+    """How often each token [vocabulary] is predicted in windows [count, length]."""
+    return tokens[:, 1:].flatten().bincount(minlength=vocabulary)
+
+
+def _without_context(counts: torch.Tensor) -> float:
+    share = counts[counts > 0].double() / counts.sum()
+    return float((-(share * share.log()).sum()).exp())
+
+
+def _score(per_window: np.ndarray, counts: torch.Tensor) -> Score:
+    stderr = bootstrap(per_window, _perplexity)
+    return Score(_perplexity(per_window), stderr, len(per_window), "perplexity", False, _without_context(counts))
 
 
 def _perplexity(per_window: np.ndarray, axis: int | None = None):

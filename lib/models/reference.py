@@ -10,7 +10,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save as as_bytes
 from torch import nn
 
-from lib import files
+from lib import checkpoints, files
 from lib.models import blocks, logits, structure
 
 
@@ -86,11 +86,10 @@ class Reference:
 
 def fingerprint(model: nn.Module) -> str:
     """SHA-256 over names, types, shapes and bytes of all parameters and buffers, over layers and configuration."""
-    hasher = hashlib.sha256(f"{type(model).__name__} {structure.fingerprint(model)}".encode())
-    for named in (model.named_parameters(), model.named_buffers()):
-        for name, tensor in named:
-            hasher.update(f"{name} {digest(tensor)}".encode())
-    return hasher.hexdigest()
+    parts, saved = [checkpoints.fingerprint(model), structure.fingerprint(model)], model.state_dict().keys()
+    # buffers that are not saved: frequencies of rotary embeddings, say
+    parts += [f"{name} {digest(tensor)}" for name, tensor in model.named_buffers() if name not in saved]
+    return hashlib.sha256(" ".join(parts).encode()).hexdigest()
 
 
 def digest(tensor: torch.Tensor) -> str:

@@ -122,8 +122,8 @@ class _TimedBudget:
         return not self._misses(removed) or self._misses(self.of.most)
 
     def _misses(self, removed: Sequence[int]) -> bool:
-        """Whether the predicted speed, at the fast end of its 95 % interval, is below the demand."""
-        fast = self.of.predict("tokens_per_second", removed) * (1 + 1.96 * self.error)
+        """Whether the predicted speed, at the fast end of Student's 95 % interval, is below the demand."""
+        fast = self.of.predict("tokens_per_second", removed) * (1 + self.error)
         return fast < self.of.wanted["tokens_per_second"]
 
     def time(self, removed: Sequence[int], again: bool = False) -> Score:
@@ -135,7 +135,7 @@ class _TimedBudget:
             found = speed.measure(systems, **budget.timing)
             whole, self.timed[key] = found["whole"][budget.phase], found["pruned"][budget.phase]
             budget.scale_to(1 / whole.value)
-            self.error = (whole.stderr or 0.0) / whole.value
+            self.error = (whole.interval[1] if whole.interval else whole.value) / whole.value - 1
         return self.timed[key]
 
 

@@ -26,9 +26,8 @@ class Tensors:
     def __init__(self, paths: list[Path], quantization: dict | None = None):
         self.entries, self.quantization, self.used = {}, quantization or {}, set()
         for path in paths:
-            with open(path, "rb") as file:
-                start = 8 + int.from_bytes(file.read(8), "little")
-            self.entries |= {key: (path, start, entry) for key, entry in stored.header(path).items()}
+            start, found = stored.opened(path)
+            self.entries |= {key: (path, start, entry) for key, entry in found.items()}
 
     def __contains__(self, key: str) -> bool:
         return key in self.entries

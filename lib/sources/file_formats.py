@@ -11,7 +11,8 @@ from lib.files import place
 FIELDS = ("text", "content", "document", "passage")  # fields for a row's text; the first present one is used
 ENDINGS = (".txt", ".jsonl", ".parquet")
 BLOCK = 1 << 20  # bytes read at once
-_ROWS = 256  # of a parquet file at once
+LONGEST = 1 << 28  # bytes of a line of JSONL: it is read as one, and a row is one document
+_ROWS = 256  # of a parquet file at once, or as many as take some megabytes
 
 
 def rows(path: Path) -> Iterator[tuple[str, str]]:
@@ -90,7 +91,12 @@ def _lines(path: Path) -> Iterator[str]:
     """The lines of a UTF-8 file, which end at "\\n" alone."""
     offset = 0
     with open(path, "rb") as file:
-        for number, line in enumerate(file, 1):
+        for number, line in enumerate(iter(lambda: file.readline(LONGEST + 1), b""), 1):
+            if len(line) > LONGEST:
+                raise ValueError(
+                    f"{place(path)} line {number} has more than {LONGEST / 1e6:,.0f} MB; a line is one row, with one "
+                    "document; write shorter ones, or the text as a .txt, which is read in pieces however long a line."
+                )
             try:
                 text = line.removesuffix(b"\n").decode()
             except UnicodeDecodeError as error:
@@ -125,7 +131,7 @@ def _parquet(path: Path) -> Iterator[tuple[str, str]]:
         # a column is read through a small buffer: a group of rows may be as large as the file
         with parquet.ParquetFile(path, pre_buffer=False, buffer_size=BLOCK) as file:
             field = field_of(file.schema_arrow.names, place(path))
-            for batch in file.iter_batches(batch_size=_ROWS, columns=[field], use_threads=False):
+            for batch in file.iter_batches(batch_size=_at_once(file.metadata), columns=[field], use_threads=False):
                 found = batch.column(0).to_pylist()
                 if not all(row is None or isinstance(row, str) for row in found):
                     raise ValueError(
@@ -139,3 +145,10 @@ def _parquet(path: Path) -> Iterator[tuple[str, str]]:
             f"{place(path)} keeps bytes that are not UTF-8 in its column {field!r} ({error.reason}); texts must be "
             "UTF-8; convert it."
         ) from None
+
+
+def _at_once(metadata) -> int:
+    """How many rows of a parquet file are read at once: fewer where they are long."""
+    groups = (metadata.row_group(number) for number in range(metadata.num_row_groups))
+    longest = max((group.total_byte_size // max(1, group.num_rows) for group in groups), default=1)
+    return max(1, min(_ROWS, 8 * BLOCK // max(1, longest)))

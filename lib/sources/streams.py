@@ -2,10 +2,12 @@
 
 import hashlib
 import itertools
+import os
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+from lib.files import place
 from lib.sources import file_formats
 
 BETWEEN = "\n\n"  # a blank line between two documents
@@ -18,6 +20,11 @@ class Part:
     path: Path
     first: int = 0
     last: int | None = None
+
+    def version(self) -> tuple[int, ...]:
+        """What tells the file from one that was written over it or put in its place."""
+        state = os.stat(self.path)
+        return state.st_dev, state.st_ino, state.st_size, state.st_mtime_ns
 
     def documents(self) -> Iterator[Iterable[str]]:
         """Each document in pieces; blank ones are none, but a `.txt` is one in any case."""
@@ -63,16 +70,17 @@ class Scan:
 
 
 class Documents:
-    """The documents of parts of files in order, without the blank ones; going through them reads the files again."""
+    """The documents of parts of files in order, without the blank ones; going through them reads the files again.
 
-    def __init__(self, *parts: Part | Held):
-        self.parts, self._scan = parts, None
+    parts: whatever has `documents()` that answers each document in pieces. A document may be as large as its file:
+    who goes through `in_pieces` holds a piece of it, who goes through the documents themselves holds one whole.
+    """
+
+    def __init__(self, *parts):
+        self.parts, self._scan, self._versions = parts, None, {}
 
     def __iter__(self) -> Iterator[str]:
-        for document in itertools.chain.from_iterable(part.documents() for part in self.parts):
-            text = "".join(document)
-            if text.strip():
-                yield text
+        yield from map("".join, self.in_pieces())
 
     def __len__(self) -> int:
         return self.scan().count
@@ -80,6 +88,9 @@ class Documents:
     def __add__(self, others: Iterable[str]) -> "Documents":
         more = others.parts if isinstance(others, Documents) else (Held(tuple(others)),)
         return Documents(*self.parts, *more)
+
+    def __radd__(self, others: Iterable[str]) -> "Documents":
+        return Documents(Held(tuple(others)), *self.parts)
 
     def pieces(self) -> Iterator[str]:
         """The joined text, a blank line between documents, in pieces of a few million characters at most.
@@ -100,14 +111,38 @@ class Documents:
             self._scan = Scan(digest.hexdigest(), count, characters - len(BETWEEN) * max(0, count - 1))
         return self._scan
 
+    def in_pieces(self) -> Iterator[Iterator[str]]:
+        """Each document in pieces, one document after another: going on to the next ends the one before.
+
+        Raises ValueError where a file is another than when it was read first.
+        """
+        for part in self.parts:
+            self._check(part)
+            for document in part.documents():
+                pieces, blank = iter(document), []  # what it begins with, which is nothing where nothing else follows
+                for piece in pieces:
+                    blank.append(piece)
+                    if piece.strip():
+                        yield itertools.chain(("".join(blank),), pieces)
+                        break
+            self._check(part)
+
+    def _check(self, part) -> None:
+        """Raise ValueError where the file of a part is another than when it was read first."""
+        if isinstance(part, Part) and self._versions.setdefault(part, now := part.version()) != now:
+            raise ValueError(
+                f"{place(part.path)} has changed since it was loaded; a text stays what it was; load it again."
+            )
+
     def _pieces(self) -> Iterator[tuple[str, bool]]:
         """(piece, whether a document begins with it) of the joined text."""
         begun = False
-        for document in itertools.chain.from_iterable(part.documents() for part in self.parts):
-            blank = []  # what a document begins with, which is nothing where nothing else follows
-            for piece in (pieces := iter(document)):
-                blank.append(piece)
-                if piece.strip():
-                    yield (BETWEEN if begun else "") + "".join(blank), True
-                    begun = True
-                    yield from ((piece, False) for piece in pieces)
+        for document in self.in_pieces():
+            yield (BETWEEN if begun else "") + next(document), True
+            begun = True
+            yield from ((piece, False) for piece in document)
+
+
+def in_pieces(documents: Iterable[str]) -> Iterator[Iterable[str]]:
+    """Each of `documents` in pieces: those of streamed ones, and one piece for a document in memory."""
+    return documents.in_pieces() if isinstance(documents, Documents) else ((text,) for text in documents)

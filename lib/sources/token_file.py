@@ -1,17 +1,22 @@
 """Token ids of a text in a file that is mapped into memory: made once, whole or absent, named by what it is made of.
 
-`ids.bin` holds the ids as little-endian uint32; `about.json`, written last, says of which text and rules they are.
+`ids.bin` holds the ids as little-endian uint32; `about.json`, written last, says of which text and rules they are: by
+the hash of the text's content, which each load reads anew, and of the tokenizer's rules as they are. The files take
+four bytes a token in `data/cache/tokens`, which may be deleted at any time; where the disk is short, those that were
+asked for longest ago give way. A killed process leaves nothing that is taken for whole; the next one begins anew.
 """
 
 import contextlib
 import hashlib
 import json
 import os
+import shutil
 import uuid
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import numpy as np
+import tokenizers
 
 from lib import files, progress, tokenization
 from lib.folders.turns import locked
@@ -21,6 +26,7 @@ TYPE = np.dtype("<u4")
 RULE = "the joined text without special tokens; windows add those that the tokenizer puts before a text"
 _SPARE = 1.25  # how many more tokens than its first part lets expect a text may have
 _SUFFIX = ".tmp"
+_compared: set[tuple] = set()  # files whose bytes were compared with their hash
 
 
 def mapped(text, tokenizer, **sizes) -> np.memmap:
@@ -31,23 +37,17 @@ def mapped(text, tokenizer, **sizes) -> np.memmap:
     where the disk is too small, ValueError where the files of the text have changed since it was loaded.
     """
     about = {"text": text.sha256, "tokenizer": tokenization.identity(tokenizer), "special_tokens": RULE}
-    about |= {"dtype": TYPE.str, "format": 1}
+    about |= {"dtype": TYPE.str, "tokenizers": tokenizers.__version__, "format": 2}
     name = hashlib.sha256(json.dumps(about, sort_keys=True).encode()).hexdigest()[:32]
     folder = files.cache() / "tokens" / name
     if (found := _known(folder, about)) is not None:
         return found
     files.check_writable(folder / "ids.bin")
     folder.mkdir(parents=True, exist_ok=True)
-    with contextlib.ExitStack() as turn:
-        try:
-            turn.enter_context(locked(folder, wait=False))
-            for leftover in folder.glob(f".*{_SUFFIX}"):  # of a process that was killed: nobody else writes here now
-                leftover.unlink(missing_ok=True)
-        except OSError:  # somebody writes, or the disk knows no locks: then both write, and the last one stays
-            turn.enter_context(locked(folder))
+    with _turn(folder):
         if (found := _known(folder, about)) is None:
-            count = _write(folder / "ids.bin", text, chunks.ids(tokenizer, _checked(text), **sizes))
-            files.write_text(folder / "about.json", json.dumps({**about, "tokens": count}, indent=1))
+            made = _write(folder / "ids.bin", text, chunks.ids(tokenizer, _checked(text), **sizes))
+            files.write_text(folder / "about.json", json.dumps({**about, **made}, indent=1))
             found = _known(folder, about)
     if found is None:
         raise OSError(
@@ -56,28 +56,70 @@ def mapped(text, tokenizer, **sizes) -> np.memmap:
     return found
 
 
-def _known(folder: Path, about: dict) -> np.memmap | None:
-    """The ids that lie in `folder`, whole and of this very text and tokenizer; None where they do not."""
+@contextlib.contextmanager
+def _turn(folder: Path) -> Iterator[None]:
+    """Wait until nobody else writes in `folder`, and remove what a killed process left; no more where locks fail."""
     try:
-        said = json.loads((folder / "about.json").read_text())
-        if said != {**about, "tokens": said["tokens"]}:
+        with locked(folder, wait=False):
+            alone = True
+    except OSError:  # somebody writes, or the disk knows no locks: then both write, and the last one stays
+        alone = False
+    with locked(folder):
+        for leftover in folder.glob(f".*{_SUFFIX}") if alone else ():
+            leftover.unlink(missing_ok=True)
+        yield
+
+
+def _known(folder: Path, about: dict) -> np.memmap | None:
+    """The ids that lie in `folder`, whole and of this very text and tokenizer; None where they do not.
+
+    Their bytes are compared with their hash once in a process.
+    """
+    path = folder / "ids.bin"
+    try:
+        said, state = json.loads((folder / "about.json").read_text()), path.stat()
+        whole = state.st_size == said["tokens"] * TYPE.itemsize > 0
+        if not whole or said != {**about, "tokens": said["tokens"], "sha256": said["sha256"]}:
             return None
-        if (folder / "ids.bin").stat().st_size != said["tokens"] * TYPE.itemsize or not said["tokens"]:
+        version = str(path), state.st_ino, state.st_mtime_ns, said["sha256"]
+        if version not in _compared and files.sha256(path) != said["sha256"]:
             return None
-        return np.memmap(folder / "ids.bin", TYPE, "r")
+        _compared.add(version)
+        with contextlib.suppress(OSError):  # a disk that is only read
+            os.utime(folder / "about.json")  # who asked last; `_make_room` goes by it
+        return np.memmap(path, TYPE, "r")
     except (OSError, ValueError, KeyError, TypeError):
         return None
 
 
-def _write(path: Path, text, found: Iterable[tuple[np.ndarray, int]]) -> int:
-    """Write ids through a temporary name and rename it; answers their number."""
+def _make_room(folder: Path, needed: int) -> None:
+    """Delete the tokens that were asked for longest ago until the disk has `needed` bytes; they can be made again.
+
+    A process that reads them goes on: what is mapped stays until nobody uses it.
+    """
+    with contextlib.suppress(OSError):  # of folders that others delete at the same time
+        others = sorted(folder.parent.glob("*/about.json"), key=lambda path: path.stat().st_mtime_ns)
+        for other in (about.parent for about in others if about.parent != folder):
+            if shutil.disk_usage(folder).free >= needed:
+                return
+            with contextlib.suppress(OSError), locked(other, wait=False):
+                shutil.rmtree(other)
+
+
+def _write(path: Path, text, found: Iterable[tuple[np.ndarray, int]]) -> dict:
+    """Write ids through a temporary name and rename it; answers their number and the hash of their bytes."""
     temporary, count = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}{_SUFFIX}"), 0
+    digest = hashlib.sha256()
     try:
         with open(temporary, "xb") as file, progress.bar(total=text.characters, desc="tokens", unit="B") as bar:
             for some, done in found:
                 if not count:
-                    files.check_writable(path, int(_SPARE * TYPE.itemsize * len(some) * text.characters / done))
-                file.write(some.astype(TYPE).tobytes())
+                    needed = int(_SPARE * TYPE.itemsize * len(some) * text.characters / done)
+                    _make_room(path.parent, needed)
+                    files.check_writable(path, needed)
+                content = some.astype(TYPE).tobytes()
+                file.write(content)
+                digest.update(content)
                 count += len(some)
                 bar.update(done - bar.n)
             file.flush()
@@ -87,7 +129,7 @@ def _write(path: Path, text, found: Iterable[tuple[np.ndarray, int]]) -> int:
         temporary.unlink(missing_ok=True)
     if not count:
         raise ValueError(f"{text.name}/{text.split} has no tokens; a text needs words; choose another file or split.")
-    return count
+    return {"tokens": count, "sha256": digest.hexdigest()}
 
 
 def _checked(text) -> Iterator[str]:

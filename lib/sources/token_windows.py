@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from lib import tokenization
-from lib.sources import note, token_file
+from lib.sources import note, pieces, token_file
 
 _AT_ONCE = 1 << 20  # tokens of a block of windows
 _cache: dict[tuple[str, str], Tensor] = {}  # (hash of a text, rules of a tokenizer) -> ids
@@ -21,8 +21,9 @@ _cache: dict[tuple[str, str], Tensor] = {}  # (hash of a text, rules of a tokeni
 class Rows(Sequence):
     """Windows [count, length] whose tokens stay in a file; one is a LongTensor [length], a slice of them is `Rows`.
 
-    ids: token ids [tokens]. first: token ids that each window begins with. places: which windows of the text, in
-    order. vocabulary: how many tokens the model knows; a window with others raises ValueError when it is read.
+    ids: token ids [tokens]. first: token ids that each window begins with. places: where in `ids` the text of each
+    window begins, in their order. vocabulary: how many tokens the model knows; a window with others raises ValueError
+    when it is read.
     """
 
     def __init__(self, ids: np.memmap, first: list[int], length: int, places: Sequence[int], vocabulary: int):
@@ -65,10 +66,8 @@ class Rows(Sequence):
         return found
 
     def _read(self, places: Sequence[int]) -> Tensor:
-        pieces = [self.ids[place * self._room : (place + 1) * self._room] for place in places]
-        found = torch.from_numpy(np.stack(pieces).astype(np.int64))
-        found = torch.cat([torch.tensor(self.first, dtype=torch.long).expand(len(found), -1), found], 1)
-        return known(found, self.vocabulary)
+        some = np.stack([self.ids[place : place + self._room] for place in places])
+        return known(_begun(self.first, torch.from_numpy(some.astype(np.int64))), self.vocabulary)
 
 
 def known(ids: Tensor, vocabulary: int) -> Tensor:
@@ -88,28 +87,29 @@ def cut(text, model, count: int | None, length: int, seed: int | None, bos: bool
     """
     tokenizer = tokenizer_of(model)
     first = tokenization.before_windows(tokenizer, bos)
-    if length <= len(first):
-        raise ValueError(
-            f"length={length} of windows that begin with {len(first)} tokens of the tokenizer's own; more are needed, "
-            "so that text follows; ask longer windows."
-        )
-    positions, room = getattr(model.config, "max_position_embeddings", None), length - len(first)
+    positions = getattr(model.config, "max_position_embeddings", None)
     if positions and length > positions:
         raise ValueError(f"length={length} is more than the model's {positions} positions; ask shorter windows.")
     ids, vocabulary = _ids(text, tokenizer), model.get_input_embeddings().num_embeddings
-    available = len(ids) // room
+    starts = pieces.starts(ids.numpy() if isinstance(ids, Tensor) else ids, first, length)
+    available = len(starts)
     count = count or min(most or available, available) or 1
     if available < count:
         raise ValueError(
             f"{text.name}/{text.split} has {len(ids)} tokens, enough for {available} windows of "
             f"{length}; {count} were asked; ask fewer or shorter ones, or take a longer text."
         )
-    chosen = range(count) if seed is None else random.Random(seed).sample(range(available), count)
+    chosen = None if seed is None else random.Random(seed).sample(range(available), count)
+    starts = starts[:count] if chosen is None else [starts[place] for place in chosen]
     _say(first, tokenizer)
     if not isinstance(ids, Tensor):
-        return Rows(ids, first, length, chosen, vocabulary)
-    pieces = ids[: available * room].view(available, room)[list(chosen)]
-    return known(torch.cat([torch.tensor(first, dtype=torch.long).expand(len(pieces), -1), pieces], 1), vocabulary)
+        return Rows(ids, first, length, starts, vocabulary)
+    return known(_begun(first, ids.unfold(0, length - len(first), 1)[torch.tensor(starts)]), vocabulary)
+
+
+def _begun(first: list[int], found: Tensor) -> Tensor:
+    """Pieces of text [count, length] behind the tokens that each window begins with."""
+    return torch.cat([torch.tensor(first, dtype=torch.long).expand(len(found), -1), found], 1)
 
 
 def tokenizer_of(model):
@@ -140,15 +140,30 @@ def _say(first, tokenizer):
         print(f"windows begin with {shown}, {why}")
 
 
+def _check_memory(text, tokenizer) -> None:
+    """Raise ValueError where a streamed text, its tokens in a list and in a tensor do not fit into memory."""
+    import psutil
+
+    size, free = 24 * text.characters, psutil.virtual_memory().available
+    if size > free:
+        raise ValueError(
+            f"{text.name}/{text.split} takes up to {size / 1e9:.1f} GB as the {type(tokenizer).__name__} reads it, and "
+            f"{free / 1e9:.1f} GB are free; a tokenizer with code of its own reads a text as one; take one of "
+            "transformers over tokenizers, or a shorter text."
+        )
+
+
 def _ids(text, tokenizer) -> Tensor | np.memmap:
     """All token ids of a text [tokens], kept for the next model whose tokenizer has the same rules.
 
     Those of a streamed text stay in a file. A tokenizer with code of its own is asked each time, for the whole text:
-    nothing tells what it makes of a part of it.
+    nothing tells what it makes of a part of it. Raises ValueError where the memory has no room for that.
     """
     known = tokenization.is_written_down(tokenizer)
     if known and text.streamed:
         return token_file.mapped(text, tokenizer)
+    if text.streamed:
+        _check_memory(text, tokenizer)
     words = text.text
     key = known and (hashlib.sha256(words.encode()).hexdigest(), tokenization.identity(tokenizer))
     if known and key in _cache:

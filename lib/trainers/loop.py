@@ -17,6 +17,7 @@ from lib import files, folders
 from lib.checkpoints import fingerprint
 from lib.jobs import JobState, environment_fingerprint
 from lib.models import logits, rotary, structure
+from lib.sources import token_windows
 from lib.trainers import adapters, arguments, checkpoints, minibatch, training_data
 from lib.trainers.history import History
 from lib.trainers.optimizer import AdamW
@@ -191,11 +192,16 @@ def _undone(trained: dict[str, nn.Parameter]) -> Iterator[Callable]:
             parameter.grad = None
 
 
-def tokens_of(data, model: nn.Module) -> Tensor:
-    """Token ids [count, length] of data whose rows are windows of one length; ValueError for others."""
+def tokens_of(data, model: nn.Module) -> Tensor | token_windows.Rows:
+    """Token ids [count, length] of data whose rows are windows of one length; ValueError for others.
+
+    Windows of a streamed text stay in their file.
+    """
     source = training_data.of(data, model)
     if not source.alike:
         raise ValueError("the data has rows of unequal lengths, or none that count; cut the text into windows first.")
+    if isinstance(source.rows, training_data.Windows):
+        return source.rows.ids
     return torch.stack([torch.as_tensor(source.rows[place]["input_ids"]) for place in range(source.count)])
 
 

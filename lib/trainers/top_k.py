@@ -3,6 +3,7 @@
 One position takes 6 k bytes: 64 tokens take 384 bytes where all 49152 would take 98 kB. The remaining probability
 counts as one more outcome, "any other token", so the loss is a divergence over k + 1 outcomes: at most the full one,
 and zero only where the model gives the k tokens the teacher's probabilities. Within a sweep the teacher runs once.
+The predictions stay on disk: a step reads those of its windows.
 """
 
 import json
@@ -28,11 +29,12 @@ PART = 64  # windows of one file: what a killed job repeats at most
 class TopKDistillation:
     """The loss towards stored predictions; called as `loss(model, batch)`; batch["window"] has the windows' indices.
 
-    ids int32 and logp float32 [windows, length - 1, k]: the teacher's likeliest tokens, and their log-probabilities.
+    ids int32 and logp [windows, length - 1, k]: the teacher's likeliest tokens, and their log-probabilities; tensors,
+    or `Stored`, which lie in files.
     """
 
-    ids: Tensor
-    logp: Tensor
+    ids: "Tensor | Stored"
+    logp: "Tensor | Stored"
     identity: dict
     tokenizer: str | None
     vocabulary: int
@@ -54,7 +56,7 @@ class TopKDistillation:
         """
         places = batch["window"].cpu()
         ids = minibatch.select(self.ids[places], batch).long()
-        logp = minibatch.select(self.logp[places], batch)
+        logp = minibatch.select(self.logp[places], batch).float()
 
         def of_logits(found: Tensor, rows: slice) -> tuple[Tensor, Tensor]:
             here, log_p = ids[rows].to(found.device), logp[rows].to(found.device)
@@ -68,31 +70,53 @@ class TopKDistillation:
         return chunked.mean(model, batch, of_logits)
 
 
+@dataclass(frozen=True)
+class Stored:
+    """What the files of `cache_teacher` hold under one name, [windows, length - 1, k]: `part` windows a file.
+
+    Indexed by windows [n], as a tensor is; no others are read.
+    """
+
+    paths: tuple[Path, ...]
+    name: str
+    part: int
+
+    def __getitem__(self, places: Tensor) -> Tensor:
+        """The predictions of these windows [n, length - 1, k], read from their files."""
+        found = {}
+        for place in sorted(set(places.tolist())):
+            with safe_open(self.paths[place // self.part], "pt") as file:
+                found[place] = file.get_slice(self.name)[place % self.part].clone()
+        return torch.stack([found[place] for place in places.tolist()])
+
+
 def cache_teacher(teacher: nn.Module, windows, *, k: int = K, folder: Path | str | None = None) -> TopKDistillation:
-    """Run `teacher` over `windows` of text and store its `k` likeliest tokens at each position.
+    """Run `teacher` over `windows` of text and store its `k` likeliest tokens at each position, `PART` windows a file.
 
     folder: None is the cache folder. The files are named after weights, tokens and k; files are complete or absent,
     finished ones are not computed again. Raises ValueError for a k that is no count of tokens and for files that
     have changed, OSError (before the work) where the disk is too small.
     """
-    tokens, vocabulary = texts.tokens(windows, teacher), blocks.head(teacher).out_features
+    tokens, vocabulary = texts.rows(windows, teacher), blocks.head(teacher).out_features
     if not 1 <= k < vocabulary:
         raise ValueError(f"k={k} of {vocabulary} tokens; 1 to {vocabulary - 1} can be kept; {K} is usual.")
     made_of = {"teacher": checkpoints.fingerprint(teacher), "teacher_layers": structure.fingerprint(teacher)}
     made_of |= {"data": files.data_hash(tokens), "k": k}
     name = "-".join(str(part)[:16] for part in made_of.values())
     folder = Path(folder or files.cache() / "teachers") / name
-    files.check_writable(folder / "part", 6 * k * tokens.numel())
-    parts = []
+    count = len(tokens)
+    paths = tuple(folder / f"part-{number:05d}.safetensors" for number in range(-(-count // PART)))
+    missing = min(count, PART * sum(not path.exists() for path in paths))
+    files.check_writable(folder / "part", 6 * k * missing * tokens.shape[1])
     with logits.evaluating(teacher):
-        for number, some in enumerate(tokens.split(PART)):
-            path = folder / f"part-{number:05d}.safetensors"
+        for number, path in enumerate(paths):
+            some = texts.tokens(tokens[number * PART : (number + 1) * PART], teacher)
             if not path.exists():
                 _write(path, *_answers(teacher, some, k))
-            parts.append(_read(path))
-    ids, logp = (torch.cat(tensors) for tensors in zip(*parts))
+            _check(path, (len(some), some.shape[1] - 1, k))
     tokenizer = texts.tokenizer_hash(teacher) if getattr(teacher, "tokenizer", None) is not None else None
-    return TopKDistillation(ids, logp.float(), {"loss": "top_k", **made_of}, tokenizer, vocabulary)
+    stored = (Stored(paths, name, PART) for name in ("ids", "logp"))
+    return TopKDistillation(*stored, {"loss": "top_k", **made_of}, tokenizer, vocabulary)
 
 
 def _answers(teacher: nn.Module, tokens: Tensor, k: int) -> tuple[Tensor, Tensor]:
@@ -114,7 +138,8 @@ def _write(path: Path, ids: Tensor, logp: Tensor) -> None:
     files.write_bytes(path, save({"ids": ids, "logp": logp}, metadata={"thimble": note}))
 
 
-def _read(path: Path) -> tuple[Tensor, Tensor]:
+def _check(path: Path, shape: tuple[int, int, int]) -> None:
+    """Raise ValueError for a file that is none of `_write`'s, or is not what was written."""
     try:
         with safe_open(path, "pt") as file:
             found = {name: file.get_tensor(name) for name in ("ids", "logp")}
@@ -122,6 +147,5 @@ def _read(path: Path) -> tuple[Tensor, Tensor]:
     except SafetensorError as error:
         raise ValueError(f"{path} holds no answers ({error}); delete it, and they are computed again.") from error
     for name, tensor in found.items():
-        if digest(tensor) != hashes.get(name):
+        if digest(tensor) != hashes.get(name) or tuple(tensor.shape) != shape:
             raise ValueError(f"{path} has changed since it was written ({name}); delete it and keep the answers again.")
-    return found["ids"], found["logp"]

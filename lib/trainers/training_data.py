@@ -82,7 +82,9 @@ def in_steps(source: Source, model: nn.Module, settings: dict, *, checked: bool 
     return minibatch.ShuffledRows(source.rows, **order, check=check)
 
 
-class _Windows(Sequence):
+class Windows(Sequence):
+    """Token ids [count, length] as rows."""
+
     def __init__(self, ids: Tensor | token_windows.Rows):
         self.ids = ids
 
@@ -94,7 +96,7 @@ class _Windows(Sequence):
 
 
 def _windows(ids: Tensor | token_windows.Rows) -> Source:
-    return Source(_Windows(ids), len(ids), len(ids) * ids.shape[1], files.data_hash(ids), alike=True)
+    return Source(Windows(ids), len(ids), len(ids) * ids.shape[1], files.data_hash(ids), alike=True)
 
 
 def _rows(data, model: nn.Module, columns) -> Source:
