@@ -47,7 +47,7 @@ def use(path: Path, folder: Path, in_memory: int) -> None:
     assert left.sha256 == text.sha256 and not guards.contamination({"a": other.text}, left.documents).found
     perplexity.measure(made, text, windows=8, length=64)
     bits_per_byte.measure(made, text, length=64, characters=20_000)
-    kept = top_k.keep(made, windows, k=4, folder=folder)
+    kept = top_k.cache_teacher(made, windows, k=4, folder=folder)
     gptq.quantize_(model(), windows, bits=4, group_size=32)
     loop.train_(made, text, next_token.loss, steps=1, batch=2, learning_rate=1e-3)
     loop.train_(made, windows, kept, steps=1, batch=2, learning_rate=1e-3)

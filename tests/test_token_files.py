@@ -3,8 +3,10 @@
 import functools
 import itertools
 import json
+import multiprocessing
 import os
 import re
+import signal
 import threading
 from pathlib import Path
 
@@ -287,6 +289,20 @@ def test_a_file_that_is_not_whole_is_made_again(folder, text, harm):
         about.write_text(about.read_text().replace(text.sha256, "0" * 64) if harm == "other" else "{")
     assert (token_file.mapped(text, tiny.tokenizer()) == before).all() and made(folder) == [about, ids]
     assert not list(about.parent.glob(".*.tmp"))
+
+
+@pytest.mark.parametrize("step", [(os, "fsync"), (os, "replace"), (files, "write_text"), (token_file, "_make_room")])
+def test_what_a_kill_left_is_cleared_up_and_made_anew(folder, text, monkeypatch, step):
+    with monkeypatch.context() as patch:
+        patch.setattr(*step, lambda *given: os.kill(os.getpid(), signal.SIGKILL))
+        process = multiprocessing.get_context("fork").Process(target=token_file.mapped, args=(text, tiny.tokenizer()))
+        process.start()
+        process.join()
+    assert process.exitcode == -signal.SIGKILL
+    left = [path.name for path in (folder / "a home with é" / "data" / "cache" / "tokens").glob("*/*")]
+    assert "about.json" not in left and left
+    assert bytes(token_file.mapped(text, tiny.tokenizer()).astype(np.uint8)) == text.text.encode()
+    assert [path.name for path in made(folder)] == ["about.json", "ids.bin"]
 
 
 def test_a_text_that_changed_since_it_was_loaded_is_refused(folder, text):

@@ -82,15 +82,19 @@ def quantize(method, folder, *, seed=0, weights=0, **changes):
 def counted(at_most=math.inf):
     """Count the calls that lib makes and receives: of its functions, of torch, of files. The last one is a SIGKILL.
 
-    Yields a list with their number so far. No clock has a part in where a kill comes.
+    Yields a list with the number of each call that renamed a file or folder, and of the last call. No clock has a part
+    in where a kill comes.
     """
-    lib, seen = f"{files.ROOT / 'lib'}{os.sep}", [0]
+    lib, number, seen = f"{files.ROOT / 'lib'}{os.sep}", 0, []
 
-    def count(frame, event, _):
+    def count(frame, event, called):
+        nonlocal number
         if event in ("call", "c_call") and frame.f_code.co_filename.startswith(lib):
-            seen[0] += 1
-            if seen[0] >= at_most:
+            number += 1
+            if number >= at_most:
                 os.kill(os.getpid(), signal.SIGKILL)
+            if called in (os.replace, os.rename):
+                seen.append(number)
 
     before = sys.getprofile()
     sys.setprofile(count)
@@ -98,6 +102,7 @@ def counted(at_most=math.inf):
         yield seen
     finally:
         sys.setprofile(before)
+        seen.append(number)
 
 
 def work(job, settings, folder, calls):
@@ -138,12 +143,15 @@ def forking():
 def killed_until_done(method, folder, calls, chance):
     """Start the job over and over and kill it; how much each kill left finished.
 
-    A kill comes at a random call within the next `calls`, in the middle of work and of files, or later after each kill
-    that came before anything more was finished.
+    calls: of an undisturbed run, as `counted` has them. The first kill comes before anything takes its place, the
+    second in the middle of the work, each later one at a random call of the next quarter, or later after each that came
+    before anything more was finished: in the middle of work and of files.
     """
-    left, done = [0], False
+    last, middle = calls[-1], calls[len(calls) // 3 : 1 + 2 * len(calls) // 3]
+    left, kills, done = [0], [chance.randint(1, calls[0]), chance.randint(middle[0], middle[-1])], False
     while not done:
-        done = ended(quantize, method, folder, chance.randint(1, calls * 2 ** (left.count(left[-1]) - 1)))
+        within = last // 4 * 2 ** (left.count(left[-1]) - 1)
+        done = ended(quantize, method, folder, kills.pop(0) if kills else chance.randint(1, within))
         left.append(len(finished(folder)))
     return left[:-1]
 
@@ -154,7 +162,7 @@ def test_killed_anywhere_it_ends_in_the_same_bytes(tmp_path, monkeypatch, method
     with counted() as calls:
         whole = quantize(method, tmp_path / "undisturbed")
     total = len(finished(tmp_path / "undisturbed"))
-    left = killed_until_done(method, tmp_path / "killed", calls[0] // 4, random.Random(method))
+    left = killed_until_done(method, tmp_path / "killed", calls, random.Random(method))
     if method in ONE:
         assert total == 1 and len(left) > 1, f"no kill came before the end: {left}"
     else:
