@@ -9,7 +9,8 @@ from lib import files, results, sources, tokenization
 from lib.evaluation import likelihood
 from lib.metrics import bits_per_byte, divergence, perplexity
 from lib.metrics.score import exact
-from lib.sources import texts
+from lib.sources import file_formats, texts
+from lib.sources import pieces as cutting
 from lib.tasks.task import Likelihood
 from lib.trainers import top_k
 from tests import tiny
@@ -211,8 +212,8 @@ def test_llama_cpp_reads_windows_as_they_begin(tmp_path, monkeypatch, before):
 
 
 @pytest.mark.parametrize("before, first", [("<s>", [0]), ("<|user|> <|bot|>", [2, 3])])
-def test_a_first_token_that_a_template_wrote_is_there_once(before, first):
-    """In every window that begins where a templated text does, and in the bits of a document."""
+def test_a_first_token_that_a_template_wrote_is_there_once(tmp_path, monkeypatch, before, first):
+    """In every window that begins where a templated text does, and in the bits of a document; streamed as in memory."""
     made, written = model(before), before.replace(" ", "")
     room = 10 - len(first)
     words = [WORDS[: 2 * room], WORDS[:room], WORDS[2:40]]
@@ -224,3 +225,15 @@ def test_a_first_token_that_a_template_wrote_is_there_once(before, first):
     ]
     templated, bare = (bits_per_byte.measure(made, start + WORDS, length=40) for start in (written, ""))
     assert templated == bare
+
+    monkeypatch.setenv("THIMBLE_HOME", str(tmp_path))
+    (tmp_path / "train.txt").write_text("".join(written + each for each in words))
+    (tmp_path / "test.txt").write_text(written + WORDS)
+    for size in (1, 1 << 20):
+        monkeypatch.setattr(cutting, "AT_ONCE", size)
+        streamed = texts.load(str(tmp_path / "train.txt"), "train", in_memory=0)
+        assert torch.equal(texts.tokens(streamed, made, length=10), found)
+        drawn, expected = (texts.tokens(each.windows(4, 10, seed=3), made) for each in (streamed, text(streamed.text)))
+        assert torch.equal(drawn, expected)
+    monkeypatch.setattr(file_formats, "BLOCK", 2)  # the first token is cut in two
+    assert bits_per_byte.measure(made, texts.load(str(tmp_path / "test.txt"), in_memory=0), length=40) == bare

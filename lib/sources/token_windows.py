@@ -104,7 +104,7 @@ def cut(text, model, count: int | None, length: int, seed: int | None, bos: bool
     _say(first, tokenizer)
     if not isinstance(ids, Tensor):
         return Rows(ids, first, length, starts, vocabulary)
-    return known(_begun(first, ids.unfold(0, length - len(first), 1)[torch.tensor(starts)]), vocabulary)
+    return known(_begun(first, ids.unfold(0, length - len(first), 1)[torch.tensor(list(starts))]), vocabulary)
 
 
 def _begun(first: list[int], found: Tensor) -> Tensor:
