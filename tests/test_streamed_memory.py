@@ -12,7 +12,7 @@ from pathlib import Path
 
 from lib.metrics import bits_per_byte, guards, perplexity
 from lib.quantizers import gptq
-from lib.sources import chunks, contamination, file_formats, paragraphs, texts, token_windows
+from lib.sources import chunks, contamination, file_formats, texts, token_windows
 from lib.trainers import loop, next_token, top_k, training_data
 from tests import tiny
 
@@ -75,7 +75,6 @@ def test_memory_stays_what_it_is_however_long_the_text(tmp_path, monkeypatch, on
     monkeypatch.setenv("THIMBLE_HOME", str(tmp_path / "home"))
     monkeypatch.setattr(file_formats, "BLOCK", 1 << 15)
     monkeypatch.setattr(token_windows, "_AT_ONCE", 1 << 13)
-    monkeypatch.setattr(paragraphs, "LONGEST", 1 << 15)
     monkeypatch.setattr(chunks, "ids", functools.partial(chunks.ids, chunk=1 << 13, overlap=1 << 11))
     small, large = tmp_path / "train-a.txt", tmp_path / "train-b.txt"
     small.write_text("\n\n".join([ROW] * 30))
