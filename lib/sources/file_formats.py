@@ -124,8 +124,8 @@ def _jsonl(path: Path) -> Iterator[tuple[str, str]]:
 
 
 def _parquet(path: Path) -> Iterator[tuple[str, str]]:
-    import pyarrow
-    from pyarrow import parquet
+    import pyarrow  # 0.1 s, only for Parquet files
+    from pyarrow import parquet  # as above
 
     try:
         # a column is read through a small buffer: a group of rows may be as large as the file

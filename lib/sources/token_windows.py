@@ -8,8 +8,10 @@ import random
 from collections.abc import Iterator, Sequence
 
 import numpy as np
+import psutil
 import torch
 from torch import Tensor
+from transformers import AutoTokenizer
 
 from lib import tokenization
 from lib.sources import note, pieces, token_file
@@ -51,8 +53,6 @@ class Rows(Sequence):
 
     def tensor(self) -> Tensor:
         """All windows at once, LongTensor [count, length]; ValueError where the memory has no room for them."""
-        import psutil
-
         size, free = 8 * len(self) * self.length, psutil.virtual_memory().available
         if size > free:
             raise ValueError(
@@ -115,8 +115,6 @@ def _begun(first: list[int], found: Tensor) -> Tensor:
 def tokenizer_of(model):
     """The tokenizer that `sources.models.load` attached, else that of the folder or id the model was loaded from."""
     if getattr(model, "tokenizer", None) is None:
-        from transformers import AutoTokenizer
-
         origin = getattr(model, "name_or_path", "")
         if not origin:
             raise ValueError(
@@ -142,8 +140,6 @@ def _say(first, tokenizer):
 
 def _check_memory(text, tokenizer) -> None:
     """Raise ValueError where a streamed text, its tokens in a list and in a tensor do not fit into memory."""
-    import psutil
-
     size, free = 24 * text.characters, psutil.virtual_memory().available
     if size > free:
         raise ValueError(
