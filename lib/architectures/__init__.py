@@ -34,7 +34,7 @@ class Row:
 
 
 ARCHITECTURES = {
-    "plain": Row("plain", "Llama"),
+    "plain": Row("llama", "Llama"),
     "headwise": Row("headwise", "a matrix and GELU for each head, before concatenation"),
     "headwise_relu": Row("headwise", "with ReLU", {"head_activation": "relu"}),
     "headwise_silu": Row("headwise", "with SiLU", {"head_activation": "silu"}),
@@ -45,8 +45,8 @@ ARCHITECTURES = {
     "talking_heads": Row("talking_heads", "heads mixed before and behind the softmax"),
     "nonlinear_query": Row("nonlinear_query", "queries by a small MLP"),
     # of headwise each weight serves once a token, as those of an MLP: equal weights are equal operations
-    "wider": Row("plain", "control: the weights of headwise in the MLP", of="headwise", change=controls.equal_weights),
-    "deeper": Row("plain", "control: one block more", of="plain", change=lambda _, config: controls.deeper(config)),
+    "wider": Row("llama", "control: the weights of headwise in the MLP", of="headwise", change=controls.equal_weights),
+    "deeper": Row("llama", "control: one block more", of="plain", change=lambda _, config: controls.deeper(config)),
 }
 
 
