@@ -70,13 +70,7 @@ def train_(
     trained = {name: each for name, each in model.named_parameters() if each.requires_grad}
     steps = _check(source, trained, steps, tokens, batch, micro_batch, learning_rate)
     training_data.check_tables(model, source, micro_batch)
-    settings = {
-        "steps": steps,
-        "batch": batch,
-        "micro_batch": micro_batch,
-        "learning_rate": learning_rate,
-        "seed": seed,
-    }
+    settings = dict(steps=steps, batch=batch, micro_batch=micro_batch, learning_rate=learning_rate, seed=seed)
     settings |= {} if clip == 1 else {"clip": clip}
     if hasattr(loss, "check"):
         loss.check(model)
