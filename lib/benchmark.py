@@ -10,6 +10,7 @@ from lib.decoding import draft_controller, lookup, sessions
 from lib.evaluation import comparison, run
 from lib.export import compressed_tensors, plain
 from lib.metrics import count, decoding_speed, guards, speed
+from lib.models import blocks as blocks_of
 from lib.pruners import depth, importance
 from lib.quantized.grid import BITS
 from lib.sources import prompts
@@ -62,11 +63,19 @@ def compress_(
     """Compress `model` in place by one of `METHODS`; returns it. `score` orders the blocks for `depth`."""
     check(method=method, bits=bits, group_size=group_size, blocks=blocks)
     if method == "depth":
-        scores = importance.score(score, model, calibration)
-        depth.drop_blocks_(model, depth.lowest(scores, blocks))
+        removed = depth.lowest(importance.score(score, model, calibration), blocks)
+        print(_said(removed, blocks_of.config(model)))
+        depth.drop_blocks_(model, removed)
     elif method != "none":
         quantizers.by_name(method)(model, calibration, bits=bits, group_size=group_size)
     return model
+
+
+def _said(removed: list[int], config) -> str:
+    """Which blocks go, and of which kind where a model has blocks of several (local and global attention)."""
+    kinds = getattr(config, "layer_types", None) or []
+    named = [f"{block} ({kinds[block]})" if len(set(kinds)) > 1 else str(block) for block in removed]
+    return f"blocks {', '.join(named)} of {config.num_hidden_layers} go"
 
 
 def folder(*, method: str, bits: int, group_size: int, blocks: int, **parameters) -> Path:

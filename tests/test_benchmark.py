@@ -6,6 +6,7 @@ import torch
 from lib import benchmark, tasks
 from lib.metrics import count, peaks, speed
 from lib.models.blocks import blocks
+from lib.pruners import importance
 from lib.sources import models, texts
 from tests import tiny
 
@@ -58,6 +59,16 @@ def test_the_place_of_the_artifact_is_looked_at_before_the_work(tmp_path, monkey
         benchmark.folder(**how, text="my text.txt")
     with pytest.raises(ValueError, match="too long"):
         benchmark.folder(**how, text="t" * 230)
+
+
+def test_the_blocks_that_go_are_named_with_their_kind(capsys):
+    model = tiny.llama()
+    ids = torch.randint(0, 256, (2, 24), generator=torch.Generator().manual_seed(0))
+    model.config.layer_types = ["full_attention", "sliding_attention"] * 2
+    order = sorted(range(4), key=importance.score("block_influence", model, ids).__getitem__)
+    kinds = [f"{block} ({model.config.layer_types[block]})" for block in sorted(order[:2])]
+    benchmark.compress_(model, ids, **DEFAULTS | {"method": "depth", "blocks": 2})
+    assert f"blocks {', '.join(kinds)} of 4 go" in capsys.readouterr().out
 
 
 def test_tasks_are_read_with_their_numbers():

