@@ -1,4 +1,4 @@
-"""Published results: one small file per batch in `data/published/`, read by notebooks 70 to 73 and the README.
+"""Published results: one small file per batch in `data/published/`, read by notebooks 70 to 74 and the README.
 
 Batches that take hours are not run again for a report, so their results are kept in the repository. A table holds
 numbers as printed, "27.4 ± 1.0"; `numbers` parses them. In the README a number stands between marks that name its

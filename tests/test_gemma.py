@@ -1,5 +1,6 @@
 """The second packaged model, Gemma 3 270M, where it is: what the README claims of models holds for it too."""
 
+import copy
 import itertools
 
 import pytest
@@ -24,8 +25,8 @@ def original():
 
 @pytest.fixture(scope="module")
 def shallow(original):
-    """Its first period, five local blocks and a global one: all that is special about it, at a third of the time."""
-    return drop.without(original, range(6, 18))
+    """A model of its own of two blocks, a local and a global one: all that is special about it, in less time."""
+    return copy.deepcopy(drop.without(original, [*range(1, 5), *range(6, 18)]))
 
 
 @pytest.fixture(scope="module")
@@ -96,7 +97,7 @@ def sentencepiece(text, ids, score, whole):
 def test_quantized_saved_and_read_by_plain_transformers(shallow, test_text, tmp_path, method, bits):
     from transformers import AutoModelForCausalLM
 
-    model = drop.without(shallow, [])
+    model = copy.deepcopy(shallow)
     if method == "gptq":
         gptq.quantize_(model, test_text.windows(2, 64), bits=bits, group_size=64)
     else:
@@ -128,11 +129,11 @@ def test_a_task_and_drafting(original):
     from lib.decoding.lookup import Lookup
     from lib.decoding.sessions import ModelSession
 
-    found = run.evaluate(original, tasks.load("packaged_facts", count=6))
-    assert found.asked == 6 and 0 <= next(iter(found.values())).value <= 1
+    found = run.evaluate(original, tasks.load("packaged_facts", count=4))
+    assert found.asked == 4 and 0 <= next(iter(found.values())).value <= 1
     prompt = torch.tensor(original.tokenizer("one two three four, one two three four, one two three").input_ids)
-    drafted = generate(ModelSession(original), prompt, drafter=Lookup(), new_tokens=12)
-    alone = generate(ModelSession(original), prompt, new_tokens=12)
+    drafted = generate(ModelSession(original), prompt, drafter=Lookup(), new_tokens=8)
+    alone = generate(ModelSession(original), prompt, new_tokens=8)
     assert drafted.token_ids == alone.token_ids and len(drafted.steps) < len(alone.steps)
 
 
@@ -141,7 +142,7 @@ def test_the_packed_engine_reads_its_folder(shallow, test_text, tmp_path):
     from lib import runtime
     from lib.runtime import text_generation
 
-    model = drop.without(shallow, [])
+    model = copy.deepcopy(shallow)
     rtn.quantize_(model, bits=8, group_size=64)
     compressed_tensors.save(model, model.tokenizer, tmp_path / "packed")
     weights = runtime.load(tmp_path / "packed")

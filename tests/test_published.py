@@ -8,7 +8,7 @@ import pytest
 
 from lib import files, published
 
-NAMES = ("artifacts", "evaluation", "healing", "methods", "packed", "peers", "pruning", "server", "tokenizer")
+NAMES = ("artifacts", "evaluation", "gemma", "healing", "methods", "packed", "peers", "pruning", "server", "tokenizer")
 README = (files.ROOT / "README.md").read_text()
 
 
