@@ -3,6 +3,7 @@
 import gc
 import os
 import shutil
+import sys
 from pathlib import Path
 
 import hypothesis
@@ -26,13 +27,21 @@ hypothesis.settings.register_profile("no clock", deadline=None)
 hypothesis.settings.load_profile("no clock")
 
 
-@pytest.fixture(autouse=True, scope="module")
+_frozen = 0  # modules that were loaded when the collector was last told to leave them alone
+
+
+@pytest.fixture(autouse=True)
 def nothing_imported_is_garbage():
     """Take what is loaded by now out of the collector's sight: every training ends in a full collection, and one over
     all objects of torch and transformers takes longer than the training of a tiny model.
+
+    Again before each test once a test has imported more: much is imported only where it is needed.
     """
-    gc.collect()
-    gc.freeze()
+    global _frozen
+    if len(sys.modules) > _frozen + 20:
+        gc.collect()
+        gc.freeze()
+        _frozen = len(sys.modules)
 
 
 @pytest.fixture

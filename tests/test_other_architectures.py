@@ -12,7 +12,8 @@ from lib.decoding.sessions import ModelSession
 from lib.metrics import perplexity
 from lib.models import blocks, capture
 from lib.pruners import drop, heal
-from lib.quantizers import gptq
+from lib.quantizers import awq, gptq, rtn
+from lib.sources import models
 from lib.trainers import next_token
 from tests import families, tiny
 
@@ -72,6 +73,38 @@ def test_blocks_that_are_told_their_text_s_tokens_are_refused():
     with pytest.raises(ValueError, match=r"run by themselves .*they answer otherwise"):
         gptq.quantize_(model, IDS, bits=8, group_size=-1)
     assert capture.capture(tiny.llama(), IDS)
+
+
+def test_a_router_that_is_a_linear_layer_and_more_stays_as_it_is():
+    sizes = {"intermediate_size": 48, "num_attention_heads": 2, "num_key_value_heads": 2, "num_local_experts": 4}
+    torch.manual_seed(0)
+    model = transformers.PhimoeForCausalLM(transformers.PhimoeConfig(**SIZES, **sizes)).eval()
+    original = logits(model)
+    assert not any("router" in name for name in rtn.quantize_(model, bits=8, group_size=-1))
+    assert families.distance(logits(model), original) < 0.1
+    falcon = families.build("falcon")  # whose layers are of a class of their own that computes the same
+    assert len(blocks.linears(blocks.blocks(falcon)[0])) == 4
+    assert awq.quantize_(build("Rwkv"), IDS, bits=8, group_size=-1)  # which has no heads to share anything
+
+
+def test_a_model_that_looks_ahead_is_refused(tmp_path):
+    torch.manual_seed(0)
+    config = transformers.XLNetConfig(
+        vocab_size=256, d_model=32, n_layer=1, n_head=2, d_inner=48, initializer_range=0.3
+    )
+    tiny.save(tmp_path / "m", transformers.XLNetLMHeadModel(config))
+    with pytest.raises(ValueError, match="XLNetLMHeadModel, which sees the tokens that it should predict"):
+        models.load(str(tmp_path / "m"))
+
+
+def test_blocks_that_no_configuration_describes_are_not_left():
+    kinds = {"layer_types": ["linear_attention", "full_attention"], "num_hidden_layers": 2}
+    model = transformers.OlmoHybridForCausalLM(
+        transformers.OlmoHybridConfig(**(SIZES | kinds), intermediate_size=48, num_attention_heads=2, pad_token_id=None)
+    )
+    with pytest.raises(ValueError, match=r"no configuration of OlmoHybridForCausalLM .* at least one attention layer"):
+        drop.drop_blocks_(model, [1])
+    assert model.config.num_hidden_layers == 2
 
 
 def test_a_model_that_was_saved_is_pruned(tmp_path):

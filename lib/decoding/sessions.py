@@ -122,7 +122,7 @@ def keeps(model: nn.Module) -> bool:
     kind = type(model), json.dumps([config, model.config._attn_implementation], sort_keys=True, default=str)
     if kind not in _KEEP:
         ids = torch.arange(5, 5 + 9) * 7 % model.get_input_embeddings().num_embeddings
-        plain = copy.copy(model)  # without custom hooks and replacements, which must see only the real work
+        plain = copy.copy(getattr(model, "_orig_mod", model))  # without hooks and replacements: they see the real work
         vars(plain).pop("forward", None)
         vars(plain).update(_forward_hooks={}, _forward_pre_hooks={})
         with evaluating(plain):

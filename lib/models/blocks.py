@@ -5,6 +5,7 @@ the rest is found from there. That covers Llama, Mistral, Qwen2, Qwen3, Phi, Phi
 GPT-NeoX, Falcon, and families built the same way.
 """
 
+import functools
 import itertools
 import sys
 
@@ -140,8 +141,28 @@ def linears(module: nn.Module) -> dict[str, nn.Module]:
 
 
 def is_linear(module: nn.Module) -> bool:
-    """Whether `module` is an `nn.Linear` or its quantized stand-in."""
-    return isinstance(module, nn.Linear) or getattr(module, "stands_for", None) is nn.Linear
+    """Whether `module` is an `nn.Linear`, a subclass that computes the same, or its quantized stand-in.
+
+    Not a subclass that computes more, such as a router (Phi-3.5-MoE's).
+    """
+    return getattr(module, "stands_for", None) is nn.Linear or (isinstance(module, nn.Linear) and _plain(type(module)))
+
+
+@functools.cache
+def _plain(kind: type[nn.Linear]) -> bool:
+    """Whether layers of the class `kind` answer x Wᵀ + b and nothing else; a class of its own forward is tried."""
+    if kind.forward is nn.Linear.forward:
+        return True
+    layer, inputs = nn.Linear(2, 3, device="meta"), torch.tensor([[1.0, -2.0]])
+    layer.weight = nn.Parameter(torch.arange(6.0).view(3, 2), requires_grad=False)
+    layer.bias = nn.Parameter(torch.arange(3.0), requires_grad=False)
+    wanted = layer(inputs)
+    try:
+        layer.__class__ = kind
+        found = layer(inputs)
+    except (TypeError, AttributeError, RuntimeError, ValueError):
+        return False
+    return isinstance(found, torch.Tensor) and found.shape == wanted.shape and torch.allclose(found, wanted)
 
 
 def is_quantized(module: nn.Module) -> bool:

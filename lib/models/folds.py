@@ -116,7 +116,7 @@ def _find(trial, hidden, call, names: list[str], order: list[str], text) -> Fold
 def _candidates(module: nn.Module, source: str, names: list[str], columns: int, text) -> list[Fold]:
     """Candidate folds of `module` into layers of `columns` columns: a norm, all or the last rows, or shared heads."""
     if isinstance(module, nn.Linear):
-        heads, shared = text.num_attention_heads, getattr(text, "num_key_value_heads", None) or 0
+        heads, shared = (getattr(text, f"num_{name}_heads", None) or 0 for name in ("attention", "key_value"))
         found = [Fold(names, source, columns)]
         if 0 < shared < heads and columns % heads == heads % shared == 0:
             repeat, width = heads // shared, columns // heads

@@ -5,6 +5,7 @@ import numbers
 from collections.abc import Iterable, Iterator
 
 import torch
+from huggingface_hub.errors import StrictDataclassError
 from torch import Tensor, nn
 
 from lib.models import blocks as parts
@@ -104,6 +105,14 @@ def _described(model, changes: dict) -> nn.Module:
     for name, value in changes.items():
         setattr(config.get_text_config(), name, value)
     config.dtype = config.get_text_config().dtype = model.dtype  # saving leaves its name, which not all take
+    try:
+        config.validate()
+    except StrictDataclassError as error:
+        reason = " ".join(str(error).split())
+        raise ValueError(
+            f"no configuration of {type(model).__name__} describes the blocks that would stay ({reason}); a "
+            "configuration that transformers accepts is needed; remove other blocks."
+        ) from error
     with torch.device("meta"):
         return type(model)(config)
 

@@ -104,6 +104,22 @@ def _refuse_incomplete(folder, model, report):
             f"{place(folder)} is an encoder ({model.config.model_type}); only decoder-only language models are "
             "compressed here; choose one whose config.json names an architecture that ends in ForCausalLM."
         )
+    if not type(model).__name__.endswith("ForCausalLM") and _looks_ahead(model):
+        raise ValueError(
+            f"{place(folder)} is a {type(model).__name__}, which sees the tokens that it should predict; decoder-only "
+            "language models are compressed here; choose one whose config.json names one that ends in ForCausalLM."
+        )
     if report["unexpected_keys"]:
         unused = sorted(report["unexpected_keys"])
         print(f"model {folder.name}: {len(unused)} tensors of the checkpoint are unused, the first is {unused[0]}")
+
+
+def _looks_ahead(model) -> bool:
+    """Whether logits change with a token that comes after them (XLNet's and XLM's do)."""
+    import torch  # folders are found and checked without torch
+
+    ids = torch.arange(3, 11) % model.get_input_embeddings().num_embeddings
+    texts = torch.stack([ids, torch.cat([ids[:-1], ids[:1]])])  # alike but for the last token
+    with torch.no_grad():
+        one, other = model.eval()(input_ids=texts).logits[:, :-1].float()
+    return bool((one - other).norm() > 1e-3 * one.norm())
