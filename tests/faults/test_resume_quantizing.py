@@ -1,20 +1,23 @@
 """SIGKILL while a model is being quantized: the job that resumes ends in the bytes of one that nothing disturbed."""
 
+import contextlib
 import copy
 import functools
 import inspect
 import json
+import math
 import multiprocessing
 import os
 import random
 import shutil
-import time
+import signal
+import sys
 from pathlib import Path
 
 import pytest
 import torch
 
-from lib import jobs, quantizers
+from lib import files, jobs, quantizers
 from lib.quantizers import allocate, e2e_qp, embedding, learned_zero_points, rtn, sensitivity
 from tests import tiny
 
@@ -57,6 +60,7 @@ CLOCKED = {  # whose steps the clock decides
     "to bits": GRID | {"minutes": 1},
     "to a size": {"megabytes": 0.25, "group_size": 32, "minutes": 1},
 }
+CALLS = 10_000  # of theirs, within which the first kill comes
 # what may not change, instead of bits
 OTHER = {
     "allocate": {"megabytes": 0.3},
@@ -74,12 +78,48 @@ def quantize(method, folder, *, seed=0, weights=0, **changes):
     return model.state_dict()
 
 
-def work(method, folder, started):
+@contextlib.contextmanager
+def counted(at_most=math.inf):
+    """Count the calls that lib makes and receives: of its functions, of torch, of files. The last one is a SIGKILL.
+
+    Yields a list with the number of each call that renamed a file or folder, and of the last call. No clock has a part
+    in where a kill comes.
+    """
+    lib, number, seen = f"{files.ROOT / 'lib'}{os.sep}", 0, []
+
+    def count(frame, event, called):
+        nonlocal number
+        if event in ("call", "c_call") and frame.f_code.co_filename.startswith(lib):
+            number += 1
+            if number >= at_most:
+                os.kill(os.getpid(), signal.SIGKILL)
+            if called in (os.replace, os.rename):
+                seen.append(number)
+
+    before = sys.getprofile()
+    sys.setprofile(count)
+    try:
+        yield seen
+    finally:
+        sys.setprofile(before)
+        seen.append(number)
+
+
+def work(job, settings, folder, calls):
     """What the killed process does."""
     torch.set_num_threads(1)
     jobs.EVERY = 0  # seconds between two saves of a training
-    started.set()
-    quantize(method, folder)
+    with counted(calls):
+        job(settings, folder)
+
+
+def ended(job, settings, folder, calls) -> bool:
+    """Whether the job came to its end in a process that is killed at its call number `calls`."""
+    process = forking().Process(target=work, args=(job, settings, folder, calls))
+    process.start()
+    process.join()
+    assert process.exitcode in (0, -signal.SIGKILL)
+    return process.exitcode == 0
 
 
 def finished(folder):
@@ -100,39 +140,31 @@ def forking():
     return processes
 
 
-def killed_until_done(method, folder, total, chance, pause):
+def killed_until_done(method, folder, calls, chance):
     """Start the job over and over and kill it; how much each kill left finished.
 
-    A kill comes at a random moment between two units drawn from those still to do, in the middle of work and of files;
-    at most so many seconds (`pause`) after the unit before.
+    calls: of an undisturbed run, as `counted` has them. The first kill comes before anything takes its place, the
+    second in the middle of the work, each later one at a random call of the next quarter, or later after each that came
+    before anything more was finished: in the middle of work and of files.
     """
-    processes, left = forking(), [0]
-    while left[-1] < total:
-        started = processes.Event()
-        process = processes.Process(target=work, args=(method, folder, started))
-        process.start()
-        assert started.wait(120), "nothing was started"
-        wanted = left[-1] + chance.randint(0, min(4, total - 1))
-        while process.is_alive() and len(finished(folder)) < wanted:
-            time.sleep(0.001)
-        # longer after each kill that came before anything was finished
-        process.join(chance.uniform(0, pause * 2 ** left.count(left[-1])))
-        process.kill()
-        process.join()
+    last, middle = calls[-1], calls[len(calls) // 3 : 1 + 2 * len(calls) // 3]
+    left, kills, done = [0], [chance.randint(1, calls[0]), chance.randint(middle[0], middle[-1])], False
+    while not done:
+        within = last // 4 * 2 ** (left.count(left[-1]) - 1)
+        done = ended(quantize, method, folder, kills.pop(0) if kills else chance.randint(1, within))
         left.append(len(finished(folder)))
-    return left
+    return left[:-1]
 
 
 @pytest.mark.parametrize("method", [*quantizers.METHODS, *JOBS])
 def test_killed_anywhere_it_ends_in_the_same_bytes(tmp_path, monkeypatch, method):
     monkeypatch.setattr(jobs, "EVERY", 0)
-    begun = time.monotonic()
-    whole = quantize(method, tmp_path / "undisturbed")
+    with counted() as calls:
+        whole = quantize(method, tmp_path / "undisturbed")
     total = len(finished(tmp_path / "undisturbed"))
-    pause = min(0.05, 4 * (time.monotonic() - begun) / total)  # where all is quick, a kill would come after the end
-    left = killed_until_done(method, tmp_path / "killed", total, random.Random(method), pause)
+    left = killed_until_done(method, tmp_path / "killed", calls, random.Random(method))
     if method in ONE:
-        assert total == 1 and len(left) > 2, f"no kill came before the end: {left}"
+        assert total == 1 and len(left) > 1, f"no kill came before the end: {left}"
     else:
         assert total >= BLOCKS and any(0 < count < total for count in left), f"no kill fell into the work: {left}"
     found = quantize(method, tmp_path / "killed")  # reads what the killed processes wrote
@@ -151,14 +183,6 @@ def clocked(job, folder):
     return model.state_dict()
 
 
-def work_by_the_clock(job, folder, started):
-    """What the killed process does."""
-    torch.set_num_threads(1)
-    jobs.EVERY = 0
-    started.set()
-    clocked(job, folder)
-
-
 def decisions(folder):
     """What the clock has decided so far."""
     plan = json.loads((folder / "plan.json").read_text()) if (folder / "plan.json").exists() else {}
@@ -169,23 +193,16 @@ def decisions(folder):
 def test_killed_anywhere_the_recipe_keeps_what_its_clock_decided_and_finishes(tmp_path, monkeypatch, job):
     """How many steps there are, no two clocks agree on; with the same decisions the bytes are the same."""
     monkeypatch.setattr(jobs, "EVERY", 0)
-    folder, chance, before, seen, ended = tmp_path / "killed", random.Random(job), {}, [], False
-    processes = forking()
-    while not ended:
-        started = processes.Event()
-        process = processes.Process(target=work_by_the_clock, args=(job, folder, started))
-        process.start()
-        assert started.wait(120), "nothing was started"
-        # longer after each kill that came before anything was decided or finished
-        process.join(chance.uniform(0, 0.2 * 2 ** seen.count((len(before), len(finished(folder))))))
-        ended = not process.is_alive()
-        process.kill()
-        process.join()
+    folder, chance, before, seen, done = tmp_path / "killed", random.Random(job), {}, [], False
+    while not done:
+        # later after each kill that came before anything was decided or finished
+        calls = CALLS * 2 ** seen.count((len(before), len(finished(folder))))
+        done = ended(clocked, job, folder, chance.randint(1, calls))
         found = decisions(folder)
         assert found.items() >= before.items(), "a decision was made anew"
         before = found
         seen.append((len(found), len(finished(folder))))
-    assert process.exitcode == 0 and any(done > 0 for _, done in seen[:-1]), f"no kill fell into the work: {seen}"
+    assert any(count > 0 for _, count in seen[:-1]), f"no kill fell into the work: {seen}"
     assert f"rounding of model.layers.{BLOCKS - 1}" in before and "steps" in before
     last = clocked(job, folder)  # reads what the killed processes wrote
     assert decisions(folder) == before
