@@ -175,8 +175,8 @@ def test_ninja_is_found_beside_the_interpreter(forgetful, tmp_path, monkeypatch)
     (sources / "cpu.cpp").write_text("int nothing() { return 0; }")
     monkeypatch.setattr(cpu, "_HERE", sources)
     monkeypatch.setenv("PATH", str(tools))
-    cpu.build("portable", tmp_path / "library")
-    assert cpu.sound(tmp_path / "library") is True and os.environ["PATH"] == str(tools)
+    cpu.build("portable", tmp_path / "a library")
+    assert cpu.sound(tmp_path / "a library") is True and os.environ["PATH"] == str(tools)
 
 
 @needs_compiler

@@ -153,7 +153,7 @@ def test_what_a_session_cannot_do_is_refused_with_nothing_changed():
         (tiny.gemma2, {}, "model type 'gemma2'"),
         (tiny.phi, {}, "model type 'phi'"),
         (tiny.gemma3, {"final_logit_softcapping": 5.0}, "final_logit_softcapping=5.0"),
-        (tiny.llama, {"hidden_act": "gelu"}, "activation 'gelu'"),
+        (tiny.llama, {"hidden_act": "gelu"}, "activation hidden_act='gelu'"),
         (tiny.llama, {"head_dim": 24}, "heads of size 24"),
     ],
 )

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shlex
 import sys
 from pathlib import Path
 
@@ -56,7 +57,7 @@ def home(tmp_path, monkeypatch):
     (place / "modules" / "auto_round-0.16.1.dist-info" / "METADATA").write_text("Name: auto-round\nVersion: 0.16.1\n")
     python = place / "auto-round" / "bin" / "python"
     python.parent.mkdir(parents=True)
-    python.write_text(f'#!/bin/sh\nPYTHONPATH="$PYTHONPATH:{place}/modules" exec {sys.executable} "$@"\n')
+    python.write_text(f'#!/bin/sh\nPYTHONPATH="$PYTHONPATH:{place}/modules" exec {shlex.quote(sys.executable)} "$@"\n')
     python.chmod(0o755)
     monkeypatch.setenv("THIMBLE_PEERS", str(place))
     return place

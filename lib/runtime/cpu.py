@@ -39,7 +39,8 @@ SOURCES = ("cpu.cpp", "step.h", "attention.h", "products.h", "simd.h", "team.h")
 PHASES = ("embedding", "norms", "queries", "attention", "output", "gate and up", "down", "head")
 _HERE, _NAME, _TIMEOUT = Path(__file__).parent, "thimble", 900
 _BUILD = (
-    "import sys; from torch.utils import cpp_extension; source, folder, *flags = sys.argv[1:]; "
+    "import shlex, sys; from torch.utils import cpp_extension; source, folder, *flags = sys.argv[1:]; "
+    "cpp_extension.TORCH_LIB_PATH = shlex.quote(cpp_extension.TORCH_LIB_PATH); "  # it may hold spaces, -L takes it bare
     f"cpp_extension.load('{_NAME}', [source], extra_cflags=flags, extra_ldflags=['-Wl,--as-needed', '-pthread'], "
     "build_directory=folder, is_python_module=False)"
 )
