@@ -15,7 +15,7 @@ from lib.folders.turns import Alone
 from lib.models import blocks, structure
 from lib.quantized.grid import PARTS, Quantized
 
-BASE = ("models", "quantized")  # packages of lib that every job uses
+BASE = ("models", "architectures", "quantized")  # packages of lib that every job uses
 EVERY = 60  # seconds between two saves; a killed job repeats at most these
 
 
@@ -121,8 +121,8 @@ def fingerprint(model: nn.Module, tokens: Tensor | None = None, device: str | No
 def environment_fingerprint(package: str = "quantizers") -> dict[str, str]:
     """What determines the result of a job beside its arguments: the code, torch's version, and its threads.
 
-    The code is that of `lib/<package>`, `lib/models` and `lib/quantized`. Another number of threads adds in another
-    order, which changes the last bit of a sum.
+    The code is that of `lib/<package>` and of the packages in `BASE`. Another number of threads adds in another order,
+    which changes the last bit of a sum.
     """
     return {"code": code(package), "torch": torch.__version__, "threads": str(torch.get_num_threads())}
 

@@ -100,7 +100,9 @@ def _shape(kind: type, config: LlamaConfig) -> nn.Module:
     """A model of class `kind` without memory; of its own settings, where `config` is of another class."""
     own = config if isinstance(config, kind.config_class) else kind.config_class(**sizes(config))
     with torch.device("meta"), initialization.no_init_weights():
-        return kind(own)
+        model = kind(own)
+    model.tie_weights()  # which is skipped with the initialization
+    return model
 
 
 def _wider(config: LlamaConfig, units: float, multiple: int) -> LlamaConfig:

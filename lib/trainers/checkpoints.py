@@ -6,16 +6,15 @@ known to be finite, just before that step is taken, so that the newest checkpoin
 the trained weights only; all others are those of the initial model.
 """
 
+import contextlib
 import json
 import math
 import os
-import random
 import re
 import shutil
 import time
 from pathlib import Path
 
-import numpy as np
 import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
@@ -25,6 +24,7 @@ from transformers.trainer_callback import PrinterCallback, ProgressCallback
 
 from lib import files, folders, progress
 from lib.trainers.minibatch import IGNORED
+from lib.trainers.random_state import random_state, set_random_state
 from lib.trainers.schedule import schedule
 
 TENSORS, STATE = "training.safetensors", "state.json"
@@ -39,12 +39,13 @@ class Diverged(ValueError):
 class Loop(Trainer):
     """A Trainer for `loss(model, batch) -> Tensor`; used by `loop.train_`, which says what the arguments mean.
 
-    folder: of the checkpoints, None for none. every: seconds between two of them.
+    folder: of the checkpoints, None for none. every: seconds between two of them. recipe: a `Recipe`, None to heal.
     """
 
-    def __init__(self, *, loss, folder: Path | None, every: float, on_step=None, stop=None, **options):
+    def __init__(self, *, loss, folder: Path | None, every: float, on_step=None, stop=None, recipe=None, **options):
         super().__init__(**options)
         self.loss, self.folder, self.every, self.on_step, self.stop = loss, folder, every, on_step, stop
+        self.recipe = recipe
         self.loss_is_scaled_for_ga = False  # the mean over the windows of a forward pass, whatever is accumulated
         self.elapsed, self._begun, self._saved = 0.0, time.monotonic(), time.monotonic()
         for callback in (PrinterCallback, ProgressCallback):
@@ -60,7 +61,8 @@ class Loop(Trainer):
             self.bar = progress.bar(desc="training", unit="step", initial=done, total=total)
         if getattr(self.loss, "evaluates", False):
             model.eval()
-        found = torch.as_tensor(self.loss(model, inputs))
+        with self.recipe.autocast(self.model) if self.recipe else contextlib.nullcontext():
+            found = torch.as_tensor(self.loss(model, inputs))
         if not math.isfinite(found.item()):
             raise Diverged(f"the loss is {found.item()} at step {self.state.global_step + 1}")
         self.step_tokens = int(inputs["step_tokens"][0]) if "step_tokens" in inputs else 0
@@ -90,7 +92,10 @@ class Loop(Trainer):
         return norm
 
     def create_scheduler(self, num_training_steps: int, optimizer=None):
-        """A linear rise over 5 % of the steps, then half a cosine down to almost zero."""
+        """The recipe's; without one a linear rise over 5 % of the steps, then half a cosine down to almost zero."""
+        if self.lr_scheduler is None and self.recipe:
+            self.lr_scheduler = self.recipe.scheduler(optimizer or self.optimizer, num_training_steps)
+            self._created_lr_scheduler = True
         if self.lr_scheduler is None:
 
             def share(step: int) -> float:
@@ -218,28 +223,6 @@ def read(checkpoint: Path) -> tuple[dict[str, Tensor], dict]:
 def history(checkpoint: Path) -> list[dict]:
     """What was logged up to a checkpoint."""
     return TrainerState.load_from_json(str(checkpoint / TRAINER_STATE_NAME)).log_history
-
-
-def random_state() -> dict:
-    """State of Python's, NumPy's and torch's global random generators, as tensors and plain values."""
-    version, numbers, gauss = random.getstate()
-    kind, keys, *rest = np.random.get_state()
-    tensors = {"torch": torch.get_rng_state(), "numpy": torch.from_numpy(keys.astype(np.int64))}
-    if torch.cuda.is_available():
-        tensors |= {f"cuda.{index}": state for index, state in enumerate(torch.cuda.get_rng_state_all())}
-    return {"tensors": tensors, "plain": {"python": [version, list(numbers), gauss], "numpy": [kind, *rest]}}
-
-
-def set_random_state(state: dict) -> None:
-    """Put back what `random_state` returned."""
-    tensors, plain = state["tensors"], state["plain"]
-    version, numbers, gauss = plain["python"]
-    random.setstate((version, tuple(numbers), gauss))
-    kind, *rest = plain["numpy"]
-    np.random.set_state((kind, tensors["numpy"].numpy().astype(np.uint32), *rest))
-    torch.set_rng_state(tensors["torch"])
-    for index in range(sum(name.startswith("cuda.") for name in tensors)):
-        torch.cuda.set_rng_state(tensors[f"cuda.{index}"], index)
 
 
 def _largest(model) -> float:

@@ -5,6 +5,7 @@ are drawn without repetition until all have been used, in an order that depends 
 """
 
 import contextlib
+import functools
 import hashlib
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -21,6 +22,8 @@ from lib.sources import token_windows
 from lib.trainers import adapters, arguments, checkpoints, minibatch, training_data
 from lib.trainers.history import History
 from lib.trainers.optimizer import AdamW
+from lib.trainers.random_state import random_state, set_random_state
+from lib.trainers.recipe import Recipe
 
 EVERY = 120  # seconds between two checkpoints; a killed training repeats at most these
 _ROOM = 16 << 20  # bytes of a checkpoint beside the tensors
@@ -44,34 +47,35 @@ def train_(
     collate: Callable[[list[dict]], dict] | None = None,
     optimizer: type[torch.optim.Optimizer] | None = None,
     clip: float = 1.0,
+    recipe: Recipe | None = None,
 ) -> History:
     """Train the parameters of `model` that require a gradient, in place.
 
-    data: windows of text, token ids [count, length], or rows as `minibatch` says, of any lengths: a sized data set,
-    or an iterable, which is read in its own order. loss: called with the model and a batch of such rows side by
-    side {"input_ids", "labels", "attention_mask" [rows, length], "window" [rows]}, the rows' indices; it returns
-    the mean over the targets (over the rows, where it has `mean_over = "rows"`). collate: makes a batch of a list
-    of rows; None is `minibatch.collate`. With one's own, rows may have other columns.
+    data: windows of text, token ids [count, length], or rows as `minibatch` says, of any lengths: a sized data set, or
+    an iterable, which is read in its own order. loss: called with the model and a batch of such rows side by side
+    {"input_ids", "labels", "attention_mask" [rows, length], "window" [rows]}, the rows' indices; it returns the mean
+    over the targets (over the rows, where it has `mean_over = "rows"`). collate: makes a batch of a list of rows; None
+    is `minibatch.collate`. With one's own, rows may have other columns.
     steps, or tokens: length of the training; `tokens` are rounded down to whole steps of `batch` rows. micro_batch:
     rows of one forward pass; gradients of batch / micro_batch passes add up. learning_rate: the peak of AdamW's.
     folder: keeps checkpoints, `every` so many seconds; a killed training resumes there and on a CPU ends in the same
     bytes (not with weights that FSDP spreads over processes: those train without a folder only). on_step: called after
     each step with its number, from 1, and its loss. stop: asked before each step with the number of those done; True
     ends the training there. optimizer: torch's optimizer that steps float32 copies of the weights, AdamW where it is
-    None. clip: the norm to which a longer gradient is shortened. A loss with `evaluates = True` is computed in eval
-    mode.
+    None. clip: the norm to which a longer gradient is shortened. recipe: how a training from scratch is run. A loss
+    with `evaluates = True` is computed in eval mode.
 
     Raises ValueError, before anything is trained, for data shorter than a batch, a model without trained weights,
     arguments out of range, and a folder that holds a training with other arguments; OSError where its disk is too
-    small. A loss or gradient that is not finite raises ValueError too, and the model goes back to the last
-    checkpoint, which is good, or to the weights that it came with.
+    small. A loss or gradient that is not finite raises ValueError too, and the model goes back to the last checkpoint,
+    which is good, or to the weights that it came with.
     """
     source = training_data.of(data, model, checked=collate is None)
     trained = {name: each for name, each in model.named_parameters() if each.requires_grad}
     steps = _check(source, trained, steps, tokens, batch, micro_batch, learning_rate)
     training_data.check_tables(model, source, micro_batch)
     settings = dict(steps=steps, batch=batch, micro_batch=micro_batch, learning_rate=learning_rate, seed=seed)
-    settings |= {} if clip == 1 else {"clip": clip}
+    settings |= ({} if clip == 1 else {"clip": clip}) | (recipe.settings() if recipe else {})
     if hasattr(loss, "check"):
         loss.check(model)
     if source.count is not None and steps * batch > source.count:
@@ -80,9 +84,10 @@ def train_(
     kept = contextlib.nullcontext()
     if folder is not None:
         kept = _open(folder := Path(folder), model, source, loss, trained, settings)
-    with kept, _as_it_was(model), _undone(trained) as undo:
+    prepared = recipe.prepared(model) if recipe else contextlib.nullcontext()
+    with kept, _as_it_was(model), prepared, _undone(trained) as undo:
         rows = training_data.in_steps(source, model, settings, checked=collate is None)
-        options = {"folder": folder, "every": every, "on_step": on_step, "stop": stop}
+        options = {"folder": folder, "every": every, "on_step": on_step, "stop": stop, "recipe": recipe}
         trainer = _trainer(model, rows, loss, trained, settings, collate, optimizer, **options)
         return _run(trainer, undo, folder, learning_rate, source.tokens)
 
@@ -118,10 +123,11 @@ def _left(there: list[Path], undo: Callable) -> list[dict]:
     return checkpoints.history(there[-1])
 
 
-def _trainer(model, rows, loss, trained, settings: dict, collate, optimizer, *, folder, **options):
+def _trainer(model, rows, loss, trained, settings: dict, collate, optimizer, *, folder, recipe, **options):
     made = arguments.make(settings, folder, cpu=logits.device(model).type == "cpu")
-    rate = settings["learning_rate"]
-    adamw = None if arguments.sharded(made) else AdamW(trained, learning_rate=rate, optimizer_class=optimizer)
+    given = {"learning_rate": settings["learning_rate"], "optimizer_class": optimizer}
+    given["make"] = functools.partial(recipe.optimizers, model) if recipe else None
+    adamw = None if arguments.sharded(made) else AdamW(trained, **given)
     return checkpoints.Loop(
         model=model,
         args=made,
@@ -130,6 +136,7 @@ def _trainer(model, rows, loss, trained, settings: dict, collate, optimizer, *, 
         optimizers=(adamw, None),
         loss=loss,
         folder=folder,
+        recipe=recipe,
         **options,
     )
 
@@ -149,6 +156,7 @@ def _open(folder: Path, model, source: training_data.Source, loss, trained: dict
     identity = getattr(loss, "identity", None) or {"loss": loss.__module__.rpartition(".")[2]}
     job = {"model": fingerprint(model), "layers": structure.fingerprint(model), **adapters.chosen(model)}
     job |= {"data": source.identity, "names": names, "device": logits.device(model).type}
+    job |= {"architecture": type(model).__name__}
     checkpoints.refuse_others(folder)
     first = get_int_from_env(["RANK", "PMI_RANK", "OMPI_COMM_WORLD_RANK", "MV2_COMM_WORLD_RANK"], 0) == 0
     state = JobState(folder, alone=first, **environment_fingerprint("trainers"), **job, **identity, **settings)
@@ -159,12 +167,12 @@ def _open(folder: Path, model, source: training_data.Source, loss, trained: dict
 @contextlib.contextmanager
 def _as_it_was(model: nn.Module) -> Iterator[None]:
     """Restore the global random states, the modules' modes and the cache setting that the Trainer changes."""
-    state, modes = checkpoints.random_state(), {module: module.training for module in model.modules()}
+    state, modes = random_state(), {module: module.training for module in model.modules()}
     try:
         with rotary.forgetting(model):
             yield
     finally:
-        checkpoints.set_random_state(state)
+        set_random_state(state)
         for module, mode in modes.items():
             module.training = mode
 
