@@ -7,6 +7,8 @@ import torch
 import transformers
 from torch import nn
 
+from lib.decoding.generate import generate
+from lib.decoding.sessions import ModelSession
 from lib.metrics import divergence, perplexity
 from lib.models import logits
 from lib.pruners import drop
@@ -136,6 +138,12 @@ def test_the_trial_is_made_again_when_the_model_changes():
     model.lm_head = nn.Linear(64, 256)
     assert not torch.allclose(log_probabilities(model), p)
     assert torch.allclose(perplexity.nll(model, IDS), nll(model), atol=1e-5)
+    before = nll(model)
+    model.register_forward_hook(lambda _, args, output: doubled(output))
+    assert not torch.allclose(nll(model), before) and torch.allclose(perplexity.nll(model, IDS), nll(model), atol=1e-5)
+    compiled = torch.compile(build("bias"), backend="eager")
+    assert torch.allclose(perplexity.nll(compiled, IDS), nll(compiled), atol=1e-5)
+    assert len(generate(ModelSession(compiled), IDS[0], new_tokens=2).token_ids) == 2
 
 
 def doubled(output):
