@@ -118,6 +118,7 @@ def check_name(path: Path | str, *, written: bool = True) -> None:
     given = os.fspath(path)
     shown = repr(given if len(given) <= 80 else f"{given[:40]}...{given[-20:]}")
     try:
+        given.encode("utf-8", "strict" if written else "surrogateescape")  # libraries write names in UTF-8
         whole = os.fsencode(os.path.abspath(os.path.expanduser(given)))
     except UnicodeEncodeError:
         whole = b"\0"

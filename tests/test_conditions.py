@@ -129,4 +129,7 @@ def test_half_a_character_in_a_request_is_refused_before_anything_runs(tmp_path)
     task = questions.task([Generation("fine", (), 3), Generation("cut \ud83d", (), 3)])
     with pytest.raises(ValueError, match=r"sample 's1' of tiny holds half a character, '\\ud83d', at place 4"):
         run.evaluate(tiny.llama(), task, cache=tmp_path)
+    named = replace(questions.task([Generation("fine", (), 3)]), name="t\ud83d")
+    with pytest.raises(ValueError, match="the task's name holds half a character"):
+        run.evaluate(tiny.llama(), named, cache=tmp_path)
     assert not list(tmp_path.iterdir())

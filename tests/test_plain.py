@@ -105,6 +105,15 @@ def test_several_chat_templates_come_back_and_are_checked(tmp_path, write):
         models.load(tmp_path / "it")
 
 
+@pytest.mark.parametrize("template", ["a\ud83d", {"default": "fine", "other": "a\ud83d"}])
+def test_half_a_character_in_a_template_is_refused_before_the_work(tmp_path, template):
+    model = tiny.llama()
+    model.tokenizer.chat_template = template
+    with pytest.raises(ValueError, match="the chat template holds half a character"):
+        plain.save(model, model.tokenizer, tmp_path / "model")
+    assert not [*tmp_path.iterdir()]
+
+
 def test_a_linked_folder_is_written_where_it_leads(tmp_path):
     (tmp_path / "disk").mkdir()
     (tmp_path / "it").symlink_to(tmp_path / "disk")

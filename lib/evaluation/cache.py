@@ -11,7 +11,7 @@ import json
 import os
 from pathlib import Path
 
-from lib import files
+from lib import files, tokenization
 from lib.tasks.task import Outcome, Sample
 
 Answers = list[Outcome | str]
@@ -19,7 +19,7 @@ Answers = list[Outcome | str]
 
 def task_hash(name: str, samples: list[Sample]) -> str:
     """SHA-256 of a task's name and of the ids and requests of its samples, in order."""
-    digest = hashlib.sha256(name.encode())
+    digest = hashlib.sha256(tokenization.check(name, "the task's name").encode())
     for sample in samples:
         requests = [[type(each).__name__, *vars(each).values()] for each in sample.requests]
         digest.update(json.dumps([sample.id, requests], ensure_ascii=False).encode())

@@ -5,7 +5,7 @@ from pathlib import Path
 
 from torch import nn
 
-from lib import folders
+from lib import folders, tokenization
 from lib.checkpoints import quiet
 from lib.export import packing, stored_tensors
 from lib.models import blocks
@@ -41,6 +41,9 @@ def check(model: nn.Module, tokenizer) -> None:
 def write(model: nn.Module, tokenizer, folder: Path | str, **origin) -> Path:
     """Check `folder`, let transformers write `model` and `tokenizer`; the manifest also holds `origin`."""
     blocks.refuse_adapters(model)
+    template = getattr(tokenizer, "chat_template", None) or ""
+    for each in template.values() if isinstance(template, dict) else [template]:
+        tokenization.check(each, "the chat template")
     folders.check(folder, size(model) + ROOM)
     with quiet(), folders.replace(folder, **origin) as temporary:
         blocks.state_tying_(model)
