@@ -86,7 +86,9 @@ def test_what_a_user_put_into_a_folder_of_ours_is_named_and_stays(tmp_path, name
     assert {name: found for name, found in tree(tmp_path).items() if name != "model/pipe"} == before
 
 
-@pytest.mark.parametrize("name", ["a\0b", "cut \ud83d", "byte \udcff", "n" * 242, "ü" * 121, "/".join(["d" * 200] * 20)])
+@pytest.mark.parametrize(
+    "name", ["a\0b", "cut \ud83d", "byte \udcff", "n" * 242, "ü" * 121, "/".join(["d" * 200] * 20)]
+)
 def test_a_path_that_cannot_be_is_refused_before_the_work(tmp_path, name):
     target = os.path.join(tmp_path, name)
     for ask in (targets.check, write, files.check_writable):
