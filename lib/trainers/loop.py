@@ -81,9 +81,8 @@ def train_(
     if source.count is not None and steps * batch > source.count:
         amount = "" if source.length is None else f"{steps * batch * source.length:,.0f} tokens of "
         print(f"{amount}training are {steps * batch / source.count:.3g} passes over {source.described()}")
-    kept = contextlib.nullcontext()
-    if folder is not None:
-        kept = _open(folder := Path(folder), model, source, loss, trained, settings)
+    folder = None if folder is None else Path(folder)
+    kept = _open(folder, model, source, loss, trained, settings) if folder else contextlib.nullcontext()
     prepared = recipe.prepared(model) if recipe else contextlib.nullcontext()
     with kept, _as_it_was(model), prepared, _undone(trained) as undo:
         rows = training_data.in_steps(source, model, settings, checked=collate is None)
