@@ -19,6 +19,20 @@ BASE = ("models", "architectures", "quantized")  # packages of lib that every jo
 EVERY = 60  # seconds between two saves; a killed job repeats at most these
 
 
+class Results:
+    """Finished results of a job that may have a state or none: `folder` of its files, or None to keep nothing."""
+
+    def __init__(self, state: "JobState | None"):
+        self.state, self.folder = state, state and state.folder
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        if self.state:
+            self.state.end()
+
+
 class JobState:
     """Finished blocks of a job in `folder`, one safetensors file each, complete or absent.
 

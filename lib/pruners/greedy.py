@@ -11,7 +11,7 @@ from pathlib import Path
 from torch import Tensor, nn
 
 from lib import files
-from lib.jobs import JobState, environment_fingerprint, fingerprint
+from lib.jobs import JobState, Results, environment_fingerprint, fingerprint
 from lib.metrics import divergence
 from lib.models.blocks import blocks
 from lib.pruners import importance
@@ -53,20 +53,12 @@ def _step(model, tokens, removed, score, free, options) -> tuple[int, dict[int, 
     return left[best[0]], dict(zip(left, scores))
 
 
-class _Steps:
+class _Steps(Results):
     """Finished steps in `folder`, one JSON file each (None keeps nothing)."""
 
     def __init__(self, folder: Path | str | None, model: nn.Module, tokens: Tensor, **job):
         job |= environment_fingerprint("pruners") | fingerprint(model, tokens) if folder else {}
-        self.state = folder and JobState(folder, method="greedy", **job)
-        self.folder = self.state and self.state.folder
-
-    def __enter__(self):
-        return self
-
-    def __exit__(self, *_):
-        if self.state:
-            self.state.end()
+        super().__init__(folder and JobState(folder, method="greedy", **job))
 
     def load(self, step: int) -> int | None:
         """The block removed in `step`, None where that step is not finished."""

@@ -19,7 +19,7 @@ from safetensors.torch import load, save
 from torch import Tensor, nn
 
 from lib import files
-from lib.jobs import JobState, fingerprint
+from lib.jobs import JobState, Results, fingerprint
 from lib.models import capture, equivalence, folds
 from lib.models.blocks import blocks, path_of_blocks
 from lib.models.folds import Fold, fold_
@@ -175,19 +175,11 @@ def _decide(fold: Fold, parts: list[tuple[Tensor, Tensor]]) -> Scaled:
     return Scaled(fold.layers, fold.source, scale(parts[0][0], alpha), alpha, errors)
 
 
-class _Kept:
+class _Kept(Results):
     """Finished searches, one file each in the folder `state`, complete or absent."""
 
     def __init__(self, state, model: nn.Module, tokens: Tensor, device, **settings):
-        self.state = state and JobState(state, method="awq", **fingerprint(model, tokens, device), **settings)
-        self.folder = self.state and self.state.folder
-
-    def __enter__(self):
-        return self
-
-    def __exit__(self, *_):
-        if self.state:
-            self.state.end()
+        super().__init__(state and JobState(state, method="awq", **fingerprint(model, tokens, device), **settings))
 
     def __call__(self, name: str, make) -> tuple[Tensor, Tensor]:
         """Read the search of the layer `name`, or run `make()` and save its result."""
