@@ -1,10 +1,14 @@
 """Peak memory of a block whose allocations are known, by both ways of measuring and with a pretended device."""
 
+import json
+import subprocess
+import sys
 import time
 
 import pytest
 import torch
 
+from lib import files
 from lib.metrics import memory
 
 MB = 1 << 20
@@ -28,49 +32,84 @@ def _spike(size, seen=lambda: True):
 needs_kernel = pytest.mark.skipif(not _kernel_resets(), reason="the kernel refuses to reset its high-water mark")
 
 
-@pytest.mark.parametrize("way", [pytest.param("kernel", marks=needs_kernel), "sampled"])
-def test_sees_a_spike_that_is_gone_at_the_end(way, monkeypatch):
-    if way == "sampled":
-        monkeypatch.setattr(memory, "_resettable", lambda: False)
+# In a process that ran other tests, memory of theirs that is let go meanwhile would hide a part of a spike
+ALONE = """
+import json, sys
+from lib.metrics import memory
+from tests.test_aligned import MB, _spike
+
+def enough(used, size):
+    return "high-water" in used.how or used.highest > used.before + 0.9 * size
+
+def seen(size, forgotten=0):
+    if forgotten:
+        _spike(forgotten)
     with memory.peak() as used:
-        _spike(200 * MB, lambda: way == "kernel" or used.highest > used.before + 180 * MB)
-    assert ("high-water" if way == "kernel" else "sampled") in used.how
-    assert 180 * MB < used.increase.value < 260 * MB
-    assert used.score.value == used.before + used.increase.value
-    assert (used.score.unit, used.score.higher_is_better) == ("bytes", False)
+        if size:
+            _spike(size, lambda: enough(used, size))
+    return [used.how, used.before, used.increase.value, used.score.value, used.score.unit, used.score.higher_is_better]
 
+def raises():
+    try:
+        with memory.peak() as used:
+            _spike(100 * MB, lambda: enough(used, 100 * MB))
+            raise RuntimeError("on purpose")
+    except RuntimeError as error:
+        return [str(error), used.increase.value, len(memory._open)]
 
-@needs_kernel
-def test_forgets_what_happened_before():
+found = {"kernel": seen(200 * MB), "forgotten": seen(0, 300 * MB), "raises, kernel": raises()}
+result, used = memory.call(lambda: _spike(100 * MB, lambda: enough(memory._open[0], 100 * MB)))
+found["call"] = [result, used.increase.value]
+with memory.peak() as outer:
     _spike(300 * MB)
-    with memory.peak() as used:
-        pass
-    assert used.increase.value < 50 * MB
+    with memory.peak() as inner:
+        _spike(100 * MB)
+found["nested"] = [outer.increase.value, inner.increase.value, len(memory._open)]
+memory._resettable = lambda: False
+found |= {"sampled": seen(200 * MB), "raises, sampled": raises()}
+print(json.dumps(found))
+"""
+
+
+@pytest.fixture(scope="module")
+def alone():
+    """What a fresh process measured of blocks whose sizes are known."""
+    done = subprocess.run([sys.executable, "-c", ALONE], capture_output=True, text=True, cwd=files.ROOT)
+    assert done.returncode == 0, done.stderr
+    return json.loads(done.stdout)
+
+
+@pytest.mark.parametrize("way", [pytest.param("kernel", marks=needs_kernel), "sampled"])
+def test_sees_a_spike_that_is_gone_at_the_end(way, alone):
+    how, before, increase, score, unit, higher_is_better = alone[way]
+    assert ("high-water" if way == "kernel" else "sampled") in how
+    assert 180 * MB < increase < 260 * MB
+    assert score == before + increase
+    assert (unit, higher_is_better) == ("bytes", False)
 
 
 @needs_kernel
-def test_nested_measurements_keep_their_own_peaks():
-    with memory.peak() as outer:
-        _spike(300 * MB)
-        with memory.peak() as inner:
-            _spike(100 * MB)
-    assert 80 * MB < inner.increase.value < 180 * MB
-    assert 280 * MB < outer.increase.value < 400 * MB
-    assert memory._open == []
+def test_forgets_what_happened_before(alone):
+    assert alone["forgotten"][2] < 50 * MB
 
 
-@pytest.mark.parametrize("resettable", [pytest.param(True, marks=needs_kernel), False])
-def test_a_block_that_raises_is_measured_and_its_error_passes(resettable, monkeypatch):
-    monkeypatch.setattr(memory, "_resettable", lambda: resettable)
-    with pytest.raises(RuntimeError, match="on purpose"), memory.peak() as used:
-        _spike(100 * MB)
-        raise RuntimeError("on purpose")
-    assert used.increase.value > 80 * MB and memory._open == []
+@needs_kernel
+def test_nested_measurements_keep_their_own_peaks(alone):
+    outer, inner, still_open = alone["nested"]
+    assert 80 * MB < inner < 180 * MB
+    assert 280 * MB < outer < 400 * MB
+    assert still_open == 0
 
 
-def test_call_returns_the_result_too():
-    result, used = memory.call(_spike, 100 * MB)
-    assert result == 1 and used.increase.value > 80 * MB
+@pytest.mark.parametrize("way", [pytest.param("kernel", marks=needs_kernel), "sampled"])
+def test_a_block_that_raises_is_measured_and_its_error_passes(way, alone):
+    error, increase, still_open = alone[f"raises, {way}"]
+    assert error == "on purpose" and increase > 80 * MB and still_open == 0
+
+
+def test_call_returns_the_result_too(alone):
+    result, increase = alone["call"]
+    assert result == 1 and increase > 80 * MB
 
 
 def test_a_kernel_that_refuses_falls_back_to_sampling(tmp_path, monkeypatch):
