@@ -3,6 +3,7 @@
 import json
 import os
 import re
+from html import escape
 
 import pytest
 
@@ -136,6 +137,23 @@ def test_failures_are_listed_and_unfair_tables_refused(quick, monkeypatch):
     measured = read("chapter-50.html")
     assert "no finished run of the original model" in measured and "benchmark.csv" not in measured
     assert site.main([]) == 1
+
+
+def test_a_file_that_is_no_notebook_is_named_on_the_page_and_the_others_are_shown(quick):
+    whole = {"cells": [code("1", {"output_type": "error"})], "metadata": {}, "nbformat": 4, "nbformat_minor": 5}
+    broken = {"half": b'{"cells": [', "list": b"[1]", "other": b'{"a": 1}', "latin": b'"\xe9"', "empty": b""}
+    broken |= {"output <b>": json.dumps(whole).encode(), "newer": b'{"cells": [], "metadata": {}, "nbformat": 99}'}
+    report_data.store(few())
+    notebook(prose("# Grids"), code("1"), name="20_grids")
+    for name, content in broken.items():
+        files.write_bytes(files.report() / "notebooks" / f"21_outliers-{name}.ipynb", content)
+    page = site.build().read_text()
+    assert "7 notebooks failed" in page and "notebooks/20_grids.html" in read("chapter-20.html")
+    for name in broken:
+        sentence = f"{escape(f'21_outliers-{name}.ipynb')} is no notebook that can be read ("
+        assert sentence in page and sentence in read("chapter-20.html")
+        assert sentence in read(f"notebooks/21_outliers-{name}.html")
+    assert site.main([]) == 0
 
 
 def test_claims_that_do_not_hold_have_a_list_of_their_own(quick):

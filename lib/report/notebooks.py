@@ -38,13 +38,14 @@ class Page:
 def convert(folder: Path) -> list[Page]:
     """Convert every executed notebook of `folder` whose HTML is missing or older than it; returns all pages by name.
 
-    `<name>.failed.ipynb` is a notebook that stopped with an error. Pages without their notebook are removed. Raises
-    ValueError where a page that is not the report's lies where one has to be.
+    `<name>.failed.ipynb` is a notebook that stopped with an error; a file that can't be read counts as one, and its
+    page says so. Pages without their notebook are removed. Raises ValueError where a page that is not the report's lies
+    where one has to be.
     """
     found, sources = [], [Path(__file__), *pages.FOLDER.iterdir()]
     for path in sorted(each for each in folder.glob("*.ipynb") if not each.name.startswith(".")):
-        document = json.loads(path.read_text(encoding="utf-8"))
-        page = _page(path, document)
+        document, unread = _read(path)
+        page = _page(path, document, unread)
         found.append(page)
         changed = max(source.stat().st_mtime for source in (path, *sources))
         if not page.path.exists() or page.path.stat().st_mtime < changed or not pages.is_ours(page.path):
@@ -55,9 +56,22 @@ def convert(folder: Path) -> list[Page]:
     return found
 
 
-def _page(path: Path, document: dict) -> Page:
-    failed = path.name.endswith(".failed.ipynb")
-    name, stopped, error = path.name.removesuffix(".ipynb").removesuffix(".failed"), {}, ""
+def _read(path: Path) -> tuple[dict, str]:
+    """The notebook at `path` and ""; of a file that can't be read, a notebook that says so and the sentence."""
+    try:
+        document = nbformat.read(path, as_version=4)  # brings older formats to this one
+        nbformat.validate(document, relax_add_props=True)
+        return document, ""
+    except Exception as error:  # whose classes of errors have no common ancestor
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0][:200]
+        sentence = f"{path.name} is no notebook that can be read ({reason}); run it again, or remove the file."
+        printed = nbformat.v4.new_output("stream", text=sentence)
+        return nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(outputs=[printed])]), sentence
+
+
+def _page(path: Path, document: dict, error: str = "") -> Page:
+    failed = path.name.endswith(".failed.ipynb") or bool(error)
+    name, stopped = path.name.removesuffix(".ipynb").removesuffix(".failed"), {}
     for cell in document["cells"]:
         for output in cell.get("outputs", []):
             if output["output_type"] == "error":
