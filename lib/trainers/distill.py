@@ -6,6 +6,7 @@ arXiv 2407.14679, section 3, whose ablations favour forward KL on logits.
 """
 
 import weakref
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
 import torch
@@ -14,20 +15,21 @@ from torch import Tensor, nn
 from lib import checkpoints
 from lib.models import blocks, logits, partial, structure
 from lib.sources import texts
-from lib.trainers import chunked, minibatch, prefix
+from lib.trainers import chunked, divergences, minibatch, prefix
 
 
 @dataclass(frozen=True, eq=False)
 class Distillation:
-    """The loss KL(p || q) from `teacher` p to the model q; called as `loss(model, batch)`.
+    """The loss KL(p || q) from `teacher` p to the model q, or another divergence; called as `loss(model, batch)`.
 
-    temperature T: both distributions are softmax(z / T), and the loss is multiplied by T², which keeps the size of
-    its gradient. The teacher is run in eval mode and keeps no gradients.
+    divergence: one of `divergences`. temperature T: both distributions are softmax(z / T), and the loss is multiplied
+    by T², which keeps the size of its gradient. The teacher is run in eval mode and keeps no gradients.
     Raises ValueError at the first call for a teacher with another vocabulary or tokenizer.
     """
 
     teacher: nn.Module
     temperature: float = 1.0
+    divergence: Callable[[Tensor, Tensor], tuple[Tensor, Tensor]] = divergences.FORWARD_KL
     # student -> (blocks run once for both, what they were like when that was found)
     _shared: dict = field(default_factory=weakref.WeakKeyDictionary, repr=False)
 
@@ -40,7 +42,8 @@ class Distillation:
         """Settings that determine the result of a training with this loss."""
         teacher = {"teacher": checkpoints.fingerprint(self.teacher)}
         teacher["teacher_layers"] = structure.fingerprint(self.teacher)
-        return {"loss": "distill", "temperature": self.temperature, **teacher}
+        other = {} if self.divergence == divergences.FORWARD_KL else divergences.identity(self.divergence)
+        return {"loss": "distill", "temperature": self.temperature, **other, **teacher}
 
     def check(self, model: nn.Module) -> None:
         """Raise ValueError unless teacher and model have the same tokens; find the blocks that both can share.
@@ -60,7 +63,7 @@ class Distillation:
         return count
 
     def __call__(self, model: nn.Module, batch: dict) -> Tensor:
-        """1/n Σ_t KL(p(· | x_<t) || q(· | x_<t)) in nats; its gradient by the model's logits is T (q - p)."""
+        """1/n Σ_t KL(p(· | x_<t) || q(· | x_<t)) in nats, times T²."""
         T, count = self.temperature, self._common(model)
         with logits.evaluating(self.teacher), partial.recorded(self.teacher, count) as common:
             run, projection = logits.split(self.teacher)
@@ -69,22 +72,11 @@ class Distillation:
         def of_logits(found: Tensor, rows: slice) -> tuple[Tensor, Tensor]:
             with torch.no_grad():
                 z_p = projection(states[rows]).float()
-            z_q = found
-            if T != 1:
-                z_p, z_q = z_p / T, z_q / T
-            p, q = z_p.softmax(-1), z_q.softmax(-1)
-            # Σ p (ln p - ln q) = Σ p (z_p - z_q) - (ln Σ exp z_p - ln Σ exp z_q): spares the logarithms of all tokens
-            apart = _normalizer(z_p, p) - _normalizer(z_q, q)
-            loss = z_p.sub_(z_q).mul_(p).sum() - apart.sum()
-            return loss * T**2, q.sub_(p) if T == 1 else q.sub_(p).mul_(T)
+            loss, gradient = self.divergence(*((z_p, found) if T == 1 else (z_p / T, found / T)))
+            return loss * T**2, gradient if T == 1 else gradient.mul_(T)
 
         with partial.skipped(model, count, common[0]):
             return chunked.mean(model, batch, of_logits)
-
-
-def _normalizer(z: Tensor, softmax: Tensor) -> Tensor:
-    """ln Σ exp z of each row, computed from its likeliest token: softmax = exp z / Σ exp z."""
-    return z.amax(-1) - softmax.amax(-1).log()
 
 
 def same_tokens(teacher: nn.Module, model: nn.Module) -> None:

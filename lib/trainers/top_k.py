@@ -7,7 +7,9 @@ The predictions stay on disk: a step reads those of its windows.
 """
 
 import json
-from dataclasses import dataclass
+import math
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -19,9 +21,10 @@ from lib import checkpoints, files
 from lib.models import blocks, logits, structure
 from lib.models.reference import digest
 from lib.sources import texts
-from lib.trainers import chunked, minibatch
+from lib.trainers import chunked, divergences, minibatch
 
 K = 64
+TINY = math.exp(-80)  # the least probability of all other tokens together: a float32, which e^-inf is not
 PART = 64  # windows of one file: what a killed job repeats at most
 
 
@@ -38,6 +41,13 @@ class TopKDistillation:
     identity: dict
     tokenizer: str | None
     vocabulary: int
+    divergence: Callable[[Tensor, Tensor], tuple[Tensor, Tensor]] = divergences.FORWARD_KL
+
+    def towards(self, divergence) -> "TopKDistillation":
+        """The same kept answers under another of `divergences`."""
+        other = {} if divergence == divergences.FORWARD_KL else divergences.identity(divergence)
+        kept = {name: each for name, each in self.identity.items() if name not in divergences.identity(self.divergence)}
+        return replace(self, divergence=divergence, identity=kept | other)
 
     def check(self, model: nn.Module) -> None:
         """Raise ValueError for a model that predicts other tokens than the teacher did."""
@@ -52,20 +62,23 @@ class TopKDistillation:
     def __call__(self, model: nn.Module, batch: dict) -> Tensor:
         """1/n Σ_t KL(p || q) over the k tokens and the rest, in nats.
 
-        Its gradient by the logit of one of the k tokens is q - p, by any other q (1 - p_rest / q_rest).
+        A divergence's gradient by the logits of these k + 1 outcomes is that by the logits of the k tokens; the rest's
+        logit is ln Σ exp z over all other tokens.
         """
         places = batch["window"].cpu()
         ids = minibatch.select(self.ids[places], batch).long()
         logp = minibatch.select(self.logp[places], batch).float()
 
         def of_logits(found: Tensor, rows: slice) -> tuple[Tensor, Tensor]:
-            here, log_p = ids[rows].to(found.device), logp[rows].to(found.device)
-            p, q = log_p.exp(), found.log_softmax(-1)
-            rest_p = (1 - p.sum(-1)).clamp_min(0)
-            log_rest_q = q.scatter(-1, here, -torch.inf).logsumexp(-1).clamp_min(-80)  # e^-80 is a float32, e^-inf not
-            loss = (p * (log_p - q.gather(-1, here))).sum() + (torch.xlogy(rest_p, rest_p) - rest_p * log_rest_q).sum()
-            gradient = q.exp() * (1 - rest_p / log_rest_q.exp())[:, None]
-            return loss, gradient.scatter_(-1, here, q.gather(-1, here).exp() - p)
+            here, log_p, log_q = ids[rows].to(found.device), logp[rows].to(found.device), found.log_softmax(-1)
+            log_rest_p = (1 - log_p.exp().sum(-1, keepdim=True)).clamp_min(TINY).log()
+            others = log_q.scatter(-1, here, -torch.inf)
+            log_rest_q = others.logsumexp(-1, keepdim=True).clamp_min(math.log(TINY))
+            outcomes_p = torch.cat([log_p, log_rest_p], -1)
+            loss, by = self.divergence(outcomes_p, torch.cat([log_q.gather(-1, here), log_rest_q], -1))
+            # ∂L/∂z of another token: its share of the rest's probability, of what the rest's logit would get
+            gradient = (others - log_rest_q).exp_().mul_(by[:, -1:])
+            return loss, gradient.scatter_(-1, here, by[:, :-1])
 
         return chunked.mean(model, batch, of_logits)
 
