@@ -149,3 +149,12 @@ def test_the_ranking_of_a_score_that_should_be_high_begins_with_the_highest():
 @pytest.mark.parametrize("table", [pd.DataFrame(), run("22_gptq", {"x": 1}), batch().assign(status="failed")])
 def test_without_a_finished_ladder_the_ranking_says_what_is_missing(table):
     assert "no finished run of 29_best_recipe yet: run `" in ablations.ranking(table)
+
+
+def test_variants_keep_their_order_and_a_later_notebook_with_the_same_metric_hides_none():
+    variants = run("22_gptq", {"b": 80.0, "a": 40.0, "c": 20.0})
+    later = run("50_benchmark", {None: 9.0}, day=2)
+    axes = ablations.by_variant(pd.concat([variants, later], ignore_index=True), "kl_divergence").axes[0]
+    assert [label.get_text() for label in axes.get_yticklabels()] == ["b", "a", "c"]
+    assert axes.containers[0][0].get_xdata().tolist() == [80.0, 40.0, 20.0]
+    assert any("no finished run" in text for text in texts(ablations.by_variant(later, "kl_divergence")))

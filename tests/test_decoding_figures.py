@@ -19,11 +19,6 @@ def table():
                 dict(common, metric="tokens_per_step", kind=kind, arm=arm, value=2.5 - place / 2),
                 dict(common, metric="speed_up", kind=kind, arm=arm, value=2.0 - place / 2),
             ]
-        for accepted in range(4):
-            made.append(dict(common, metric="accepted_share", kind=kind, arm="lookup", accepted=accepted, value=0.25))
-    for place, variant in enumerate(["original", "4 bits", "4 bits with lookup"]):
-        for metric in decoding.VARIANTS:
-            made.append(dict(common, metric=metric, variant=variant, value=10.0 ** (place - 1), stderr=0.0))
     return pd.DataFrame(made)
 
 
@@ -44,22 +39,7 @@ def test_by_kind_has_a_point_per_kind_and_arm(table):
     assert ends[1][0] - ends[0][0] == pytest.approx(2 * scipy.stats.t.ppf(0.975, 7) * 0.1)
 
 
-def test_acceptance_has_a_panel_per_kind(table):
-    figure = decoding.acceptance(table)
-    assert len(figure.axes) == 3 and [bar.get_height() for bar in figure.axes[0].patches] == [25.0] * 4
-
-
-def test_variants_show_every_number_and_what_is_missing(table):
-    shown = texts(decoding.variants(table))
-    assert all(title in shown for title, _, _ in decoding.VARIANTS.values()) and "10,000" in shown
-    without = table[~(table["variant"].eq("original") & table["metric"].eq("variant_kl"))]
-    assert "not measured" in texts(decoding.variants(without))
-    cells = decoding.table_of_variants(table)
-    assert list(cells.index) == ["original", "4 bits", "4 bits with lookup"]
-    assert cells.loc["4 bits", "Time per token, milliseconds"] == "1,000"
-
-
-@pytest.mark.parametrize("draw", [decoding.by_kind, decoding.acceptance, decoding.variants])
-def test_missing_runs_show_a_gap(draw, table):
-    assert "no finished run" in texts(draw(pd.DataFrame()))
-    assert "no finished run" not in texts(draw(table)) and len(style.png(draw(table))) < 100_000
+def test_missing_runs_show_a_gap(table):
+    drawn = decoding.by_kind(table)
+    assert "no finished run" in texts(decoding.by_kind(pd.DataFrame()))
+    assert "no finished run" not in texts(drawn) and len(style.png(drawn)) < 100_000

@@ -1,17 +1,13 @@
-"""Drift: the measurement against a direct forward pass, and the figure against the table that it draws."""
+"""Error propagation: the parts of the error against a direct forward pass."""
 
 import copy
 
 import numpy as np
-import pandas as pd
 import pytest
-import scipy.stats
 import torch
 
 from lib.analysis import error_propagation
 from lib.quantizers import calibrate, gptaq, gptq
-from lib.report import drift as figures
-from lib.report import style
 from tests import tiny
 
 GRID = {"bits": 3, "group_size": 32}
@@ -72,37 +68,3 @@ def test_an_untouched_model_does_not_drift():
 def test_models_of_another_depth_are_refused():
     with pytest.raises(ValueError, match="shorter"):
         error_propagation.measure(tiny.llama(), {"short": tiny.llama(num_hidden_layers=2)}, tiny.tokens(2, 16))
-
-
-def table(mostly="inherited"):
-    base = {"run": "invented", "notebook": "22_gptq", "status": "finished", "time": "2026-01-01T00:00:00", "n": 2}
-    lines = []
-    for block in range(5):
-        for method in ("gptq", "gptaq"):
-            for part in ("inherited", "own"):
-                value = (0.1 if part == mostly else 0.05) * (1 + block)
-                lines.append({"metric": "drift", "part": part, "value": value, "method": method, "block": block})
-            value = 0.02 * block * (method == "gptaq") - 0.01
-            lines.append({"metric": "cancelled", "value": value, "method": method, "block": block})
-    return pd.DataFrame([base | {"stderr": 0.01} | line for line in lines])
-
-
-def test_the_figure_draws_the_table():
-    left, right = figures.drift(table()).axes
-    drawn = [[np.asarray(line[0].get_ydata()).tolist() for line in panel.containers] for panel in (left, right)]
-    assert np.allclose(drawn[0], [[0.1 * (1 + b) for b in range(5)], [0.05 * (1 + b) for b in range(5)]])
-    assert np.allclose(drawn[1], [[-0.01] * 5, [0.02 * b - 0.01 for b in range(5)]])
-    assert [text.get_text() for text in right.get_legend().get_texts()] == ["GPTQ", "GPTAQ"]
-    ends = right.containers[0].lines[2][0].get_segments()
-    assert np.allclose([np.ptp(end[:, 1]) for end in ends], 2 * scipy.stats.t.ppf(0.975, 1) * 0.01)
-
-
-@pytest.mark.parametrize(("mostly", "title"), [("inherited", "Most of the error comes in"), ("own", "Where the error")])
-def test_the_headline_claims_what_the_numbers_say(mostly, title):
-    assert title in figures.drift(table(mostly)).axes[0].get_title(loc="left")
-
-
-def test_a_missing_run_shows_a_gap():
-    shown = figures.drift(table().iloc[:0])
-    assert "run `make report`" in shown.axes[0].texts[-1].get_text()
-    assert len(style.png(figures.drift(table()))) < 100_000

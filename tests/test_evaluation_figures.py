@@ -1,7 +1,6 @@
 """The figures about evaluations, drawn from made-up records."""
 
 import pandas as pd
-import pytest
 
 from lib.report import evaluation
 from tests import report_data
@@ -46,18 +45,6 @@ def test_skill_without_anything_to_beat_is_unknown():
     )
 
 
-def test_shared_says_how_many_times_fewer_tokens_are_read():
-    rows = [of("tokens_asked", "long", 5000.0), of("tokens_asked", "short", 100.0)]
-    rows += [of("tokens_read", "long", 1000.0), of("tokens_read", "short", 100.0)]
-    figure = evaluation.shared(pd.DataFrame(rows))
-    (axes,) = figure.axes
-    assert [bar.get_width() for bar in axes.patches] == [5000, 100, 1000, 100]
-    notes = [text.get_text() for text in axes.texts]
-    assert "5.0× fewer" in notes and "1.0× fewer" in notes
-    figure.canvas.draw()
-
-
-@pytest.mark.parametrize("figure", [evaluation.scores, evaluation.shared])
-def test_without_records_the_figure_says_so(figure):
-    shown = [text.get_text() for text in figure(pd.DataFrame()).axes[0].texts]
+def test_without_records_the_figure_says_so():
+    shown = [text.get_text() for text in evaluation.scores(pd.DataFrame()).axes[0].texts]
     assert any(evaluation.NOTEBOOK in text for text in shown)

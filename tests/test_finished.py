@@ -165,7 +165,7 @@ def test_an_edit_runs_again_what_depends_on_it_and_no_more(tmp_path, monkeypatch
             file.write("\n# edited\n")
         return [run.name for run, old in zip(runs, before) if finished.parts(run)["lib code"] != old]
 
-    assert changed_by("lib/report/scaling.py") == ["23_scales_and_clips"]
+    assert changed_by("lib/report/evaluation.py") == ["60_report"]
     several = changed_by("lib/pruners/heal.py")
     assert "31_healing" in several and not {"00_start_here", "20_grids", "23_scales_and_clips"} & set(several)
     assert len(changed_by("lib/files.py")) == len(runs)

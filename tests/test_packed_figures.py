@@ -21,22 +21,6 @@ def texts(figure):
     return found + [text.get_text() for axes in figure.axes if axes.get_legend() for text in axes.get_legend().texts]
 
 
-def test_the_layouts_picture_shows_every_step_of_every_width():
-    figure = figures.layout()
-    for axes, bits in zip(figure.axes, (2, 3, 4, 8)):
-        steps = [text.get_text() for text in axes.texts if text.get_text() in set("01234567")]
-        assert sorted(set(steps)) == list("01234567")
-        assert len(steps) == (16 if bits == 3 else 8)  # at 3 bits every step has low bits and a third one
-
-
-def test_rates_are_bytes_over_seconds_under_the_memorys_line():
-    rows = [{"value": 1e-5 * bits, "bits": bits, "shape": "4 × 4", "bytes": 1e5 * bits} for bits in (2, 4)]
-    data = pd.concat([table("product_seconds", rows), table("bandwidth", [{"value": 2e10}])])
-    figure = figures.speed_by_shape(data)
-    heights = [container.lines[0].get_ydata()[0] for container in figure.axes[0].containers]
-    assert heights == [10.0, 10.0] and "memory: 20 GB/s" in texts(figure)
-
-
 def test_bars_add_up_to_a_token():
     parts = {"queries": 1e-3, "down": 1e-3, "head": 2e-3, "attention": 5e-4, step_profile.REST: 5e-4}
     rows = [{"arm": "packed", "phase": phase, "value": value} for phase, value in parts.items()]
@@ -48,8 +32,7 @@ def test_bars_add_up_to_a_token():
 
 
 def test_gaps_are_shown_without_records():
-    for draw in (figures.speed_by_shape, figures.where_time_goes):
-        assert any("no finished run" in text for text in texts(draw(pd.DataFrame())))
+    assert any("no finished run" in text for text in texts(figures.where_time_goes(pd.DataFrame())))
 
 
 def test_the_parts_of_a_token_add_up_in_both_runtimes():

@@ -105,3 +105,15 @@ def test_without_the_original_there_is_no_relative_speed():
 def test_a_missing_run_is_a_visible_gap(figure):
     other = table([{"metric": "other", "value": 1.0, "score": None, "blocks": 0}])
     assert "no finished run of 30_depth_pruning" in words(figure(other).axes[0]).lower()
+
+
+def test_quality_by_depth_has_a_line_per_score():
+    rows = [
+        {"metric": metric, "value": value * (blocks + 1) if blocks or metric == "perplexity" else 0.0, "score": score,
+         "blocks": blocks}
+        for metric in ("perplexity", "kl_divergence")
+        for score, value in (("leave_one_out", 1.0), ("block_influence", 2.0))
+        for blocks in (0, 1, 2)
+    ]  # fmt: skip
+    left, right = pruning.quality_by_depth(table(rows)).axes
+    assert drawn(left) == [[1.0, 2.0, 3.0], [2.0, 4.0, 6.0]] and drawn(right) == [[2.0, 3.0], [4.0, 6.0]]

@@ -28,35 +28,26 @@ def artifacts(sizes, **columns):
     return records("kl_divergence", entries)
 
 
-def layered(metric, values):
+KINDS = ("q_proj, k_proj, v_proj", "o_proj", "gate_proj, up_proj", "down_proj"), ("qkv_proj", "o_proj", "fc1", "fc2")
+
+
+def layered(metric, values, kinds=KINDS[0]):
     blocks = [
         {"layers": kind, "block": block, "value": values(row, block), "stderr": None}
-        for row, kind in enumerate(recipe.KINDS)
+        for row, kind in enumerate(kinds)
         for block in range(3)
     ]
     return records(metric, [*blocks, {"layers": "embed_tokens, lm_head", "block": None, "value": 4.0, "stderr": None}])
 
 
-def test_allocation_writes_the_bits_of_every_group_and_names_the_rest():
-    figure = recipe.allocation(layered("bits", lambda row, block: 2 + (row + block) % 3))
+@pytest.mark.parametrize("kinds", KINDS)
+def test_allocation_writes_the_bits_of_every_group_and_names_the_rest(kinds):
+    figure = recipe.allocation(layered("bits", lambda row, block: 2 + (row + block) % 3, kinds))
     (axes,) = figure.axes
     written = [text.get_text() for text in axes.texts if text.get_text().isdigit()]
     assert written == [str(2 + (row + block) % 3) for row in range(4) for block in range(3)]
+    assert [label.get_text() for label in axes.get_yticklabels()] == list(kinds)
     assert any("embed_tokens, lm_head: 4 bits" in text.get_text() for text in axes.texts)
-
-
-def test_sensitivity_has_a_line_for_each_kind_of_layers():
-    (axes,) = recipe.sensitivity(layered("sensitivity", lambda row, block: 0.01 * (row + 1) / (block + 1))).axes
-    assert len(axes.lines) == 4 and axes.get_yscale() == "log"
-    assert list(axes.lines[1].get_ydata()) == pytest.approx([0.02, 0.01, 0.02 / 3])
-
-
-def test_embedding_puts_every_width_at_its_bytes():
-    widths = ((8, 30.0, 0.0004), (2, 8.0, 1.5), (4, 15.0, 0.09))
-    entries = [{"width": width, "megabytes": size, "value": loss} for width, size, loss in widths]
-    (axes,) = recipe.embedding(records("embedding_loss", entries)).axes
-    assert list(axes.lines[0].get_xdata()) == [8, 15, 30] and list(axes.lines[0].get_ydata()) == [1.5, 0.09, 0.0004]
-    assert {"2 bits", "4 bits", "8 bits"} <= {text.get_text() for text in axes.texts} and axes.get_yscale() == "log"
 
 
 def test_a_quick_run_on_another_text_neither_joins_the_curves_nor_replaces_a_point():
@@ -72,8 +63,7 @@ def test_a_quick_run_on_another_text_neither_joins_the_curves_nor_replaces_a_poi
     assert any("wikitext2 text, 12 windows" in text.get_text() for text in axes.texts)
 
 
-@pytest.mark.parametrize("draw", [recipe.allocation, recipe.sensitivity, recipe.embedding])
-def test_without_records_the_gap_is_shown(draw):
+def test_without_records_the_gap_is_shown():
     empty = records("perplexity", [{"value": 1.0, "stderr": None, "block": None, "layers": None}])
-    figure = draw(empty)
+    figure = recipe.allocation(empty)
     assert any("no finished run" in text.get_text() for axes in figure.axes for text in axes.texts)

@@ -85,6 +85,15 @@ def quantile(freedom: float) -> float:
     return NORMAL if math.isinf(freedom) else float(stdtrit(max(freedom, 1.0), 0.975))
 
 
+def half_widths(rows) -> np.ndarray:
+    """Half-widths of the 95 % intervals of recorded means: their standard errors times Student's quantile.
+
+    rows: a table with the columns stderr (unknown counts as 0) and n (unknown counts as very many), as `Run.table` has.
+    """
+    errors, counts = rows["stderr"].astype(float).fillna(0), rows["n"].astype(float).fillna(math.inf)
+    return np.array([quantile(n - 1) * error for error, n in zip(errors, counts)])
+
+
 def bootstrap(statistic, groups, *, draws: int = 1000, seed: int = 0, share: bool = False) -> Interval:
     """A statistic that is no mean (AUROC, F1, corpus BLEU) with its bootstrap interval over groups
     (Efron 1979, doi:10.1214/aos/1176344552), of percentiles.

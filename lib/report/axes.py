@@ -19,12 +19,6 @@ def half_width(n) -> float:
     return quantile(n - 1)
 
 
-def half_widths(data, factor: float = 1.0) -> np.ndarray:
-    """Half-widths of the 95 % intervals of the rows of `data` (columns stderr and n), times `factor`."""
-    errors = data["stderr"].astype(float).fillna(0)
-    return np.array([factor * half_width(n) * error for n, error in zip(data["n"], errors)])
-
-
 def interval(value: float, stderr: float, n, log: bool) -> tuple[float, float]:
     """Distances from `value` down and up to the ends of its 95 % interval; (0, 0) where the error is unknown.
 
@@ -55,14 +49,6 @@ def line(axes, x, part, look, label: str | None = None, *, log: bool = False, fa
     axes.errorbar(
         x, factor * part["value"].astype(float), yerr=intervals(part, log=log, factor=factor), **drawn | changed
     )
-
-
-def dot(axes, row: dict, place: float, look, text: str = "{:.2f}", *, log: bool = False, side: str = "center") -> None:
-    """Draw the value of `row` (value, stderr, n) at height `place` with its 95 % interval, and in figures above it."""
-    bar = np.array([interval(row["value"], float(row["stderr"]), row["n"], log)]).T
-    axes.errorbar(row["value"], place, xerr=bar, fmt=look.marker, color=look.colour, capsize=3)
-    text = text.format(row["value"])
-    axes.annotate(text, (row["value"], place), (0, 6), textcoords="offset points", ha=side, fontsize=8.5)
 
 
 def lines_of(axes, names) -> None:

@@ -11,7 +11,6 @@ from lib.report import (
     decoding,
     evaluation,
     figures,
-    grids,
     healing,
     layers,
     packed,
@@ -89,7 +88,6 @@ FIGURES = {
     "all_methods": Figure(
         "50", all_methods.by_megabytes, "Distance from the original against size: our methods and other projects'."
     ),
-    "grid_error": Figure("20", grids.grid_error, "Error of one layer's weights by bits, group size and search."),
     "layer_error": Figure(
         "20", layers.layer_error, "Output error of each layer after quantization, relative to the output."
     ),

@@ -1,6 +1,5 @@
-"""Figures about evaluations: scores beside chance and the best constant answer, and what sharing beginnings saves."""
+"""The figure about evaluations: scores beside chance and the best constant answer."""
 
-import numpy as np
 import pandas as pd
 
 from lib.report import axes as ax
@@ -62,26 +61,3 @@ def _score(axes, place: int, row: dict, look) -> None:
     for name, marker, colour in (("chance", "|", style.MUTED), ("constant", "x", "#bb5566")):
         if pd.notna(row.get(name)):
             axes.plot(float(row[name]), place, marker, color=colour, markersize=9, markeredgewidth=1.6, zorder=3)
-
-
-def shared(table: pd.DataFrame):
-    """Tokens of each task as its requests hold them (metric "tokens_asked") and as they are read ("tokens_read")."""
-    asked, read = (selection.newest(table, metric) for metric in ("tokens_asked", "tokens_read"))
-    if asked.empty or read.empty:
-        return ax.placeholder("What sharing saves", NOTEBOOK)
-    both = asked.set_index("task")[["value"]].join(read.set_index("task")[["value"]], lsuffix="_asked", rsuffix="_read")
-    places = np.arange(len(both))
-    with style.use():
-        figure = style.picture(8.2, 1.3 + 0.45 * len(both))
-        axes = figure.subplots()
-        axes.barh(places, both["value_asked"], 0.62, color=style.GRID, label="in the requests")
-        axes.barh(places, both["value_read"], 0.62, color=style.look("gptq").colour, label="read by the model")
-        for place, (asked_tokens, read_tokens) in zip(places, both.to_numpy(dtype=float)):
-            text = f"{asked_tokens / read_tokens:.1f}× fewer"
-            axes.annotate(text, (asked_tokens, place), (5, 0), textcoords="offset points", va="center", fontsize=8.5)
-        axes.set_yticks(places, labels=both.index)
-        axes.set(xlabel="tokens", ylim=(len(both) - 0.5, -0.6))
-        axes.margins(x=0.16)
-        axes.legend(loc="lower right")
-        ax.headline(axes, "A common beginning is read once", "Few-shot examples, passages, questions with choices.")
-    return figure

@@ -1,4 +1,4 @@
-"""Figures about healing: what comes back with how many tokens, how it was learned, and what it takes in time."""
+"""Figures about healing: what comes back with how many tokens, and what the healed models can do."""
 
 import pandas as pd
 
@@ -71,30 +71,6 @@ def answers(table: pd.DataFrame, score: str | None = None):
             line[0].set_ylabel(f"{asked['measured']} of {asked['n']:.0f} samples, %")
         _title(figure, data, windows=False)
         _legend(figure, max(grid.flat, key=lambda axes: len(axes.containers)))
-    return figure
-
-
-def losses(histories: dict):
-    """Loss of each step against the tokens seen, a panel for each kind of loss: way -> `trainers.loop.History`."""
-    kinds = {"distill": "KL divergence from the teacher", "next": "Surprise at the next token"}
-    groups = {
-        kind: {w: h for w, h in histories.items() if w.startswith("distill") == (kind == "distill")} for kind in kinds
-    }
-    groups = {kind: group for kind, group in groups.items() if group}
-    with style.use():
-        figure = style.picture(4.8 * len(groups), 3.4)
-        for axes, (kind, group) in zip(figure.subplots(1, len(groups), squeeze=False)[0], groups.items()):
-            for way, history in group.items():
-                name, look = WAYS[way][0], style.look(WAYS[way][1])
-                seen = [history.tokens_per_step * (step + 1) / 1000 for step in range(len(history.losses))]
-                axes.plot(seen, history.losses, ".", color=look.colour, alpha=0.4)
-                smooth = pd.Series(history.losses).rolling(max(1, len(seen) // 12), min_periods=1, center=True).mean()
-                axes.plot(
-                    seen, smooth, color=look.colour, linestyle=look.line, label=f"{name}, {history.seconds[-1]:,.0f} s"
-                )
-            axes.set(xlabel="thousand tokens", ylabel="loss, nats a token")
-            axes.legend(loc="upper right")
-            ax.headline(axes, kinds[kind], "Dots: a step's windows. Line: their running mean.")
     return figure
 
 
