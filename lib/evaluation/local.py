@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from lib import checkpoints, timing, tokenization
 from lib.decoding import ends, settings
 from lib.decoding.generation_loop import Loop
+from lib.decoding.requests import Request
 from lib.decoding.session_backend import Sessions
 from lib.decoding.sessions import ModelSession
 from lib.evaluation import generation_requests, likelihood, prefixes
@@ -120,16 +121,20 @@ class Local(SamplingMixin):
         self, requests: list[Generation], *, wanted: Collection[int] | None = None, finished: Callable | None = None
     ) -> list[str | None]:
         """A text per request, up to its first stop string; None for those not `wanted`."""
-        asked, wanted = self._asked(requests, finished), everything(wanted, requests)
-        lengths = [len(each.tokens) + request.max_new_tokens for each, request in zip(asked.prompts, requests)]
-        together = wanted.intersection(self._together(lengths))
+        asked = self._asked(requests, finished)
+        self.answer(asked(sorted(everything(wanted, requests))))
+        return asked.texts
+
+    def answer(self, asked: list[Request]) -> None:
+        """Let the generation loop answer requests: many in a pass where passes can be shared, else one by one."""
+        together = self._together([len(each.prompt) + each.new_tokens for each in asked])
+        apart = sorted(set(range(len(asked))).difference(together))
         with logits.evaluating(self.model):
-            if apart := sorted(wanted - together):
-                Loop(Sessions([ModelSession(self.model)]), asked(apart)).run()
+            if apart:
+                Loop(Sessions([ModelSession(self.model)]), [asked[place] for place in apart]).run()
             if together:
                 backend = RowBackend(self.model, budget=self.budget, most=self.rows)
-                Loop(backend, asked(sorted(together))).run()
-        return asked.texts
+                Loop(backend, [asked[place] for place in together]).run()
 
     def _asked(self, requests: list[Generation], finished: Callable | None) -> generation_requests.Asked:
         """The requests of a task for the loop, with encoded prompts; stores which of them were cut on the left."""
