@@ -32,7 +32,8 @@ def by_variant(table: pd.DataFrame, metric: str = "perplexity", notebook: str | 
             if axes is panels[0]:
                 title = ", ".join(filter(None, [_title(names), title]))
             ax.headline(axes, title, f"{_reading(names)} Bars: 95 % intervals." if axes is panels[0] else "")
-        ax.lines_of(panels[0], names)
+        panels[0].set_yticks(range(len(names)), labels=names)
+        panels[0].set_ylim(len(names) - 0.5, -0.7)  # the first on top, with room for figures above it
         ax.footnote(figure, [line for part in chosen.values() for line in part.attrs["notes"]])
     return figure
 

@@ -51,12 +51,6 @@ def line(axes, x, part, look, label: str | None = None, *, log: bool = False, fa
     )
 
 
-def lines_of(axes, names) -> None:
-    """Name the lines of a chart of dots, the first on top, with room for figures above it."""
-    axes.set_yticks(range(len(names)), labels=names)
-    axes.set_ylim(len(names) - 0.5, -0.7)
-
-
 def is_wide(values, ratio: float = 3.0) -> bool:
     """Whether positive values span so much that a log axis reads better."""
     values = np.asarray([v for v in values if math.isfinite(v)])
