@@ -63,7 +63,8 @@ def tune_(
     the work, when a step's activations don't fit.
     """
     tokens = texts.tokens(calibration, model)
-    found = _check(model, steps, batch, len(tokens))
+    found = quantized_layers(model)
+    _check(steps, batch, len(tokens))
     again = activations.must_recompute(model, batch * tokens.shape[1])
     rate = learning_rate
     if rate is None:
@@ -100,7 +101,8 @@ def seconds_per_step(model: nn.Module, calibration, reference: Reference, *, bat
     """Seconds of one step of `tune_` on this machine: the second of two trial steps, which change nothing."""
     tokens = texts.tokens(calibration, model)
     again = activations.must_recompute(model, batch * tokens.shape[1])
-    with _tuned(model, _check(model, 1, batch, len(tokens)), again):
+    _check(1, batch, len(tokens))
+    with _tuned(model, quantized_layers(model), again):
         for _ in range(2):
             with timing.stopwatch() as watch, torch.enable_grad():
                 _step(model, reference, {"input_ids": tokens[:batch], "window": torch.arange(batch)}).backward()
@@ -169,36 +171,44 @@ def _tuned(
     again: bool,
     layer_class: type[LearnableScaleLinear] = LearnableScaleLinear,
 ) -> Iterator[dict[str, LearnableScaleLinear]]:
-    """Replace the layers by `layer_class` inside the context, freeze all other parameters, and undo both at its end.
+    """Replace the layers by `layer_class` inside the context; again: recompute blocks in the backward pass."""
+    parts = {name: layer_class(layer, model.dtype) for name, layer in found.items()}
+    with trained_alone(model, parts), activations.recomputed(model) if again else contextlib.nullcontext():
+        yield parts
 
-    again: recompute the blocks in the backward pass instead of keeping their activations.
-    """
+
+@contextlib.contextmanager
+def trained_alone(model: nn.Module, parts: dict[str, LearnableScaleLinear]) -> Iterator[None]:
+    """Context in which `parts` stand for the layers of `model` that they wrap, and nothing else is trained."""
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
-    tuned = {name: layer_class(layer, model.dtype) for name, layer in found.items()}
     try:
-        with logits.evaluating(model), activations.recomputed(model) if again else contextlib.nullcontext():
+        with logits.evaluating(model):
             for parameter in trained:
                 parameter.requires_grad_(False)
-            for name, part in tuned.items():
+            for name, part in parts.items():
                 model.set_submodule(name, part)
-            yield tuned
+            yield
     finally:
-        for name, layer in found.items():
-            model.set_submodule(name, layer)
+        for name, part in parts.items():
+            model.set_submodule(name, part.layer)
         for parameter in trained:
             parameter.requires_grad_(True)
 
 
-def _check(model: nn.Module, steps: int, batch: int, count: int) -> dict[str, QuantLinear]:
+def quantized_layers(model: nn.Module) -> dict[str, QuantLinear]:
+    """The quantized layers inside the blocks of `model` by name; ValueError for a model without any."""
     found = {name: layer for name, layer in calibrate.layers(model).items() if isinstance(layer, QuantLinear)}
     if not found:
         raise ValueError(
             f"{type(model).__name__} has no quantized layers; scales are tuned after a quantizer; call one first "
             "(quantizers.gptq.quantize_, say)."
         )
+    return found
+
+
+def _check(steps: int, batch: int, count: int) -> None:
     if steps < 1 or not 1 <= batch <= count:
         raise ValueError(
             f"steps={steps} and batch={batch} with {count} windows; there must be 1 or more steps, and 1 to {count} "
             "windows in a batch; change them, or give more windows."
         )
-    return found

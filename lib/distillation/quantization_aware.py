@@ -1,0 +1,144 @@
+"""Quantization-aware distillation: a quantized student learns from the original, by its scales alone or by codes too.
+
+Sources: BitDistiller (Du et al., arXiv 2402.10631), section 3: clipping first, then training towards the original on
+text that it wrote itself; EfficientQAT (Chen et al., arXiv 2407.11062) for training scales alone.
+
+    gptq_signround.quantize_(student, calibration, bits=2, group_size=64, ...)         # where it starts
+    found = quantization_aware.train_(student, rows, Distillation(original), steps=500, held_out=(reference, tokens))
+
+The student that comes out is the one with the smallest divergence on text that it was not trained on.
+"""
+
+import contextlib
+import hashlib
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from lib.distillation.code_linear import CodeLinear
+from lib.distillation.held_out import HeldOut
+from lib.models.reference import digest
+from lib.quantizers import activations, e2e_qp
+from lib.quantizers.learnable_scale import LearnableScaleLinear
+from lib.trainers import loop, training_data
+from lib.trainers.history import History
+
+CHECKPOINTS = 60  # seconds between two of them
+EVERY = 20  # steps between two measurements on unseen text
+
+
+@dataclass(frozen=True)
+class Distilled:
+    """What a training gave. divergences: step -> KL to the original on unseen text, nats a token; best: their step.
+
+    moved: share of the codes that are others than at the start, in the state that was kept.
+    """
+
+    history: History
+    divergences: dict[int, float]
+    best: int | None
+    moved: float
+
+
+def train_(
+    student: nn.Module,
+    data,
+    loss: Callable[[nn.Module, dict], Tensor],
+    *,
+    steps: int,
+    learning_rate: float | None = None,
+    code_steps: float = 0.0,
+    originals: dict[str, Tensor] | None = None,
+    held_out: tuple | None = None,
+    every: int = EVERY,
+    patience: int | None = None,
+    batch: int = 1,
+    micro_batch: int = 1,
+    seed: int = 0,
+    folder: Path | str | None = None,
+    on_step: Callable[[int, float], None] | None = None,
+) -> Distilled:
+    """Train the quantized layers inside the blocks of `student`, in place; all other weights stay.
+
+    data, loss, steps, batch, micro_batch, seed, folder, on_step: those of `loop.train_`; a killed training resumes in
+    `folder`. learning_rate: of the scales' δ at its peak, as in `e2e_qp` (None chooses by the bits). code_steps: how
+    far, in code steps, a latent moves in one step at most at the peak of the rate; 0 trains scales alone. originals:
+    the weights before they were quantized, by layer name: latents then begin where these lie, else in the middle of
+    their codes. held_out: (reference of the original, token ids [windows, length]) of text that is not trained on;
+    measured every `every` steps, and the best state is the one that stays; `patience` measurements without a better one
+    end the training. Raises ValueError for a student without quantized layers, for codes that cannot move, for numbers
+    out of range, and where the loss is not finite, with the layers as they were.
+    """
+    layers = e2e_qp.quantized_layers(student)
+    rate = e2e_qp.rate_of(list(layers.values())) if learning_rate is None else learning_rate
+    if not (rate > 0 and 0 <= code_steps < float("inf")):
+        raise ValueError(f"learning_rate={rate} and code_steps={code_steps}; above 0 and from 0 on are allowed.")
+    source = training_data.of(data, student)
+    again = activations.must_recompute(student, micro_batch * int(source.length or 0))
+    before = {name: (layer.codes, layer.scale) for name, layer in layers.items()}
+    parts = _parts(student, layers, code_steps / rate, originals or {})
+    named = _Named(loss, {"code_steps": code_steps, "originals": _digest(originals or {})})
+    settings = {"steps": steps, "batch": batch, "micro_batch": micro_batch, "learning_rate": rate, "seed": seed}
+    with _trainable(student, parts, again), torch.enable_grad():
+        kept = folder and Path(folder) / "held_out"
+        watch = held_out and HeldOut(student, parts, *held_out, every=every, patience=patience, folder=kept)
+        if watch:
+            watch.begin()
+        told = [each for each in (watch, on_step) if each]
+        options = {"optimizer": torch.optim.Adam, "folder": folder, "every": CHECKPOINTS, "stop": watch and watch.stop}
+        history = loop.train_(
+            student, source, named, **settings, **options, on_step=lambda *step: [each(*step) for each in told]
+        )
+        if watch and len(history.losses) not in watch.divergences:
+            watch.measure(len(history.losses))
+        for part in parts.values():
+            part.settle_()
+        if watch:
+            watch.settle_()
+    moved = sum(int((layer.codes != before[name][0]).sum()) for name, layer in layers.items())
+    share = moved / sum(layer.codes.numel() for layer in layers.values())
+    return Distilled(history, watch.divergences if watch else {}, watch.best if watch else None, share)
+
+
+class _Named:
+    """`loss` with the settings of this training among those that say what its folder holds."""
+
+    def __init__(self, loss: Callable[[nn.Module, dict], Tensor], settings: dict):
+        self.loss, self.settings = loss, settings
+
+    def __call__(self, model: nn.Module, batch: dict) -> Tensor:
+        return self.loss(model, batch)
+
+    def __getattr__(self, name: str):
+        return getattr(self.loss, name)
+
+    @property
+    def identity(self) -> dict:
+        own = getattr(self.loss, "identity", None) or {
+            "loss": getattr(self.loss, "__module__", type(self.loss).__name__)
+        }
+        return own | self.settings
+
+
+def _digest(tensors: dict[str, Tensor]) -> str:
+    """SHA-256 of tensors and their names, "" of none."""
+    found = [f"{name} {digest(each)}" for name, each in sorted(tensors.items())]
+    return hashlib.sha256(" ".join(found).encode()).hexdigest() if found else ""
+
+
+def _parts(student, layers, code_rate: float, originals: dict[str, Tensor]) -> dict[str, LearnableScaleLinear]:
+    if not code_rate:
+        return {name: LearnableScaleLinear(layer, student.dtype) for name, layer in layers.items()}
+    if unknown := sorted(set(originals) - set(layers)):
+        raise ValueError(f"originals has {unknown[0]!r}, which is no quantized layer of the student; give its own.")
+    made = {name: {"code_rate": code_rate, "original": originals.get(name)} for name in layers}
+    return {name: CodeLinear(layer, student.dtype, **made[name]) for name, layer in layers.items()}
+
+
+@contextlib.contextmanager
+def _trainable(student: nn.Module, parts: dict[str, LearnableScaleLinear], again: bool):
+    with e2e_qp.trained_alone(student, parts), activations.recomputed(student) if again else contextlib.nullcontext():
+        yield
