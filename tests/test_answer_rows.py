@@ -1,6 +1,7 @@
 """Masks of ten chat templates against masks made by hand, first and end tokens once, cuts, and what is refused."""
 
 import pytest
+from transformers import AutoTokenizer
 
 from lib.sources import models
 from lib.sources.conversations import Conversation, Turn
@@ -28,7 +29,8 @@ TEMPLATES = {
     ),
     "llama 3": (
         "{{ bos_token }}" + EACH + "<|start_header_id|>{{ m.role }}<|end_header_id|>\n\n{{ m.content | trim }}"
-        "<|eot_id|>{% endfor %}{% if add_generation_prompt %}<|start_header_id|>assistant<|end_header_id|>\n\n{% endif %}",
+        "<|eot_id|>{% endfor %}{% if add_generation_prompt %}"
+        "<|start_header_id|>assistant<|end_header_id|>\n\n{% endif %}",
         ["<s>", "</s>", "<|start_header_id|>", "<|end_header_id|>", "<|eot_id|>"], SYSTEM,
         "<s><|start_header_id|>system<|end_header_id|>\n\nBe kind.<|eot_id|><|start_header_id|>user<|end_header_id|>"
         "\n\nHi<|eot_id|><|start_header_id|>assistant<|end_header_id|>\n\n⟦Hello é!<|eot_id|>⟧<|start_header_id|>user"
@@ -165,7 +167,7 @@ def test_what_no_row_can_be_made_of_is_refused():
 
 
 def test_the_packaged_model_learns_its_answers_and_their_end():
-    tokenizer = models.load()[1]
+    tokenizer = AutoTokenizer.from_pretrained(models.find("smollm2-135m-instruct")[0])
     row = answer_rows.rows([Conversation(TURNS, "a row")], tokenizer, length=500)[0]
     learned = tokenizer.decode(row["labels"][row["labels"] != IGNORED])
     assert learned == "Hello é!<|im_end|>See you.<|im_end|>"
