@@ -5,7 +5,7 @@ gradient of a loss over the vocabulary has a closed form, so each chunk of logit
 the hidden states, and freed. The head's own gradient, where it is trained, is accumulated in float32.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 import torch
 from torch import Tensor, nn
@@ -47,7 +47,7 @@ class _Chunked(torch.autograd.Function):
         count = max(1, len(states))  # a pass of padding alone has no targets
         total, gradient = torch.zeros((), device=states.device), torch.empty_like(states)
         sums = [torch.zeros_like(weight, dtype=torch.float32) for weight in trained]
-        for chunk in _chunks(len(states), vocabulary, bool(trained)):
+        for chunk in slices(len(states), vocabulary, bool(trained)):
             with torch.enable_grad():
                 some = states[chunk].detach().requires_grad_()
                 found = project(some)
@@ -68,7 +68,7 @@ class _Chunked(torch.autograd.Function):
         return gradient * outer.to(gradient.dtype), None, None, None, *weights
 
 
-def _chunks(count: int, vocabulary: int, head_is_trained: bool):
+def slices(count: int, vocabulary: int, head_is_trained: bool) -> Iterator[slice]:
     """Slices over `count` rows; eight times longer where each of them costs a pass over the head's gradient."""
     slices = list(logits.chunks(count, vocabulary))
     step = 8 if head_is_trained else 1
