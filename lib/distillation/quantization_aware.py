@@ -59,11 +59,13 @@ def train_(
     micro_batch: int = 1,
     seed: int = 0,
     folder: Path | str | None = None,
+    collate: Callable[[list[dict]], dict] | None = None,
     on_step: Callable[[int, float], None] | None = None,
 ) -> Distilled:
     """Train the quantized layers inside the blocks of `student`, in place; all other weights stay.
 
-    data, loss, steps, batch, micro_batch, seed, folder, on_step: those of `loop.train_`; a killed training resumes in
+    data, loss, steps, batch, micro_batch, seed, folder, collate, on_step: those of `loop.train_`, so that a student can
+    also learn answers or preferences and stay what it is, at no byte more; a killed training resumes in
     `folder`. learning_rate: of the scales' δ at its peak, as in `e2e_qp` (None chooses by the bits). code_steps: how
     far, in code steps, a latent moves in one step at most at the peak of the rate; 0 trains scales alone. originals:
     the weights before they were quantized, by layer name: latents then begin where these lie, else in the middle of
@@ -76,7 +78,7 @@ def train_(
     rate = e2e_qp.rate_of(list(layers.values())) if learning_rate is None else learning_rate
     if not (rate > 0 and 0 <= code_steps < float("inf")):
         raise ValueError(f"learning_rate={rate} and code_steps={code_steps}; above 0 and from 0 on are allowed.")
-    source = training_data.of(data, student)
+    source = training_data.of(data, student, checked=collate is None)
     again = activations.must_recompute(student, micro_batch * int(source.length or 0))
     before = {name: (layer.codes, layer.scale) for name, layer in layers.items()}
     parts = _parts(student, layers, code_steps / rate, originals or {})
@@ -89,6 +91,7 @@ def train_(
             watch.begin()
         told = [each for each in (watch, on_step) if each]
         options = {"optimizer": torch.optim.Adam, "folder": folder, "every": CHECKPOINTS, "stop": watch and watch.stop}
+        options["collate"] = collate
         history = loop.train_(
             student, source, named, **settings, **options, on_step=lambda *step: [each(*step) for each in told]
         )
