@@ -2,9 +2,11 @@
 PYTHON ?= python3
 BIN := .venv/bin
 READY := .venv/ready
+# a file's tests stay together, and files begin in the order of collection: tests/conftest.py puts the longest first
+SIDE_BY_SIDE := -n logical --maxprocesses=4 --dist loadfile --no-loadscope-reorder -p no:nbval
 
 .DEFAULT_GOAL := help
-.PHONY: help setup gemma report test coverage lab lint readme clean
+.PHONY: help setup gemma report test checks coverage lab lint readme clean
 
 help:  ## list the targets
 	@grep -hE '^[a-z]+:.*##' Makefile | sed -E 's/^([a-z]+):.*## (.*)/make \1 - \2/'
@@ -25,14 +27,17 @@ report: $(READY)  ## run the notebooks that changed, print the results table, bu
 	$(BIN)/python -m lib.sweep notebooks/batches/report.yaml; status=$$?; $(BIN)/python -m lib.report.site && exit $$status
 
 test: $(READY)  ## unit tests, side by side, then every notebook through nbval
-	$(BIN)/python -m pytest -n logical --maxprocesses=4 --dist loadfile tests
+	$(BIN)/python -m pytest $(SIDE_BY_SIDE) -m "not long" tests
 	@# No clock decides here, so two notebooks run at once; claims that do not depend on one must hold, and tables tagged
 	@# nbval-check-output are compared
 	THIMBLE_CLAIMS=strict OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile --nbval-lax \
 		--nbval-current-env --nbval-cell-timeout=1800 notebooks
 
+checks: $(READY)  ## the tests marked "long": more draws and cases of what `make test` shows with few
+	$(BIN)/python -m pytest $(SIDE_BY_SIDE) -m long tests
+
 coverage: $(READY)  ## unit tests once more, counting which lines they run: half again as long, so no part of `make test`
-	$(BIN)/python -m pytest -n logical --maxprocesses=4 --dist loadfile --cov=lib --cov-report=term --cov-fail-under=90 tests
+	$(BIN)/python -m pytest $(SIDE_BY_SIDE) -m "not long" --cov=lib --cov-report=term --cov-fail-under=90 tests
 
 lab: $(READY)  ## open JupyterLab on the first notebook
 	$(BIN)/jupyter lab notebooks/00_start_here.ipynb

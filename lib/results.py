@@ -35,6 +35,7 @@ class Run:
         self.document = document
         self.id = document["run"]
         self.path = files.results() / f"{self.id}.json"
+        self._rows: list[str] = []  # as they stand in the file: encoding all of them for each new one took the time
         self._save()
 
     def record(self, metric: str, score: Score, /, **labels) -> Score:
@@ -99,7 +100,12 @@ class Run:
         self.finish("finished" if kind is None else "failed")
 
     def _save(self):
-        files.write_text(self.path, json.dumps(self.document, indent=1, ensure_ascii=False))
+        for row in self.document["rows"][len(self._rows) :]:
+            self._rows.append(json.dumps(row, indent=1, ensure_ascii=False).replace("\n", "\n  "))
+        text = json.dumps(self.document | {"rows": []}, indent=1, ensure_ascii=False)
+        if self._rows:  # no text in JSON holds a line break, so that only the document's own key begins such a line
+            text = text.replace('\n "rows": []', '\n "rows": [\n  ' + ",\n  ".join(self._rows) + "\n ]")
+        files.write_text(self.path, text)
 
 
 def start(notebook: str, parameters: Mapping | None = None, seed: int = 0) -> Run:

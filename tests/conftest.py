@@ -4,10 +4,13 @@ import gc
 import os
 import shutil
 import sys
+import tempfile
 from pathlib import Path
 
 import hypothesis
 import pytest
+
+from tests import warm as warm_interpreters
 
 WORKER = os.environ.get("PYTEST_XDIST_WORKER", "")  # "" where the tests run in one process
 HOME = Path(__file__).resolve().parent.parent / "data" / "cache" / "tests" / WORKER
@@ -25,6 +28,20 @@ HOME.mkdir(parents=True, exist_ok=True)
 # by default hypothesis fails a test of which one example takes longer than 200 ms: the clock decides nothing here
 hypothesis.settings.register_profile("no clock", deadline=None)
 hypothesis.settings.load_profile("no clock")
+os.fsync = lambda handle: None  # a process that is killed loses nothing that the system has; no test cuts the current
+
+
+# the files that take longest: where several processes share the files, one that began last would keep the others idle
+LONGEST = (
+    *("test_notebooks_models", "test_family_methods", "test_against_lm_eval", "test_real", "test_degenerate"),
+    *("test_packed_configurations", "test_resume_quantizing", "test_family_healing", "test_bootstrap", "test_sandbox"),
+    *("test_family_saving", "test_family_answers", "test_site"),
+)
+
+
+def pytest_collection_modifyitems(items):
+    """Begin with the longest files; the others keep their order."""
+    items.sort(key=lambda item: LONGEST.index(item.path.stem) if item.path.stem in LONGEST else len(LONGEST))
 
 
 _frozen = 0  # modules that were loaded when the collector was last told to leave them alone
@@ -53,3 +70,19 @@ def one_thread():
     torch.set_num_threads(1)
     yield
     torch.set_num_threads(before)
+
+
+@pytest.fixture(scope="session")
+def forked_python():
+    """A program that does what the interpreter does, in processes that have torch and transformers from the start."""
+    with tempfile.TemporaryDirectory(prefix="thimble-") as folder:
+        program, server = warm_interpreters.command(Path(folder))
+        yield str(program)
+        server.stdin.close()
+        server.wait()
+
+
+@pytest.fixture
+def warm(forked_python, monkeypatch):
+    """Whatever starts Python by `sys.executable` gets a forked process: for tests of what it then does."""
+    monkeypatch.setattr(sys, "executable", forked_python)

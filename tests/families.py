@@ -7,6 +7,7 @@ at random (OPT and Seed-OSS would), so that the losses of a training are those o
 """
 
 import torch
+import transformers
 
 from tests import tiny
 
@@ -198,6 +199,19 @@ def build(name: str, *, seed: int = 0, **overrides):
     """A random model of the family `name` of `FAMILIES`, in eval mode, with its tokenizer as `model.tokenizer`."""
     architecture, _, settings = FAMILIES[name]
     return tiny._build(architecture, seed, {**_BASE, **settings, **overrides})
+
+
+def build_short(name: str, *, seed: int = 0, **overrides):
+    """As `build`, with two of the four blocks where these hold every kind of block that the four hold.
+
+    Time goes with the blocks: for tests of what happens to each of them.
+    """
+    architecture, _, settings = FAMILIES[name]
+    whole = getattr(transformers, f"{architecture}ForCausalLM").config_class(**{**tiny._SIZES, **_BASE, **settings})
+    kinds = getattr(whole, "layer_types", None) or [None] * whole.num_hidden_layers
+    kept = 2 if set(kinds[:2]) == set(kinds) and "no_rope_layers" not in settings else len(kinds)
+    listed = {"layer_types": kinds[:kept]} if "layer_types" in settings else {}
+    return build(name, seed=seed, num_hidden_layers=min(kept, len(kinds)), **listed, **overrides)
 
 
 def group_size(name: str) -> int:

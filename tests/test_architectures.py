@@ -129,6 +129,7 @@ def test_gradients_reach_every_weight(name):
     assert [each for each, weight in model.named_parameters() if weight.grad is None or not weight.grad.any()] == []
 
 
+@pytest.mark.usefixtures("warm")
 def test_saved_models_load_in_a_process_that_knows_only_the_package(tmp_path):
     ids, expected = tiny.tokens(1, 16), {}
     for name in NAMES:

@@ -43,7 +43,9 @@ def area_of(labels, values):
     return area
 
 
-@pytest.mark.parametrize(("share", "recall", "precision"), [(0.07, 0.8, 0.9), (0.3, 0.7, 0.7)])
+@pytest.mark.parametrize(
+    ("share", "recall", "precision"), [(0.07, 0.8, 0.9), pytest.param(0.3, 0.7, 0.7, marks=pytest.mark.long)]
+)
 def test_intervals_of_f1_cover_95_percent(share, recall, precision):
     generator, found = np.random.default_rng(4), []  # 7 % of ToxicChat is toxic
     alarms = share * recall * (1 - precision) / precision
@@ -55,7 +57,9 @@ def test_intervals_of_f1_cover_95_percent(share, recall, precision):
     assert 0.93 <= covered([(each.low, each.high) for each in found], truth) <= 0.97
 
 
-@pytest.mark.parametrize(("share", "apart", "n"), [(0.07, 2.5, 1000), (0.4, 1.4, 300)])
+@pytest.mark.parametrize(
+    ("share", "apart", "n"), [(0.4, 1.4, 300), pytest.param(0.07, 2.5, 1000, marks=pytest.mark.long)]
+)
 def test_intervals_of_an_area_under_the_curve_cover_95_percent(share, apart, n):
     generator, found = np.random.default_rng(5), []
     for _ in range(TRIES):

@@ -39,6 +39,7 @@ def folder(tmp_path):
     return compressed_tensors.save(quantize_(tiny.llama()), tiny.tokenizer(), tmp_path / "packed")
 
 
+@pytest.mark.usefixtures("warm")
 def test_a_fresh_process_with_plain_transformers_gets_equal_logits(tmp_path):
     cases = {
         "8 bits": quantize_(tiny.llama(), lambda name: (8, 32, False)),

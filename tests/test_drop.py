@@ -92,6 +92,7 @@ def test_what_the_decoder_derived_from_its_blocks_is_derived_anew():
     assert torch.equal(generate(model, True), generate(model, False))
 
 
+@pytest.mark.usefixtures("warm")
 def test_a_fresh_process_with_plain_transformers_gets_equal_logits(tmp_path):
     tokens = tiny.tokens(2, 24)
     save_file({"tokens": tokens}, tmp_path / "tokens")

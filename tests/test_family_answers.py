@@ -24,7 +24,7 @@ LONG = Likelihood("a shared context of about fifty tokens, a bit more", " alpha"
 @pytest.fixture(scope="module", params=families.FAMILIES)
 def model(request):
     """A model; `model.family` is its name here."""
-    found = families.build(request.param)
+    found = families.build_short(request.param)
     found.family = request.param
     return found
 
@@ -43,7 +43,7 @@ def logprob(model, context: str, continuation: str) -> float:
 
 
 def test_drafts_do_not_change_the_text(model):
-    small = families.build(model.family)
+    small = families.build_short(model.family)
     with attempt(model.family, "draft"):
         rtn.quantize_(small, bits=4, group_size=families.group_size(model.family))
         wanted, drafters = continued(model, PROMPT, NEW), (None, Lookup(), Speculative(ModelSession(small)))

@@ -14,13 +14,15 @@ OPTIONS = {"signround": {"steps": 2}, "gptq_signround": {"steps": 2}}
 NEAR = 0.13  # 8 bits leave 0.01 to 0.08, and 0.11 where a codebook meets granite_windows
 # one of each form that weights take: even grids with and without zero points, another norm or head, integer products
 SAVED = ("absmax", "rtn", "codebook", "int8", "awq", "rotation")
+# every other method leaves one of these forms: it is saved and packed on a quarter of the families, each on another
+FAMILIES, METHODS = list(families.FAMILIES), list(quantizers.METHODS)
 PLAIN = tuple(method for method in SAVED if method not in ("codebook", "int8"))
 
 
 @pytest.mark.parametrize("method", quantizers.METHODS)
 @pytest.mark.parametrize("family", families.FAMILIES)
 def test_quantized(family, method, tmp_path):
-    model, group_size = families.build(family), families.group_size(family)
+    model, group_size = families.build_short(family), families.group_size(family)
     original, layers = families.logits(model), set(_layers(model))
     grid = {} if method == "int8" else {"bits": 8, "group_size": group_size, **OPTIONS.get(method, {})}
     with attempt(family, method):
@@ -29,7 +31,7 @@ def test_quantized(family, method, tmp_path):
         found = families.logits(model)
         assert 0 < families.distance(found, original) < NEAR
         packed = family not in REFUSED["engine"] and family not in REFUSED["engine, from a folder"]
-        if method in SAVED or packed:
+        if method in SAVED or (packed and (FAMILIES.index(family) + METHODS.index(method)) % 4 == 0):
             _saved(model, found, method, packed, tmp_path / "it")
 
 

@@ -14,7 +14,7 @@ EXACT = 1e-6  # dequantized weights are the same bits; only the order of product
 
 @pytest.mark.parametrize("family", families.FAMILIES)
 def test_a_saved_model_is_read_back_as_it_was(family, tmp_path):
-    model = families.build(family)
+    model = families.build_short(family)
     with attempt(family, "save"):
         plain.save(model, model.tokenizer, tmp_path / "it")
         found, tokenizer = models.load(str(tmp_path / "it"))
@@ -27,7 +27,7 @@ def test_a_saved_model_is_read_back_as_it_was(family, tmp_path):
 @pytest.mark.parametrize("form", ["untied", "tied, embedding and head too", "tied by name only"])
 @pytest.mark.parametrize("family", families.FAMILIES)
 def test_a_quantized_model_is_read_back_as_it_was(family, form, tmp_path):
-    model = families.build(family, tie_word_embeddings=form.endswith("too"))
+    model = families.build_short(family, tie_word_embeddings=form.endswith("too"))
     if form.endswith("only"):  # the configuration says so beside a head of its own: transformers keeps both
         model.config.tie_word_embeddings = True
         plain.save(model, model.tokenizer, tmp_path / "original")

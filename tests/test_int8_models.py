@@ -75,6 +75,7 @@ def test_codes_take_one_byte_a_weight_and_no_other_matrix_is_kept():
         assert held == layer.in_features * layer.out_features + 2 * layer.out_features
 
 
+@pytest.mark.usefixtures("warm")
 def test_what_is_saved_loads_in_a_fresh_process(tmp_path):
     model, ids = tiny.qwen2(), tiny.tokens()
     int8.quantize_(model, threshold=2.0)

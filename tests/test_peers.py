@@ -49,15 +49,15 @@ class AutoRound:
 
 
 @pytest.fixture
-def home(tmp_path, monkeypatch):
-    """THIMBLE_PEERS with a stand-in for auto-round whose interpreter is this one plus a folder of modules."""
+def home(tmp_path, monkeypatch, forked_python):
+    """THIMBLE_PEERS with a stand-in for auto-round whose interpreter is one like this plus a folder of modules."""
     place = tmp_path / "peers"
     (place / "modules" / "auto_round-0.16.1.dist-info").mkdir(parents=True)
     (place / "modules" / "auto_round.py").write_text(FAKE)
     (place / "modules" / "auto_round-0.16.1.dist-info" / "METADATA").write_text("Name: auto-round\nVersion: 0.16.1\n")
     python = place / "auto-round" / "bin" / "python"
     python.parent.mkdir(parents=True)
-    python.write_text(f'#!/bin/sh\nPYTHONPATH="$PYTHONPATH:{place}/modules" exec {shlex.quote(sys.executable)} "$@"\n')
+    python.write_text(f'#!/bin/sh\nPYTHONPATH="$PYTHONPATH:{place}/modules" exec {shlex.quote(forked_python)} "$@"\n')
     python.chmod(0o755)
     monkeypatch.setenv("THIMBLE_PEERS", str(place))
     return place
@@ -172,7 +172,7 @@ def test_an_environment_without_the_peer(home, checkpoint, tmp_path):
 def test_a_failure_shows_the_output_and_leaves_nothing(home, checkpoint, tmp_path, monkeypatch, mood, error, words):
     monkeypatch.setenv("FAKE", mood)
     with pytest.raises(error, match=words):
-        ask(checkpoint, tmp_path, timeout=8 if mood == "sleeps" else 600)
+        ask(checkpoint, tmp_path, timeout=3 if mood == "sleeps" else 600)
     assert not [path for path in tmp_path.iterdir() if "result" in path.name]
 
 

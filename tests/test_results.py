@@ -45,6 +45,17 @@ def test_record_becomes_a_row_with_everything_needed_to_trace_it(home):
     assert run.path.parent == home / "data" / "results" and row["run"] == run.id == run.path.stem
 
 
+def test_the_file_is_the_document_after_every_row(home):
+    run = results.start("50_benchmark", parameters=dict(rows=[], note='a "rows": []\n "rows": [] é'))
+    for number in range(3):
+        assert run.path.read_text(encoding="utf-8") == json.dumps(run.document, indent=1, ensure_ascii=False)
+        run.record("perplexity", measured(), where=["two\nlines", number], rows=[])
+        run.claim("a sentence", True, number=number)
+    run.finish()
+    assert run.path.read_text(encoding="utf-8") == json.dumps(run.document, indent=1, ensure_ascii=False)
+    assert len(run.document["rows"]) == 3
+
+
 def test_a_plain_number_is_refused_with_the_remedy():
     run = results.start("a")
     with pytest.raises(TypeError, match=r"perplexity=26\.15 is a float; .*score\.exact"):

@@ -145,6 +145,7 @@ def test_untying_holds_in_config_and_when_tied_again():
     assert values.config.tie_word_embeddings and values.lm_head.weight is values.model.embed_tokens.weight
 
 
+@pytest.mark.usefixtures("warm")
 def test_a_fresh_process_with_plain_transformers_gives_the_same_text(tmp_path):
     model = tiny.llama()
     prompt = tiny.tokens(1, 12)

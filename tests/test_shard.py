@@ -82,6 +82,7 @@ def whole(kind):
     return repr([row.answers for row in found.rows])
 
 
+@pytest.mark.usefixtures("warm")
 @pytest.mark.parametrize("kind", ["likelihoods", "generations"])
 def test_launched_processes_exchange_their_answers(tmp_path, kind):
     with socket.socket() as free:
@@ -94,6 +95,7 @@ def test_launched_processes_exchange_their_answers(tmp_path, kind):
     assert sum(asked) == 9 and min(asked) > 0
 
 
+@pytest.mark.usefixtures("warm")
 def test_processes_with_a_part_in_their_environment_meet_in_a_folder(tmp_path):
     named = [{"THIMBLE_PART": f"{index}/2", "THIMBLE_ANSWERS": str(tmp_path)} for index in range(2)]
     found, asked = in_two_processes("likelihoods", ["", ""], named)

@@ -36,6 +36,7 @@ if torch.distributed.get_rank() == 0:
 """
 
 
+@pytest.mark.usefixtures("warm")
 def test_two_processes_do_what_one_does(tmp_path):
     (tmp_path / "script.py").write_text(SCRIPT)
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
@@ -88,6 +89,7 @@ def tuned():
     return [losses, sum(each.scale.double().sum().item() for each in done.values())]
 
 
+@pytest.mark.usefixtures("warm")
 def test_two_processes_of_accelerate_have_the_loss_of_one_on_rows_of_unequal_lengths(tmp_path):
     (tmp_path / "script.py").write_text(ROWS)
     launch = [sys.executable, "-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes", "2"]

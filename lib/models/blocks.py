@@ -8,6 +8,7 @@ GPT-NeoX, Falcon, and families built the same way.
 import functools
 import itertools
 import sys
+from collections.abc import Iterator
 
 import torch
 from torch import nn
@@ -22,15 +23,29 @@ def path_of_blocks(model: nn.Module) -> str:
     are made of GPT-2's transposed `Conv1D` layers.
     """
     wanted = config(model).num_hidden_layers
-    lists = {name: module for name, module in model.named_modules() if isinstance(module, nn.ModuleList)}
-    paths = [name for name, module in lists.items() if len(module) == wanted]
-    # a list inside a block (experts, say) may happen to have as many entries as there are blocks
-    paths = [path for path in paths if not any(path.startswith(f"{other}.") for other in paths)]
-    if len(paths) != 1:
-        raise _unsupported(model, f"{len(paths)} module lists with {wanted} entries where one is expected")
-    if any(type(module).__name__ == "Conv1D" for module in lists[paths[0]].modules()):
+    lists = dict(_lists(model, wanted, "", set()))
+    if len(lists) != 1:
+        raise _unsupported(model, f"{len(lists)} module lists with {wanted} entries where one is expected")
+    ((path, found),) = lists.items()
+    if any(type(module).__name__ == "Conv1D" for block in itertools.islice(found, 1) for module in block.modules()):
         raise _unsupported(model, "Conv1D layers (weights transposed) where nn.Linear is expected")
-    return paths[0]
+    return path
+
+
+def _lists(module: nn.Module, wanted: int, prefix: str, seen: set) -> Iterator[tuple[str, nn.ModuleList]]:
+    """(path, list) of every list with `wanted` entries, each once.
+
+    What lies inside of such a list is not looked at: a list in a block (experts, say) may happen to have as many, and
+    this is asked for each layer of a model.
+    """
+    for name, child in module.named_children():
+        if child in seen:
+            continue
+        seen.add(child)
+        if isinstance(child, nn.ModuleList) and len(child) == wanted:
+            yield f"{prefix}{name}", child
+        else:
+            yield from _lists(child, wanted, f"{prefix}{name}.", seen)
 
 
 def blocks(model: nn.Module) -> nn.ModuleList:
