@@ -7,6 +7,8 @@ in pairs, seed by seed, which takes out what the seed does to both.
 import math
 from collections.abc import Mapping
 
+import numpy as np
+
 from lib.metrics import intervals
 
 LEAST = 3  # seeds for an interval: of two, Student's t makes twelve times their spread
@@ -26,9 +28,14 @@ def paired(arm: Mapping[int, float], baseline: Mapping[int, float]) -> intervals
 
 
 def spread(values: Mapping[int, float]) -> intervals.Interval:
-    """The mean of `values` over seeds with its 95 % interval; ValueError for fewer than three seeds."""
-    check(list(values))
-    return intervals.mean([values[seed] for seed in sorted(values)])
+    """The mean of `values` over seeds with its 95 % interval; ValueError for fewer than three seeds.
+
+    Always Student's: `intervals.mean` takes differences that are all 0 for shares.
+    """
+    found = np.array([values[seed] for seed in sorted(check(list(values)))], dtype=np.float64)
+    stderr = float(found.std(ddof=1)) / math.sqrt(len(found))
+    value, reach = float(found.mean()), intervals.quantile(len(found) - 1) * stderr
+    return intervals.Interval(value, stderr, value - reach, value + reach, len(found))
 
 
 def check(seeds: list[int]) -> list[int]:

@@ -102,7 +102,7 @@ def _run(trainer, undo: Callable, folder: Path | None, learning_rate: float, tex
         there = checkpoints.checkpoints(folder) if folder else []
         state = f"the weights of {there[-1].name}" if there else "the weights that it came with"
         undo(checkpoints.read(there[-1])[0] if there else None)
-        raise ValueError(
+        raise checkpoints.Diverged(
             f"{error} of {trainer.state.max_steps}; it must be finite; the model has {state}: "
             f"use a learning_rate below {learning_rate:g}, or a model in bfloat16 or float32."
         ) from None

@@ -14,7 +14,8 @@ class Preset:
     takes the packaged model's. sizes: Llama's (`architectures.build`), without the vocabulary. length: tokens of a row;
     batch and micro_batch: rows of a step and of a forward pass. tokens: of a whole training. rates: the learning rates
     that every arm is tried with at its smallest width. unseen: rows kept out for the loss on unseen text, measured
-    every `every` tokens. arms: rows of `architectures.ARCHITECTURES`. blocks: numbers of blocks. seeds: of each arm.
+    every `every` tokens. arms: rows of `architectures.ARCHITECTURES`, plain first. blocks: numbers of blocks, of which
+    all arms have the first, and those of `curves` all. seeds: of each arm.
     """
 
     text: str
@@ -28,6 +29,7 @@ class Preset:
     arms: tuple[str, ...]
     blocks: tuple[int, ...]
     seeds: tuple[int, ...]
+    curves: tuple[str, ...] = ("plain", "headwise")
     unseen: int = 64
     every: int = 200_000
     recipe: Recipe = field(default_factory=Recipe)
@@ -42,6 +44,12 @@ PRESETS = {
     "quick": Preset(
         "packaged", 2048, {"hidden_size": 128, "intermediate_size": 344, "max_position_embeddings": 256, **_SMALL},
         128, 16, 16, 60_000, (8e-3,), ("plain", "headwise"), (4,), (0,), unseen=32, every=10_240,
+    ),
+    # the study in an hour and a half of one core: less than a minute a model
+    "evening": Preset(
+        "novels_en", 2048, {"hidden_size": 128, "intermediate_size": 344, "max_position_embeddings": 256, **_SMALL},
+        128, 8, 8, 240_000, (2e-3, 4e-3, 8e-3), _ARMS, (4, 3, 5, 6), (0, 1, 2, 3, 4), unseen=192, every=119_808,
+        recipe=Recipe(bfloat16=True),
     ),
     # the study on two cores: at most ten minutes a model
     "cpu": Preset(

@@ -1,0 +1,244 @@
+"""An architecture study as published tables (`lib.published`): made of its records, with intervals over seeds.
+
+    python -m lib.report.study_tables evening
+
+writes data/published/architectures.json, which notebook 12_architecture_study draws.
+"""
+
+import argparse
+import itertools
+import json
+import statistics
+import sys
+from collections.abc import Iterable
+from pathlib import Path
+
+from lib import files, machine, published
+from lib.analysis import architecture_pairs as pairs
+from lib.metrics import intervals, seeds
+from lib.report.study_records import Study, answers, equal_time, lost, task_values, time_in_blocks
+from lib.report.tables import fmt
+from lib.trainers import presets
+from lib.trainers.architecture_study import place
+
+NAME = "architectures"
+POINTS = 24  # of a loss curve
+FULL = ("seeds", "gain, nats a token", "from", "to", "p (Holm)", "answer")
+
+
+def tables(study: Study) -> dict[str, dict]:
+    """All tables that the study has enough trainings and scores for, by key."""
+    makers = {
+        "rates": ("Bits per byte with each learning rate, one seed", rates),
+        "noise": ("What the first arm's seeds say before any comparison, bits per byte", noise),
+        "models": ("Every model: its size, quality and times", models),
+        "pairs": ("Gains in pairs over seeds, nats a token", compared),
+        "worth": ("Headwise blocks in plain blocks", worth),
+        "quantized": ("What GPTQ costs, nats a token more on unseen text", quantized),
+        "harder": ("Harder to compress than plain? Pairs over seeds, nats a token", harder),
+        "tasks": ("Tasks: means over seeds beside chance or the best constant answer", tasks),
+        "task pairs": ("Tasks in pairs with plain over seeds", task_pairs),
+        "losses": ("Training loss, nats a token, over seeds", losses),
+    }
+    made = {key: (title, *make(study)) for key, (title, make) in makers.items()}
+    return {
+        key: {"title": title, "columns": columns, "rows": rows} for key, (title, columns, rows) in made.items() if rows
+    }
+
+
+def rates(study: Study):
+    """What each arm reached with each learning rate: (columns, rows), as all tables here."""
+    columns = [f"{rate:g}" for rate in study.preset.rates]
+    found = {(each["arm"], f"{each['rate']:g}"): each["bits_per_byte"] for each in study.tries}
+    rows = [[arm, *(_fixed(found.get((arm, rate)), "diverged") for rate in columns)] for arm in study.preset.arms]
+    return ["arm", *columns], rows
+
+
+def noise(study: Study):
+    """The spread of the first arm, and which difference could be seen: known before any comparison."""
+    found = study.power or {}
+    words = {"deviation": "standard deviation of one training", "detectable": "difference seen in four studies of five"}
+    return ["", "bits per byte"], [[words[key], f"{value:.4f}"] for key, value in found.items()]
+
+
+def models(study: Study):
+    """Size, quality, training and inference of each model; quality with its standard error over seeds."""
+    columns = ["model", "M weights", "M FLOP a token", "seeds", "bits per byte", "training, s", "tokens/s", "MFU, %"]
+    peak = max(each["peak_flops"] or 0 for each in study.records if "peak_flops" in each)
+    rows = []
+    for arm, depth in study.models():
+        ours = [each for each in study.records if (each["arm"], each["blocks"]) == (arm, depth) and "loss" in each]
+        speed = statistics.median(each["tokens_per_second"] for each in ours)
+        one, time = ours[0], study.times.get(f"{arm} {depth}", {})
+        share = 100 * 3 * one["flops_per_token"] * speed / peak if peak else None
+        row = [shown(arm, depth), f"{one['parameters'] / 1e6:.3f}", f"{one['flops_per_token'] / 1e6:.3f}"]
+        row += [str(len(ours)), _mean(study.losses(arm, depth, "bits_per_byte"))]
+        row += [f"{statistics.median(each['seconds'] for each in ours):.0f}", f"{speed:,.0f}", _fixed(share, "–", 1)]
+        row += [f"{1e3 * time[key]:.3f}" if time else "–" for key in ("ttft", "tpot")]
+        packed = study.times.get(f"{arm} {depth} packed")
+        rows.append([*row, f"{1e3 * packed['tpot']:.3f}" if packed else "–"])
+    return [*columns, "prefill, ms", "decode, ms a token", "packed, ms a token"], rows
+
+
+def compared(study: Study):
+    """Losses in pairs: each arm with plain, headwise with its controls and with deeper and equally fast models."""
+    first, plain = study.first, study.plain
+    sides = {f"{arm}, {first} blocks, against plain": ((arm, first), (plain, first)) for arm in study.preset.arms[1:]}
+    for rival in ("wider", "headwise_identity", "head_gate"):
+        sides[f"headwise against {rival}"] = (("headwise", first), (rival, first))
+    sides[f"headwise, {first} blocks, against plain, {first + 1}"] = ("headwise", first), (plain, first + 1)
+    sides[f"plain, {first + 1} blocks, against plain, {first}"] = (plain, first + 1), (plain, first)
+    there = set(study.models())
+    sides = {name: both for name, both in sides.items() if set(both) <= there}
+    values = {name: tuple(study.losses(*each) for each in both) for name, both in sides.items()}
+    if equal := equal_time(study):
+        values["headwise against plain, equal decode time"] = equal
+    return ["pair", *FULL], _rows(pairs.compared(values))
+
+
+def worth(study: Study):
+    """How many plain blocks have the loss of so many headwise ones, and how many have their decode time."""
+    columns = ["headwise blocks", "seeds", "plain blocks of that loss", "from", "to"]
+    columns += ["plain blocks of that decode time"]
+    rows = []
+    try:
+        curve = pairs.curve(study.records, study.depths(study.plain), study.plain)
+    except ValueError as error:
+        print(f"no curve of plain blocks: {error}")
+        return columns, rows
+    for depth in study.depths("headwise"):
+        found = pairs.worth(curve, study.losses("headwise", depth))
+        time = _fixed(time_in_blocks(study, "headwise", depth), "–", 2)
+        span = [f"{each:.2f}" for each in (found.low, found.high)]
+        rows.append([str(depth), str(found.n), fmt(found.value, found.stderr), *span, time])
+    return columns, rows
+
+
+def quantized(study: Study):
+    """What each width costs each model."""
+    widths = sorted({bits for each in study.scored for bits in each["quantized"]}, key=int, reverse=True)
+    columns = ["model", *(f"{what}, {bits} bits" for what in ("loss", "KL") for bits in widths)]
+    rows = []
+    for arm, depth in study.models():
+        cells = [_mean(lost(study, arm, depth, bits, kind)) for kind in ("loss", "kl") for bits in widths]
+        if set(cells) - {"–"}:
+            rows.append([shown(arm, depth), *cells])
+    return columns, rows
+
+
+def harder(study: Study):
+    """Whether a width costs an arm more than it costs plain."""
+    widths = sorted({bits for each in study.scored for bits in each["quantized"]}, key=int, reverse=True)
+    sides = {}
+    for bits in widths:
+        rival = lost(study, study.plain, study.first, bits)
+        for arm in study.preset.arms[1:]:
+            ours = lost(study, arm, study.first, bits)
+            if len(ours.keys() & rival.keys()) >= seeds.LEAST:
+                sides[f"{arm}, {bits} bits"] = ours, rival
+    return ["arm", *FULL], _rows(pairs.compared(sides)) if sides else []
+
+
+def tasks(study: Study):
+    """Scores of the models with the first number of blocks."""
+    names = list(dict.fromkeys(name for each in study.scored for name in answers(each)))
+    rows = []
+    for name in names:
+        beside = next(answers(each)[name] for each in study.scored if name in answers(each))
+        cells = [_mean(task_values(study, arm, name)) for arm in study.preset.arms]
+        rows.append([name, str(beside[2]), _fixed(beside[3], "–", 3), *cells])
+    return ["task", "n", "chance or constant", *study.preset.arms], rows
+
+
+def task_pairs(study: Study):
+    """Headwise and plain on each task."""
+    sides, names = {}, list(dict.fromkeys(name for each in study.scored for name in answers(each)))
+    for name in names:
+        rival, ours = (task_values(study, arm, name) for arm in (study.plain, "headwise"))
+        if len(rival.keys() & ours.keys()) >= seeds.LEAST:  # more is better here
+            sides[name] = tuple({seed: -value for seed, value in each.items()} for each in (ours, rival))
+    return ["headwise against plain", *FULL], _rows(pairs.compared(sides)) if sides else []
+
+
+def losses(study: Study):
+    """Training losses in parts of the training: the mean over seeds ± their standard deviation."""
+    length = study.preset.batch * study.preset.length
+    curves = {
+        (arm, depth): list(pairs.values(study.records, arm, depth, "losses").values()) for arm, depth in study.models()
+    }
+    if not curves:
+        return [], []
+    steps = min(len(each) for some in curves.values() for each in some)
+    edges = [round(place * steps / POINTS) for place in range(POINTS + 1)]
+    rows = []
+    for begin, end in itertools.pairwise(edges):
+        cells = []
+        for some in curves.values():
+            means = [statistics.fmean(each[begin:end]) for each in some]
+            cells.append(f"{statistics.fmean(means):.3f} ± {statistics.stdev(means):.3f}")
+        rows.append([f"{(begin + end) / 2 * length:,.0f}", *cells])
+    return ["tokens", *(shown(*each) for each in curves)], rows
+
+
+def shown(arm: str, depth: int) -> str:
+    """A model's name in a table."""
+    return f"{arm}, {depth} blocks"
+
+
+def _rows(found: dict[str, pairs.Pair]) -> list[list[str]]:
+    def row(name: str, each: pairs.Pair) -> list[str]:
+        gain: intervals.Interval = each.gain
+        span = [f"{gain.low:.4f}", f"{gain.high:.4f}", f"{each.verdict.p:.2g}"]
+        return [name, str(gain.n), fmt(gain.value, gain.stderr), *span, str(each)]
+
+    return [row(name, each) for name, each in found.items()]
+
+
+def _mean(values: pairs.Values) -> str:
+    """Mean over seeds ± its standard error; – for fewer than three."""
+    found = seeds.spread(values) if len(values) >= seeds.LEAST else None
+    return fmt(found.value, found.stderr) if found else "–"
+
+
+def _fixed(value: float | None, otherwise: str, digits: int = 4) -> str:
+    return otherwise if value is None else f"{value:.{digits}f}"
+
+
+def of(preset: str, folder: Path | None = None) -> published.Published:
+    """The tables of a preset's study (in `folder`), in the form of those that are published."""
+    return published.Published(NAME, **document(Study(folder or place(preset), presets.by_name(preset))))
+
+
+def document(study: Study, notes: Iterable[str] = ()) -> dict:
+    """What `published.load` reads: the fields of a `Published`, without its name."""
+    preset, counts = study.preset, [len(study.losses(*each)) for each in study.models()]
+    protocol = (
+        f"{preset.tokens:,} tokens of {preset.text} each, {preset.length} a row and {preset.batch} rows a step, "
+        f"vocabulary {preset.vocabulary}, width {preset.sizes['hidden_size']}; {min(counts)} to {max(counts)} seeds, "
+        f"each with one order of data and the same first values in all arms; {preset.unseen} unseen rows."
+    )
+    about = {"notebook": "12_architecture_study", "batch": "architectures.yaml", "machine": machine.label()}
+    about |= {"commit": machine.commit()["commit"] or "unknown", "protocol": protocol}
+    return about | {"tables": tables(study), "notes": list(notes)}
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Command line; returns the exit status."""
+    parser = argparse.ArgumentParser(prog="python -m lib.report.study_tables", description="Publish a study.")
+    parser.add_argument("preset", help=f"one of {', '.join(presets.PRESETS)}")
+    parser.add_argument("--folder", type=Path, help="of the study")
+    given = parser.parse_args(arguments)
+    path = published.folder() / f"{NAME}.json"
+    notes = json.loads(path.read_text())["notes"] if path.exists() else []
+    try:
+        found = document(Study(given.folder or place(given.preset), presets.by_name(given.preset)), notes)
+    except (ValueError, OSError) as error:
+        print(error, file=sys.stderr)
+        return 2
+    files.write_text(path, json.dumps(found, indent=1, ensure_ascii=False) + "\n")
+    print(f"{len(found['tables'])} tables are in {files.place(path)}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
