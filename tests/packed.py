@@ -9,6 +9,7 @@ from lib.quantized.linear import QuantLinear
 
 
 def matrix(weight, bits, group_size, symmetric=False):
+    group_size = group_size if weight.shape[1] % group_size == 0 else -1  # a row, of layers as narrow as a head
     scale, zero = grid.choose(weight, bits=bits, group_size=group_size, symmetric=symmetric)
     size = weight.shape[1] if group_size == -1 else group_size
     return Quantized(grid.quantize(weight, scale, zero, bits=bits), scale, zero, bits, size)

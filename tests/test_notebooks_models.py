@@ -24,7 +24,7 @@ MODELS = {
 # small values of what a notebook's time depends on; every other parameter stays at its default
 SMALL = dict(windows=2, calibration_windows=2, new_tokens=3, steps=2, answers=1, minutes=0, every=20, count=4)
 SMALL |= dict(group_sizes=[32, 64, 128], tokens=[512, 1024], methods="rtn, recipe", length=32, input_tokens=64)
-SMALL |= dict(tasks="packaged_continuation 4", choices=None)
+SMALL |= dict(tasks="packaged_continuation 4", choices=None, training_tokens=2048)
 OTHER = {"50_benchmark": dict(tasks="packaged_continuation 4", engine="packed"), "30_depth_pruning": dict(removed=[1])}
 
 

@@ -10,7 +10,6 @@ import json
 
 import pytest
 import torch
-import transformers
 
 from lib import runtime
 from lib.runtime.families import FAMILIES
@@ -25,6 +24,8 @@ MAKE = {
     "qwen3": tiny.qwen3,
     "phi3": tiny.phi3,
     "gemma3_text": tiny.gemma3,
+    "thimble_headwise": functools.partial(tiny.architecture, "headwise"),
+    "thimble_gated": functools.partial(tiny.architecture, "head_gate"),
 }
 SLIDING = ["sliding_attention", "full_attention"] * 2
 SCALED = {"rope_type": "linear", "rope_theta": 10000.0, "factor": 4.0}
@@ -34,7 +35,8 @@ COMPUTED = {  # (key, place of the value) that a family which has the key comput
     ("rms_norm_eps", 0), ("rope_theta", 0), ("max_position_embeddings", 0), ("eos_token_id", 0), ("dtype", 0),
     ("sliding_window", 0), ("sliding_window", 1), ("layer_types", 0), ("use_sliding_window", 0),
     ("max_window_layers", 0), ("hidden_activation", 0), ("query_pre_attn_scalar", 0), ("sliding_window_pattern", 0),
-    ("rope_local_base_freq", 0),
+    ("rope_local_base_freq", 0), ("head_activation", 0), ("head_activation", 1), ("head_activation", 2),
+    ("head_residual", 0),
 }  # fmt: skip
 
 # What a key may say instead; each is tried alone
@@ -64,6 +66,9 @@ OTHER = {
     ],
     "rope_scaling": [{"type": "linear", "factor": 4.0}, {"rope_type": "dynamic", "factor": 2.0}, LLAMA3, {}, None],
     "hidden_activation": ["silu", "gelu", None],
+    "head_activation": ["relu", "silu", "identity", "tanh", None],
+    "head_residual": [True, None],
+    "attention_gate": ["element", "both", None],
     "use_bidirectional_attention": [True, None],
     "rope_theta": [100.0, 500000, None, 0],
     "partial_rotary_factor": [0.5, 1.0, 0.3, 2.0, 0],
@@ -107,7 +112,15 @@ OTHER = {
     "auto_map": [{"AutoModelForCausalLM": "evil.Model"}],
     "temperature": [0.5],
 }  # fmt: skip
-CASES = [(family, key, place) for family in FAMILIES for key in OTHER for place in range(len(OTHER[key]))]
+# what our own architectures add to Llama, and what the size of the added matrices depends on; the rest is Llama's code
+OWN = ("head_activation", "head_residual", "attention_gate", "num_attention_heads", "num_key_value_heads", "head_dim",
+       "hidden_size", "model_type")  # fmt: skip
+CASES = [
+    (family, key, place)
+    for family in FAMILIES
+    for key in (OWN if family.startswith("thimble") else OTHER)
+    for place in range(len(OTHER[key]))
+]
 
 
 def configuration(family):
@@ -191,7 +204,7 @@ def test_a_key_changed_in_memory_is_computed_or_refused(family, key, place):
 def test_every_key_of_the_class_is_tried_and_its_default_is_ours(family):
     made = configuration(family)
     assert MAKE[family]().config.model_type == family
-    assert hasattr(transformers, FAMILIES[family].model)
+    assert type(MAKE[family]()).__name__ == FAMILIES[family].model
     fields = {field.name: field.default for field in dataclasses.fields(made) if not field.name.startswith("_")}
     assert not fields.keys() - OTHER.keys()
     for key, default in FAMILIES[family].defaults.items():

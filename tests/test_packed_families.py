@@ -41,6 +41,14 @@ CASES = {
         hidden_size=96, initializer_range=0.05,
     ),
     "Gemma 3, all global": functools.partial(tiny.gemma3, layer_types=["full_attention"] * 4),
+    "a layer on each head": functools.partial(tiny.architecture, "headwise", tie_word_embeddings=False),
+    "a layer beside each head of 48": functools.partial(
+        tiny.architecture, "headwise_residual", head_activation="silu", hidden_size=96, num_attention_heads=2
+    ),
+    "a layer on each head, ReLU": functools.partial(tiny.architecture, "headwise_relu"),
+    "a layer on each head, none": functools.partial(tiny.architecture, "headwise_identity", num_hidden_layers=1),
+    "a gate on each head": functools.partial(tiny.architecture, "head_gate"),
+    "a gate on each element, heads of 32": functools.partial(tiny.architecture, "element_gate", head_dim=32),
 }  # fmt: skip
 TOKENS = tiny.tokens(1, 40)
 
@@ -117,7 +125,7 @@ def test_plain_torch_takes_the_same_step(case):
 
 @needs_compiler
 @pytest.mark.parametrize("path", cpu.PATHS)
-@pytest.mark.parametrize("case", ["Mistral, window", "Gemma 3"])
+@pytest.mark.parametrize("case", ["Mistral, window", "Gemma 3", "a layer on each head", "a gate on each head"])
 def test_every_instruction_set_takes_the_same_step(case, path):
     if cpu.PATHS[path][1] - cpu.cpu_flags():
         pytest.skip(f"this CPU lacks what {path} needs")

@@ -69,6 +69,20 @@ def gemma3(*, seed: int = 0, **overrides):
     return _build("Gemma3", seed, given, "Gemma3TextConfig")
 
 
+def architecture(name: str, *, seed: int = 0, **overrides):
+    """A model of our own `architectures`, as training begins with it but with sharper weights and norms that differ."""
+    from lib import architectures
+
+    sizes = {key: value for key, value in _SIZES.items() if key != "initializer_range"}
+    model, draws = architectures.build(name, {**sizes, **overrides}, seed), torch.Generator().manual_seed(seed + 1)
+    with torch.no_grad():
+        for weight in model.parameters():  # norms that are no ones, mixtures that are no identities
+            weight.add_(0.2 * torch.randn(weight.shape, generator=draws) * weight.std(None))
+            weight.mul_(1.5) if weight.ndim > 1 else weight.add_(0.1 * torch.rand(weight.shape, generator=draws))
+    model.tokenizer = tokenizer()
+    return model
+
+
 def tokenizer():
     """A byte-level `PreTrainedTokenizerFast`: token id = byte value, 256 tokens, with a chat template."""
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers

@@ -4,6 +4,7 @@
 
 Importing this package makes them known to transformers: `AutoModelForCausalLM.from_pretrained` opens what they saved,
 and no remote code is needed. A file offers `MODEL`, a class of models with a `config_class`; `base` has what all share.
+The packed engine (`lib.runtime`) computes all but talking heads and nonlinear queries, which it refuses by name.
 """
 
 import importlib

@@ -66,6 +66,12 @@ class Attention(LlamaAttention):
         return self.o_proj(self.after(heads, hidden_states).flatten(-2)), weights
 
 
+def last_(module: nn.Module, *names: str) -> None:
+    """Move the parts `names` of `module` behind the others: parts stand in the order in which they run."""
+    for name in names:
+        module._modules[name] = module._modules.pop(name)
+
+
 class Decoder(LlamaForCausalLM):
     """A Llama with another `attention` in every block; a variant that changes more overrides `change_`."""
 

@@ -10,7 +10,7 @@ import math
 
 from torch import Tensor, nn
 
-from lib.architectures.base import Attention, Config, Decoder, Draw
+from lib.architectures.base import Attention, Config, Decoder, Draw, last_
 
 GATES = ("head", "element")
 
@@ -34,6 +34,7 @@ class GatedAttention(Attention):
         super().__init__(config, layer_idx)
         width = 1 if config.attention_gate == "head" else self.head_dim
         self.attention_gate = nn.Linear(config.hidden_size, config.num_attention_heads * width, bias=False)
+        last_(self, "o_proj")
 
     def after(self, heads: Tensor, hidden: Tensor) -> Tensor:
         gate = self.attention_gate(hidden).sigmoid()

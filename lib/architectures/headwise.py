@@ -10,7 +10,7 @@ import math
 
 from torch import Tensor
 
-from lib.architectures.base import Attention, Config, Decoder, Draw, activation
+from lib.architectures.base import Attention, Config, Decoder, Draw, activation, last_
 from lib.architectures.per_head import PerHead
 
 # 1 / slope at zero (for ReLU the root of 2: He et al., arXiv 1502.01852, equation 10): what is small keeps its size
@@ -36,6 +36,7 @@ class HeadwiseAttention(Attention):
         super().__init__(config, layer_idx)
         self.head_proj = PerHead(config.num_attention_heads, self.head_dim)
         self.head_act = activation(config.head_activation, "head_activation")
+        last_(self, "o_proj")
 
     def after(self, heads: Tensor, hidden: Tensor) -> Tensor:
         found = self.head_act(self.head_proj(heads))

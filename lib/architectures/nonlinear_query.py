@@ -12,7 +12,7 @@ import math
 from torch import Tensor, nn
 from transformers.models.llama.modeling_llama import LlamaRMSNorm
 
-from lib.architectures.base import Attention, Config, Decoder, Draw, activation
+from lib.architectures.base import Attention, Config, Decoder, Draw, activation, last_
 
 
 class NonlinearQueryConfig(Config):
@@ -44,6 +44,7 @@ class NonlinearQueryAttention(Attention):
         self.query_act = activation(config.query_activation, "query_activation")
         self.query_out = nn.Linear(inner, width, bias=False)
         self.query_out_norm = nn.LayerNorm(width, bias=False)
+        last_(self, "k_proj", "v_proj", "o_proj")
 
     def queries(self, hidden: Tensor) -> Tensor:
         bent = self.query_out(self.query_act(self.query_in(self.query_norm(hidden))))

@@ -16,6 +16,12 @@ class PerHead(nn.ModuleList):
 
     def forward(self, heads: Tensor) -> Tensor:
         """yₕ = Wₕ xₕ for `heads` [..., heads, size]; the same shape."""
-        if all(type(layer) is nn.Linear and not (layer._forward_hooks or layer._forward_pre_hooks) for layer in self):
+        if all(_plain(layer) for layer in self):
             return torch.einsum("...hi,hoi->...ho", heads, torch.stack([layer.weight for layer in self]))
         return torch.stack([layer(part) for layer, part in zip(self, heads.unbind(-2))], dim=-2)
+
+
+def _plain(layer: nn.Module) -> bool:
+    """Whether `layer` is a linear layer and nobody listens to it or has put a forward pass of its own into it."""
+    hooks = layer._forward_hooks, layer._forward_pre_hooks, layer._backward_hooks, layer._backward_pre_hooks
+    return type(layer) is nn.Linear and not any(hooks) and "forward" not in vars(layer)

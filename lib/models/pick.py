@@ -15,6 +15,8 @@ KINDS = {
     "down": "the matrix of the MLP that writes to the stream",
 }
 
+OUTPUTS = ("o_proj", "out_proj", "dense", "c_proj")  # names of the "output", which Phi-3 holds before the others
+
 
 def block(model: nn.Module, place: float) -> int:
     """The index of the block at `place`, from 0 (the first) to 1 (the last)."""
@@ -44,7 +46,9 @@ def linear(model: nn.Module, kind: str, place: float = 0.5, given: str = "") -> 
     attention = [name for name in found if "attn" in name.lower() or "attention" in name.lower()]
     rest = [name for name in found if name not in attention]
     reading = [name for name in rest if name != rest[-1]] or rest
-    chosen = {"query": attention[:1], "output": attention[-1:], "up": reading[-1:], "down": rest[-1:]}[kind]
+    ends = [name for name in attention if name.rpartition(".")[2] in OUTPUTS] or attention[-1:]
+    first = [name for name in attention if name not in ends] or attention
+    chosen = {"query": first[:1], "output": ends[-1:], "up": reading[-1:], "down": rest[-1:]}[kind]
     return f"{path}.{index}.{(chosen or list(found))[0]}"
 
 

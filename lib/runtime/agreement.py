@@ -44,6 +44,9 @@ def _agree(model, wanted: Architecture, name: str) -> None:
         function = getattr(part, "act_fn", getattr(part, "activation_fn", None))
         if function is not None and not _computes(function, wanted.activation):
             refuse(f"another activation in {place} than its configuration says ({wanted.activation})", name)
+        bend, expected = getattr(part, "head_act", None), wanted.after_heads.bend
+        if bend is not None and not _computes(bend, expected, "heads"):
+            refuse(f"another activation in {place} than its configuration says ({expected})", name)
     _untouched(model, wanted, name)
 
 
@@ -62,11 +65,14 @@ def _untouched(model, wanted: Architecture, name: str) -> None:
             refuse(f"a forward pass of its own in {path or 'the model'}", name)
 
 
-def _computes(function, activation: str) -> bool:
-    """Whether a module's activation is the one with this name."""
+def _computes(function, activation: str, place: str = "mlp") -> bool:
+    """Whether a module's activation is the one with this name, which the MLP and the heads' layers use differently."""
     import torch  # saved models run without torch
     from torch.nn import functional  # saved models run without torch
 
-    wanted = {"silu": functional.silu, "gelu": lambda x: functional.gelu(x, approximate="tanh")}[activation]
+    from lib.runtime import torch_kernels  # needs torch
+
+    wanted = {"silu": functional.silu, "gelu": lambda x: functional.gelu(x, approximate="tanh")}
+    wanted = (wanted if place == "mlp" else torch_kernels.BENDS)[activation]
     x = torch.linspace(-6, 6, 97)
     return torch.allclose(function(x), wanted(x), atol=1e-6)

@@ -6,7 +6,8 @@ torch nor transformers, so that a process that only generates does without them.
 
 from dataclasses import dataclass
 
-from lib.runtime import rope_frequencies
+from lib.runtime import after_heads, config_values, rope_frequencies
+from lib.runtime.after_heads import AfterHeads
 from lib.runtime.families import ACTIVATIONS, ATTENTION, FAMILIES, HARMLESS, KINDS, LINEARS, ONLY, ROTARY, WORDS, Family
 from lib.runtime.rope_frequencies import wrong
 
@@ -26,7 +27,7 @@ class Architecture:
         windows: per block how many positions a query sees, its own included; 0 for all. rotations: kind of attention ->
         complete settings of its rotary embedding. rotation: per block which of them it takes. rotated: dimensions of a
         head that are rotated.
-    query_scale: factor of the queries.
+    query_scale: factor of the queries. after_heads: what happens to the heads before the output matrix.
     """
 
     family: str
@@ -51,10 +52,13 @@ class Architecture:
     rotation: tuple[int, ...]
     rotated: int
     query_scale: float
+    after_heads: AfterHeads
 
     def shape(self, name: str) -> tuple[int, int]:
         """Rows and columns of a linear layer, by the names of `LINEARS`."""
         queries, keys = self.heads * self.size, self.key_heads * self.size
+        if name not in LINEARS:
+            return self.after_heads.shape(name, self.size, self.hidden)
         return {
             "query": (queries, self.hidden),
             "key": (keys, self.hidden),
@@ -100,13 +104,15 @@ def read(config: dict, *, tables=rope_frequencies.TABLES) -> Architecture:
     rope = _rotations(config, family, kinds, sizes["limit"], tables)
     _check_parts(found, family, sizes, rope, _name(config))
     own = {name for name in LINEARS if found.get("attention_bias" if name in ATTENTION else "mlp_bias")}
-    scalar = _whole(found, "query_pre_attn_scalar") if "query_pre_attn_scalar" in found else sizes["size"]
+    scalar = config_values.whole(found, "query_pre_attn_scalar") if "query_pre_attn_scalar" in found else sizes["size"]
+    after = after_heads.read(found, sizes["heads"], sizes["size"])
     return Architecture(
-        family=kind, **sizes, eps=_number(found, "rms_norm_eps"), activation=ACTIVATIONS[_activation(found)],
-        tied=found["tie_word_embeddings"], linears=family.linears, biases=tuple(sorted(family.biases | own)),
+        family=kind, **sizes, eps=config_values.number(found, "rms_norm_eps"),
+        activation=ACTIVATIONS[_activation(found)], tied=found["tie_word_embeddings"],
+        linears=family.linears | after.linears(sizes["heads"]), biases=tuple(sorted(family.biases | own)),
         norms=family.norms, offset=family.offset, scaled=family.scaled, windows=windows, rotations=rope,
         rotation=tuple([*rope].index(kind) if family.local else 0 for kind in kinds),
-        rotated=_rotated(rope, sizes["size"]), query_scale=scalar**-0.5,
+        rotated=_rotated(rope, sizes["size"]), query_scale=scalar**-0.5, after_heads=after,
     )  # fmt: skip
 
 
@@ -114,8 +120,8 @@ def refuse(part: str | None, model: str) -> None:
     """Raise ValueError for a part that the engine does not compute."""
     if part:
         raise ValueError(
-            f"{model} has {part}; the packed engine computes Llama, Mistral, Qwen2, Qwen3, Phi-3 and Gemma 3 (text); "
-            "run this model with its own generate."
+            f"{model} has {part}; the packed engine computes Llama, Mistral, Qwen2, Qwen3, Phi-3, Gemma 3 (text), and "
+            "Llama with a layer or a gate on each head; run this model with its own generate."
         )
 
 
@@ -141,38 +147,38 @@ def _known(config: dict, family: Family) -> None:
 
 
 def _sizes(found: dict, family: Family) -> dict:
-    heads, hidden = _whole(found, "num_attention_heads"), _whole(found, "hidden_size")
+    heads, hidden = config_values.whole(found, "num_attention_heads"), config_values.whole(found, "hidden_size")
     if hidden % heads and family.divides:
         raise wrong("hidden_size", hidden, f"a multiple of the {heads} heads")
-    keys = heads if found["num_key_value_heads"] is None else _whole(found, "num_key_value_heads")
+    keys = heads if found["num_key_value_heads"] is None else config_values.whole(found, "num_key_value_heads")
     if heads % keys:
         raise wrong("num_key_value_heads", keys, f"a divisor of the {heads} heads")
     if found["head_dim"] is None and family.defaults["head_dim"] is not None:
         raise wrong("head_dim", None, "a whole number from 1")
-    size = max(1, hidden // heads) if found["head_dim"] is None else _whole(found, "head_dim")
+    size = max(1, hidden // heads) if found["head_dim"] is None else config_values.whole(found, "head_dim")
     return {
         "hidden": hidden,
         "heads": heads,
         "key_heads": keys,
         "size": size,
-        "intermediate": _whole(found, "intermediate_size"),
-        "blocks": _whole(found, "num_hidden_layers"),
-        "vocabulary": _whole(found, "vocab_size"),
-        "limit": _whole(found, "max_position_embeddings"),
+        "intermediate": config_values.whole(found, "intermediate_size"),
+        "blocks": config_values.whole(found, "num_hidden_layers"),
+        "vocabulary": config_values.whole(found, "vocab_size"),
+        "limit": config_values.whole(found, "max_position_embeddings"),
     }
 
 
 def _windows(found: dict, blocks: int, limit: int) -> tuple[list[str], tuple[int, ...]]:
     """For each block its kind of attention and its window (0 for all positions), as the classes derive them."""
-    window = None if found.get("sliding_window") is None else _whole(found, "sliding_window")
+    window = None if found.get("sliding_window") is None else config_values.whole(found, "sliding_window")
     if "layer_types" not in found:  # one window for every block, or none
         kinds = ["full_attention" if window is None else "sliding_attention"] * blocks
     elif "use_sliding_window" in found:
-        window = window if _flag(found, "use_sliding_window") else None
-        first = _whole(found, "max_window_layers", least=0)
+        window = window if config_values.flag(found, "use_sliding_window") else None
+        first = config_values.whole(found, "max_window_layers", least=0)
         kinds = ["sliding_attention" if window is not None and i >= first else "full_attention" for i in range(blocks)]
     else:
-        pattern = _whole(found, "sliding_window_pattern")
+        pattern = config_values.whole(found, "sliding_window_pattern")
         kinds = ["sliding_attention" if (i + 1) % pattern else "full_attention" for i in range(blocks)]
     if found.get("layer_types") is not None:
         kinds = found["layer_types"]
@@ -217,7 +223,7 @@ def _check_parts(found: dict, family: Family, sizes: dict, rope: dict, name: str
     """Refuse what the kernels don't compute."""
     for key in ("tie_word_embeddings", "attention_bias", "mlp_bias"):
         if key in found:
-            _flag(found, key)
+            config_values.flag(found, key)
     if not isinstance(_activation(found), str) or _activation(found) not in ACTIVATIONS:
         key = "hidden_activation" if "hidden_activation" in found else "hidden_act"
         refuse(f"activation {key}={found[key]!r}, where {', '.join(ACTIVATIONS)} are computed", name)
@@ -228,23 +234,3 @@ def _check_parts(found: dict, family: Family, sizes: dict, rope: dict, name: str
     for key in ("attn_logit_softcapping", "final_logit_softcapping"):
         refuse(f"{key}={found[key]!r}" if found.get(key) is not None else None, name)
     refuse("attention to later positions" if found.get("use_bidirectional_attention") else None, name)
-
-
-def _whole(found: dict, key: str, least: int = 1) -> int:
-    value = found[key]
-    if isinstance(value, bool) or not isinstance(value, int) or not least <= value < 2**31:
-        raise wrong(key, value, f"a whole number from {least}")
-    return value
-
-
-def _number(found: dict, key: str) -> float:
-    value = found[key]
-    if not isinstance(value, float) or not 0 <= value < float("inf"):
-        raise wrong(key, value, "a number from 0.0")
-    return value
-
-
-def _flag(found: dict, key: str) -> bool:
-    if not isinstance(found[key], bool):
-        raise wrong(key, found[key], "true or false")
-    return found[key]

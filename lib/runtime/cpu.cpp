@@ -16,13 +16,15 @@ struct Layer {
   // the last four may be null; the last two are applied to what attention and MLP add
   const float *first_norm, *second_norm, *query_norm, *key_norm, *attended_norm, *fed_norm;
   int32_t window, rotation;  // how many positions a query sees (0: all); which rotary embedding
+  Matrix head_gate;          // without rows where there is none; [heads or heads * size, hidden]
+  const Matrix* head_layers;  // [heads], or null
 };
 
 struct Settings {
   int32_t hidden, heads, key_heads, size, intermediate, layers, vocabulary, threads;
   int32_t rotated, gelu;  // dimensions of a head that are rotated; the gate's activation is GELU's tanh form, not SiLU
-  float eps, query_scale, embedding_scale;
-  int32_t unused;
+  int32_t head_bend, head_residual;  // φ of the heads' layers, see `bent`; whether what a head read is added
+  float eps, query_scale, embedding_scale, unused;
 };
 
 // A product to do: y [rows, stride] = W x (+ bias), added to y where `onto`; with `up`, y = silu(W x) · (up x), or gelu
@@ -40,6 +42,19 @@ static F activated(F x, bool gelu) {
   const F cube = mul(mul(x, x), x);
   const F inner = gelu ? mul(set1(2 * 0.7978845608f), fma(cube, set1(0.044715f), x)) : x;
   return divide(x, add(set1(1), exponential(sub(set1(0), inner))));
+}
+
+// The nonlinearity of a head's layer: 0 none, 1 ReLU, 2 GELU, 3 SiLU. GELU is max(x, 0) - |x| · erfc(|x| / √2) / 2, with
+// erfc by Abramowitz and Stegun's formula 7.1.26, which errs by less than 1.5e-7.
+static F bent(F x, int kind) {
+  if (kind == 1) return maximum(x, set1(0));
+  if (kind == 3) return activated(x, false);
+  if (kind != 2) return x;
+  const F z = mul(magnitude(x), set1(0.70710678f)), t = divide(set1(1), fma(z, set1(0.3275911f), set1(1)));
+  F p = set1(1.061405429f);
+  for (float c : {-1.453152027f, 1.421413741f, -0.284496736f, 0.254829592f}) p = fma(p, t, set1(c));
+  const F half = mul(mul(p, t), mul(set1(0.5f), exponential(sub(set1(0), mul(z, z)))));
+  return fnma(magnitude(x), half, maximum(x, set1(0)));
 }
 
 static void write(const Product& p, const float* found, const float* second, long first, int row) {

@@ -74,19 +74,18 @@ class Layer(ctypes.Structure):
     _fields_ = (
         [(name, Matrix) for name in LINEARS]
         + [(name, ctypes.c_void_p) for name in NORMS]
-        + [("window", ctypes.c_int32), ("rotation", ctypes.c_int32)]
+        + [("window", ctypes.c_int32), ("rotation", ctypes.c_int32), ("head_gate", Matrix)]
+        + [("head_layers", ctypes.c_void_p)]
     )
 
 
 class Settings(ctypes.Structure):
     """`Settings` of cpu.cpp."""
 
-    _fields_ = [
-        (name, ctypes.c_int32)
-        for name in ("hidden", "heads", "key_heads", "size", "intermediate", "layers", "vocabulary", "threads")
-    ] + [("rotated", ctypes.c_int32), ("gelu", ctypes.c_int32), ("eps", ctypes.c_float)] + [
-        ("query_scale", ctypes.c_float), ("embedding_scale", ctypes.c_float), ("unused", ctypes.c_int32)
-    ]  # fmt: skip
+    _fields_ = [(name, ctypes.c_int32) for name in (
+        "hidden", "heads", "key_heads", "size", "intermediate", "layers", "vocabulary", "threads",
+        "rotated", "gelu", "head_bend", "head_residual",
+    )] + [(name, ctypes.c_float) for name in ("eps", "query_scale", "embedding_scale", "unused")]  # fmt: skip
 
 
 class Cache(ctypes.Structure):

@@ -19,7 +19,7 @@ import ctypes
 import numpy as np
 
 from lib import machine
-from lib.runtime import cpu
+from lib.runtime import after_heads, cpu
 from lib.runtime.families import LINEARS, NORMS
 from lib.runtime.weights import Weights, check
 
@@ -84,9 +84,11 @@ class Native:
             for name in NORMS:
                 setattr(structure, name, layer[name].ctypes.data if name in layer else None)
             structure.window, structure.rotation = window, rotation
+            self._after_heads(structure, layer)
         settings = cpu.Settings(
             a.hidden, a.heads, a.key_heads, a.size, a.intermediate, a.blocks, a.vocabulary,
-            threads or machine.threads(), a.rotated, a.activation == "gelu", a.eps, a.query_scale,
+            threads or machine.threads(), a.rotated, a.activation == "gelu",
+            after_heads.BENDS.index(a.after_heads.bend), a.after_heads.residual, a.eps, a.query_scale,
             weights.embedding_scale, 0,
         )  # fmt: skip
         ends = [
@@ -108,6 +110,15 @@ class Native:
         seconds = (ctypes.c_double * (len(cpu.PHASES) + 1))()
         self.library.thimble_profile(self._engine, int(on), ctypes.addressof(seconds))
         return dict(zip((*cpu.PHASES, "waiting"), seconds))
+
+    def _after_heads(self, structure: cpu.Layer, layer: dict) -> None:
+        """Add what happens to the heads before the output matrix."""
+        names = [*self.weights.architecture.after_heads.linears(self.weights.architecture.heads)]
+        if names == [after_heads.GATE]:
+            structure.head_gate = self._keep(cpu.Matrix.of(*layer[after_heads.GATE]))
+        elif names:
+            matrices = [self._keep(cpu.Matrix.of(*layer[name])) for name in names]
+            structure.head_layers = ctypes.addressof(self._keep((cpu.Matrix * len(names))(*matrices)))
 
     def _keep(self, structure):
         self._kept.append(structure)

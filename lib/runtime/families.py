@@ -7,6 +7,8 @@
 
 from dataclasses import dataclass, field
 
+from lib.runtime import after_heads
+
 # parts of a block as the kernels know them -> their modules in most families
 LINEARS = {
     "query": "self_attn.q_proj",
@@ -61,6 +63,7 @@ class Family:
 
 
 _NUMBER, _NULL = (float, int), type(None)
+_LLAMA_KINDS = {"attention_dropout": (*_NUMBER, _NULL), "pretraining_tp": (int, _NULL)}
 _SIZES = {
     "hidden_size": 4096,
     "intermediate_size": 22016,
@@ -74,7 +77,8 @@ _SIZES = {
     "tie_word_embeddings": False,
 }
 _WINDOWS = {"use_sliding_window": False, "sliding_window": 4096, "max_window_layers": 28, "layer_types": None}
-_LLAMA = {"vocab_size": 32000, "intermediate_size": 11008, "max_position_embeddings": 2048, "num_key_value_heads": None}
+_LLAMA = {"vocab_size": 32000, "intermediate_size": 11008, "max_position_embeddings": 2048, "num_key_value_heads": None,
+          "attention_bias": False, "mlp_bias": False}  # fmt: skip
 _MISTRAL = {"vocab_size": 32000, "intermediate_size": 14336, "max_position_embeddings": 131072}
 _QWEN = _SIZES | _WINDOWS | {"vocab_size": 151936}
 _PHI = {"vocab_size": 32064, "hidden_size": 3072, "intermediate_size": 8192, "num_key_value_heads": None,
@@ -90,9 +94,13 @@ _GEMMA = {key: value for key, value in _SIZES.items() if key != "hidden_act"} | 
 }  # fmt: skip
 
 FAMILIES = {
-    "llama": Family(
-        "LlamaForCausalLM", _SIZES | _LLAMA | {"attention_bias": False, "mlp_bias": False}, divides=True,
-        kinds={"attention_dropout": (*_NUMBER, _NULL), "pretraining_tp": (int, _NULL)},
+    "llama": Family("LlamaForCausalLM", _SIZES | _LLAMA, divides=True, kinds=_LLAMA_KINDS),
+    "thimble_headwise": Family(
+        "HeadwiseForCausalLM", _SIZES | _LLAMA | after_heads.DEFAULTS["thimble_headwise"], divides=True,
+        kinds=_LLAMA_KINDS,
+    ),
+    "thimble_gated": Family(
+        "GatedForCausalLM", _SIZES | _LLAMA | after_heads.DEFAULTS["thimble_gated"], divides=True, kinds=_LLAMA_KINDS
     ),
     "mistral": Family(
         "MistralForCausalLM", _SIZES | _MISTRAL | {"num_key_value_heads": 8, "sliding_window": 4096},

@@ -43,7 +43,7 @@ class Engine {
     };
     grow(x_, (size_t)rows * s_.hidden);
     grow(qkv_, (size_t)rows * width());
-    grow(mixed_, (size_t)rows * s_.heads * s_.size);
+    for (auto* each : {&mixed_, &gates_, &changed_}) grow(*each, (size_t)rows * s_.heads * s_.size);
     grow(inner_, (size_t)rows * s_.intermediate);
     grow(added_, (size_t)rows * s_.hidden);
     for (auto& each : room_) grow(each.norm, s_.hidden);
@@ -105,13 +105,16 @@ class Engine {
   void layer(const Layer& l, int index, const Cache& cache, int rows, const int32_t* slots, const int32_t* positions) {
     float* q = qkv_.data();
     float *k = q + s_.heads * s_.size, *v = k + s_.key_heads * s_.size;
-    normalize(l.first_norm, rows, {&l.query, &l.key, &l.value});
+    normalize(l.first_norm, rows, {&l.query, &l.key, &l.value, l.head_gate.rows ? &l.head_gate : &l.query});
     multiply(team_, in_, {Product{&l.query, q, width()}, Product{&l.key, k, width()}, Product{&l.value, v, width()}});
+    if (l.head_gate.rows) multiply(team_, in_, {Product{&l.head_gate, gates_.data(), l.head_gate.rows}});
     lap(QKV);
     place(l, index, cache, rows, slots, positions);
     mix(l.window, index, cache, slots, positions);
+    if (l.head_gate.rows) gate(l.head_gate.rows / s_.heads, rows);
+    if (l.head_layers) change(l.head_layers, rows);
     lap(ATTENTION);
-    prepare(mixed_, s_.heads * s_.size, rows, l.output);
+    prepare(l.head_layers ? changed_ : mixed_, s_.heads * s_.size, rows, l.output);
     add(l.output, l.attended_norm, rows);
     lap(OUTPUT);
     normalize(l.second_norm, rows, {&l.gate, &l.up});
@@ -169,6 +172,38 @@ class Engine {
     });
   }
 
+  // What the heads have read, times the sigmoid of `each` gates a head: one, or one for each of its numbers
+  void gate(int each_head, int rows) {
+    each(rows, [&](int row) {
+      float* x = mixed_.data() + (long)row * s_.heads * s_.size;
+      const float* g = gates_.data() + (long)row * s_.heads * each_head;
+      for (int h = 0; h < s_.heads; h++, x += s_.size, g += each_head)
+        for (int i = 0; i < s_.size; i += 16) {
+          const F open = each_head == 1 ? set1(*g) : load(g + i);
+          store(x + i, divide(load(x + i), ::add(set1(1), exponential(sub(set1(0), open)))));
+        }
+    });
+  }
+
+  // changed = φ(W mixed), plus mixed with the residual, head by head
+  void change(const Matrix* layers, int rows) {
+    const long stride = (long)s_.heads * s_.size;
+    team_.run(s_.heads, [&](int h, int thread) {
+      const Matrix& w = layers[h];
+      Prepared& in = room_[thread].in;
+      const float* x = mixed_.data() + (long)h * s_.size;
+      float* y = changed_.data() + (long)h * s_.size;
+      in.shape(rows, s_.size, {&w});
+      for (int row = 0; row < rows; row++) in.take(row, x + row * stride);
+      run_tiles(Product{&w, y, stride}, in.of(w), 0, tiles(w));
+      for (int row = 0; row < rows; row++, x += stride, y += stride)
+        for (int i = 0; i < s_.size; i += 16) {
+          const F found = bent(load(y + i), s_.head_bend);
+          store(y + i, s_.head_residual ? ::add(load(x + i), found) : found);
+        }
+    });
+  }
+
   void project(int wanted, const int32_t* which, float* logits) {
     in_.shape(wanted, s_.hidden, {&head_});
     each(wanted, [&](int row, int thread) {
@@ -193,6 +228,7 @@ class Engine {
 
   struct Room {
     std::vector<float> norm, scores;
+    Prepared in;
   };
   const Settings s_;
   const std::vector<Layer> layers_;
@@ -202,7 +238,7 @@ class Engine {
   Prepared in_;
   std::vector<Room> room_;
   std::vector<Task> tasks_;
-  std::vector<float> x_, qkv_, mixed_, inner_, added_;
+  std::vector<float> x_, qkv_, mixed_, gates_, changed_, inner_, added_;
   long longest_ = 0;
   bool timed_ = false;
   double seconds_[PHASES] = {}, waited_ = 0;

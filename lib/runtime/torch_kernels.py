@@ -9,8 +9,10 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from lib.runtime import cpu, pack
+from lib.runtime import after_heads, cpu, pack
 from lib.runtime.pack import PLAIN, TILE, Packed
+
+BENDS = {"identity": lambda x: x, "relu": functional.relu, "gelu": functional.gelu, "silu": functional.silu}
 
 
 def quantize(x: Tensor, block: int) -> tuple[Tensor, Tensor]:
@@ -77,7 +79,8 @@ class Reference:
                 q, k = norm(q, layer["query_norm"], a.eps), norm(k, layer["key_norm"], a.eps)
             q, k = rotate(q, cosine, sine) * a.query_scale, rotate(k, cosine, sine)
             cache.put(index, slots, positions, k, v)
-            found = product(layer["output"][0], self.mix(index, cache, q, slots, positions), layer["output"][1])
+            read = self.change(layer, h, self.mix(index, cache, q, slots, positions))
+            found = product(layer["output"][0], read, layer["output"][1])
             x = x + (norm(found, layer["attended_norm"], a.eps) if "attended_norm" in layer else found)
             h = norm(x, layer["second_norm"], a.eps)
             gate, up = (product(layer[name][0], h, layer[name][1]) for name in ("gate", "up"))
@@ -98,6 +101,20 @@ class Reference:
             scores = torch.einsum("hd,hpd->hp", q[row], keys).softmax(-1)
             found.append(torch.einsum("hp,hpd->hd", scores, values).reshape(-1))
         return torch.stack(found)
+
+    def change(self, layer: dict, h: Tensor, read: Tensor) -> Tensor:
+        """What the heads give, of what they `read` [n, heads · size], and of the normed stream h [n, hidden]."""
+        a, after = self.weights.architecture, self.weights.architecture.after_heads
+        heads = read.unflatten(1, (a.heads, a.size))
+        if after.kind == "gate":
+            gates = product(layer[after_heads.GATE][0], h, layer[after_heads.GATE][1]).sigmoid()
+            read = (heads * gates.unflatten(1, (a.heads, -1))).flatten(1)
+        elif after.kind == "layer":
+            matrices = [layer[after_heads.layer(head)] for head in range(a.heads)]
+            found = torch.stack([product(w, heads[:, i], bias) for i, (w, bias) in enumerate(matrices)], 1)
+            found = BENDS[after.bend](found)
+            read = (heads + found if after.residual else found).flatten(1)
+        return read
 
 
 def norm(x: Tensor, weight: np.ndarray, eps: float) -> Tensor:

@@ -9,7 +9,7 @@ import numpy as np
 
 from lib.runtime import pack
 from lib.runtime.architecture import Architecture
-from lib.runtime.families import LINEARS, NORMS
+from lib.runtime.families import NORMS
 from lib.runtime.pack import Packed
 from lib.runtime.rope_frequencies import Rotation
 
@@ -18,9 +18,9 @@ from lib.runtime.rope_frequencies import Rotation
 class Weights:
     """A packed model.
 
-    layers: per block, by the names of `LINEARS`, (packed matrix, bias float32 or None), and by those of `NORMS` the
-    norm's weight (float32, its offset added, absent where the family has none). embedding_scale: factor of the
-    embeddings. rotations: the rotary embeddings of the architecture.
+    layers: per block, by the names of the architecture's `linears`, (packed matrix, bias float32 or None), and by those
+    of `NORMS` the norm's weight (float32, its offset added, absent where the family has none). embedding_scale: factor
+    of the embeddings. rotations: the rotary embeddings of the architecture.
     stops: token ids that end a text. tokenizer: anything with `encode` and `decode`.
     Raises ValueError for arrays that are not as large as the architecture says.
     """
@@ -71,7 +71,7 @@ class Weights:
 
     def matrices(self) -> list[Packed]:
         """Every packed matrix, a tied one once."""
-        found = [layer[name][0] for layer in self.layers for name in LINEARS] + [self.head]
+        found = [layer[name][0] for layer in self.layers for name in self.architecture.linears] + [self.head]
         return found if self.tied else [*found, self.embedding]
 
     @property
@@ -100,7 +100,7 @@ def check(weights: Weights) -> None:
     for rotation in weights.rotations:
         _floats("the rotary frequencies", rotation.frequencies, a.rotated // 2)
     for index, layer in enumerate(weights.layers):
-        _same(f"parts of block {index}", sorted(layer), sorted((*LINEARS, *a.norms)))
+        _same(f"parts of block {index}", sorted(layer), sorted((*a.linears, *a.norms)))
         for name, path in a.linears.items():
             matrix, bias = layer[name]
             _matrix(f"{path} of block {index}", matrix, a.shape(name))
