@@ -1,5 +1,6 @@
 """GPTAQ against a float64 solution column by column, against GPTQ where nothing drifts, and on real drift."""
 
+import copy
 import importlib.util
 
 import pytest
@@ -211,11 +212,12 @@ def test_the_first_blocks_of_the_real_model_drift_less():
 
     outputs, kept = {}, 3
     methods = {"original": None, "gptq": gptq, "gptaq": gptaq, "corrected": corrected}
+    beginning, _ = models.load()
+    beginning.model.layers = blocks(beginning)[:kept]
+    beginning.config.num_hidden_layers = kept
+    ids = texts.tokens(texts.load("packaged", split="valid").windows(4, 512), beginning)
     for name, method in methods.items():
-        model, _ = models.load()
-        model.model.layers = blocks(model)[:kept]
-        model.config.num_hidden_layers = kept
-        ids = texts.tokens(texts.load("packaged", split="valid").windows(4, 512), model)
+        model = copy.deepcopy(beginning)
         if method:
             method.quantize_(model, ids[:3], bits=2, group_size=64)
         outputs[name] = model.model(input_ids=ids[3:]).last_hidden_state.float()  # a window that nothing was fitted to

@@ -207,10 +207,13 @@ def test_verdicts_are_the_same_under_four_times_the_load():
     programs = [f"def f():\n    {text}" for text in ("return 'expected-a81f'", "return 1", "while True: pass")]
     programs.append(spin + "def f():\n    return 'expected-a81f'")
     quiet = [attack(program).reason for program in programs]
-    busy = [subprocess.Popen([sys.executable, "-c", "while True: pass"]) for _ in range(4 * (os.cpu_count() or 1))]
+    allowed = os.sched_getaffinity(0)
+    os.sched_setaffinity(0, sorted(allowed)[-1:])  # one core, for what is started here too: four times its load
+    busy = [subprocess.Popen([sys.executable, "-c", "while True: pass"]) for _ in range(4)]
     try:
         loaded = [attack(program).reason for program in programs]
     finally:
+        os.sched_setaffinity(0, allowed)
         for process in busy:
             process.kill()
             process.wait()
@@ -218,13 +221,15 @@ def test_verdicts_are_the_same_under_four_times_the_load():
 
 
 @pytest.mark.skipif(not (os.environ.get("THIMBLE_DATA") and HUMANEVAL.exists()), reason="set THIMBLE_DATA (humaneval)")
-def test_all_canonical_solutions_pass_and_stubs_fail():
-    rows = [json.loads(line) for line in HUMANEVAL.read_text().splitlines()]
+@pytest.mark.parametrize("every", [8, pytest.param(1, marks=pytest.mark.long)])
+def test_canonical_solutions_pass_and_stubs_fail(every):
+    whole = [json.loads(line) for line in HUMANEVAL.read_text().splitlines()]
+    rows = whole[::every]
 
     def judge(row, body):
         return run(row["prompt"] + body, row["test"], row["entry_point"], preamble=row["prompt"]).passed
 
     with ThreadPoolExecutor(4) as pool:
         right = list(pool.map(lambda row: judge(row, row["canonical_solution"]), rows))
-        stubs = list(pool.map(lambda row: judge(row, "    return None\n"), rows[::8]))
-    assert len(rows) == 164 and all(right) and not any(stubs)
+        stubs = list(pool.map(lambda row: judge(row, "    return None\n"), whole[:: 8 * every]))
+    assert len(whole) == 164 and all(right) and not any(stubs)
