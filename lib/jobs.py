@@ -73,7 +73,7 @@ class JobState:
         for name, quantized in kept.items():
             parts = {part: getattr(quantized, part) for part in PARTS}
             tensors |= {f"{name}:{part}": tensor.cpu() for part, tensor in parts.items() if tensor is not None}
-        grids = {name: f"{quantized.bits} {quantized.group_size}" for name, quantized in kept.items()}
+        grids = {name: f"{each.bits} {each.group_size} {each.levels}" for name, each in kept.items()}
         files.write_bytes(self._path(index), safetensors.torch.save(tensors, metadata=grids))
 
     def load(self, index: int) -> dict[str, Quantized] | None:
@@ -84,11 +84,10 @@ class JobState:
         with safetensors.safe_open(self._path(index), "pt") as file:
             names = set(file.keys())
             for name, grid in file.metadata().items():
-                bits, size = map(int, grid.split())
+                bits, size, levels = grid.split()
                 parts = {part: file.get_tensor(f"{name}:{part}") for part in PARTS if f"{name}:{part}" in names}
-                kept[name] = Quantized(
-                    parts.pop("codes"), parts.pop("scale"), parts.pop("zero_point", None), bits, size, **parts
-                )
+                grid = {"bits": int(bits), "group_size": int(size), "levels": levels}
+                kept[name] = Quantized(**({"zero_point": None} | parts), **grid)
         return kept
 
     def _path(self, index: int) -> Path:

@@ -26,7 +26,7 @@ def test_a_killed_walk_resumes_and_ends_in_the_same_bytes(tmp_path):
     visit = lambda *args: calls.append(args)  # noqa: E731
     ids = tokens()
     job = {"method": "gptq", **fingerprint(tiny.llama(), ids), **GRID}
-    again = JobState(state, **job, symmetric=False, act_order=True, candidates=8)
+    again = JobState(state, **job, symmetric=False, levels="integer", act_order=True, candidates=8)
     assert same(whole, calibrate.sequential(tiny.llama(), ids, visit, state=again)) and not calls
 
 

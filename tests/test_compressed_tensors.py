@@ -12,6 +12,7 @@ from torch import nn
 
 from lib import files
 from lib.export import compressed_tensors, plain, stored_tensors
+from lib.quantized.integers import integers_
 from lib.quantizers import embedding
 from tests import tiny
 from tests.packed import quantize_
@@ -50,15 +51,23 @@ def test_a_fresh_process_with_plain_transformers_gets_equal_logits(tmp_path):
         "4 bits, embedding too, tied": quantize_(tiny.llama()),
         "3 bits, embedding too, tied and scaled": quantize_(tiny.gemma2(), lambda name: (3, 32, False)),
         "4 bits, embedding and head too, bias": quantize_(tiny.phi()),
+        "2 bits, half": quantize_(tiny.llama(), lambda name: (2, 32, False, "half")),
+        "7 bits, half, float32": quantize_(tiny.qwen2(), lambda name: (7, -1, False, "half"), torch.float32),
+        "3 bits, balanced, embedding too, tied": quantize_(tiny.llama(), lambda name: (3, 32, False, "balanced")),
     }
+    expected = {}
     for name, model in cases.items():
         if "embedding" in name:
-            embedding.quantize_(model, bits=int(name[0]), group_size=32)
+            levels = "balanced" if "balanced" in name else "integer"
+            embedding.quantize_(model, bits=int(name[0]), group_size=32, levels=levels)
+        expected[name] = logits(model)
+        integers_(model)  # half-integer and balanced levels: one bit more, equal values
     save_file({"tokens": tiny.tokens()}, tmp_path / "tokens")
     folders = [compressed_tensors.save(model, model.tokenizer, tmp_path / name) for name, model in cases.items()]
     subprocess.run([sys.executable, "-c", READ, tmp_path / "tokens", *folders], check=True, cwd=files.ROOT)
     for name, model in cases.items():
-        assert torch.equal(load_file(tmp_path / name / "logits.safetensors")["logits"], logits(model)), name
+        assert torch.equal(load_file(tmp_path / name / "logits.safetensors")["logits"], expected[name]), name
+        assert torch.equal(logits(model), expected[name])
 
 
 @pytest.mark.parametrize("bits", range(2, 9))

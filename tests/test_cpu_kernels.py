@@ -1,5 +1,6 @@
 """Compiled products against the formula in float64, on every instruction set that this CPU has; the kernels' cache."""
 
+import itertools
 import json
 import os
 import shutil
@@ -10,8 +11,9 @@ import numpy as np
 import pytest
 import torch
 
+from lib.quantized.levels import LEVELS
 from lib.runtime import cpu, modules, pack, torch_kernels
-from tests.test_pack import random
+from tests.test_pack import KINDS, random
 
 TOOLS = {tool: shutil.which(tool, path=cpu.search_path()) for tool in (cpu._compiler(), "ninja")}
 needs_compiler = pytest.mark.skipif(not all(TOOLS.values()), reason="no C++ compiler or no ninja")
@@ -46,8 +48,8 @@ def formula(matrix, x, block):
 def test_products_equal_the_formula_for_any_number_of_rows(path, bits):
     generator = torch.Generator().manual_seed(bits)
     for rows, columns, group in SHAPES:
-        for symmetric in (False, True):
-            matrix = random(rows, columns, bits, group, symmetric)
+        for symmetric, levels in KINDS:
+            matrix = random(rows, columns, bits, group, symmetric, levels=levels)
             packed = pack.pack(matrix)
             x, bias = torch.randn(29, columns, generator=generator), torch.randn(rows, generator=generator)
             x[3] = 0
@@ -70,8 +72,8 @@ def test_plain_weights_meet_unrounded_inputs(path):
 
 
 def test_plain_torch_computes_the_same():
-    for bits in (2, 3, 4, 8):
-        matrix = random(33, 192, bits, 96)
+    for bits, levels in itertools.product((2, 3, 4, 8), LEVELS):
+        matrix = random(33, 192, bits, 96, levels=levels)
         packed, x = pack.pack(matrix), torch.randn(5, 192, generator=torch.Generator().manual_seed(bits))
         wanted = formula(matrix, x, packed.block)
         torch.testing.assert_close(torch_kernels.product(packed, x).double(), wanted, rtol=1e-5, atol=1e-3)

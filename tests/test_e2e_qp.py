@@ -28,11 +28,11 @@ def kl(model, original, tokens):
     return divergence.measure(model, original, tokens)["kl_divergence"].value
 
 
-@pytest.mark.parametrize("symmetric", [False, True])
-def test_product_and_gradients_equal_those_of_the_formula_in_float64(symmetric):
+@pytest.mark.parametrize("kind", [{}, {"symmetric": True}, {"levels": "half"}])
+def test_product_and_gradients_equal_those_of_the_formula_in_float64(kind):
     generator = torch.Generator().manual_seed(0)
     weight, inputs = torch.randn(12, 32, generator=generator), torch.randn(2, 5, 32, generator=generator)
-    quantized = rtn.rtn(weight, bits=3, group_size=8, symmetric=symmetric)
+    quantized = rtn.rtn(weight, bits=3, group_size=8, **kind)
     part = e2e_qp.LearnableScaleLinear(QuantLinear(quantized, torch.randn(12, generator=generator)), torch.float32)
     with torch.no_grad():
         part.delta.normal_(0, 0.1, generator=generator)

@@ -35,7 +35,7 @@ def reference(weight, hessian, cross, quantized, order, alpha, damp=0.01):
     for place, j in enumerate(order.tolist()):
         scale = quantized.scale[:, j // size].double()
         zero = 2**quantized.bits / 2 if quantized.zero_point is None else quantized.zero_point[:, j // size].double()
-        code = (torch.round(w[:, j] / scale) + zero).clamp(0, top)
+        code = torch.round(w[:, j] / scale + zero).clamp(0, top)
         codes[:, j] = code.to(torch.uint8)
         open_ = order[place + 1 :]
         if len(open_):
@@ -49,16 +49,16 @@ def loss(quantized, weight, given, original):
 
 
 @pytest.mark.parametrize("act_order", [False, True])
-@pytest.mark.parametrize("symmetric", [False, True])
+@pytest.mark.parametrize("kind", [{}, {"symmetric": True}, {"levels": "half"}])
 @pytest.mark.parametrize("alpha", [0.25, 1.0])
-def test_codes_equal_the_normal_equations_in_float64(alpha, symmetric, act_order):
+def test_codes_equal_the_normal_equations_in_float64(alpha, kind, act_order):
     weight, hessian, cross, *_ = problem(columns=192)  # two blocks of lazily applied updates, the second one half full
-    found = gptaq.gptaq(weight, hessian, cross, **GRID, symmetric=symmetric, act_order=act_order, alpha=alpha)
+    found = gptaq.gptaq(weight, hessian, cross, **GRID, **kind, act_order=act_order, alpha=alpha)
     order = hessian.diagonal().argsort(descending=True, stable=True) if act_order else torch.arange(192)
     expected = reference(weight, hessian, cross, found, order, alpha)
     assert (expected != found.codes).float().mean() < 0.005  # a float32 sum may fall on the other side of a tie
     assert (expected.int() - found.codes.int()).abs().max() <= 1
-    without = gptq.gptq(weight, hessian, **GRID, symmetric=symmetric, act_order=act_order)
+    without = gptq.gptq(weight, hessian, **GRID, **kind, act_order=act_order)
     assert (without.codes != found.codes).float().mean() > 0.02  # the drift does change codes
 
 

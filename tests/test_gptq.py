@@ -33,7 +33,7 @@ def reference(weight, hessian, quantized, order, damp=0.01):
         zero = (
             quantized.zero_point[:, j // size].double() if quantized.zero_point is not None else 2**quantized.bits / 2
         )
-        code = (torch.round(weight[:, j] / scale) + zero).clamp(0, top)
+        code = torch.round(weight[:, j] / scale + zero).clamp(0, top)
         codes[:, j] = code.to(torch.uint8)
         error = (weight[:, j] - scale * (code - zero)) / inverse[j, j]
         weight -= error[:, None] * inverse[j]
@@ -43,11 +43,12 @@ def reference(weight, hessian, quantized, order, damp=0.01):
 
 
 @pytest.mark.parametrize("act_order", [False, True])
-@pytest.mark.parametrize("symmetric", [False, True])
+@pytest.mark.parametrize("kind", [{}, {"symmetric": True}, {"levels": "half"}, {"levels": "balanced"}])
 @pytest.mark.parametrize("bits", [2, 3, 4, 8])
-def test_codes_equal_a_float64_reference(bits, symmetric, act_order):
+def test_codes_equal_a_float64_reference(bits, kind, act_order):
     weight, hessian, _ = problem(columns=192)  # two blocks of lazily applied updates, the second one half full
-    found = gptq(weight, hessian, bits=bits, group_size=32, symmetric=symmetric, act_order=act_order)
+    found = gptq(weight, hessian, bits=bits, group_size=32, **kind, act_order=act_order)
+    assert found.levels == kind.get("levels", "integer")
     order = hessian.diagonal().argsort(descending=True, stable=True) if act_order else torch.arange(192)
     expected = reference(weight, hessian, found, order)
     assert (expected != found.codes).float().mean() < 0.005  # a float32 sum may fall on the other side of a tie

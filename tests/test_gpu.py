@@ -23,15 +23,15 @@ from lib.runtime import gpu, pack
 generator = torch.Generator().manual_seed(0)
 
 
-def quantized(rows, columns, bits, group_size, symmetric):
+def quantized(rows, columns, bits, group_size, symmetric, levels):
     weight = torch.randn(rows, columns, generator=generator)
-    scale, zero = grid.choose(weight, bits=bits, group_size=group_size, symmetric=symmetric)
+    scale, zero = grid.choose(weight, bits=bits, group_size=group_size, symmetric=symmetric, levels=levels)
     codes = grid.quantize(weight, scale, zero, bits=bits)
-    return Quantized(codes, scale, zero, bits, columns if group_size == -1 else group_size)
+    return Quantized(codes, scale, zero, bits, columns if group_size == -1 else group_size, levels=levels)
 
 
-def compare(shape, bits, group_size, symmetric, batches):
-    made = quantized(*shape, bits, group_size, symmetric)
+def compare(shape, bits, group_size, symmetric, batches, levels="integer"):
+    made = quantized(*shape, bits, group_size, symmetric, levels)
     matrix = gpu.load(pack.pack(made), "cpu")
     dense = made.dense()
     assert torch.equal(gpu.dequantize(matrix, torch.float32), dense), (shape, bits, group_size, symmetric)
@@ -48,6 +48,8 @@ def compare(shape, bits, group_size, symmetric, batches):
 for bits in (2, 3, 4, 8):
     for symmetric in (False, True):
         compare((32, 128), bits, 64, symmetric, (1, 3))
+    for levels in ("half", "balanced"):
+        compare((32, 128), bits, 64, False, (1,), levels)
     compare((17, 96), bits, 32, False, (1, 2))       # rows that do not fill a tile
     compare((16, 80), bits, -1, False, (1,))         # one group a row, columns that do not fill a block
 compare((16, 576), 4, 96, False, (1, 16))

@@ -22,10 +22,11 @@ def zeros(model):
     return {name: layer.zero_point.clone() for name, layer in calibrate.layers(model).items()}
 
 
-def test_product_and_gradients_equal_those_of_the_formula_in_float64():
+@pytest.mark.parametrize("levels", ["integer", "half"])
+def test_product_and_gradients_equal_those_of_the_formula_in_float64(levels):
     generator = torch.Generator().manual_seed(0)
     weight, inputs = torch.randn(12, 32, generator=generator), torch.randn(2, 5, 32, generator=generator)
-    quantized = rtn.rtn(weight, bits=3, group_size=8)
+    quantized = rtn.rtn(weight, bits=3, group_size=8, levels=levels)
     part = learned_zero_points.LearnableZeroPointLinear(
         QuantLinear(quantized, torch.randn(12, generator=generator)), torch.float32
     )
@@ -37,7 +38,8 @@ def test_product_and_gradients_equal_those_of_the_formula_in_float64():
     (part(given) * pull).sum().backward()
 
     moved = quantized.zero_point.double() + learned_zero_points.ZERO_POINT_RATE * part.zeta.detach().double()
-    zero = moved.round().clamp(0, 7).requires_grad_()
+    zero = moved.round().clamp(0, 7) if levels == "integer" else (2 * moved).round().clamp(4, 11) / 2
+    zero.requires_grad_()
     assert (zero != quantized.zero_point).any()
     delta, x = part.delta.detach().double().requires_grad_(), inputs.double().requires_grad_()
     step = (quantized.scale.double() * (1 + delta))[..., None]

@@ -9,18 +9,23 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from lib.quantized import zero_points
 from lib.quantized.grid import Quantized
 from lib.runtime import aligned, pack
 
 
-def random(rows, columns, bits, group_size, symmetric=False, seed=0):
+def random(rows, columns, bits, group_size, symmetric=False, seed=0, levels="integer"):
     """A matrix of random codes on random grids."""
     generator = torch.Generator().manual_seed(seed)
     groups = columns // group_size
     codes = torch.randint(2**bits, (rows, columns), dtype=torch.uint8, generator=generator)
     scale = (torch.rand(rows, groups, generator=generator) + 0.1).to(torch.bfloat16)
     zero = torch.randint(2**bits, (rows, groups), dtype=torch.uint8, generator=generator)
-    return Quantized(codes, scale, None if symmetric else zero, bits, group_size)
+    zero = zero_points.restored(zero, scale, bits=bits, levels=levels)
+    return Quantized(codes, scale, None if symmetric else zero, bits, group_size, levels=levels)
+
+
+KINDS = [(False, "integer"), (True, "integer"), (False, "half"), (False, "balanced")]  # symmetric, levels
 
 
 shapes = st.one_of(
@@ -30,23 +35,28 @@ shapes = st.one_of(
 
 
 @settings(max_examples=25, deadline=None)
-@given(st.integers(1, 50), shapes, st.integers(2, 8), st.booleans(), st.integers(0, 99))
-def test_what_is_packed_comes_back_to_the_bit(rows, shape, bits, symmetric, seed):
-    given = random(rows, shape[0], bits, shape[1], symmetric, seed)
+@given(st.integers(1, 50), shapes, st.integers(2, 8), st.sampled_from(KINDS), st.integers(0, 99))
+def test_what_is_packed_comes_back_to_the_bit(rows, shape, bits, kind, seed):
+    symmetric, levels = kind
+    given = random(rows, shape[0], bits, shape[1], symmetric, seed, levels)
     packed = pack.pack(given)
     found = pack.unpack(packed)
     assert torch.equal(found.codes, given.codes) and torch.equal(found.scale, given.scale)
     assert (found.zero_point is None) if symmetric else torch.equal(found.zero_point, given.zero_point)
-    assert (found.bits, found.group_size) == (bits, shape[1])
-    assert packed.data.nbytes == pack.size(rows, shape[0], bits=bits, group_size=shape[1], symmetric=symmetric)
+    assert (found.bits, found.group_size, found.levels) == (bits, shape[1], levels)
+    grid = {"bits": bits, "group_size": shape[1], "symmetric": symmetric}
+    assert packed.data.nbytes == pack.size(rows, shape[0], **grid, levels=levels)
+    # halves take the bytes of integers, and balanced levels those of symmetric grids
+    grid["symmetric"] = symmetric or levels == "balanced"
+    assert packed.data.nbytes == pack.size(rows, shape[0], **grid)
 
 
 @pytest.mark.parametrize("bits", [2, 3, 4, 8])
-@pytest.mark.parametrize("symmetric", [False, True])
-def test_codes_lie_where_the_drawing_says(bits, symmetric):
-    matrix = random(37, 192, bits, 64, symmetric)
+@pytest.mark.parametrize("symmetric, levels", KINDS)
+def test_codes_lie_where_the_drawing_says(bits, symmetric, levels):
+    matrix = random(37, 192, bits, 64, symmetric, levels=levels)
     packed = pack.pack(matrix)
-    header, body = pack.tile_bytes(192, bits, 64, symmetric)
+    header, body = pack.tile_bytes(192, bits, 64, symmetric, levels)
     assert header % 64 == 0 and len(packed.data) == 3 * (header + body)
     for row, column in [(0, 0), (3, 5), (15, 31), (16, 32), (36, 191), (20, 100)]:
         tile = packed.data[row // 16 * (header + body) :]
@@ -64,8 +74,10 @@ def test_codes_lie_where_the_drawing_says(bits, symmetric):
         group = column // 64
         scale = tile[: 3 * 32].view(np.uint16)[group * 16 + row % 16]
         assert scale == matrix.scale.view(torch.int16)[row, group].item() & 0xFFFF
-        if not symmetric:
-            assert tile[3 * 32 + group * 16 + row % 16] == matrix.zero_point[row, group]
+        if not symmetric and levels != "balanced":
+            zero = matrix.zero_point[row, group].item()
+            stored = zero if levels == "integer" else 2 * zero - 2 ** (bits - 1)
+            assert tile[3 * 32 + group * 16 + row % 16] == stored
 
 
 def test_bytes_are_what_the_bits_promise():

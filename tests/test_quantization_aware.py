@@ -41,11 +41,11 @@ def train(student, original, **options):
     return quantization_aware.train_(student, WINDOWS, loss, **given | options)
 
 
-@pytest.mark.parametrize("symmetric", [False, True])
-def test_gradients_pass_rounding_and_stop_at_the_clip(symmetric):
+@pytest.mark.parametrize("kind", [{}, {"symmetric": True}, {"levels": "half"}, {"levels": "balanced"}])
+def test_gradients_pass_rounding_and_stop_at_the_clip(kind):
     layer = torch.nn.Linear(64, 5)
     wrapped = torch.nn.ModuleList([layer])
-    quantized = rtn.rtn(layer.weight.detach(), bits=2, group_size=32, symmetric=symmetric)
+    quantized = rtn.rtn(layer.weight.detach(), bits=2, group_size=32, **kind)
     part = code_linear.CodeLinear(QuantLinear(quantized, layer.bias), torch.float32, code_rate=3.0)
     with torch.no_grad():
         part.gamma.normal_(generator=torch.Generator().manual_seed(0))  # some far outside of the codes 0 to 3
@@ -55,7 +55,7 @@ def test_gradients_pass_rounding_and_stop_at_the_clip(symmetric):
     c = quantized.codes.float().view(5, 2, 32) + 3 * gamma
     q = c.clamp(-0.5, 3.5)  # autograd's own gradient of the clip
     q = q + (c.round().clamp(0, 3) - q).detach()
-    zero = 2 if symmetric else quantized.zero_point.float()[..., None]
+    zero = 2 if quantized.zero_point is None else quantized.zero_point.float()[..., None]
     W = (quantized.scale.float() * (1 + delta))[..., None] * (q - zero)
     wanted = other @ W.flatten(1).T + layer.bias
     found = part(x)

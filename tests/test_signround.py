@@ -34,8 +34,13 @@ def naive(layer: SignRoundWeight, offset, alpha, beta):
     scale = (alpha * high - beta * low) / top
     # the stored scale is rounded to bfloat16; straight through as well
     scale = scale + (layer.scale.double() - scale).detach()
-    zero = layer.zero.double() if layer.symmetric else Straight.apply(-beta * low / scale)
-    codes = Straight.apply(layer.weight.double() / scale[..., None] + offset) + zero[..., None]
+    step = 0.5 if layer.levels == "half" else 1  # between two zero points
+    zero = Straight.apply(-beta * low / scale / step) * step if layer.moves else layer.zero.double()
+    if layer.levels == "half":
+        zero = zero.clamp(2 ** (layer.bits - 2), 2 ** (layer.bits - 2) + top / 2)
+    part = zero.detach() % 1
+    codes = Straight.apply(layer.weight.double() / scale[..., None] + offset + part[..., None])
+    codes = codes + (zero - part)[..., None]
     return (scale[..., None] * (codes.clamp(0, top) - zero[..., None])).flatten(1)
 
 

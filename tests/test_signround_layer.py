@@ -9,12 +9,14 @@ from lib.quantizers.rtn import rtn
 from lib.quantizers.signround_layer import RANGE, SignRoundWeight
 from tests.test_signround import GRID, naive, perturbed, random, same
 
+KINDS = [{}, {"symmetric": True}, {"levels": "half"}, {"levels": "balanced"}]
 
-@pytest.mark.parametrize("symmetric", [False, True])
+
+@pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("bits", [2, 3, 4, 8])
-def test_values_and_gradients_equal_autograd_through_the_formula_in_float64(bits, symmetric):
+def test_values_and_gradients_equal_autograd_through_the_formula_in_float64(bits, kind):
     weight, upstream = random(24, 96), random(24, 96, seed=1)
-    layer = perturbed(weight, rtn(weight, bits=bits, group_size=32, symmetric=symmetric))
+    layer = perturbed(weight, rtn(weight, bits=bits, group_size=32, **kind))
     leaves = [part.double().requires_grad_() for part in (layer.offset, layer.alpha, layer.beta)]
     values = naive(layer, *leaves)
     of_offset, of_alpha, of_beta = torch.autograd.grad(values, leaves, upstream.double())
@@ -28,16 +30,16 @@ def test_values_and_gradients_equal_autograd_through_the_formula_in_float64(bits
 
 
 @settings(max_examples=40, deadline=None)
-@given(bits=some.sampled_from([2, 3, 4, 8]), symmetric=some.booleans(), data=some.data())
-def test_learning_starts_at_the_very_codes_it_is_given(bits, symmetric, data):
+@given(bits=some.sampled_from([2, 3, 4, 8]), kind=some.sampled_from(KINDS), data=some.data())
+def test_learning_starts_at_the_very_codes_it_is_given(bits, kind, data):
     """Any codes on any grid, near their weights or far from them."""
     seed = data.draw(some.integers(0, 10**6))
     weight = random(6, 64, seed=seed) * 10.0 ** data.draw(some.integers(-6, 6))
-    start = rtn(weight, bits=bits, group_size=16, symmetric=symmetric)
+    start = rtn(weight, bits=bits, group_size=16, **kind)
     change = torch.randint(-2, 3, start.codes.shape, generator=torch.Generator().manual_seed(seed))
     start = start._replace(codes=(start.codes.int() + change).clamp(0, 2**bits - 1).to(torch.uint8))
     layer = SignRoundWeight(weight, start)
-    assert same({"": layer.quantized()}, {"": start})
+    assert same({"": layer.quantized()}, {"": start}) and layer.quantized().levels == start.levels
     assert torch.equal(layer.dense.detach(), start.dense())
 
 

@@ -23,6 +23,7 @@ from lib.quantizers import (
     sensitivity,
     signround_layer,
     time_budget,
+    trial,
 )
 from tests import tiny
 
@@ -64,7 +65,7 @@ def world(monkeypatch):
     monkeypatch.setattr(embedding, "gptq", slow_gptq)
     for module, name, seconds in (
         (signround_layer.SignRoundWeight, "step_", lambda *_: 0.05),
-        (sensitivity, "_rounded", lambda weight, *_: weight.numel() / 1e5),
+        (trial, "rounded", lambda weight, *_: weight.numel() / 1e5),
         (sensitivity, "_divergence", lambda *_: 0.2),
         (e2e_qp, "_step", lambda *_: 2.0),
     ):

@@ -9,7 +9,10 @@ while loading ("dequantize": true in config.json): the weights are then equal bi
 computes in the checkpoint's own dtype. Matrices with different grids are written with a config group for each grid.
 Plain transformers opens those when all are symmetric and the embedding isn't quantized; it refuses asymmetric ones (it
 expects unpacked zero points), quantized embeddings beside other grids (it asks for their weight before they have one),
-codebooks (it knows no such type), and experts left as they are (it asks for packed ones). `load` reads all of them.
+codebooks, half-integer and balanced levels (it knows no such types), and experts left as they are (it asks for packed
+ones). `load` reads all of them. Of half-integer and balanced levels, `quantized.integers.integers_` makes integer grids
+with equal values and one bit more, before saving, which plain transformers opens like any other.
+
 vLLM describes the same convention for linear layers and, by the class "Embedding", for embeddings that aren't tied;
 that was not tried here.
 

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from lib.export import packing
-from lib.export.schemes import OWN, SHARED, scheme
+from lib.export.schemes import OWN, SHARED, SHIFTED, scheme
 from lib.models.blocks import is_linear, is_quantized
 from lib.quantized.grid import Quantized
 
@@ -104,12 +104,13 @@ def unpack(tensors: dict[str, Tensor], config: dict, model: nn.Module) -> dict[s
                 "export it again."
             )
         own = {key: tensors.pop(f"{name}.{key}") for key in packing.NAMES if f"{name}.{key}" in tensors}
-        bits, size, symmetric, where = scheme(schemes[matches[0]], name)
+        bits, size, symmetric, where, levels = scheme(schemes[matches[0]], name)
         codebook = (
             None if where is None else _codebook(own.pop(OWN, None) if where == OWN else shared.get(where), bits, name)
         )
         groups = modules[name].weight.shape[1] // size if size != -1 else 1
-        found[name] = packing.unpack(own, bits=bits, groups=groups, symmetric=symmetric, name=name, codebook=codebook)
+        grid = {"symmetric": symmetric, "codebook": codebook, "levels": levels}
+        found[name] = packing.unpack(own, bits=bits, groups=groups, name=name, **grid)
     return found
 
 
@@ -121,7 +122,7 @@ def kinds(model: nn.Module) -> dict[str, list[str]]:
 
 
 def _grids(matrices: dict[str, Quantized]) -> dict[tuple, list[str]]:
-    """Names by (bits, group size, symmetric, place of the codebook), where size -1 is one group a row.
+    """Names by (bits, group size, symmetric, place of the codebook, levels), where size -1 is one group a row.
 
     A row that is just one group long counts with the layers of that group size, if there are any.
     """
@@ -130,13 +131,13 @@ def _grids(matrices: dict[str, Quantized]) -> dict[tuple, list[str]]:
     grids = defaultdict(list)
     for name, matrix in matrices.items():
         size = matrix.group_size if matrix.group_size in sizes else -1
-        grids[matrix.bits, size, matrix.zero_point is None, place.get(name)].append(name)
+        grids[matrix.bits, size, matrix.zero_point is None, place.get(name), matrix.levels].append(name)
     return dict(grids)
 
 
-def _weights(bits, size, symmetric, codebook):
-    grid = {"num_bits": bits, "type": "int", "symmetric": symmetric, "dynamic": False}
-    # a type that readers of the convention don't know, so that they refuse what they would read as integers
+def _weights(bits, size, symmetric, codebook, levels):
+    # types that readers of the convention don't know, so that they refuse what they would read as integers
+    grid = {"num_bits": bits, "type": SHIFTED.get(levels, "int"), "symmetric": symmetric, "dynamic": False}
     grid |= {} if codebook is None else {"type": "codebook", "codebook": codebook}
     return grid | ({"strategy": "channel"} if size == -1 else {"strategy": "group", "group_size": size})
 

@@ -14,16 +14,21 @@ package before this layout put 10 codes of 3 bits into an int32; such files have
 The convention names codes as signed numbers, q - 2**(bits - 1), and packs them with the offset added back, so the
 packed bits are our unsigned codes; the zero point is shifted the same way and value = scale * (q - zero_point) holds.
 
-Grids with a codebook are packed alike. The convention doesn't know them, so only our loader reads them, from one
-tensor more: weight_codebook, float32 [2**bits], value = scale * codebook[q] (shared ones: see `groups.codebooks`).
-"""
+Grids with half-integer or balanced levels are packed alike: a zero point that may be a half is stored as the number of
+`bits` bits that `quantized.levels` gives it, one that all groups share is not stored. Only our loader reads them
+(`quantized.integers` turns them into grids that others read). So are grids with a codebook. The convention doesn't know
+them, so only our loader reads them, from one tensor more: weight_codebook, float32 [2**bits], value = scale *
+codebook[q] (shared ones: see `groups.codebooks`)."""
 
 import math
 
 import torch
 from torch import Tensor
 
+from lib.quantized import zero_points
 from lib.quantized.grid import Quantized, check
+from lib.quantized.levels import check as check_levels
+from lib.quantized.levels import stored
 
 NAMES = ("weight_packed", "weight_scale", "weight_zero_point", "weight_shape", "weight_codebook")
 ROWS = 8192  # rows that are packed or unpacked at once: it takes a dozen bytes a code
@@ -38,6 +43,7 @@ def pack(quantized: Quantized, dtype: torch.dtype = torch.bfloat16) -> dict[str,
     from compressed_tensors.compressors.pack_quantized import pack_to_int32  # loads slowly, only to save
 
     codes, scale, zero, bits = quantized[:4]
+    zero = zero_points.stored(zero, bits=bits, levels=quantized.levels)
     tensors = {
         "weight_packed": torch.cat([pack_to_int32(_signed(part, bits), bits) for part in codes.split(ROWS)]),
         "weight_scale": scale.to(_type_of_scale(scale, dtype)).contiguous(),
@@ -56,20 +62,28 @@ def outline(quantized: Quantized, dtype: torch.dtype = torch.bfloat16) -> dict[s
         "weight_scale": _meta(_type_of_scale(quantized.scale, dtype), rows, groups),
         "weight_shape": _meta(torch.int64, 2),
     }
-    if quantized.zero_point is not None:
+    if quantized.zero_point is not None and stored(quantized.bits, quantized.levels).step:
         tensors["weight_zero_point"] = _meta(torch.int32, math.ceil(rows * quantized.bits / 32), groups)
     return tensors
 
 
 def planned(
-    rows: int, columns: int, *, bits: int, group_size: int, symmetric: bool = False, codebook: Tensor | None = None
+    rows: int,
+    columns: int,
+    *,
+    bits: int,
+    group_size: int,
+    symmetric: bool = False,
+    levels: str = "integer",
+    codebook: Tensor | None = None,
 ) -> Quantized:
     """A matrix on that grid without numbers (meta device), to compute sizes before anything is quantized."""
     size = check(columns, bits=bits, group_size=group_size)
+    check_levels(levels, symmetric)
     groups, affine = columns // size, not symmetric and codebook is None
-    zero = _meta(torch.uint8, rows, groups) if affine else None
+    zero = zero_points.typed(_meta(torch.uint8, rows, groups), levels) if affine else None
     codes, scale = _meta(torch.uint8, rows, columns), _meta(torch.bfloat16, rows, groups)
-    return Quantized(codes, scale, zero, bits, size, codebook)
+    return Quantized(codes, scale, zero, bits, size, codebook, levels)
 
 
 def size(quantized: Quantized, dtype: torch.dtype = torch.bfloat16) -> int:
@@ -78,7 +92,14 @@ def size(quantized: Quantized, dtype: torch.dtype = torch.bfloat16) -> int:
 
 
 def unpack(
-    tensors: dict[str, Tensor], *, bits: int, groups: int, symmetric: bool, name: str, codebook: Tensor | None = None
+    tensors: dict[str, Tensor],
+    *,
+    bits: int,
+    groups: int,
+    symmetric: bool,
+    name: str,
+    levels: str = "integer",
+    codebook: Tensor | None = None,
 ) -> Quantized:
     """The matrix that `pack` stored, with `groups` groups a row; `name` is the layer's, for errors.
 
@@ -87,17 +108,19 @@ def unpack(
     from compressed_tensors.compressors.pack_quantized import unpack_from_int32  # loads slowly, only to read
 
     shape = torch.Size(tensors["weight_shape"].tolist()) if "weight_shape" in tensors else torch.Size((0, 0))
-    _check(tensors, shape, bits, groups, symmetric, name)
+    has_zeros = not symmetric and bool(stored(bits, levels).step)
+    _check(tensors, shape, bits, groups, not has_zeros, name)
     rows = tensors["weight_packed"].split(ROWS)
     codes = torch.cat([_unsigned(unpack_from_int32(part, bits, (len(part), shape[1])), bits) for part in rows])
     zero = None
-    if not symmetric:
+    if has_zeros:
         # transposed here: the package's own packed_dim=0 fails on a single int32 of 4-bit zero points
-        stored = tensors["weight_zero_point"].T.clone(memory_format=torch.contiguous_format)
-        zero = _unsigned(unpack_from_int32(stored, bits, torch.Size((groups, shape[0]))), bits).T.contiguous()
+        words = tensors["weight_zero_point"].T.clone(memory_format=torch.contiguous_format)
+        zero = _unsigned(unpack_from_int32(words, bits, torch.Size((groups, shape[0]))), bits).T.contiguous()
     scale = tensors["weight_scale"]
     scale = scale.to(_type_of_scale(scale, torch.bfloat16), copy=True)
-    return Quantized(codes, scale, zero, bits, shape[1] // groups, codebook)
+    zero = zero_points.restored(zero, scale, bits=bits, levels=levels)
+    return Quantized(codes, scale, zero, bits, shape[1] // groups, codebook, levels)
 
 
 def _type_of_scale(scale: Tensor, dtype: torch.dtype) -> torch.dtype:

@@ -10,15 +10,20 @@ from typing import NamedTuple
 BITS = range(2, 9)
 SHARED = "codebooks."  # beginning of the names of stored codebooks that several matrices use
 OWN = "weight_codebook"  # the codebook of one matrix, stored beside its codes
+SHIFTED = {"half": "half_integer", "balanced": "balanced"}  # the type in config.json of other levels than integers
 
 
 class Scheme(NamedTuple):
-    """A grid: bits, group size (-1: one group a row), symmetry, and the place of its codebook (None: evenly spaced)."""
+    """A grid: bits, group size (-1: one group a row), whether the zero is the middle code, place of its codebook.
+
+    codebook: None for evenly spaced levels, whose zero points are then of the kind `levels`.
+    """
 
     bits: int
     group_size: int
     symmetric: bool
     codebook: str | None
+    levels: str
 
 
 def find(config: dict, name: str, kind: str) -> Scheme | None:
@@ -37,13 +42,13 @@ def scheme(group: dict, name: str) -> Scheme:
     """The grid of a config group; refuses those that `QuantLinear` doesn't have."""
     weights = group.get("weights") or {}
     bits, strategy, kind = weights.get("num_bits"), weights.get("strategy"), weights.get("type", "int")
-    known = kind in ("int", "codebook") and not weights.get("dynamic") and bits in BITS
+    known = kind in ("int", "codebook", *SHIFTED.values()) and not weights.get("dynamic") and bits in BITS
     if not known or strategy not in ("group", "channel") or group.get("input_activations"):
         raise ValueError(
             f"{name} has {bits} bits of type {kind!r} and strategy {strategy!r}; integer weights (or a codebook) of "
             "2 to 8 bits by group or channel are read, with activations as they are; choose another checkpoint."
         )
     size = weights["group_size"] if strategy == "group" else -1
-    return Scheme(
-        bits, size, weights.get("symmetric", True), weights.get("codebook", OWN) if kind == "codebook" else None
-    )
+    levels = next((levels for levels, name in SHIFTED.items() if name == kind), "integer")
+    symmetric = levels == "integer" and weights.get("symmetric", True)
+    return Scheme(bits, size, symmetric, weights.get("codebook", OWN) if kind == "codebook" else None, levels)

@@ -212,7 +212,7 @@ def equal(first: tuple, second: tuple) -> bool:
     def same(a, b) -> bool:
         if isinstance(a, torch.Tensor) and isinstance(b, torch.Tensor) and not (a is b or a.is_meta or b.is_meta):
             return torch.equal(a, b)
-        return a is b or (isinstance(a, int) and a == b)
+        return a is b or (isinstance(a, int | str) and a == b)
 
     return all(same(a, b) for a, b in zip(first, second))
 

@@ -1,6 +1,7 @@
 """Affine grids: a weight w is stored as an integer code q, and w ≈ scale · (q - zero_point).
 
-A grid belongs to one group: `group_size` neighbouring columns of one row (or the whole row, `group_size=-1`).
+Zero points are whole codes, halves, or the same centre for all groups (`levels`). A grid belongs to one group:
+`group_size` neighbouring columns of one row (or the whole row, `group_size=-1`).
 Everything here is a pure function on tensors; `Quantized` is the one structure that packing, kernels and
 exporters read.
 
@@ -11,6 +12,9 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
+
+from lib.quantized import levels as kinds
+from lib.quantized import zero_points
 
 BITS = range(2, 9)
 PARTS = ("codes", "scale", "zero_point", "codebook")  # the tensors of a `Quantized`
@@ -23,9 +27,10 @@ class Quantized(NamedTuple):
     """A quantized matrix of shape [rows, columns].
 
     codes: uint8 [rows, columns], each below 2**bits. scale: bfloat16 [rows, groups].
-    zero_point: uint8 [rows, groups], or None for a symmetric grid, whose zero is the middle code 2**(bits-1).
-    group_size: columns per group. codebook: float32 [2**bits], the unscaled levels of the codes on grids whose levels
-    are not evenly spaced; None for the affine grids of this file.
+    zero_point: [rows, groups], uint8, or float16 where `levels` are not "integer"; None for a symmetric grid, whose
+    zero is the middle code 2**(bits-1). group_size: columns per group. codebook: float32 [2**bits], the unscaled levels
+    of the codes on grids whose levels are not evenly spaced; None for the affine grids of this file. levels: which zero
+    points are possible, one of `levels.LEVELS`.
     """
 
     codes: Tensor
@@ -34,6 +39,7 @@ class Quantized(NamedTuple):
     bits: int
     group_size: int
     codebook: Tensor | None = None
+    levels: str = "integer"
 
     def dense(self, dtype: torch.dtype = torch.float32) -> Tensor:
         """The dequantized values, [rows, columns], computed in float32 and rounded once to `dtype`."""
@@ -110,18 +116,22 @@ def choose(
     bits: int,
     group_size: int,
     symmetric: bool = False,
+    levels: str = "integer",
     importance: Tensor | None = None,
     candidates: int = 1,
 ) -> tuple[Tensor, Tensor | None]:
-    """Choose scale [rows, groups] (bfloat16) and zero point (uint8, None if symmetric) for `weight` [rows, columns].
+    """Choose scale [rows, groups] (bfloat16) and zero point (of `Quantized`'s type) for `weight` [rows, columns].
 
     With `candidates=1` the range is each group's minimum and maximum. With more, that many ranges between the full
     one and `SHRINK` of it are tried, the scale of each is refit to its codes by least squares, and the grid with the
     least squared error wins, weighted by `importance` [columns] (the diagonal of the Hessian; None weighs all columns
-    alike). The range always includes zero. With refitting, 8 ranges give a smaller error than 64 without.
+    alike). The range always includes zero. With refitting, 8 ranges give a smaller error than 64 without. With
+    `levels="half"` each range is tried with the zero points half a code beside its own too: all ranges have one and the
+    same, that of minimum and maximum, and on a grid that fine it is the best one less often.
     """
     size = check(weight.shape[1], bits=bits, group_size=group_size)
     check_candidates(candidates)
+    kinds.check(levels, symmetric)
     if not torch.isfinite(weight).all():
         raise ValueError("weight holds NaN or infinite values; a grid needs finite ones; check the checkpoint.")
     rows, columns = weight.shape
@@ -129,66 +139,74 @@ def choose(
     share = torch.ones(columns, device=weight.device) if importance is None else importance.float()
     share = share.reshape(1, columns // size, size)
     step = max(1, AT_ONCE // columns)
-    parts = [_choose(part, share, bits, symmetric, candidates) for part in groups.split(step)]
+    parts = [_choose(part, share, bits, symmetric, levels, candidates) for part in groups.split(step)]
     scale, zero = (torch.cat(part) for part in zip(*parts, strict=True))
-    return scale, None if symmetric else zero.to(torch.uint8)
+    return scale, None if symmetric else zero_points.typed(zero, levels)
 
 
-def _choose(groups: Tensor, share: Tensor, bits: int, symmetric: bool, candidates: int) -> tuple[Tensor, Tensor]:
+def _choose(groups, share, bits: int, symmetric: bool, levels: str, candidates: int) -> tuple[Tensor, Tensor]:
     """Grids of `groups` [rows, groups, size]: scale (bfloat16) and zero point (float), both [rows, groups]."""
     low, high = groups.amin(-1).clamp(max=0), groups.amax(-1).clamp(min=0)
-    scale, zero = _grid(low, high, bits, symmetric)
+    scale, zero = spanning(low, high, bits, symmetric, levels)
     if candidates == 1:
         return scale, zero
-    least = _error(groups, share, scale, zero, bits)
+    least = _error(groups, share, scale, zero, bits, levels)
     for ratio in torch.linspace(1, SHRINK, candidates).tolist():
-        step, other = _grid(low * ratio, high * ratio, bits, symmetric)
-        step = _refit(groups, share, step, other, bits)
-        error = _error(groups, share, step, other, bits)
-        better = error < least
-        least = torch.where(better, error, least)
-        scale, zero = torch.where(better, step, scale), torch.where(better, other, zero)
+        first, middle = spanning(low * ratio, high * ratio, bits, symmetric, levels)
+        for beside in (0.0, -0.5, 0.5) if levels == "half" else (0.0,):
+            other = kinds.nearest(middle + beside, bits, levels) if beside else middle
+            step = _refit(groups, share, first, other, bits, levels)
+            error = _error(groups, share, step, other, bits, levels)
+            better = error < least
+            least = torch.where(better, error, least)
+            scale, zero = torch.where(better, step, scale), torch.where(better, other, zero)
     return scale, zero
 
 
-def _refit(groups: Tensor, share: Tensor, scale: Tensor, zero: Tensor, bits: int) -> Tensor:
+def _refit(groups: Tensor, share: Tensor, scale: Tensor, zero: Tensor, bits: int, levels: str) -> Tensor:
     """The scale that minimizes the weighted squared error for the codes that `scale` gives: Σ h c w / Σ h c²."""
-    codes = _codes(groups, scale, zero, bits).sub_(zero[..., None])
+    codes = _codes(groups, scale, zero, bits, levels).sub_(zero[..., None])
     weighted = codes * share
     refit = ((weighted * groups).sum(-1) / (weighted * codes).sum(-1)).to(torch.bfloat16)
     return torch.where((refit.float() >= TINY) & torch.isfinite(refit), refit, scale)
 
 
-def _grid(low: Tensor, high: Tensor, bits: int, symmetric: bool) -> tuple[Tensor, Tensor]:
-    """The grid that spans [low, high]; a group without spread gets scale 1, so that nothing divides by zero."""
-    top = 2**bits - 1
-    if symmetric:
-        # the middle code is zero, which leaves one code more below than above
-        middle = 2 ** (bits - 1)
-        scale = torch.maximum(high / (middle - 1), -low / middle)
-    else:
-        # halves first: high - low may overflow where neither of them does
-        scale = (high / top) - (low / top)
+def spanning(low: Tensor, high: Tensor, bits: int, symmetric: bool, levels: str) -> tuple[Tensor, Tensor]:
+    """The grid that spans [low, high]; groups without spread get a scale that nothing divides by zero with."""
+    top, (centre, moves) = 2**bits - 1, kinds.stored(bits, levels, symmetric)
+    # halves first: high - low may overflow where neither of them does; below a middle code there is one code more
+    scale = high / top - low / top if moves else torch.maximum(high / (top - centre), -low / centre)
+    # without a value for zero, a group without spread has values next to it
+    scale = usable(scale, 1.0 if centre == int(centre) else TINY)
+    if not moves:
+        return scale, torch.full_like(low, centre)
+    zero = kinds.nearest(-low / scale.float(), bits, levels)
+    return (scale if levels == "integer" else usable(kinds.widened(scale.float(), zero, low, high, bits))), zero
+
+
+def usable(scale: Tensor, otherwise: float = 1.0) -> Tensor:
+    """`scale` in bfloat16 and finite; `otherwise` where it is too small to divide by."""
     scale = scale.to(torch.bfloat16)
-    scale = torch.where(scale.float() >= TINY, scale, torch.ones_like(scale)).clamp(max=HUGE)
-    if symmetric:
-        return scale, torch.full_like(low, middle)
-    return scale, (-low / scale.float()).round().clamp(0, top)
+    return torch.where(scale.float() >= TINY, scale, torch.full_like(scale, otherwise)).clamp(max=HUGE)
 
 
-def _codes(groups: Tensor, scale: Tensor, zero: Tensor, bits: int) -> Tensor:
-    return (groups / scale.float()[..., None]).round_().add_(zero[..., None]).clamp_(0, 2**bits - 1)
+def _codes(groups: Tensor, scale: Tensor, zero: Tensor, bits: int, levels: str) -> Tensor:
+    zero = zero[..., None]
+    ratio = kinds.to_level_(groups / scale.float()[..., None], None if levels == "integer" else zero)
+    return ratio.add_(zero).clamp_(0, 2**bits - 1)
 
 
-def _error(groups: Tensor, share: Tensor, scale: Tensor, zero: Tensor, bits: int) -> Tensor:
-    values = _codes(groups, scale, zero, bits).sub_(zero[..., None]).mul_(scale.float()[..., None])
+def _error(groups: Tensor, share: Tensor, scale: Tensor, zero: Tensor, bits: int, levels: str) -> Tensor:
+    values = _codes(groups, scale, zero, bits, levels).sub_(zero[..., None]).mul_(scale.float()[..., None])
     return values.sub_(groups).square_().mul_(share).sum(-1)
 
 
 def quantize(weight: Tensor, scale: Tensor, zero_point: Tensor | None, *, bits: int) -> Tensor:
     """Codes (uint8, shape of `weight` [rows, columns]) nearest to `weight` on the grid."""
     step, zero = _spread(weight.shape, scale, zero_point, bits)
-    codes = (weight.float().reshape(step.shape[0], step.shape[1], -1) / step).round().add(zero)
+    halves = zero if zero_point is not None and zero_point.is_floating_point() else None
+    ratio = weight.float().reshape(step.shape[0], step.shape[1], -1) / step
+    codes = kinds.to_level_(ratio, halves).add(zero)
     return codes.clamp(0, 2**bits - 1).to(torch.uint8).reshape(weight.shape)
 
 

@@ -6,34 +6,36 @@
 import torch
 from torch import Tensor, nn
 
-from lib.quantized.grid import Quantized
+from lib.quantized.grid import PARTS, Quantized
+
+GRIDS = {"integer": "asymmetric", "half": "half-integer zero points", "balanced": "balanced"}  # by their levels
 
 
 class QuantizedModule(nn.Module):
     """A module that holds a quantized matrix in place of a weight.
 
-    The codes (uint8), the scale (bfloat16), the zero point (uint8, None if symmetric) and the codebook (None on
-    affine grids; else W = scale · codebook[codes]) are buffers: they are saved and moved with the model.
+    The codes (uint8), the scale (bfloat16), the zero point (uint8, float16 if it may be a half, None if symmetric) and
+    the codebook (None on affine grids; else W = scale · codebook[codes]) are buffers: they are saved and moved with the
+    model.
     """
 
     stands_for: type[nn.Module]  # the class of the layer that it replaces, as `models.blocks` needs it
 
     def __init__(self, quantized: Quantized):
         super().__init__()
-        self.bits, self.group_size = quantized.bits, quantized.group_size
-        self.register_buffer("codes", quantized.codes)
-        self.register_buffer("scale", quantized.scale)
-        self.register_buffer("zero_point", quantized.zero_point)
-        self.register_buffer("codebook", quantized.codebook)
+        self.bits, self.group_size, self.levels = quantized.bits, quantized.group_size, quantized.levels
+        for part in PARTS:
+            self.register_buffer(part, getattr(quantized, part))
 
     @property
     def quantized(self) -> Quantized:
         """Codes and grid, as packing, kernels and exporters read them."""
-        return Quantized(self.codes, self.scale, self.zero_point, self.bits, self.group_size, self.codebook)
+        tensors = {part: getattr(self, part) for part in PARTS}
+        return Quantized(**tensors, bits=self.bits, group_size=self.group_size, levels=self.levels)
 
     def _apply(self, function, recurse=True):
         """Move with the model, but keep the grid's types: float16 would flush small scales to zero."""
-        before = {"scale": self.scale, "codebook": self.codebook}
+        before = {part: getattr(self, part) for part in PARTS if part != "codes"}
         super()._apply(function, recurse)
         for name, tensor in before.items():
             if tensor is not None and getattr(self, name).dtype != tensor.dtype:
@@ -42,7 +44,7 @@ class QuantizedModule(nn.Module):
 
     def extra_repr(self) -> str:
         """The grid, as `print(model)` shows it."""
-        grid = "symmetric" if self.zero_point is None else "asymmetric"
+        grid = "symmetric" if self.zero_point is None else GRIDS[self.levels]
         return f"bits={self.bits}, group_size={self.group_size}, {grid}"
 
 

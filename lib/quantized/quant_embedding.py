@@ -42,7 +42,7 @@ class QuantEmbedding(QuantizedModule):
 
     def forward(self, ids: Tensor) -> Tensor:
         """Rows [..., embedding_dim] of token `ids` [...]."""
-        parts = {part: getattr(self, part) for part in ("codes", "scale", "zero_point")}
+        parts = {part: getattr(self, part) for part in PARTS if part != "codebook"}
         rows = {part: None if all_ is None else all_.index_select(0, ids.reshape(-1)) for part, all_ in parts.items()}
         values = self.quantized._replace(**rows).dense(self.type_of_rows.dtype)
         return _scaled(values.reshape(*ids.shape, self.embedding_dim), self.factor)

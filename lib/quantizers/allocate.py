@@ -29,6 +29,7 @@ def quantize_(
     *,
     megabytes: float,
     group_size: int = 64,
+    levels: str = "integer",
     widths=BITS,
     windows: int = 2,
     losses: Losses | None = None,
@@ -37,22 +38,23 @@ def quantize_(
 ) -> dict[str, Quantized]:
     """Quantize all blocks, embedding and head of `model`, in place, so that the saved artifact fits into `megabytes`.
 
-    megabytes: of 10⁶ bytes, for what `metrics.count.artifact_bytes` counts. widths: bits to choose from. windows: of
-    the calibration text on which losses are measured, 2 by default. That takes G · B (B + 1) / 2 passes of a block over
-    these windows for B blocks with G groups of layers each (4 in Llama): it is the one part whose time grows with the
-    square of B. losses: an earlier result of `sensitivity.measure`, to save the time. state: folder for finished parts,
-    so that a killed job resumes. Raises ValueError when even the fewest bits are too large for the budget, and for
-    widths that a matrix can't take, before any work.
+    megabytes: of 10⁶ bytes, for what `metrics.count.artifact_bytes` counts. levels: of all grids. widths: bits to
+    choose from. windows: of the calibration text on which losses are measured, 2 by default. That takes G · B (B + 1) /
+    2 passes of a block over these windows for B blocks with G groups of layers each (4 in Llama): it is the one part
+    whose time grows with the square of B. losses: an earlier result of `sensitivity.measure`, to save the time. state:
+    folder for finished parts, so that a killed job resumes. Raises ValueError when even the fewest bits are too large
+    for the budget, and for widths that a matrix can't take, before any work.
     """
+    grid = {"group_size": group_size, "levels": levels}
     if losses is None:
-        widths = check(model, megabytes, widths=widths, group_size=group_size)
+        widths = check(model, megabytes, widths=widths, **grid)
     tokens = texts.tokens(calibration, model)
     calibrate.check_memory(model, tokens, streams=2)
     if losses is None:
         measuring = {"windows": windows, "state": state and Path(state) / "losses"}
-        losses = sensitivity.measure(model, tokens, widths=widths, group_size=group_size, **measuring)
-    plan = fit(model, losses, megabytes=megabytes, group_size=group_size)
-    return apply_(model, tokens, plan, group_size=group_size, state=state, device=device)
+        losses = sensitivity.measure(model, tokens, widths=widths, **grid, **measuring)
+    plan = fit(model, losses, megabytes=megabytes, **grid)
+    return apply_(model, tokens, plan, **grid, state=state, device=device)
 
 
 def apply_(
@@ -61,6 +63,7 @@ def apply_(
     plan: dict[str, int],
     *,
     group_size: int = 64,
+    levels: str = "integer",
     steps: int | Callable[[str], int] = 0,
     state=None,
     device: str | None = None,
@@ -74,41 +77,45 @@ def apply_(
     """
     table, head = _ends(model)
     _check_names(model, plan)
-    ends = {"bits": plan[table], "head_bits": plan.get(head), "group_size": group_size}
-    embedding.check_parts(model, **ends)
+    grid = {"group_size": group_size, "levels": levels}
+    ends = {"bits": plan[table], "head_bits": plan.get(head)}
+    embedding.check_parts(model, **ends, group_size=group_size)
     tokens = texts.tokens(calibration, model)
-    gptq_signround.check(model, tokens, plan, group_size=group_size, steps=steps, **learning)
+    gptq_signround.check(model, tokens, plan, **grid, steps=steps, **learning)
     clean = capture.capture(model, tokens).hidden  # the original's inputs come from its own embedding
     parts = [None, None] if state is None else [Path(state) / part for part in ("embedding", "blocks")]
-    done = embedding.quantize_(model, tokens, **ends, state=parts[0], device=device)
+    done = embedding.quantize_(model, tokens, **ends, **grid, state=parts[0], device=device)
     learning |= {"steps": steps, "clean": clean, "state": parts[1], "device": device}
-    return done | gptq_signround.quantize_(model, tokens, plan, group_size=group_size, **learning)
+    return done | gptq_signround.quantize_(model, tokens, plan, **grid, **learning)
 
 
-def fit(model: nn.Module, losses: Losses, *, megabytes: float, group_size: int = 64) -> dict[str, int]:
+def fit(
+    model: nn.Module, losses: Losses, *, megabytes: float, group_size: int = 64, levels: str = "integer"
+) -> dict[str, int]:
     """Bits by layer name with the least sum of `losses` whose artifact, headers and all, has at most that size."""
     for names, table in losses.items():
         sensitivity.check(names, table)
     least = {name: min(table) for names, table in losses.items() for name in names}
     _check_names(model, least)
-    choices, budget = list(losses), _budget(model, least, megabytes, group_size)
-    costs = [{bits: _size(model, names, bits, group_size) for bits in table} for names, table in losses.items()]
+    grid = {"group_size": group_size, "levels": levels}
+    choices, budget = list(losses), _budget(model, least, megabytes, grid)
+    costs = [{bits: _size(model, names, bits, grid) for bits in table} for names, table in losses.items()]
     room = budget
     while True:
         bits = solve(costs, [losses[names] for names in choices], room)
         if bits is None:
             return least
         plan = {name: width for names, width in zip(choices, bits) for name in names}
-        over = size.predict(model, matrices(model, plan, group_size=group_size)) - budget
+        over = size.predict(model, matrices(model, plan, **grid)) - budget
         if over <= 0:
             return plan
         # norms and headers take a share that hardly depends on the plan
         room = min(room - 1, sum(table[width] for table, width in zip(costs, bits)) - over)
 
 
-def megabytes(model: nn.Module, plan: dict[str, int], *, group_size: int = 64) -> float:
+def megabytes(model: nn.Module, plan: dict[str, int], *, group_size: int = 64, levels: str = "integer") -> float:
     """Size of the artifact, in 10⁶ bytes, that `plan` (bits by layer name) makes of `model`, to the byte."""
-    return size.predict(model, matrices(model, plan, group_size=group_size)) / 1e6
+    return size.predict(model, matrices(model, plan, group_size=group_size, levels=levels)) / 1e6
 
 
 def solve(costs: list[dict[int, int]], losses: list[dict[int, float]], budget: int) -> list[int] | None:
@@ -141,21 +148,24 @@ def solve(costs: list[dict[int, int]], losses: list[dict[int, float]], budget: i
     return found[::-1]
 
 
-def check(model: nn.Module, megabytes: float, *, widths=BITS, group_size: int = 64) -> tuple[int, ...]:
+def check(
+    model: nn.Module, megabytes: float, *, widths=BITS, group_size: int = 64, levels: str = "integer"
+) -> tuple[int, ...]:
     """Return `widths`; raise ValueError before the work for unsupported widths or a budget of `megabytes` too small."""
-    widths = sensitivity.check_widths(model, widths, group_size=group_size)
-    _budget(model, dict.fromkeys([*_ends(model), *calibrate.layers(model)], min(widths)), megabytes, group_size)
+    grid = {"group_size": group_size, "levels": levels}
+    widths = sensitivity.check_widths(model, widths, **grid)
+    _budget(model, dict.fromkeys([*_ends(model), *calibrate.layers(model)], min(widths)), megabytes, grid)
     return widths
 
 
-def _budget(model: nn.Module, least: dict[str, int], megabytes: float, group_size: int) -> int:
+def _budget(model: nn.Module, least: dict[str, int], megabytes: float, grid: dict) -> int:
     """Bytes that `megabytes` allow; ValueError unless the plan `least`, with the fewest bits everywhere, fits in."""
     if not 0 < megabytes < math.inf:
         raise ValueError(
             f"megabytes={megabytes}; a budget is a positive number of 10⁶ bytes; `allocate.megabytes` says what a plan "
             "takes."
         )
-    budget, smallest = round(megabytes * 1e6), size.predict(model, matrices(model, least, group_size=group_size))
+    budget, smallest = round(megabytes * 1e6), size.predict(model, matrices(model, least, **grid))
     if smallest > budget:
         raise ValueError(
             f"megabytes={megabytes:g} is too small: with {min(least.values())} bits everywhere the artifact has "
@@ -179,14 +189,17 @@ def _check_names(model: nn.Module, plan: dict[str, int]) -> None:
         )
 
 
-def _size(model: nn.Module, names: tuple[str, ...], bits: int, group_size: int) -> int:
+def _size(model: nn.Module, names: tuple[str, ...], bits: int, grid: dict) -> int:
     """Bytes of the matrices called `names`; an embedding and its tied head are stored once."""
-    found = matrices(model, dict.fromkeys(names, bits), group_size=group_size)
+    found = matrices(model, dict.fromkeys(names, bits), **grid)
     once = blocks.tied(model) and set(names) == set(_ends(model))
     return sum(packing.size(matrix, model.dtype) for matrix in list(found.values())[: 1 if once else None])
 
 
-def matrices(model: nn.Module, plan: dict[str, int], *, group_size: int) -> dict[str, Quantized]:
+def matrices(
+    model: nn.Module, plan: dict[str, int], *, group_size: int, levels: str = "integer"
+) -> dict[str, Quantized]:
     """The quantized matrices of `model` under `plan`, without numbers (meta device), for `export.size.predict`."""
     shapes = {name: model.get_submodule(name).weight.shape for name in plan}
-    return {name: packing.planned(*shapes[name], bits=bits, group_size=group_size) for name, bits in plan.items()}
+    grid = {"group_size": group_size, "levels": levels}
+    return {name: packing.planned(*shapes[name], bits=bits, **grid) for name, bits in plan.items()}

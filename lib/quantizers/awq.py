@@ -48,16 +48,23 @@ class Scaled(NamedTuple):
 
 
 def quantize_(
-    model: nn.Module, calibration, *, bits: int, group_size: int, state=None, device: str | None = None
+    model: nn.Module,
+    calibration,
+    *,
+    bits: int,
+    group_size: int,
+    levels: str = "integer",
+    state=None,
+    device: str | None = None,
 ) -> dict[str, Quantized]:
     """Scale, then quantize every linear layer inside the blocks of `model` on clipped ranges (`clip`), in place.
 
     Returns codes and grids by layer name. calibration: windows of text, or token ids [count, length]. bits: 2 to 8.
-    group_size: columns per grid, -1 for a row. state: folder that keeps the scales of each group of layers and each
-    finished block, so that a killed job resumes.
+    group_size: columns per grid, -1 for a row. levels: of the grids, see `quantized.levels`. state: folder that keeps
+    the scales of each group of layers and each finished block, so that a killed job resumes.
     """
     tokens = texts.tokens(calibration, model)
-    grid = {"bits": bits, "group_size": group_size}
+    grid = {"bits": bits, "group_size": group_size, "levels": levels}
     scales, clips = (None, None) if state is None else (Path(state) / "scales", Path(state) / "clips")
     scale_(model, tokens, **grid, state=scales, device=device)
     return clip.quantize_(model, tokens, **grid, state=clips, device=device)
@@ -65,7 +72,14 @@ def quantize_(
 
 @torch.no_grad()
 def scale_(
-    model: nn.Module, calibration, *, bits: int, group_size: int, state=None, device: str | None = None
+    model: nn.Module,
+    calibration,
+    *,
+    bits: int,
+    group_size: int,
+    levels: str = "integer",
+    state=None,
+    device: str | None = None,
 ) -> list[Scaled]:
     """Scale the columns of the linear layers of `model` in place and fold the inverse into the layers before them.
 
@@ -73,18 +87,19 @@ def scale_(
     and `group_size`. Arguments as for `quantize_`. Raises ValueError before the work for layers that can't take the
     grid, and for a model in which no layer passes a scale on.
     """
-    calibrate.check_layers(model, bits=bits, group_size=group_size)
+    grid = {"bits": bits, "group_size": group_size, "levels": levels}
+    calibrate.check_layers(model, **grid)
     tokens = texts.tokens(calibration, model)
     calibrate.check_memory(model, tokens)
     found = _folds(model, tokens)
-    keep = _Kept(state, model, tokens, device, bits=bits, group_size=group_size)
+    keep = _Kept(state, model, tokens, device, **grid)
     of_layer = {name: fold for fold in found for name in fold.layers}
     parts: dict[str, list[tuple[Tensor, Tensor]]] = {fold.layers[0]: [] for fold in found}
 
     def quantize_layer(names: list[str], weight: Tensor, hessian: Tensor) -> None:
         fold = of_layer[names[0]]
         if fold.source is not None:
-            make = lambda: search(weight, hessian, fold, bits=bits, group_size=group_size)  # noqa: E731
+            make = lambda: search(weight, hessian, fold, **grid)  # noqa: E731
             parts[fold.layers[0]].append(keep(names[0], make))
 
     with keep:
@@ -130,7 +145,9 @@ def _check_function(model: nn.Module, tokens: Tensor, found: list[Fold], answers
         )
 
 
-def search(weight: Tensor, hessian: Tensor, fold: Fold, *, bits: int, group_size: int) -> tuple[Tensor, Tensor]:
+def search(
+    weight: Tensor, hessian: Tensor, fold: Fold, *, bits: int, group_size: int, levels: str = "integer"
+) -> tuple[Tensor, Tensor]:
     """Magnitude s_X [channels] and, for each α from 0 to 1, the error L(s_X^α) of equation 4, [STEPS + 1].
 
     ‖Q(W diag(s)) diag(s)⁻¹ X - W X‖² = tr(Δ H Δᵀ) / 2 · samples, Δ = Q(W diag(s)) diag(s)⁻¹ - W.
@@ -140,7 +157,7 @@ def search(weight: Tensor, hessian: Tensor, fold: Fold, *, bits: int, group_size
     errors = []
     for alpha in torch.linspace(0, 1, STEPS + 1).tolist():
         s = fold.spread(scale(s_x, alpha))
-        step, zero = choose(rows * s, bits=bits, group_size=group_size)
+        step, zero = choose(rows * s, bits=bits, group_size=group_size, levels=levels)
         rounded = dequantize(quantize(rows * s, step, zero, bits=bits), step, zero, bits=bits)
         change = rounded / s - rows
         errors.append(((change @ hessian) * change).sum())

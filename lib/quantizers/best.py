@@ -33,6 +33,7 @@ def quantize_(
     minutes: float = 30,
     steps: int | None = None,
     group_size: int = 64,
+    levels: str = "integer",
     seed: int = 0,
     state: Path | str | None = None,
 ) -> dict[str, Quantized]:
@@ -44,31 +45,34 @@ def quantize_(
     embedding, quantizing the blocks without training). The limit can be exceeded only by as much as the fixed work runs
     over its estimate from the first block. steps: instead of minutes, this many SignRound steps in each block and as
     many training steps of the scales, on all windows, so that the result depends on the arguments alone.
-    state: folder for finished parts and for the decisions made by the clock (`plan.json`), so that a killed job
-    resumes; the time before the kill counts.
+    levels: of all grids, see `quantized.levels`. state: folder for finished parts and for the decisions made by the
+    clock (`plan.json`), so that a killed job resumes; the time before the kill counts.
     Raises ValueError, before anything is written, unless exactly one of bits and megabytes is given, for megabytes
     below the smallest possible artifact, for minutes below the fixed work (the message names the least), and for a
     state of other arguments. With megabytes, measuring takes time that grows with the square of the number of blocks
     (`sensitivity.measure`); everything else grows linearly.
     """
     begun = timing.clock()
-    _check(model, bits, megabytes, minutes, steps, group_size)
+    grid = {"group_size": group_size, "levels": levels}
+    _check(model, bits, megabytes, minutes, steps, grid)
     tokens = texts.tokens(calibration, model)
-    job = {"bits": bits, "megabytes": megabytes, "group_size": group_size, "seed": seed, "steps": steps}
+    job = {"bits": bits, "megabytes": megabytes, **grid, "seed": seed, "steps": steps}
     with JobLog(state, begun, model, tokens, **job, minutes=minutes if steps is None else None) as log:
-        grid = {"group_size": group_size, "batch": min(BATCH, len(tokens))}
+        batch = min(BATCH, len(tokens))
         if steps is None:
-            budget = TimeBudget(log, model, tokens, minutes=minutes, sized=bits is None, **grid)
+            timed = {"minutes": minutes, "sized": bits is None, "group_size": group_size, "batch": batch}
+            budget = TimeBudget(log, model, tokens, **timed)
         else:
             budget = FixedSteps(steps)
         tokens = tokens[: budget.windows(tokens)]
         calibrate.check_memory(model, tokens, streams=2)
         reference = divergence.remember(model, tokens)
         if bits is None:
-            bits = log.once("bits", lambda: _widths(model, tokens, megabytes, group_size, budget, log.folder("losses")))
+            bits = log.once("bits", lambda: _widths(model, tokens, megabytes, grid, budget, log.folder("losses")))
 
         compress_ = gptq_signround.quantize_ if isinstance(bits, int) else allocate.apply_
-        done = compress_(model, tokens, bits, steps=budget.rounding(), seed=seed, state=log.folder("blocks"), **grid)
+        learning = {"steps": budget.rounding(), "batch": batch, "seed": seed, "state": log.folder("blocks")}
+        done = compress_(model, tokens, bits, **grid, **learning)
         count = log.once("steps", lambda: budget.tuning(model, tokens, reference))
         if count:
             tuning = {"steps": count, "seed": seed, "state": log.folder("scales"), "stop": budget.stop}
@@ -78,16 +82,16 @@ def quantize_(
 
 
 def _widths(
-    model: nn.Module, tokens, megabytes: float, group_size: int, budget: TimeBudget | FixedSteps, state
+    model: nn.Module, tokens, megabytes: float, grid: dict, budget: TimeBudget | FixedSteps, state
 ) -> dict[str, int]:
     """Bits by layer name that fit into `megabytes`."""
     with budget.measuring():
-        losses = sensitivity.measure(model, tokens, group_size=group_size, state=state)
-    return allocate.fit(model, losses, megabytes=megabytes, group_size=group_size)
+        losses = sensitivity.measure(model, tokens, **grid, state=state)
+    return allocate.fit(model, losses, megabytes=megabytes, **grid)
 
 
 def _check(
-    model: nn.Module, bits: int | None, megabytes: float | None, minutes: float, steps: int | None, group_size: int
+    model: nn.Module, bits: int | None, megabytes: float | None, minutes: float, steps: int | None, grid: dict
 ) -> None:
     if (bits is None) == (megabytes is None):
         raise ValueError(
@@ -99,6 +103,6 @@ def _check(
     if steps is not None and steps < 0:
         raise ValueError(f"steps={steps}; tuning takes 0 (none) or more; leave it out to let minutes decide.")
     if bits is None:
-        allocate.check(model, megabytes, group_size=group_size)
+        allocate.check(model, megabytes, **grid)
     else:
-        calibrate.check_layers(model, bits=bits, group_size=group_size)
+        calibrate.check_layers(model, bits=bits, **grid)

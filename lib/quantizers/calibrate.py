@@ -20,6 +20,7 @@ from lib.jobs import JobState
 from lib.models import capture
 from lib.models.blocks import blocks, config, linears, path_of_blocks, refuse_adapters
 from lib.quantized.grid import Quantized, check, check_candidates, check_finite
+from lib.quantized.levels import check as check_levels
 from lib.quantized.replace import replace_
 
 QuantizeLayer = Callable[[list[str], Tensor, Tensor], Quantized | None]
@@ -215,9 +216,12 @@ def layers(model: nn.Module) -> dict[str, nn.Module]:
     return {f"{path}.{name}": layer for name, layer in linears(model.get_submodule(path)).items()}
 
 
-def check_layers(model: nn.Module, *, bits: int | dict[str, int], group_size: int, candidates: int = 1) -> None:
+def check_layers(
+    model: nn.Module, *, bits: int | dict[str, int], group_size: int, symmetric=False, levels="integer", candidates=1
+) -> None:
     """Raise ValueError before the work when a layer inside the blocks can't take this grid or a weight is no number."""
     check_candidates(candidates)
+    check_levels(levels, symmetric)
     refuse_adapters(model)
     for name, layer in layers(model).items():
         if not isinstance(layer, nn.Linear):

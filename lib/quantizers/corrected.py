@@ -31,6 +31,7 @@ def quantize_(
     bits: int,
     group_size: int,
     symmetric: bool = False,
+    levels: str = "integer",
     act_order: bool = True,
     candidates: int = 8,
     state=None,
@@ -41,10 +42,12 @@ def quantize_(
     The arguments are those of `gptq.quantize_`. It costs one more pass of the original and keeps one block's original
     inputs beside the drifted ones.
     """
-    calibrate.check_layers(model, bits=bits, group_size=group_size, candidates=candidates)
+    calibrate.check_layers(
+        model, bits=bits, group_size=group_size, candidates=candidates, symmetric=symmetric, levels=levels
+    )
     tokens = texts.tokens(calibration, model)
     calibrate.check_memory(model, tokens, streams=2)
-    settings = {"bits": bits, "group_size": group_size, "symmetric": symmetric}
+    settings = {"bits": bits, "group_size": group_size, "symmetric": symmetric, "levels": levels}
     settings |= {"act_order": act_order, "candidates": candidates}
     if state is not None:
         state = JobState(state, method="corrected", **fingerprint(model, tokens, device), **settings)

@@ -17,6 +17,7 @@ from lib import timing
 from lib.jobs import JobState, fingerprint
 from lib.models import blocks, capture, logits
 from lib.quantized.grid import Quantized, check, check_candidates, check_finite
+from lib.quantized.levels import check as check_levels
 from lib.quantized.quant_embedding import factor_of
 from lib.quantized.replace import place_
 from lib.quantizers import calibrate
@@ -37,6 +38,7 @@ def quantize_(
     head_bits: int | None = None,
     group_size: int = 64,
     symmetric: bool = False,
+    levels: str = "integer",
     candidates: int = 8,
     ridge: float = RIDGE,
     state=None,
@@ -46,15 +48,16 @@ def quantize_(
 
     calibration: windows of text or token ids [count, length] for the head's Hessian; without it, and for an embedding
     that isn't tied, weights go to the nearest point of the best of `candidates` ranges. bits: 2 to 8. head_bits: of a
-    head that isn't tied, None for the same. group_size: columns per grid, -1 for a row. ridge: weight of the
-    embedding's use in a tied matrix, 0 for none. state: folder that keeps the result, so that a killed job resumes
-    (with calibration only). device: where the rows are quantized.
+    head that isn't tied, None for the same. group_size: columns per grid, -1 for a row. levels: of the grids, see
+    `quantized.levels`. ridge: weight of the embedding's use in a tied matrix, 0 for none. state: folder that keeps the
+    result, so that a killed job resumes (with calibration only). device: where the rows are quantized.
     """
     check_parts(model, bits=bits, head_bits=head_bits, group_size=group_size)
     check_candidates(candidates)
+    check_levels(levels, symmetric)
     check_finite(model)
-    settings = {"bits": bits, "group_size": group_size, "symmetric": symmetric, "candidates": candidates}
-    settings |= {} if head_bits in (None, bits) else {"head_bits": head_bits}  # equal bits are the same job
+    settings = {"bits": bits, "group_size": group_size, "symmetric": symmetric, "levels": levels}
+    settings |= {"candidates": candidates} | ({} if head_bits in (None, bits) else {"head_bits": head_bits})
     tokens = None if calibration is None else texts.tokens(calibration, model)
     kept = contextlib.nullcontext()
     if tokens is not None and state is not None:
@@ -81,6 +84,7 @@ def rounded(
     head_bits: int | None = None,
     group_size: int = 64,
     symmetric: bool = False,
+    levels: str = "integer",
     candidates: int = 8,
     ridge: float = RIDGE,
     device: str | None = None,
@@ -89,7 +93,8 @@ def rounded(
 
     hessian: `final_moment` of the model, None for no calibration. The others are those of `quantize_`.
     """
-    settings = {"bits": bits, "group_size": group_size, "symmetric": symmetric, "candidates": candidates}
+    settings = {"bits": bits, "group_size": group_size, "symmetric": symmetric, "levels": levels}
+    settings |= {"candidates": candidates}
     of_head = settings if head_bits is None else settings | {"bits": head_bits}
     tied = blocks.tied(model)
     if tied and hessian is not None:

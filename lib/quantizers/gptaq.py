@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from lib.jobs import JobState, fingerprint
 from lib.models.capture import cross_moment, second_moment
 from lib.quantized.grid import Quantized, check, choose
+from lib.quantized.levels import to_level_
 from lib.quantizers import calibrate
 from lib.quantizers.gptq import BLOCK, inverse_factor, revived
 from lib.sources import texts
@@ -25,6 +26,7 @@ def quantize_(
     bits: int,
     group_size: int,
     symmetric: bool = False,
+    levels: str = "integer",
     act_order: bool = True,
     candidates: int = 8,
     alpha: float = 0.25,
@@ -38,10 +40,12 @@ def quantize_(
     pass of the original and keeps one block's original inputs beside the drifted ones.
     """
     check_alpha(alpha)
-    calibrate.check_layers(model, bits=bits, group_size=group_size, candidates=candidates)
+    calibrate.check_layers(
+        model, bits=bits, group_size=group_size, candidates=candidates, symmetric=symmetric, levels=levels
+    )
     tokens = texts.tokens(calibration, model)
     calibrate.check_memory(model, tokens, streams=2)
-    settings = {"bits": bits, "group_size": group_size, "symmetric": symmetric}
+    settings = {"bits": bits, "group_size": group_size, "symmetric": symmetric, "levels": levels}
     settings |= {"act_order": act_order, "candidates": candidates, "alpha": alpha}
     if state is not None:
         state = JobState(state, method="gptaq", **fingerprint(model, tokens, device), **settings)
@@ -61,6 +65,7 @@ def gptaq(
     bits: int,
     group_size: int,
     symmetric: bool = False,
+    levels: str = "integer",
     act_order: bool = True,
     candidates: int = 8,
     alpha: float = 0.25,
@@ -73,7 +78,7 @@ def gptaq(
     size = check(weight.shape[1], bits=bits, group_size=group_size)
     hessian, dead = revived(hessian)
     weight = weight.float().masked_fill(dead, 0)  # as in GPTQ
-    grid = {"bits": bits, "group_size": size, "symmetric": symmetric, "candidates": candidates}
+    grid = {"bits": bits, "group_size": size, "symmetric": symmetric, "levels": levels, "candidates": candidates}
     scale, zero = choose(weight, importance=hessian.diagonal(), **grid)
 
     columns = torch.arange(weight.shape[1], device=weight.device)
@@ -82,7 +87,7 @@ def gptaq(
     push = alpha * pushes(cross.float()[order][:, order], upper)
     codes = torch.empty(weight.shape, dtype=torch.uint8, device=weight.device)
     codes[:, order] = _columns(weight[:, order], upper, push, scale, zero, order // size, bits)
-    return Quantized(codes, scale, zero, bits, size)
+    return Quantized(codes, scale, zero, bits, size, levels=levels)
 
 
 def pushes(cross: Tensor, upper: Tensor) -> Tensor:
@@ -100,6 +105,7 @@ def _columns(weight, upper, push, scale: Tensor, zero: Tensor | None, group: Ten
     rest = weight.T.contiguous()  # a column of W is then contiguous memory
     step = scale.float().T.contiguous()[group]
     middle = torch.full_like(step, 2 ** (bits - 1)) if zero is None else zero.float().T.contiguous()[group]
+    halves = middle if zero is not None and zero.is_floating_point() else [None] * len(rest)
     codes, diagonal, top = torch.empty_like(rest), upper.diagonal().tolist(), 2**bits - 1
     for start in range(0, len(rest), BLOCK):
         block, after = slice(start, start + BLOCK), slice(start + BLOCK, None)
@@ -107,7 +113,7 @@ def _columns(weight, upper, push, scale: Tensor, zero: Tensor | None, group: Ten
         errors = torch.empty_like(part)
         for j, w in enumerate(part):
             s, z, q = step[start + j], middle[start + j], codes[start + j]
-            torch.div(w, s, out=q).round_().add_(z).clamp_(0, top)
+            to_level_(torch.div(w, s, out=q), halves[start + j]).add_(z).clamp_(0, top)
             error = errors[j].copy_(w).sub_((q - z).mul_(s)).div_(diagonal[start + j])
             # equation 18: the first term is GPTQ's, the second cancels the drift of column j
             part[j + 1 :].addr_(factor[j, j + 1 :], error, alpha=-1).addr_(gain[j, j + 1 :], w)

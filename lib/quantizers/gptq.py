@@ -26,6 +26,7 @@ def quantize_(
     bits: int,
     group_size: int,
     symmetric: bool = False,
+    levels: str = "integer",
     act_order: bool = True,
     candidates: int = 8,
     state=None,
@@ -35,12 +36,15 @@ def quantize_(
 
     calibration: windows of text, or token ids [count, length]. bits: 2 to 8. group_size: columns per grid, -1 for a
     row. act_order: columns with large inputs first (on grids that are fixed beforehand, "static groups").
-    candidates: ranges tried per group. state: folder that keeps finished blocks, so that a killed job resumes.
+    candidates: ranges tried per group. levels: of the grids, see `quantized.levels`. state: folder that keeps finished
+    blocks, so that a killed job resumes.
     """
-    calibrate.check_layers(model, bits=bits, group_size=group_size, candidates=candidates)
+    calibrate.check_layers(
+        model, bits=bits, group_size=group_size, candidates=candidates, symmetric=symmetric, levels=levels
+    )
     tokens = texts.tokens(calibration, model)
     calibrate.check_memory(model, tokens)
-    settings = {"bits": bits, "group_size": group_size, "symmetric": symmetric}
+    settings = {"bits": bits, "group_size": group_size, "symmetric": symmetric, "levels": levels}
     settings |= {"act_order": act_order, "candidates": candidates}
     if state is not None:
         state = JobState(state, method="gptq", **fingerprint(model, tokens, device), **settings)
@@ -59,14 +63,15 @@ def gptq(
     bits: int,
     group_size: int,
     symmetric: bool = False,
+    levels: str = "integer",
     act_order: bool = True,
     candidates: int = 8,
 ) -> Quantized:
     """Quantize `weight` [rows, columns] so that its outputs change least under `hessian` [columns, columns]."""
     size = check(weight.shape[1], bits=bits, group_size=group_size)
     hessian, dead = revived(hessian)
-    weight = weight.float().masked_fill(dead, 0)  # any weight will do where the input is zero, and zero is exact
-    grid = {"bits": bits, "group_size": size, "symmetric": symmetric, "candidates": candidates}
+    weight = weight.float().masked_fill(dead, 0)  # any weight will do where the input is zero
+    grid = {"bits": bits, "group_size": size, "symmetric": symmetric, "levels": levels, "candidates": candidates}
     scale, zero = choose(weight, importance=hessian.diagonal(), **grid)
 
     columns = torch.arange(weight.shape[1], device=weight.device)
@@ -74,7 +79,7 @@ def gptq(
     upper = inverse_factor(hessian[order][:, order])
     codes = torch.empty(weight.shape, dtype=torch.uint8, device=weight.device)
     codes[:, order] = _columns(weight[:, order], upper, scale, zero, order // size, bits)
-    return Quantized(codes, scale, zero, bits, size)
+    return Quantized(codes, scale, zero, bits, size, levels=levels)
 
 
 def revived(hessian: Tensor) -> tuple[Tensor, Tensor]:
@@ -115,6 +120,8 @@ def _columns(weight: Tensor, upper: Tensor, scale: Tensor, zero: Tensor | None, 
     rest = weight.T.contiguous()  # a column of W is then contiguous memory
     step = scale.float().T.contiguous()[group]
     middle = torch.full_like(step, 2 ** (bits - 1)) if zero is None else zero.float().T.contiguous()[group]
+    if zero is not None and zero.is_floating_point():  # half a code more of zero point and of weight: the same errors
+        rest, middle = rest.addcmul(step, middle.frac()), middle.floor()
     codes, diagonal, top = torch.empty_like(rest), upper.diagonal().tolist(), 2**bits - 1
     lines = zip(rest.unbind(), step.unbind(), middle.unbind(), codes.unbind(), diagonal, strict=True)
     for start in range(0, len(rest), BLOCK):

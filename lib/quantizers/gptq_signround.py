@@ -38,6 +38,7 @@ def quantize_(
     bits: Bits,
     *,
     group_size: int,
+    levels: str = "integer",
     steps: int | Callable[[str], int] = 50,
     batch: int = 2,
     rate: float | None = None,
@@ -51,27 +52,26 @@ def quantize_(
     """Quantize every linear layer inside the blocks of `model`, in place; return the codes and grids by layer name.
 
     calibration: windows of text, or token ids [count, length]. bits: 2 to 8, or a dict of them by layer name.
-    group_size: columns per grid, -1 for a row. steps, batch, rate, range_rate, filtered: of `signround.quantize_`;
-    0 steps leave GPTQ's codes. steps may be a function of a block's name, called before each block, which must return
-    the same number in a resumed job. clean: of `calibrate.sequential_blocks`. state: folder that keeps finished blocks,
-    so that a killed job resumes.
+    group_size: columns per grid, -1 for a row. levels: of the grids, see `quantized.levels`. steps, batch, rate,
+    range_rate, filtered: of `signround.quantize_`; 0 steps leave GPTQ's codes. steps may be a function of a block's
+    name, called before each block, which must return the same number in a resumed job. clean: of
+    `calibrate.sequential_blocks`. state: folder that keeps finished blocks, so that a killed job resumes.
     """
     tokens = texts.tokens(calibration, model)
     options = {"batch": batch, "rate": rate, "range_rate": range_rate, "filtered": filtered, "seed": seed}
-    plan, options = check(model, tokens, bits, group_size=group_size, steps=steps, **options)
+    grid = {"group_size": group_size, "levels": levels}
+    plan, options = check(model, tokens, bits, **grid, steps=steps, **options)
     ask = steps if callable(steps) else lambda _: steps
     learning = _settle(len(tokens), 1 if callable(steps) else steps, options)
     if state is not None:
         job = _given(bits, plan, clean) | (options | {"steps": "by block"} if callable(steps) else learning)
-        state = JobState(
-            state, method="gptq_signround", group_size=group_size, **fingerprint(model, tokens, device), **job
-        )
+        state = JobState(state, method="gptq_signround", **grid, **fingerprint(model, tokens, device), **job)
 
     def quantize_block(
         prefix: str, block: nn.Module, hidden: Tensor, targets: Tensor, call: tuple
     ) -> dict[str, Quantized]:
         learning = _settle(len(tokens), ask(prefix), options)
-        starts = first(block, hidden, call, prefix, plan, group_size)
+        starts = first(block, hidden, call, prefix, plan, group_size, levels)
         if not learning["steps"]:
             return starts
         done, _ = signround.reconstruct(block, hidden, targets, call, starts, **learning)
@@ -81,11 +81,18 @@ def quantize_(
 
 
 def check(
-    model: nn.Module, tokens: Tensor, bits: Bits, *, group_size: int, steps: int | Callable[[str], int] = 50, **learning
+    model: nn.Module,
+    tokens: Tensor,
+    bits: Bits,
+    *,
+    group_size: int,
+    levels: str = "integer",
+    steps: int | Callable[[str], int] = 50,
+    **learning,
 ) -> tuple[dict[str, int], dict]:
     """Bits by layer name and the `learning` of `quantize_`; raises its errors for arguments, before any work."""
     plan = widths(model, bits)
-    calibrate.check_layers(model, bits=plan, group_size=group_size)
+    calibrate.check_layers(model, bits=plan, group_size=group_size, levels=levels)
     calibrate.check_memory(model, tokens, streams=2)
     options = {"batch": 2, "rate": None, "range_rate": None, "filtered": 0.001, "seed": 0} | learning
     options["batch"] = min(options["batch"], len(tokens))
@@ -105,14 +112,14 @@ def _settle(windows: int, steps: int, options: dict) -> dict:
 
 @torch.no_grad()
 def first(
-    block: nn.Module, hidden: Tensor, call: tuple, prefix: str, plan: dict[str, int], group_size: int
+    block: nn.Module, hidden: Tensor, call: tuple, prefix: str, plan: dict[str, int], group_size: int, levels="integer"
 ) -> dict[str, Quantized]:
     """GPTQ's codes for the layers of `block` by their names in it; the block's weights stay as they are."""
     weights = {layer: layer.weight.detach().clone() for layer in linears(block).values()}
 
     def quantize_shared(names: list[str], weight: Tensor, seen: Tensor) -> Quantized:
         bits = plan[f"{prefix}.{names[0]}"]
-        return gptq.gptq(weight, capture.second_moment(seen), bits=bits, group_size=group_size)
+        return gptq.gptq(weight, capture.second_moment(seen), bits=bits, group_size=group_size, levels=levels)
 
     try:
         return calibrate.quantize_layers(block, hidden, call, prefix, quantize_shared)[1]

@@ -7,7 +7,7 @@ W_e the part of the error that counts as an outlier. φ is split by half-quadrat
     min over z and W_e of  φ(W_e) + β/2 ‖W_e - (W - s (q - z))‖²,   q = clamp(round(W/s + z)),
 
 into two sub-problems with closed forms. Errors are counted in steps of the grid here, so that β means the same for
-every group. Our zero points are integers: the real-valued optimum is rounded at the end, and the scale refit.
+every group. Our zero points are integers or halves: the real-valued optimum is rounded at the end, and the scale refit.
 """
 
 import torch
@@ -15,6 +15,9 @@ from torch import Tensor, nn
 
 from lib.jobs import JobState, fingerprint
 from lib.quantized.grid import AT_ONCE, HUGE, TINY, Quantized, check, quantize
+from lib.quantized.levels import check as check_levels
+from lib.quantized.levels import nearest
+from lib.quantized.zero_points import typed
 from lib.quantizers import calibrate, layerwise
 
 NORM = 0.7  # p
@@ -30,38 +33,49 @@ def quantize_(
     *,
     bits: int,
     group_size: int,
+    levels: str = "integer",
     norm: float = NORM,
     steps: int = STEPS,
     state=None,
 ) -> dict[str, Quantized]:
     """Quantize every linear layer inside the blocks of `model`, in place; return the codes and grids by layer name.
 
-    calibration: not used, part of the common signature. bits: 2 to 8. group_size: columns per grid, -1 for a row. norm:
-    p, above 0; below 1 it allows large errors of few weights. steps: alternations, at most. state: folder that keeps
-    finished blocks, so that a killed job resumes.
+    calibration: not used, part of the common signature. bits: 2 to 8. group_size: columns per grid, -1 for a row.
+    levels: to whose zero points z is rounded, "integer" or "half". norm: p, above 0; below 1 it allows large errors of
+    few weights. steps: alternations, at most. state: folder that keeps finished blocks, so that a killed job resumes.
     """
-    calibrate.check_layers(model, bits=bits, group_size=group_size)
-    settings = {"bits": bits, "group_size": group_size, "norm": norm, "steps": steps}
+    calibrate.check_layers(model, bits=bits, group_size=group_size, levels=levels)
+    _check_levels(levels)
+    settings = {"bits": bits, "group_size": group_size, "levels": levels, "norm": norm, "steps": steps}
     if state is not None:
         state = JobState(state, method="hqq", **fingerprint(model), **settings)
     return layerwise.replace_(model, lambda weight: hqq(weight, **settings), state=state)
 
 
 @torch.no_grad()
-def hqq(weight: Tensor, *, bits: int, group_size: int, norm: float = NORM, steps: int = STEPS) -> Quantized:
-    """Round `weight` [rows, columns] to grids with half-quadratic zero points, rounded to integers, and refit scales.
+def hqq(
+    weight: Tensor,
+    *,
+    bits: int,
+    group_size: int,
+    levels: str = "integer",
+    norm: float = NORM,
+    steps: int = STEPS,
+) -> Quantized:
+    """Round `weight` [rows, columns] to grids with half-quadratic zero points, rounded to `levels`, and refit scales.
 
     Raises ValueError for weights that are not finite, a norm that is not positive and fewer than 1 step.
     """
     size = check(weight.shape[1], bits=bits, group_size=group_size)
+    _check_levels(levels)
     groups = weight.float().reshape(len(weight), -1, size)
     parts = []
     for part in groups.split(max(1, AT_ONCE // weight.shape[1])):
         scale, zero = optimize(part, bits=bits, norm=norm, steps=steps)
-        zero = zero.round().clamp(0, 2**bits - 1)
-        parts.append((refit(part, scale, zero, bits=bits), zero.to(torch.uint8)))
+        zero = nearest(zero, bits, levels)
+        parts.append((refit(part, scale, zero, bits=bits), typed(zero, levels)))
     scale, zero = (torch.cat(part) for part in zip(*parts, strict=True))
-    return Quantized(quantize(weight, scale, zero, bits=bits), scale, zero, bits, size)
+    return Quantized(quantize(weight, scale, zero, bits=bits), scale, zero, bits, size, levels=levels)
 
 
 def optimize(groups: Tensor, *, bits: int, norm: float = NORM, steps: int = STEPS) -> tuple[Tensor, Tensor]:
@@ -109,11 +123,20 @@ def codes(ratio: Tensor, zero: Tensor, top: int) -> Tensor:
 
 
 def refit(groups: Tensor, scale: Tensor, zero: Tensor, *, bits: int) -> Tensor:
-    """The scale (bfloat16) that minimizes ‖W - s (q - z)‖² for the codes of `scale` and integer `zero`."""
+    """The scale (bfloat16) that minimizes ‖W - s (q - z)‖² for the codes of `scale` and `zero`."""
     centred = codes(groups / scale[..., None], zero, 2**bits - 1) - zero[..., None]
     fitted = ((centred * groups).sum(-1) / centred.square().sum(-1)).to(torch.bfloat16)
     usable = (fitted.float() >= TINY) & torch.isfinite(fitted)
     return torch.where(usable, fitted, scale.clamp(max=HUGE).to(torch.bfloat16))
+
+
+def _check_levels(levels: str) -> None:
+    check_levels(levels)
+    if levels == "balanced":
+        raise ValueError(
+            "levels='balanced' have no zero points, which are all that HQQ chooses; levels 'integer' and 'half' have; "
+            "use one of them, or rtn with candidates=8."
+        )
 
 
 def _check(groups: Tensor, norm: float, steps: int) -> None:

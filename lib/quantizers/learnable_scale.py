@@ -23,11 +23,12 @@ class LearnableScaleLinear(nn.Module):
 
     def levels(self) -> Tensor:
         """The unscaled values, [rows, groups, columns of a group], computed from the codes at each call."""
-        codes, _, zero, bits, _, codebook = self.layer.quantized
+        codes, _, zero, bits, _, codebook, _ = self.layer.quantized
         if codebook is not None:
             return codebook.to(self.dtype)[codes.long()].view(*self.start.shape, -1)
-        zero = 2 ** (bits - 1) if zero is None else zero.to(self.dtype)[..., None]
-        return codes.to(self.dtype).view(*self.start.shape, -1).sub_(zero)  # up to 255: exact in bfloat16
+        if zero is not None:
+            return differences(codes, zero, self.dtype)
+        return codes.to(self.dtype).view(*self.start.shape, -1).sub_(2 ** (bits - 1))
 
     def learned(self) -> dict[str, nn.Parameter]:
         """The trained parameters, by the suffix of their names in a state."""
@@ -67,6 +68,16 @@ class Product(torch.autograd.Function):
         of_scale = of_weight.mul_(levels).sum(-1, dtype=torch.float32)
         of_inputs = gradient @ dense(levels, scale) if ctx.needs_input_grad[0] else None
         return of_inputs, of_scale, None
+
+
+def differences(codes: Tensor, zero: Tensor, dtype: torch.dtype) -> Tensor:
+    """q - z [rows, groups, columns of a group] in `dtype`, of codes and zero points that may be halves.
+
+    Whole numbers up to 255 are exact in bfloat16, and so are the halves of grids of up to 7 bits.
+    """
+    if dtype == torch.bfloat16 and zero.is_floating_point():
+        return codes.float().view(*zero.shape, -1).sub_(zero.float()[..., None]).to(dtype)
+    return codes.to(dtype).view(*zero.shape, -1).sub_(zero.to(dtype)[..., None])
 
 
 def dense(levels: Tensor, scale: Tensor) -> Tensor:

@@ -22,9 +22,11 @@ import torch
 from torch import Tensor, nn
 
 from lib.quantized.grid import Quantized
+from lib.quantized.levels import nearest, stored
 from lib.quantized.linear import QuantLinear
+from lib.quantized.zero_points import typed
 from lib.quantizers import calibrate, e2e_qp
-from lib.quantizers.learnable_scale import LearnableScaleLinear, dense
+from lib.quantizers.learnable_scale import LearnableScaleLinear, dense, differences
 
 ZERO_POINT_RATE = 2  # a zero point has farther to go than a scale; one learning rate serves both
 
@@ -32,17 +34,22 @@ ZERO_POINT_RATE = 2  # a zero point has farther to go than a scale; one learning
 def tune_(model: nn.Module, calibration, reference, **options) -> dict[str, Quantized]:
     """Train scales and zero points of every quantized layer inside the blocks of `model`, in place; return all by name.
 
-    Arguments and errors are those of `e2e_qp.tune_`. Layers without zero points (symmetric grids, codebooks) learn
-    their scales alone; ValueError where no layer has any.
+    Arguments and errors are those of `e2e_qp.tune_`. Layers without zero points (symmetric and balanced grids,
+    codebooks) learn their scales alone; ValueError where no layer has any.
     """
     layers = calibrate.layers(model).values()
     quantized = [layer for layer in layers if isinstance(layer, QuantLinear)]
-    if quantized and all(layer.zero_point is None for layer in quantized):
+    if quantized and not any(map(moves, quantized)):
         raise ValueError(
             f"none of the {len(quantized)} quantized layers of {type(model).__name__} has zero points; they are what "
-            "this tunes beside scales; use e2e_qp.tune_, or quantize with symmetric=False."
+            "this tunes beside scales; use e2e_qp.tune_, or quantize with symmetric=False, levels='integer' or 'half'."
         )
     return e2e_qp.tune_(model, calibration, reference, layer_class=LearnableZeroPointLinear, **options)
+
+
+def moves(layer: QuantLinear) -> bool:
+    """Whether the groups of `layer` have zero points of their own."""
+    return layer.zero_point is not None and bool(stored(layer.bits, layer.levels).step)
 
 
 class LearnableZeroPointLinear(LearnableScaleLinear):
@@ -52,7 +59,7 @@ class LearnableZeroPointLinear(LearnableScaleLinear):
 
     def __init__(self, layer: QuantLinear, dtype: torch.dtype):
         super().__init__(layer, dtype)
-        self.zeta = None if layer.zero_point is None else nn.Parameter(torch.zeros_like(self.start))
+        self.zeta = nn.Parameter(torch.zeros_like(self.start)) if moves(layer) else None
 
     def learned(self) -> dict[str, nn.Parameter]:
         """δ as in `e2e_qp`, and ζ."""
@@ -61,13 +68,13 @@ class LearnableZeroPointLinear(LearnableScaleLinear):
     def settle_(self) -> None:
         """Store scales and zero points in the layer."""
         if self.zeta is not None:
-            self.layer.zero_point = self.zero_point().to(torch.uint8)
+            self.layer.zero_point = typed(self.zero_point(), self.layer.levels)
         super().settle_()
 
     def zero_point(self) -> Tensor:
-        """Integers from 0 to 2**bits - 1, float32 [rows, groups]; gradients pass straight through to ζ."""
+        """The nearest that the grid has, float32 [rows, groups]; gradients pass straight through to ζ."""
         moved = self.layer.zero_point + ZERO_POINT_RATE * self.zeta
-        return moved + (moved.round().clamp(0, 2**self.layer.bits - 1) - moved).detach()
+        return moved + (nearest(moved, self.layer.bits, self.layer.levels) - moved).detach()
 
     def forward(self, inputs: Tensor) -> Tensor:
         """As the layer, with gradients for δ and ζ."""
@@ -101,6 +108,6 @@ class Product(torch.autograd.Function):
 
 
 def _levels(part: LearnableZeroPointLinear, zero: Tensor) -> Tensor:
-    """q - z [rows, groups, columns of a group]: integers up to 255, exact in bfloat16."""
-    # the straight-through sum may differ from the integer by a rounding error
-    return part.layer.codes.to(part.dtype).view(*zero.shape, -1).sub_(zero.round().to(part.dtype)[..., None])
+    """q - z [rows, groups, columns of a group]."""
+    # the straight-through sum may differ from the zero point by a rounding error
+    return differences(part.layer.codes, nearest(zero, part.layer.bits, part.layer.levels), part.dtype)

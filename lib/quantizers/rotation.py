@@ -38,6 +38,7 @@ def quantize_(
     bits: int,
     group_size: int,
     symmetric: bool = False,
+    levels: str = "integer",
     act_order: bool = True,
     candidates: int = 8,
     seed: int = 0,
@@ -48,11 +49,13 @@ def quantize_(
 
     Embedding and head, if they were one matrix, are two afterwards, and the artifact is larger by one of them.
     """
-    calibrate.check_layers(model, bits=bits, group_size=group_size, candidates=candidates)
+    calibrate.check_layers(
+        model, bits=bits, group_size=group_size, candidates=candidates, symmetric=symmetric, levels=levels
+    )
     tokens = texts.tokens(calibration, model)
     calibrate.check_memory(model, tokens)
     _check(model, residual=True)
-    grid = {"bits": bits, "group_size": group_size, "symmetric": symmetric, "candidates": candidates}
+    grid = {"bits": bits, "group_size": group_size, "symmetric": symmetric, "levels": levels, "candidates": candidates}
     if state is not None:
         job = {**fingerprint(model, tokens, device), **grid, "seed": seed, "act_order": act_order}
         state = JobState(state, method="rotation", **job)

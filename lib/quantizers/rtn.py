@@ -19,24 +19,29 @@ def quantize_(
     bits: int,
     group_size: int,
     symmetric: bool = False,
+    levels: str = "integer",
     candidates: int = 1,
     state=None,
 ) -> dict[str, Quantized]:
     """Quantize every linear layer inside the blocks of `model`, in place; return the codes and grids by layer name.
 
     calibration: not used, part of the common signature. bits: 2 to 8. group_size: columns per grid, -1 for a row.
-    candidates: ranges tried per group (1: its minimum and maximum). state: folder that keeps finished blocks, so that a
-    killed job resumes.
+    levels: of the grids, see `quantized.levels`. candidates: ranges tried per group (1: its minimum and maximum).
+    state: folder that keeps finished blocks, so that a killed job resumes.
     """
-    calibrate.check_layers(model, bits=bits, group_size=group_size, candidates=candidates)
-    settings = {"bits": bits, "group_size": group_size, "symmetric": symmetric, "candidates": candidates}
+    settings = {"bits": bits, "group_size": group_size, "symmetric": symmetric, "levels": levels}
+    settings |= {"candidates": candidates}
+    calibrate.check_layers(model, **settings)
     if state is not None:
         state = JobState(state, method="rtn", **fingerprint(model), **settings)
     return layerwise.replace_(model, lambda weight: rtn(weight, **settings), state=state)
 
 
-def rtn(weight, *, bits: int, group_size: int, symmetric: bool = False, candidates: int = 1) -> Quantized:
+def rtn(
+    weight, *, bits: int, group_size: int, symmetric: bool = False, levels: str = "integer", candidates: int = 1
+) -> Quantized:
     """Round `weight` [rows, columns] to the nearest points of its grids."""
     size = check(weight.shape[1], bits=bits, group_size=group_size)
-    scale, zero = choose(weight, bits=bits, group_size=size, symmetric=symmetric, candidates=candidates)
-    return Quantized(quantize(weight, scale, zero, bits=bits), scale, zero, bits, size)
+    grid = {"symmetric": symmetric, "levels": levels, "candidates": candidates}
+    scale, zero = choose(weight, bits=bits, group_size=size, **grid)
+    return Quantized(quantize(weight, scale, zero, bits=bits), scale, zero, bits, size, levels=levels)

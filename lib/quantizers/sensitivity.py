@@ -26,11 +26,10 @@ from lib import files, timing
 from lib.jobs import JobState, fingerprint
 from lib.metrics import divergence
 from lib.models import blocks, capture, logits
-from lib.quantized.grid import BITS, Quantized, choose, quantize
-from lib.quantizers import calibrate, embedding
+from lib.quantized.grid import BITS
+from lib.quantizers import calibrate, embedding, trial
 from lib.sources import texts
 
-ROWS = 8192  # rows that are rounded at once
 PROBE = 3  # bits at which a group's divergence is measured
 NEGLIGIBLE = 1e-3  # fraction of the error at the fewest bits below which the error at `PROBE` is meaningless
 Losses = dict[tuple[str, ...], dict[int, float]]  # names of the layers that share a width -> bits -> KL in nats a token
@@ -38,7 +37,14 @@ Losses = dict[tuple[str, ...], dict[int, float]]  # names of the layers that sha
 
 @torch.no_grad()
 def measure(
-    model: nn.Module, calibration, *, widths: Iterable[int] = BITS, group_size: int = 64, windows: int = 2, state=None
+    model: nn.Module,
+    calibration,
+    *,
+    widths: Iterable[int] = BITS,
+    group_size: int = 64,
+    levels: str = "integer",
+    windows: int = 2,
+    state=None,
 ) -> Losses:
     """Loss in nats a token of each group of layers, and of the embedding, at each of `widths`; `model` is not changed.
 
@@ -49,11 +55,12 @@ def measure(
     finished block, so that a killed job resumes; one of other arguments is refused. Raises ValueError, before the
     work, where a matrix can't take one of `widths`, and for a loss that is not finite.
     """
-    widths = check_widths(model, widths, group_size=group_size)
+    grid = {"group_size": group_size, "levels": levels}
+    widths = check_widths(model, widths, **grid)
     if windows < 1:
         raise ValueError(f"windows={windows}; divergences are measured on 1 or more of them; 2 is the default.")
     tokens = texts.tokens(calibration, model)
-    few, found, grid = tokens[:windows], {}, {"widths": widths, "group_size": group_size}
+    few, found, grid = tokens[:windows], {}, {"widths": widths, **grid}
     calibrate.check_memory(model, tokens, streams=2)
     if state is not None:
         state = JobState(state, method="sensitivity", **fingerprint(model, tokens), **grid, windows=len(few))
@@ -87,12 +94,12 @@ def _once(state: JobState | None, unit: str, work: Callable[..., Losses], *args,
     return found
 
 
-def _of_block(block, prefix, hidden, call, diverged, *, widths, group_size) -> Losses:
+def _of_block(block, prefix, hidden, call, diverged, *, widths, **grid) -> Losses:
     """Losses of the groups of layers of `block`: each is `diverged()` while that group alone is changed."""
     found = {}
     for names, hessian in _moments(block, hidden, call):
         weights = [block.get_submodule(name).weight for name in names]
-        rounded, errors = _tried(torch.cat(weights).float(), hessian.diagonal(), widths, group_size)
+        rounded, errors = _tried(torch.cat(weights).float(), hessian.diagonal(), widths, **grid)
         left = falling({bits: errors[bits] for bits in widths})
         probe = min(widths) if errors[PROBE] < NEGLIGIBLE * left[min(widths)] else PROBE
         with _changed(weights, rounded[probe]):
@@ -103,7 +110,7 @@ def _of_block(block, prefix, hidden, call, diverged, *, widths, group_size) -> L
     return found
 
 
-def _of_embedding(model, tokens, reference, few, widths, group_size) -> Losses:
+def _of_embedding(model, tokens, reference, few, widths, **grid) -> Losses:
     """Losses of embedding and head (one group where they are tied), measured at every width: they are large."""
     table, head = blocks.embeddings(model), blocks.head(model)
     names = {"embedding": blocks.path_of(model, table), "head": blocks.path_of(model, head)}
@@ -117,7 +124,7 @@ def _of_embedding(model, tokens, reference, few, widths, group_size) -> Losses:
     for key, (weight, weighs) in groups.items():
         found[key] = {}
         for bits in widths:
-            with _changed([weight], _rounded(weight, weighs, bits, group_size)):
+            with _changed([weight], trial.rounded(weight, weighs, bits, **grid)):
                 hidden = capture.capture(model, few).hidden
                 found[key][bits] = _divergence(model, reference, _run(calls, hidden), few)
         found[key] = falling(check(key, found[key]))
@@ -130,14 +137,14 @@ def falling(table: dict[int, float]) -> dict[int, float]:
     return dict(zip(order, itertools.accumulate((table[bits] for bits in order), min)))
 
 
-def check_widths(model: nn.Module, widths: Iterable[int], *, group_size: int) -> tuple[int, ...]:
+def check_widths(model: nn.Module, widths: Iterable[int], *, group_size: int, levels="integer") -> tuple[int, ...]:
     """Return `widths`; raise ValueError before the work for none, or where a measured matrix can't take one."""
     widths = tuple(widths)
     if not widths:
         raise ValueError("widths are empty; they are the bits to choose from, 2 to 8; leave them out for all of these.")
     for bits in widths:
         embedding.check_parts(model, bits=bits, group_size=group_size)
-    calibrate.check_layers(model, bits=widths[0], group_size=group_size)
+    calibrate.check_layers(model, bits=widths[0], group_size=group_size, levels=levels)
     return widths
 
 
@@ -164,7 +171,7 @@ def seconds(model: nn.Module, tokens: Tensor, *, widths=BITS, group_size: int = 
         with timing.stopwatch() as rounding:
             for names, hessian in found:
                 weight = torch.cat([parts[0].get_submodule(name).weight for name in names]).float()
-                _tried(weight, hessian.diagonal(), widths, group_size)
+                _tried(weight, hessian.diagonal(), widths, group_size=group_size)
         with timing.stopwatch() as run:
             hidden = _run(list(zip(parts, captured.calls)), captured.hidden)
         with timing.stopwatch() as head:
@@ -178,10 +185,10 @@ def seconds(model: nn.Module, tokens: Tensor, *, widths=BITS, group_size: int = 
     return len(parts) * rounding.seconds + groups + tables
 
 
-def _tried(weight: Tensor, share: Tensor, widths, group_size: int) -> tuple[dict[int, Tensor], dict[int, float]]:
+def _tried(weight: Tensor, share: Tensor, widths, **grid) -> tuple[dict[int, Tensor], dict[int, float]]:
     """Values of `weight` at `PROBE` and each of `widths`, and their errors, by bits."""
-    rounded = {bits: _rounded(weight, share, bits, group_size) for bits in {PROBE, *widths}}
-    return rounded, {bits: _error(weight, values, share) for bits, values in rounded.items()}
+    rounded = {bits: trial.rounded(weight, share, bits, **grid) for bits in {PROBE, *widths}}
+    return rounded, {bits: trial.error(weight, values, share) for bits, values in rounded.items()}
 
 
 def _moments(block: nn.Module, hidden: Tensor, call: tuple) -> list[tuple[list[str], Tensor]]:
@@ -199,21 +206,6 @@ def _moments(block: nn.Module, hidden: Tensor, call: tuple) -> list[tuple[list[s
     with capture.hooks(layers, hook):
         capture.run_block(block, hidden, call)
     return found
-
-
-def _rounded(weight: Tensor, share: Tensor, bits: int, group_size: int) -> Tensor:
-    """Values of `weight` [rows, columns] on the grids with the least error weighted by `share` [columns]."""
-    parts = []
-    for part in weight.float().split(ROWS):
-        scale, zero = choose(part, bits=bits, group_size=group_size, importance=share, candidates=4)
-        codes = quantize(part, scale, zero, bits=bits)
-        parts.append(Quantized(codes, scale, zero, bits, group_size).dense(weight.dtype))
-    return torch.cat(parts)
-
-
-def _error(weight: Tensor, values: Tensor, share: Tensor) -> float:
-    # in float64: squares of weights above 1e19 overflow float32, and those below 1e-23 are flushed to zero
-    return (values.double() - weight).square_().mul_(share).sum().item()
 
 
 class _changed:

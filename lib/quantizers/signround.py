@@ -38,6 +38,7 @@ def quantize_(
     bits: int,
     group_size: int,
     symmetric: bool = False,
+    levels: str = "integer",
     candidates: int = 8,
     steps: int = 50,
     batch: int = 2,
@@ -52,20 +53,22 @@ def quantize_(
     """Quantize every linear layer inside the blocks of `model`, in place; return the codes and grids by layer name.
 
     calibration: windows of text, or token ids [count, length]. bits: 2 to 8. group_size: columns per grid, -1 for a
-    row. candidates: ranges tried per group before learning. steps: updates per block, each from `batch` windows.
-    rate: how far V moves in the first step, falling linearly to zero; None is `TRAVEL` / steps. range_rate: the
-    same for α and β; None is `RANGES` / steps. filtered: share of the squared errors, the largest ones, that the
-    loss ignores. initial: codes and affine grids of all layers to start from, as another method returned them for a
-    copy of this model; `symmetric` and `candidates` are then ignored. state: folder that keeps finished blocks, so that
-    a killed job resumes.
+    row. levels: of the grids, see `quantized.levels`. candidates: ranges tried per group before learning. steps:
+    updates per block, each from `batch` windows. rate: how far V moves in the first step, falling linearly to zero;
+    None is `TRAVEL` / steps. range_rate: the same for α and β; None is `RANGES` / steps. filtered: share of the squared
+    errors, the largest ones, that the loss ignores. initial: codes and affine grids of all layers to start from, as
+    another method returned them for a copy of this model; `symmetric`, `levels` and `candidates` are then ignored.
+    state: folder that keeps finished blocks, so that a killed job resumes.
     """
-    calibrate.check_layers(model, bits=bits, group_size=group_size, candidates=candidates)
+    calibrate.check_layers(
+        model, bits=bits, group_size=group_size, candidates=candidates, symmetric=symmetric, levels=levels
+    )
     tokens = texts.tokens(calibration, model)
     learning = {"steps": steps, "batch": batch, "rate": rate, "range_rate": range_rate}
     learning = settle(len(tokens), **learning, filtered=filtered, seed=seed)
     check_initial(model, initial, bits, group_size)
     calibrate.check_memory(model, tokens, streams=2)
-    grid = {"bits": bits, "group_size": group_size, "symmetric": symmetric, "candidates": candidates}
+    grid = {"bits": bits, "group_size": group_size, "symmetric": symmetric, "levels": levels, "candidates": candidates}
     if state is not None:
         job = {**fingerprint(model, tokens, device), **grid, **learning, "initial": digest(initial)}
         state = JobState(state, method="signround", **job)
@@ -98,7 +101,8 @@ def nearest(block: nn.Module, hidden: Tensor, call: tuple, **grid) -> dict[str, 
         importance = seen.pop(name).flatten(0, -2).float().square().mean(0)
         scale, zero = choose(layer.weight, importance=importance, **grid)
         codes = quantize(layer.weight, scale, zero, bits=grid["bits"])
-        starts[name] = Quantized(codes, scale, zero, grid["bits"], codes.shape[1] // scale.shape[1])
+        size = codes.shape[1] // scale.shape[1]
+        starts[name] = Quantized(codes, scale, zero, grid["bits"], size, levels=grid["levels"])
     return starts
 
 
@@ -224,8 +228,8 @@ def digest(initial: dict[str, Quantized] | None) -> str | None:
         return None
     hasher = hashlib.sha256()
     for name in sorted(initial):
-        codes, scale, zero, *_ = initial[name]
-        hasher.update(name.encode())
+        codes, scale, zero, *_, levels = initial[name]
+        hasher.update(f"{name} {levels}".encode())
         for part in (codes, scale.view(torch.int16), zero):
             hasher.update(b"none" if part is None else part.cpu().contiguous().numpy().tobytes())
     return hasher.hexdigest()

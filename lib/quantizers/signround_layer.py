@@ -12,6 +12,9 @@ import torch
 from torch import Tensor
 
 from lib.quantized.grid import AT_ONCE, Quantized
+from lib.quantized.levels import nearest as closest
+from lib.quantized.levels import reached, stored, to_level_
+from lib.quantized.zero_points import typed
 
 RANGE = (0.5, 1.5)  # allowed range of α and β
 SLACK = 0.05  # how far from the middle between two codes a weight starts at least, in codes
@@ -27,8 +30,8 @@ class SignRoundWeight:
     def __init__(self, weight: Tensor, start: Quantized):
         rows, groups = start.scale.shape
         self.bits, self.size, self.top = start.bits, start.group_size, 2**start.bits - 1
-        self.symmetric = start.zero_point is None
-        self.scale = start.scale.float()
+        self.levels, self.symmetric = start.levels, start.zero_point is None
+        self.scale, self.moves = start.scale.float(), bool(stored(start.bits, start.levels, self.symmetric).step)
         self.zero = torch.full_like(self.scale, 2 ** (start.bits - 1)) if self.symmetric else start.zero_point.float()
         self.low, self.high = -self.zero * self.scale, (self.top - self.zero) * self.scale
         self.alpha, self.beta = torch.ones_like(self.scale), torch.ones_like(self.scale)
@@ -60,7 +63,9 @@ class SignRoundWeight:
         of_scale = code.mul_(gradient).sum(-1) - (inside * self.weight[part]).sum(-1) / scale
         outside = gradient.sum(-1) - inside.sum(-1)  # Σ G over clipped weights
         of_beta = torch.zeros_like(scale)
-        if not self.symmetric:  # ∂z/∂s = β low / s², ∂z/∂β = -low / s
+        if self.moves:  # ∂z/∂s = β low / s², ∂z/∂β = -low / s
+            if self.levels == "half":  # whole codes reach all ranges; 0 where z is at its end
+                outside *= reached(-self.beta[part] * low / scale, self.bits, self.levels)
             of_scale -= outside * self.beta[part] * low / scale
             of_beta = outside * low
         return inside, of_scale * self.high[part] / self.top, of_beta - of_scale * low / self.top
@@ -70,8 +75,8 @@ class SignRoundWeight:
         """Recompute scale, zero point and rounded values from V, α and β; the scale is bfloat16, as it is stored."""
         low, high = self.beta * self.low, self.alpha * self.high
         self.scale = ((high - low) / self.top).to(torch.bfloat16).float()
-        if not self.symmetric:
-            self.zero = (-low / self.scale).round_().clamp_(0, self.top)
+        if self.moves:
+            self.zero = closest(-low / self.scale, self.bits, self.levels)
         for part in self._parts():
             self.dense[part] = self._codes(part)[1].mul_(self.scale[part, :, None]).flatten(1)
 
@@ -80,13 +85,14 @@ class SignRoundWeight:
         codes = torch.empty(self.dense.shape, dtype=torch.uint8, device=self.dense.device)
         for part in self._parts():
             codes[part] = self._codes(part)[1].add_(self.zero[part, :, None]).flatten(1).to(torch.uint8)
-        zero = None if self.symmetric else self.zero.to(torch.uint8)
-        return Quantized(codes, self.scale.to(torch.bfloat16), zero, self.bits, self.size)
+        zero = None if self.symmetric else typed(self.zero, self.levels)
+        return Quantized(codes, self.scale.to(torch.bfloat16), zero, self.bits, self.size, levels=self.levels)
 
     def _codes(self, part: slice) -> tuple[Tensor, Tensor]:
         """⌊W/s + V⌉, and the same clipped to the range of codes, both minus z."""
-        nearest = torch.addcdiv(self.offset[part], self.weight[part], self.scale[part, :, None]).round_()
         zero = self.zero[part, :, None]
+        moved = torch.addcdiv(self.offset[part], self.weight[part], self.scale[part, :, None])
+        nearest = to_level_(moved, None if self.levels == "integer" else zero)
         return nearest, (nearest + zero).clamp_(0, self.top).sub_(zero)
 
     def _parts(self) -> list[slice]:

@@ -149,7 +149,8 @@ static void look_up(const Matrix& m, long row, float* out) {
     const uint32_t bits = (uint32_t)((const uint16_t*)base)[g * TILE + lane] << 16;
     float scale;
     std::memcpy(&scale, &bits, 4);
-    out[c] = scale * (float)(code - (m.middle < 0 ? base[groups(m) * TILE * 2 + g * TILE + lane] : m.middle));
+    const float stored = m.step != 0 ? base[groups(m) * TILE * 2 + g * TILE + lane] : 0;
+    out[c] = scale * ((float)code - (m.first + m.step * stored));
   }
 }
 

@@ -52,17 +52,16 @@ class Matrix(ctypes.Structure):
     """`Matrix` of products.h; `keep` keeps the memory of its pointers alive."""
 
     _fields_ = [("data", ctypes.c_void_p), ("bias", ctypes.c_void_p)] + [
-        (name, ctypes.c_int32) for name in ("rows", "columns", "bits", "group_size", "block", "middle")
-    ]
+        (name, ctypes.c_int32) for name in ("rows", "columns", "bits", "group_size", "block")
+    ] + [("first", ctypes.c_float), ("step", ctypes.c_float)]  # fmt: skip
 
     @classmethod
     def of(cls, packed: Packed, bias: np.ndarray | None = None) -> "Matrix":
         """The structure for a packed matrix and its bias (float32 [rows])."""
-        middle = 2 ** (packed.bits - 1) if packed.symmetric and packed.bits < 16 else -1
         address = None if bias is None else bias.ctypes.data
         made = cls(
             packed.data.ctypes.data, address, packed.rows, packed.columns,
-            packed.stored, packed.group_size, packed.block, middle,
+            packed.stored, packed.group_size, packed.block, *packed.zero,
         )  # fmt: skip
         made.keep = packed.data, bias
         return made

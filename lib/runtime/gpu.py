@@ -21,6 +21,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from lib.quantized.levels import stored as stored_zero
 from lib.runtime.pack import PLAIN, TILE, UNIT, Packed, tile_bytes
 
 MOST = 16  # rows of x for which the packed product is used; more are multiplied with dequantized weights
@@ -36,6 +37,7 @@ class Matrix(NamedTuple):
     bits: int
     group_size: int
     symmetric: bool
+    levels: str
 
 
 def load(packed: Packed, device: str | torch.device = "cuda") -> Matrix:
@@ -93,14 +95,17 @@ def _views(matrix: Matrix) -> tuple[Tensor, Tensor, Tensor]:
 
 def _layout(matrix: Matrix) -> tuple[tuple[int, ...], dict]:
     """Arguments of both kernels: (rows, columns, units, header bytes, tile bytes, groups, group size), flags."""
-    header, body = tile_bytes(matrix.columns, matrix.bits, matrix.group_size, matrix.symmetric)
+    grid = matrix.bits, matrix.group_size, matrix.symmetric, matrix.levels
+    header, body = tile_bytes(matrix.columns, *grid)
     stored = next(width for width in (2, 3, 4, 8) if width >= matrix.bits)
     units, groups = body // (64 * stored), -(-matrix.columns // matrix.group_size)
     sizes = (matrix.rows, matrix.columns, units, header, header + body, groups, matrix.group_size)
     # lines that hold codes; at 3 bits another one holds the third bits
     lines = {2: 2, 3: 2, 4: 4, 8: 8}[stored]
-    middle = 2 ** (matrix.bits - 1) if matrix.symmetric else 0
-    return sizes, {"BITS": stored, "LINES": lines, "MIDDLE": middle, "TILE": TILE, "UNIT": UNIT, "COUNT": AT_ONCE}
+    # counted in halves, so that they are whole
+    first, step = (int(2 * part) for part in stored_zero(matrix.bits, matrix.levels, matrix.symmetric))
+    flags = {"FIRST": first, "STEP": step, "TILE": TILE, "UNIT": UNIT, "COUNT": AT_ONCE}
+    return sizes, {"BITS": stored, "LINES": lines} | flags
 
 
 @triton.jit
@@ -131,8 +136,8 @@ def _code(word, third, place, step, byte, BITS: tl.constexpr, LINES: tl.constexp
 
 
 @triton.jit
-def _grid(halves, codes, unit, units, header, tile_size, groups, group_size, MIDDLE: tl.constexpr,
-          TILE: tl.constexpr, UNIT: tl.constexpr):  # fmt: skip
+def _grid(halves, codes, unit, units, header, tile_size, groups, group_size, FIRST: tl.constexpr,
+          STEP: tl.constexpr, TILE: tl.constexpr, UNIT: tl.constexpr):  # fmt: skip
     """Scales and zero points [TILE, COUNT] of these units, float32."""
     known, tile = (unit < units)[None, :], tl.program_id(0).to(tl.int64)
     # the group of a one-group row ends with its columns, before the padding
@@ -140,24 +145,25 @@ def _grid(halves, codes, unit, units, header, tile_size, groups, group_size, MID
     place = (group * TILE)[None, :] + tl.arange(0, TILE)[:, None]
     half = tl.load(halves + tile * (tile_size // 2) + place, mask=known, other=0)
     scale = (half.to(tl.int32) << 16).to(tl.float32, bitcast=True)  # a bfloat16 is the upper half of a float32
-    if MIDDLE == 0:
-        zero = tl.load(codes + tile * tile_size + groups * TILE * 2 + place, mask=known, other=0).to(tl.float32)
+    if STEP == 0:
+        zero = tl.full(scale.shape, FIRST / 2, tl.float32)
     else:
-        zero = tl.full(scale.shape, MIDDLE, tl.float32)
+        stored = tl.load(codes + tile * tile_size + groups * TILE * 2 + place, mask=known, other=0).to(tl.float32)
+        zero = stored * (STEP / 2) + FIRST / 2
     return scale, zero
 
 
 @triton.jit
 def _product_kernel(words, halves, codes, x, out, batch, rows, columns, units, header, tile_size, groups, group_size,
-                    BATCH: tl.constexpr, BITS: tl.constexpr, LINES: tl.constexpr, MIDDLE: tl.constexpr,
-                    TILE: tl.constexpr, UNIT: tl.constexpr, COUNT: tl.constexpr):  # fmt: skip
+                    BATCH: tl.constexpr, BITS: tl.constexpr, LINES: tl.constexpr, FIRST: tl.constexpr,
+                    STEP: tl.constexpr, TILE: tl.constexpr, UNIT: tl.constexpr, COUNT: tl.constexpr):  # fmt: skip
     """out [batch, rows] = x [batch, columns] Wᵀ; one program a tile."""
     STEPS: tl.constexpr = 8 // LINES
     item = tl.arange(0, BATCH)
     found = tl.zeros([BATCH, TILE], tl.float32)
     for start in range(0, units * LINES, COUNT):
         word, third, unit, place = _line(words, start, units, header, tile_size, BITS, LINES, COUNT, TILE)
-        scale, zero = _grid(halves, codes, unit, units, header, tile_size, groups, group_size, MIDDLE, TILE, UNIT)
+        scale, zero = _grid(halves, codes, unit, units, header, tile_size, groups, group_size, FIRST, STEP, TILE, UNIT)
         dot = tl.zeros([BATCH, TILE, COUNT], tl.float32)
         total = tl.zeros([BATCH, COUNT], tl.float32)
         for step in tl.static_range(STEPS):
@@ -176,13 +182,13 @@ def _product_kernel(words, halves, codes, x, out, batch, rows, columns, units, h
 
 @triton.jit
 def _dequantize_kernel(words, halves, codes, out, rows, columns, units, header, tile_size, groups, group_size,
-                       BITS: tl.constexpr, LINES: tl.constexpr, MIDDLE: tl.constexpr, TILE: tl.constexpr,
-                       UNIT: tl.constexpr, COUNT: tl.constexpr):  # fmt: skip
+                       BITS: tl.constexpr, LINES: tl.constexpr, FIRST: tl.constexpr, STEP: tl.constexpr,
+                       TILE: tl.constexpr, UNIT: tl.constexpr, COUNT: tl.constexpr):  # fmt: skip
     """out [rows, columns] = scale · (code - zero point); a program a tile and `COUNT` lines."""
     STEPS: tl.constexpr = 8 // LINES
     start = tl.program_id(1) * COUNT
     word, third, unit, place = _line(words, start, units, header, tile_size, BITS, LINES, COUNT, TILE)
-    scale, zero = _grid(halves, codes, unit, units, header, tile_size, groups, group_size, MIDDLE, TILE, UNIT)
+    scale, zero = _grid(halves, codes, unit, units, header, tile_size, groups, group_size, FIRST, STEP, TILE, UNIT)
     row = tl.program_id(0).to(tl.int64) * TILE + tl.arange(0, TILE)
     for step in tl.static_range(STEPS):
         for byte in tl.static_range(4):

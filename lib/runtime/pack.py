@@ -3,7 +3,7 @@
 A matrix [rows, columns] is cut into tiles of 16 rows, which lie one after the other. A tile begins with its grid:
 
     scales        bfloat16 [groups][16]       the 16 rows' scales of the first group, of the second, ...
-    zero points   uint8    [groups][16]       absent where the grid is symmetric
+    zero points   uint8    [groups][16]       as `quantized.levels` stores them; absent where a grid has none
     padding       up to a multiple of 64 bytes
 
 and goes on with units of 32 columns, 64 · bits bytes each. A *step* is four columns: a line of 64 bytes whose byte
@@ -31,12 +31,14 @@ from typing import NamedTuple
 
 import numpy as np
 
-from lib.runtime import narrow
+from lib.quantized.levels import Zero
+from lib.quantized.levels import stored as stored_zero
+from lib.runtime import lines, narrow
 from lib.runtime.aligned import zeros
+from lib.runtime.lines import TILE
 
-TILE, UNIT, PLAIN = 16, 32, 16
+UNIT, PLAIN = 32, 16
 AT_ONCE = 64  # tiles packed or unpacked at once, with a few bytes per code
-LINES = {2: 2, 3: 3, 4: 4, 8: 8}  # of 64 bytes a unit
 
 
 class Packed(NamedTuple):
@@ -48,6 +50,12 @@ class Packed(NamedTuple):
     bits: int
     group_size: int
     symmetric: bool = True
+    levels: str = "integer"
+
+    @property
+    def zero(self) -> Zero:
+        """How the zero points are stored."""
+        return stored_zero(self.bits, self.levels, self.symmetric)
 
     @property
     def stored(self) -> int:
@@ -88,18 +96,18 @@ def check_inputs(packed: Packed, shape) -> None:
         raise ValueError(f"inputs of shape {list(shape)} meet {packed.columns} columns; {allowed}; reshape them.")
 
 
-def tile_bytes(columns: int, bits: int, group_size: int, symmetric: bool) -> tuple[int, int]:
+def tile_bytes(columns: int, bits: int, group_size: int, symmetric: bool, levels: str = "integer") -> tuple[int, int]:
     """(bytes of a tile's scales and zero points, bytes of its codes)."""
     if bits == PLAIN:
         return 0, columns * TILE * 2
     groups, block = -(-columns // group_size), block_of(columns, group_size)
-    header = -(-groups * TILE * (2 if symmetric else 3) // 64) * 64
+    header = -(-groups * TILE * (3 if stored_zero(bits, levels, symmetric).step else 2) // 64) * 64
     return header, -(-columns // block) * block * TILE * stored_bits(bits) // 8
 
 
-def size(rows: int, columns: int, *, bits: int, group_size: int = 0, symmetric: bool = True) -> int:
+def size(rows: int, columns: int, *, bits: int, group_size: int = 0, symmetric=True, levels: str = "integer") -> int:
     """Bytes that a packed matrix takes."""
-    return -(-rows // TILE) * sum(tile_bytes(columns, bits, group_size, symmetric))
+    return -(-rows // TILE) * sum(tile_bytes(columns, bits, group_size, symmetric, levels))
 
 
 def pack(quantized, out: np.ndarray | None = None, name: str = "the matrix") -> Packed:
@@ -108,6 +116,8 @@ def pack(quantized, out: np.ndarray | None = None, name: str = "the matrix") -> 
     Raises ValueError for codebooks, for groups that `check` refuses, and for scales that 16 bits don't hold.
     """
     import torch  # saved models run without torch
+
+    from lib.quantized import zero_points  # needs torch
 
     if quantized.codebook is not None:
         raise ValueError(
@@ -121,24 +131,32 @@ def pack(quantized, out: np.ndarray | None = None, name: str = "the matrix") -> 
             f"scales of {name} are {scale.dtype} numbers that bfloat16 does not hold; the packed layout has 16-bit "
             "scales; quantize again, which rounds to scales of bfloat16, or run this model unpacked."
         )
-    zero = None if quantized.zero_point is None else quantized.zero_point.cpu().numpy()
-    codes = quantized.codes.detach().cpu().numpy()
+    codes, grid = quantized.codes.detach().cpu().numpy(), {"bits": quantized.bits, "levels": quantized.levels}
+    zero = zero_points.stored(quantized.zero_point, **grid)
+    zero = None if zero is None else zero.cpu().numpy()
     scale = short.contiguous().view(torch.int16).numpy().view(np.uint16)
-    return pack_arrays(codes, scale, zero, bits=quantized.bits, group_size=quantized.group_size, out=out, name=name)
+    return pack_arrays(codes, scale, zero, **grid, group_size=quantized.group_size, out=out, name=name)
 
 
-def pack_arrays(codes, scale, zero, *, bits: int, group_size: int, out=None, name: str = "the matrix") -> Packed:
-    """Pack uint8 codes [rows, columns], scales (the bits of bfloat16 as uint16) and zero points [rows, groups]."""
-    (rows, columns), symmetric = codes.shape, zero is None
+def pack_arrays(
+    codes, scale, zero, *, bits: int, group_size: int, levels="integer", out=None, name: str = "the matrix"
+) -> Packed:
+    """Pack uint8 codes [rows, columns], scales (the bits of bfloat16 as uint16) and zero points [rows, groups].
+
+    zero: as `quantized.levels` stores them for these `levels`, None where it stores none.
+    """
+    (rows, columns), symmetric = codes.shape, zero is None and levels == "integer"
     check(columns, group_size, name)
-    header, body = tile_bytes(columns, bits, group_size, symmetric)
+    header, body = tile_bytes(columns, bits, group_size, symmetric, levels)
     out = zeros(-(-rows // TILE) * (header + body)) if out is None else out
     tiles = out.reshape(-1, header + body)
     for start in range(0, len(tiles), AT_ONCE):
         part, some = tiles[start : start + AT_ONCE], slice(start * TILE, (start + AT_ONCE) * TILE)
-        part[:, :header] = _grid(scale[some], None if symmetric else zero[some], header)
-        part[:, header:] = _lines(_steps(codes[some], body * 8 // TILE // stored_bits(bits)), stored_bits(bits))
-    return Packed(out, rows, columns, bits, group_size, symmetric)
+        part[:, :header] = _grid(scale[some], None if zero is None else zero[some], header)
+        part[:, header:] = lines.packed(
+            lines.steps(codes[some], body * 8 // TILE // stored_bits(bits)), stored_bits(bits)
+        )
+    return Packed(out, rows, columns, bits, group_size, symmetric, levels)
 
 
 def pack_plain(weight, name: str = "the matrix") -> Packed:
@@ -154,7 +172,7 @@ def pack_plain(weight, name: str = "the matrix") -> Packed:
 def pack_bits(values: np.ndarray, out: np.ndarray) -> np.ndarray:
     """Put bfloat16 numbers (their bits, uint16 [rows, columns]) into `out`, which is returned."""
     columns = values.shape[1]
-    filled = _fill(values, TILE).reshape(-1, TILE, columns)
+    filled = lines.filled(values, TILE).reshape(-1, TILE, columns)
     out.view(np.uint16).reshape(-1, columns, TILE)[:] = filled.transpose(0, 2, 1)
     return out
 
@@ -163,27 +181,29 @@ def unpack(packed: Packed):
     """The `Quantized` that was packed, equal in every code, scale and zero point."""
     import torch  # saved models run without torch
 
+    from lib.quantized import zero_points  # needs torch
     from lib.quantized.grid import Quantized  # needs torch
 
     codes, scale, zero = unpack_arrays(packed)
     scale = torch.from_numpy(scale.view(np.int16)).view(torch.bfloat16)
     zero = None if zero is None else torch.from_numpy(zero)
-    return Quantized(torch.from_numpy(codes), scale, zero, packed.bits, packed.group_size)
+    zero = zero_points.restored(zero, scale, bits=packed.bits, levels=packed.levels)
+    return Quantized(torch.from_numpy(codes), scale, zero, packed.bits, packed.group_size, levels=packed.levels)
 
 
 def unpack_arrays(packed: Packed) -> tuple[np.ndarray, np.ndarray, np.ndarray | None]:
-    """Codes, scales (bits of bfloat16) and zero points (None where symmetric) of a packed matrix."""
+    """Codes, scales (bits of bfloat16) and zero points (as stored, None where none are) of a packed matrix."""
     header, body = tile_bytes(*packed[2:])
     groups, rows = -(-packed.columns // packed.group_size), packed.rows
     tiles = packed.data.reshape(-1, header + body)
     codes = np.empty((len(tiles) * TILE, packed.columns), np.uint8)
     for start in range(0, len(tiles), AT_ONCE):
-        steps = _unlines(tiles[start : start + AT_ONCE, header:], packed.stored)
+        steps = lines.unpacked(tiles[start : start + AT_ONCE, header:], packed.stored)
         found = steps.transpose(0, 2, 1, 3).reshape(len(steps) * TILE, -1)
         codes[start * TILE : start * TILE + len(found)] = found[:, : packed.columns]
     scale = np.ascontiguousarray(tiles[:, : groups * TILE * 2]).view(np.uint16)
     scale, zero = _ungrid(scale, groups)[:rows], None
-    if not packed.symmetric:
+    if packed.zero.step:
         zero = _ungrid(np.ascontiguousarray(tiles[:, groups * TILE * 2 : groups * TILE * 3]), groups)[:rows]
     return codes[:rows], scale, zero
 
@@ -197,52 +217,12 @@ def unpack_plain(packed: Packed):
     return torch.from_numpy(values.view(np.int16)).view(torch.bfloat16)
 
 
-def _fill(values: np.ndarray, rows: int, columns: int | None = None) -> np.ndarray:
-    """`values` with zeros up to a multiple of `rows`, and to `columns`."""
-    missing = -len(values) % rows, 0 if columns is None else columns - values.shape[1]
-    return np.pad(values, ((0, missing[0]), (0, missing[1]))) if any(missing) else values
-
-
-def _steps(codes: np.ndarray, columns: int) -> np.ndarray:
-    """Codes as [tiles, steps, 16 rows, 4 columns]."""
-    codes = _fill(codes, TILE, columns)
-    return codes.reshape(-1, TILE, columns // 4, 4).transpose(0, 2, 1, 3)
-
-
-def _lines(steps: np.ndarray, bits: int) -> np.ndarray:
-    """Bytes [tiles, size] of steps [tiles, steps, 16, 4]."""
-    s = np.ascontiguousarray(steps).reshape(len(steps), -1, 8, 64)  # tiles, units, steps, bytes
-    if bits == 4:
-        s = s[:, :, 0::2] | s[:, :, 1::2] << 4
-    elif bits in (2, 3):
-        low = s & 3
-        lines = low[:, :, 0::4] | low[:, :, 1::4] << 2 | low[:, :, 2::4] << 4 | low[:, :, 3::4] << 6
-        third = np.bitwise_or.reduce((s >> 2 & 1) << np.arange(8, dtype=np.uint8)[:, None], 2, keepdims=True)
-        s = np.concatenate([lines, third], 2) if bits == 3 else lines
-    return s.reshape(len(steps), -1)
-
-
-def _unlines(found: np.ndarray, bits: int) -> np.ndarray:
-    """Steps [tiles, steps, 16, 4] of the bytes of tiles."""
-    lines = np.ascontiguousarray(found).reshape(len(found), -1, LINES[bits], 64)
-    shape = (len(found), lines.shape[1], 8, 64)
-    if bits == 4:
-        s = np.stack([lines & 15, lines >> 4], 3).reshape(shape)
-    elif bits in (2, 3):
-        s = np.stack([lines[:, :, :2] >> shift & 3 for shift in (0, 2, 4, 6)], 3).reshape(shape)
-        if bits == 3:
-            s |= (lines[:, :, 2:] >> np.arange(8, dtype=np.uint8)[:, None] & 1) << 2
-    else:
-        s = lines
-    return s.reshape(len(found), -1, TILE, 4)
-
-
 def _grid(scale: np.ndarray, zero: np.ndarray | None, header: int) -> np.ndarray:
     """Bytes [tiles, header] of scales and zero points [rows, groups]."""
     parts = [part for part in (scale, zero) if part is not None]
-    tiled = [_fill(part, TILE).reshape(-1, TILE, part.shape[1]).transpose(0, 2, 1) for part in parts]
+    tiled = [lines.filled(part, TILE).reshape(-1, TILE, part.shape[1]).transpose(0, 2, 1) for part in parts]
     found = [np.ascontiguousarray(part).view(np.uint8).reshape(len(part), -1) for part in tiled]
-    return _fill(np.concatenate(found, 1), 1, header)
+    return lines.filled(np.concatenate(found, 1), 1, header)
 
 
 def _ungrid(found: np.ndarray, groups: int) -> np.ndarray:

@@ -16,8 +16,9 @@ struct Matrix {
   const uint8_t* data;
   const float* bias;  // [rows], or null
   // bits: as stored, 16 for bfloat16. block: columns whose activations share a scale.
-  // middle: the zero point of a symmetric grid, -1 where every group has its own.
-  int32_t rows, columns, bits, group_size, block, middle;
+  // first, step: a stored byte c is the zero point first + step · c; with step 0 none are stored and all are `first`.
+  int32_t rows, columns, bits, group_size, block;
+  float first, step;
 };
 constexpr int TILE = 16, UNIT = 32;
 
@@ -26,7 +27,7 @@ inline long padded(const Matrix& m) {
 }
 inline long groups(const Matrix& m) { return (m.columns + m.group_size - 1) / m.group_size; }
 inline long header(const Matrix& m) {
-  return m.bits == 16 ? 0 : (groups(m) * TILE * (m.middle < 0 ? 3 : 2) + 63) / 64 * 64;
+  return m.bits == 16 ? 0 : (groups(m) * TILE * (m.step != 0 ? 3 : 2) + 63) / 64 * 64;
 }
 inline long tile_bytes(const Matrix& m) { return header(m) + padded(m) * TILE * m.bits / 8; }
 inline long tiles(const Matrix& m) { return (m.rows + TILE - 1) / TILE; }
@@ -147,7 +148,8 @@ template <int BITS, int T> void tile(const View& v, long index, const Inputs& in
   const int8_t* a = in.codes.data() + panel * WIDEST * v.blocks * v.block;
   const float* scales = in.scales.data() + panel * WIDEST * v.blocks;
   const float* sums = in.sums.data() + panel * WIDEST * v.blocks;
-  F total[T], s = set1(0), z = set1(v.m.middle);
+  const F first = set1(v.m.first), step = set1(v.m.step);
+  F total[T], s = set1(0), z = first;
   UNROLL for (int t = 0; t < T; t++) total[t] = set1(0);
   int left = 0;  // blocks until the next group
   for (long b = 0; b < v.blocks; b++, scales += T, sums += T) {
@@ -164,11 +166,11 @@ template <int BITS, int T> void tile(const View& v, long index, const Inputs& in
     }
     if (left-- == 0) {
       s = load_bf16(scale), scale += TILE, left = v.per_group - 1;
-      if (v.m.middle < 0) z = load_u8(zero), zero += TILE;
+      if (v.m.step != 0) z = fma(load_u8(zero), step, first), zero += TILE;
     }
     UNROLL for (int t = 0; t < T; t++) {
       UNROLL for (int c = 1; c < CHAINS; c++) acc[0][t] = add_i(acc[0][t], acc[c][t]);
-      const F exact = fnma(z, set1(sums[t]), to_float(acc[0][t]));  // below 2**24, so nothing is rounded
+      const F exact = fnma(z, set1(sums[t]), to_float(acc[0][t]));  // halves below 2**23, so nothing is rounded
       total[t] = fma(exact, mul(s, set1(scales[t])), total[t]);
     }
   }

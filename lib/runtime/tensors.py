@@ -9,6 +9,7 @@ import numpy as np
 
 from lib.checkpoints import stored
 from lib.export import schemes
+from lib.quantized.levels import stored as stored_zero
 from lib.runtime import narrow, pack
 from lib.runtime.aligned import zeros
 from lib.runtime.narrow import bfloat16
@@ -107,29 +108,29 @@ class Tensors:
                 pack.pack_arrays(codes, scale, None, bits=bits, group_size=group, out=out, name=name)
         return Packed(data, rows, columns, bits, group)
 
-    def _grid(self, name: str, columns: int, kind: str) -> tuple[int, int, bool]:
-        """Bits, group size and symmetry of a stored matrix, as config.json says."""
+    def _grid(self, name: str, columns: int, kind: str) -> tuple[int, int, bool, str]:
+        """Bits, group size, symmetry and levels of a stored matrix, as config.json says."""
         found = schemes.find(self.quantization, name, kind)
         if found is None:
             raise ValueError(f"{name} is packed, but it is no target in config.json; export it again.")
-        bits, size, symmetric, codebook = found
+        bits, size, symmetric, codebook, levels = found
         if codebook is not None or f"{name}.{schemes.OWN}" in self:
             raise ValueError(f"{name} is on a grid with a codebook; evenly spaced grids are packed; load it unpacked.")
         size = columns if size == -1 else size
         if isinstance(size, bool) or not isinstance(size, int) or size < 1 or columns % size:
             raise ValueError(f"{name} has groups of {size!r} in rows of {columns}; a divisor is allowed; export again.")
-        return bits, size, symmetric
+        return bits, size, symmetric, levels
 
     def _codes(self, name: str, shape: tuple[int, int], kind: str) -> Packed:
         """A matrix in the convention of `export.packing`, from its words to the packed layout."""
         rows, columns = shape
-        bits, size, symmetric = self._grid(name, columns, kind)
+        bits, size, symmetric, levels = self._grid(name, columns, kind)
         groups, zero = columns // size, None
         said = self.read(f"{name}.weight_shape", [2], {"I64": np.int64}).tolist()
         if said != [rows, columns]:
             raise ValueError(f"{name} is {said} where config.json asks for {[rows, columns]}; copy the folder again.")
         words = {"I32": np.uint32}
-        if not symmetric:
+        if stored_zero(bits, levels, symmetric).step:
             found = self.read(f"{name}.weight_zero_point", [-(-rows * bits // 32), groups], words)
             zero = np.ascontiguousarray(spread(np.ascontiguousarray(found.T), bits, rows).T)
         scale = self.floats(f"{name}.weight_scale", [rows, groups])
@@ -138,18 +139,19 @@ class Tensors:
         key, wide = f"{name}.weight_packed", [rows, -(-columns * bits // 32)]
         pack.check(columns, size, name)
         self.read(key, wide, words, 0, 0)
-        data, step = _room(rows, columns, bits, size, symmetric)
+        data, step = _room(rows, columns, bits, size, symmetric, levels)
         for first in range(0, rows, ROWS):
             some = slice(first, first + ROWS)
             codes = spread(self.read(key, wide, words, first, first + ROWS), bits, columns)
-            grid = {"bits": bits, "group_size": size, "out": data[step(first) : step(first + ROWS)], "name": name}
-            pack.pack_arrays(codes, bfloat16(scale[some]), None if zero is None else zero[some], **grid)
-        return Packed(data, rows, columns, bits, size, symmetric)
+            grid = {"bits": bits, "group_size": size, "levels": levels, "name": name}
+            out = data[step(first) : step(first + ROWS)]
+            pack.pack_arrays(codes, bfloat16(scale[some]), None if zero is None else zero[some], **grid, out=out)
+        return Packed(data, rows, columns, bits, size, symmetric, levels)
 
 
-def _room(rows: int, columns: int, bits: int, group: int, symmetric: bool):
+def _room(rows: int, columns: int, bits: int, group: int, symmetric: bool, levels: str = "integer"):
     """Memory for a packed matrix, and a function from a row (a multiple of 16) to its tile's memory."""
-    tile = sum(pack.tile_bytes(columns, bits, group, symmetric))
+    tile = sum(pack.tile_bytes(columns, bits, group, symmetric, levels))
     return zeros(-(-rows // pack.TILE) * tile), lambda row: row // pack.TILE * tile
 
 

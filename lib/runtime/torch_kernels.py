@@ -43,7 +43,8 @@ def grid(packed: Packed) -> tuple[Tensor, Tensor, Tensor]:
     codes = functional.pad(torch.from_numpy(codes), (0, blocks * packed.block - packed.columns))
     of = torch.arange(blocks) * packed.block // packed.group_size
     scale = torch.from_numpy(scale.view(np.int16)).view(torch.bfloat16).float()
-    zero = torch.full_like(scale, 2 ** (packed.bits - 1)) if zero is None else torch.from_numpy(zero).float()
+    first, step = packed.zero
+    zero = torch.full_like(scale, first) if zero is None else first + step * torch.from_numpy(zero).float()
     return codes.float().reshape(packed.rows, blocks, packed.block), scale[:, of], zero[:, of]
 
 

@@ -146,7 +146,7 @@ def _matrix(name: str, found: Packed, shape: tuple[int, int]) -> None:
     pack.check(found.columns, found.group_size, name)
     if found.bits not in (*range(2, 9), pack.PLAIN) or found.group_size < 1:
         raise ValueError(f"{name} has {found.bits} bits in groups of {found.group_size}; pack it again.")
-    grid = {"bits": found.bits, "group_size": found.group_size, "symmetric": found.symmetric}
+    grid = {"bits": found.bits, "group_size": found.group_size, "symmetric": found.symmetric, "levels": found.levels}
     _same(f"bytes of {name}", found.data.nbytes, pack.size(*shape, **grid))
     _same(f"layout of {name}", (str(found.data.dtype), found.data.flags.c_contiguous), ("uint8", True))
 

@@ -67,6 +67,7 @@ OTHER = {
     "head_bits": lambda _: 4,
     "group_size": lambda _: 64,
     "symmetric": lambda _: True,
+    "levels": lambda _: "half",
     "act_order": lambda _: False,
     "candidates": lambda _: 3,
     "alpha": lambda _: 0.5,
