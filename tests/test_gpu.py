@@ -4,6 +4,7 @@ The interpreter is chosen when Triton is imported, so the comparison runs in a p
 """
 
 import importlib.util
+import itertools
 import os
 import subprocess
 import sys
@@ -77,13 +78,14 @@ except ValueError as error:
     assert "64 columns" in str(error)
 else:
     raise AssertionError("an x of another width was accepted")
-taken = gpu.measure([(16, 64), (32, 128)], (3, 16), batch=2, rounds=3, calls=2, device="cpu")
+from lib.metrics import gpu_speed
+taken = gpu_speed.measure([(16, 64), (32, 128)], (3, 16), batch=2, rounds=3, calls=2, device="cpu")
 assert list(taken) == [((16, 64), 3), ((16, 64), 16), ((32, 128), 3), ((32, 128), 16)]
 assert all(one.value > 0 and one.unit == "s" and one.n == 3 for one in taken.values())
-from lib.metrics import speed
+from lib import timing
 ticks = iter(range(100))
-speed.clock = lambda: float(next(ticks))
-assert gpu.measure([(16, 64)], (4,), rounds=1, calls=4, device="cpu")[(16, 64), 4].value == 0.25  # of one product
+timing.clock = lambda: float(next(ticks))
+assert gpu_speed.measure([(16, 64)], (4,), rounds=1, calls=4, device="cpu")[(16, 64), 4].value == 0.25  # of one product
 print("equal")
 """
 
@@ -92,11 +94,11 @@ print("equal")
 def test_products_on_a_gpu_and_their_time():
     from lib.metrics import gpu_speed
     from lib.runtime import gpu, pack
-    from tests.test_pack import random
+    from tests.test_pack import KINDS, random
 
     x = torch.randn(3, 128, device="cuda")
-    for bits in (2, 3, 4, 8):
-        made = random(48, 128, bits, 64)
+    for bits, (symmetric, levels) in itertools.product((2, 3, 4, 8), KINDS):
+        made = random(48, 128, bits, 64, symmetric, levels=levels)
         wanted = x.double() @ made.dense().double().to("cuda").T
         assert (gpu.product(gpu.load(pack.pack(made)), x) - wanted).norm() < 1e-4 * wanted.norm()
     shape = (65536, 4096)
