@@ -136,7 +136,9 @@ def test_every_instruction_set_takes_the_same_step(case, path):
     assert distance(found, runtime.Session(weights).extend(TOKENS[0])[26:]) < 0.005
 
 
-@pytest.mark.parametrize("case", ["Mistral, window", "Phi-3, a part of the head, window", "Gemma 3"])
+@pytest.mark.parametrize(
+    "case", ["Mistral, window", "Phi-3, a part of the head, window", "Gemma 3", "a layer on each head"]
+)
 def test_texts_and_answers_are_those_of_transformers(case):
     model = made(case)
     own = model.generate(TOKENS[:, :20], max_new_tokens=16, do_sample=False, eos_token_id=None)[0, 20:].tolist()
@@ -150,7 +152,7 @@ def test_texts_and_answers_are_those_of_transformers(case):
         assert found.logprob == pytest.approx(one.logprob, rel=0.02, abs=0.05) and found.tokens == one.tokens
 
 
-@pytest.mark.parametrize("case", ["Qwen3, window", "Phi-3", "Gemma 3"])
+@pytest.mark.parametrize("case", ["Qwen3, window", "Phi-3", "Gemma 3", "a layer on each head"])
 def test_pruned_models_keep_their_windows_and_rotations(case, tmp_path):
     model = made(case)
     depth.drop_blocks_(model, [1])
