@@ -103,6 +103,17 @@ def test_every_way_heals(way):
         assert not any(".layers.0." in name or "embed" in name for name in changed(model, before))
 
 
+@pytest.mark.parametrize("way", ["lora", "full", "distill_lora"])
+def test_where_the_last_blocks_went_the_one_before_them_is_trained(way):
+    model = depth.drop_blocks_(tiny.llama(), [2, 3])
+    before, options = snapshot(model), OPTIONS | {"steps": 1}
+    heal.heal_(model, tiny.tokens(4, 24), way=way, teacher=tiny.llama(), first=2, **options)
+    assert any(".layers.1.mlp" in name for name in changed(model, before))
+    assert not any(".layers.0." in name for name in changed(model, before))
+    with pytest.raises(ValueError, match=r"0 to [12] "):
+        heal.heal_(model, tiny.tokens(4, 24), way=way, teacher=tiny.llama(), first=3, **options)
+
+
 def test_a_step_has_as_many_windows_as_leave_eight_steps():
     batches = {}
     for tokens in (24, 24 * 16, 24 * 64):

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from torch import nn
 
 from lib import files
+from lib.models import blocks
 from lib.trainers import adapters, distill, loop, next_token, training_data
 
 BATCH = 4  # windows of a step
@@ -55,7 +56,8 @@ def heal_(
     """Heal the pruned `model` in place on `windows` of text, or other data of `loop.train_`; returns losses and times.
 
     way: one of `WAYS`. teacher: the unpruned model, for ways that distil. first: the first block to train, best
-    `min(removed)`: the blocks before it are unchanged, and a distillation runs them once for both models.
+    `min(removed)`: the blocks before it are unchanged, and a distillation runs them once for both models. Where the
+    last blocks were removed nothing is left behind them, and the last one left is trained.
     loss: replaces the way's own, for example by stored predictions of the teacher (`top_k.TopKDistillation`).
     batch: windows of a step; None takes 4, or fewer where `tokens` would then make less than 8 steps. Further
     options, `tokens` or `steps` among them, are `loop.train_`'s. Raises ValueError as that does, for fewer windows
@@ -70,7 +72,8 @@ def heal_(
     options["batch"] = min(BATCH, max(1, eighth)) if batch is None else batch
     options.setdefault("micro_batch", 2 if options["batch"] % 2 == 0 else 1)
     loss = loss or (distill.Distillation(teacher) if chosen.teacher else next_token.loss)
-    place = {} if chosen.trained is adapters.head_and_last_ else {"first": first}
+    count = len(blocks.blocks(model))
+    place = {} if chosen.trained is adapters.head_and_last_ else {"first": count - 1 if first == count else first}
     if chosen.trained is adapters.lora_:
         place["seed"] = options.get("seed", 0)
     with chosen.trained(model, **place), adapters.noted(model, way=way):
