@@ -33,6 +33,8 @@ CHOICES = (
     *("mmlu", "ceval", "arc_easy", "arc_challenge", "piqa", "hellaswag", "winogrande", "boolq", "openbookqa"),
     *("commonsenseqa", "truthfulqa_mc1", "truthfulqa_mc2"),
 )
+# asked in the form of another one: letters as MMLU's, or continuations as HellaSwag's and TruthfulQA's
+ALIKE = ("ceval", "arc_easy", "arc_challenge", "piqa", "openbookqa", "commonsenseqa", "truthfulqa_mc1")
 TOKENS = 8  # of a generation in the suite
 
 
@@ -60,7 +62,9 @@ def drawn(name):
     return task, theirs, reference.positions(name, task.samples)
 
 
-@pytest.mark.parametrize("name", CHOICES)
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=pytest.mark.long) if name in ALIKE else name for name in CHOICES]
+)
 def test_log_likelihoods_and_predictions_equal(name, engine, harness):
     task, theirs, places = drawn(name)
     assert all(isinstance(request, Likelihood) for sample in task.samples for request in sample.requests)

@@ -1,7 +1,6 @@
 """Peak memory: every method holds the model and one block's working set, however deep the model."""
 
 import inspect
-import multiprocessing
 
 import pytest
 import torch
@@ -10,7 +9,7 @@ from lib import quantizers
 from lib.metrics import divergence
 from lib.models import blocks, capture
 from lib.quantizers import activations, allocate, calibrate, e2e_qp, embedding, learned_zero_points, sensitivity
-from tests import tiny
+from tests import forked, tiny
 
 SIZES = {"hidden_size": 192, "intermediate_size": 768}
 WEIGHTS = 4 * (3 * 192 * 192 + 3 * 192 * 768)  # bytes of one block's layers: two square, two of half the rows, the MLP
@@ -80,9 +79,7 @@ def increase(method, blocks, answer):
 
 
 def in_a_process(*args):
-    processes = multiprocessing.get_context("forkserver")
-    # processes are forked from one that has imported everything: a new interpreter for each would take seconds
-    processes.set_forkserver_preload([__name__, "transformers.models.llama.modeling_llama"])
+    processes = forked.processes()
     answer = processes.SimpleQueue()
     process = processes.Process(target=increase, args=(*args, answer))
     process.start()

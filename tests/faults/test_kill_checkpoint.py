@@ -1,7 +1,6 @@
 """SIGKILL while checkpoints are being saved: the folder holds one whole version, old or new, never a mix."""
 
 import itertools
-import multiprocessing
 import os
 import random
 import time
@@ -12,7 +11,7 @@ import torch
 from lib import folders
 from lib.export import compressed_tensors, plain
 from lib.sources import models
-from tests import tiny
+from tests import forked, tiny
 from tests.packed import quantize_
 
 KILLS = 8
@@ -36,9 +35,7 @@ def save_for_ever(kind, folder, saved):
 def test_killed_saves_leave_one_whole_version(tmp_path, kind):
     folder, chance = tmp_path / "it", random.Random(kind)
     expected = [version(kind, seed).state_dict() for seed in (0, 1)]
-    # processes are forked from one that has imported everything: a new interpreter for each would take seconds
-    processes = multiprocessing.get_context("forkserver")
-    processes.set_forkserver_preload([__name__, "transformers.models.llama.modeling_llama", "compressed_tensors"])
+    processes = forked.processes()
     leftovers = set()
     for _ in range(KILLS):
         saved = processes.Event()

@@ -1,6 +1,5 @@
 """Several processes save and load one place at once: no save fails, and every load gives one whole version."""
 
-import multiprocessing
 import os
 
 import pytest
@@ -9,7 +8,7 @@ import torch
 from lib.export import compressed_tensors, plain
 from lib.folders import renames
 from lib.sources import models
-from tests import tiny
+from tests import forked, tiny
 from tests.packed import quantize_
 
 WRITERS, READERS, SAVES = 3, 2, 4
@@ -64,8 +63,7 @@ def test_no_save_is_lost_and_no_load_is_a_mix(tmp_path, kind, exchanged):
     folder = tmp_path / "it"
     first = version(kind, 0)
     KINDS[kind](first, first.tokenizer, folder)
-    processes = multiprocessing.get_context("forkserver")
-    processes.set_forkserver_preload([__name__, "transformers.models.llama.modeling_llama", "compressed_tensors"])
+    processes = forked.processes()
     start, ended, written, seen = processes.Event(), processes.Event(), processes.Queue(), processes.Queue()
     writers = [
         processes.Process(target=write, args=(kind, folder, n, exchanged, start, written)) for n in range(WRITERS)

@@ -6,7 +6,6 @@ import functools
 import inspect
 import json
 import math
-import multiprocessing
 import os
 import random
 import shutil
@@ -19,15 +18,15 @@ import torch
 
 from lib import files, jobs, quantizers
 from lib.quantizers import allocate, e2e_qp, embedding, learned_zero_points, rtn, sensitivity
-from tests import tiny
+from tests import forked, tiny
 
-BLOCKS = 12
+BLOCKS = 8
 GRID = {"bits": 3, "group_size": 32}
 # few steps, which keep a method short, and the only grid that one has
 OWN = {"signround": {"steps": 3}, "gptq_signround": {"steps": 3}, "int8": {"bits": 8, "group_size": -1}}
 TOKENS = {"count": 4, "length": 48}
 UNCALIBRATED = ["absmax", "zero_point", "rtn", "hqq", "int8"]  # these know nothing but the weights
-MANY = dict.fromkeys(["absmax", "zero_point", "rtn", "int8"], 48)  # blocks, of which these take few milliseconds each
+MANY = dict.fromkeys(["absmax", "zero_point", "rtn", "int8"], 32)  # blocks, of which these take few milliseconds each
 pytestmark = pytest.mark.usefixtures("one_thread")
 
 
@@ -48,8 +47,8 @@ def measure(model, tokens, **options):
 # what resumes beside the methods, and its arguments
 JOBS = {
     "best_": (quantizers.best_, GRID | {"steps": 3}),
-    "best_ to a size": (quantizers.best_, {"megabytes": 0.25, "group_size": 32, "steps": 2}),
-    "allocate": (allocate.quantize_, {"megabytes": 0.25, "group_size": 32, "widths": (2, 4), "windows": 1}),
+    "best_ to a size": (quantizers.best_, {"megabytes": 0.17, "group_size": 32, "steps": 2}),
+    "allocate": (allocate.quantize_, {"megabytes": 0.17, "group_size": 32, "widths": (2, 4), "windows": 1}),
     "sensitivity": (measure, {"group_size": 32, "widths": (2, 4), "windows": 1}),
     "tune_": (functools.partial(tune_, e2e_qp), GRID | {"steps": 12}),
     "learned_zero_points": (functools.partial(tune_, learned_zero_points), GRID | {"steps": 12}),
@@ -58,13 +57,13 @@ JOBS = {
 ONE = {"embedding"}  # a single unit of work: there is nothing between its beginning and its end
 CLOCKED = {  # whose steps the clock decides
     "to bits": GRID | {"minutes": 1},
-    "to a size": {"megabytes": 0.25, "group_size": 32, "minutes": 1},
+    "to a size": {"megabytes": 0.17, "group_size": 32, "minutes": 1},
 }
 CALLS = 10_000  # of theirs, within which the first kill comes
 # what may not change, instead of bits
 OTHER = {
-    "allocate": {"megabytes": 0.3},
-    "best_ to a size": {"megabytes": 0.3},
+    "allocate": {"megabytes": 0.2},
+    "best_ to a size": {"megabytes": 0.2},
     "sensitivity": {"widths": (2, 3)},
     "int8": {"threshold": 5.0},
 }
@@ -115,7 +114,7 @@ def work(job, settings, folder, calls):
 
 def ended(job, settings, folder, calls) -> bool:
     """Whether the job came to its end in a process that is killed at its call number `calls`."""
-    process = forking().Process(target=work, args=(job, settings, folder, calls))
+    process = forked.processes().Process(target=work, args=(job, settings, folder, calls))
     process.start()
     process.join()
     assert process.exitcode in (0, -signal.SIGKILL)
@@ -131,13 +130,6 @@ def finished(folder):
             if path.suffix == ".safetensors" or path.match("losses-*.json"):
                 found.append(path)
     return sorted([*found, *(folder / f"step {step}" for step in range(done))])
-
-
-def forking():
-    """Processes that are forked from one that has imported everything: an interpreter for each would take seconds."""
-    processes = multiprocessing.get_context("forkserver")
-    processes.set_forkserver_preload([__name__, "transformers.models.llama.modeling_llama", "lib.trainers.checkpoints"])
-    return processes
 
 
 def killed_until_done(method, folder, calls, chance):
@@ -221,7 +213,7 @@ def test_another_calibration_or_parameter_is_refused_and_nothing_is_lost(tmp_pat
     if blocks := sorted(tmp_path.rglob("block-*.safetensors")):
         blocks[min(3, len(blocks) - 1)].unlink()
     parameter = OTHER.get(method, {"bits": 4})
-    said = "megabytes=0.25 there, 0.3 here" if method == "best_ to a size" else "bits=3 there, 4 here"
+    said = "megabytes=0.17 there, 0.2 here" if method == "best_ to a size" else "bits=3 there, 4 here"
     # what follows from the parameter
     follows = {
         "allocate": "bits=",

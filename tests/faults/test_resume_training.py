@@ -2,7 +2,6 @@
 
 import contextlib
 import json
-import multiprocessing
 import random
 import time
 
@@ -11,7 +10,7 @@ import torch
 
 from lib.pruners import depth, heal
 from lib.trainers import adapters, checkpoints, loop, next_token
-from tests import tiny
+from tests import forked, tiny
 
 STEPS = 14
 SETTINGS = {"steps": STEPS, "batch": 4, "micro_batch": 2, "seed": 3, "every": 0}
@@ -43,8 +42,7 @@ def done(folder):
 
 def killed_until_done(way, folder, chance):
     """Start the job over and over and kill it at random steps, in the middle of work and of files."""
-    processes = multiprocessing.get_context("forkserver")
-    processes.set_forkserver_preload([__name__, "transformers.models.llama.modeling_llama", "lib.trainers.checkpoints"])
+    processes = forked.processes()
     left = [0]
     while left[-1] < STEPS:
         started = processes.Event()
