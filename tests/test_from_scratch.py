@@ -1,24 +1,30 @@
 """A model from nothing, end to end on little text; and differences over seeds."""
 
 import dataclasses
+import functools
+import json
 import math
 
 import numpy as np
 import pytest
+import torch
 
-from lib import architectures
+from lib import architectures, files, tokenization
 from lib.metrics import bits_per_byte, perplexity, seeds
-from lib.sources import models, texts
+from lib.sources import contamination, models, texts, token_file
 from lib.trainers import from_scratch, presets
+
+
+def small(**changes):
+    """The quick preset with a tiny model."""
+    sizes = presets.by_name("quick").sizes | {"hidden_size": 64, "intermediate_size": 128}
+    given = dict(vocabulary=320, length=32, batch=8, micro_batch=4, unseen=16, every=8 * 32 * 5, blocks=(2,))
+    return dataclasses.replace(presets.by_name("quick"), sizes=sizes, **given | changes)
 
 
 @pytest.fixture(scope="module")
 def corpus():
-    preset = dataclasses.replace(
-        presets.by_name("quick"), vocabulary=320, length=32, batch=8, micro_batch=4, unseen=16, every=8 * 32 * 5,
-        sizes=presets.by_name("quick").sizes | {"hidden_size": 64, "intermediate_size": 128}, blocks=(2,),
-    )  # fmt: skip
-    return from_scratch.corpus(preset)
+    return from_scratch.corpus(small())
 
 
 def test_from_text_to_a_saved_model(corpus, tmp_path):
@@ -57,10 +63,51 @@ def test_nothing_unseen_is_trained_on(corpus):
     assert not any(tuple(row) in known for row in corpus.unseen.tolist())
 
 
+def test_tokens_stay_in_a_file_whatever_holds_the_text(tmp_path, monkeypatch):
+    """Documents in files, or one too long to be tokenized as one, give the rows that they give in memory."""
+    documents = texts.load("packaged", "train").documents[:30]
+    lines = "\n".join(json.dumps({"text": text}) for text in [*documents, " ".join(documents)])
+    (tmp_path / "train.jsonl").write_text(lines)
+    (tmp_path / "valid.jsonl").write_text(json.dumps({"text": texts.load("packaged", "valid").documents[0]}))
+    whole = from_scratch.corpus(small(), text=str(tmp_path))
+    assert isinstance(whole.rows.stream, np.memmap)
+    plainly = tokenization.ids(whole.tokenizer, list(contents(tmp_path)), False)
+    assert whole.rows.ids.flatten().tolist() == [id for ids in plainly for id in (*ids, 0)][: 32 * len(whole.rows)]
+    monkeypatch.setenv("THIMBLE_HOME", str(tmp_path / "home"))
+    loaded = functools.partial(texts.load, in_memory=0)
+    monkeypatch.setattr(texts, "load", loaded)
+    of_documents = functools.partial(token_file.of_documents, chunk=3000, overlap=400)
+    monkeypatch.setattr(token_file, "of_documents", of_documents)
+    streamed = from_scratch.corpus(small(), text=str(tmp_path))
+    assert streamed.rows.identity == whole.rows.identity and torch.equal(streamed.unseen, whole.unseen)
+
+
+def contents(folder):
+    seen, unseen = (texts.load(str(folder), split) for split in ("train", "valid"))
+    return contamination.without(seen, unseen).documents
+
+
+def test_documents_may_see_each_other_where_asked(corpus):
+    open_ = from_scratch.corpus(small(), block_diagonal=False)
+    assert torch.equal(open_.rows.tensor(), corpus.rows.ids)
+    assert "position_ids" in corpus.rows[0] and not hasattr(open_.rows[0], "keys")
+    history = from_scratch.train("plain", open_, tokens=8 * 32 * 2).history
+    assert len(history.losses) == 2 and history.tokens == 8 * 32 * 2
+
+
+@pytest.mark.skipif(files.data() is None, reason="THIMBLE_DATA names no folder")
+@pytest.mark.parametrize("name", ["novels_en", "tinyshakespeare", "wikitext2", "redpajama_sample"])
+def test_the_real_texts_fill_rows(name):
+    if not (files.data() / name).is_dir():
+        pytest.skip(f"THIMBLE_DATA has no {name}")
+    seen, unseen = (texts.load(name, split) for split in ("train", "valid"))
+    assert seen.characters > 2 * unseen.characters > 100_000 and not set(seen.documents) & set(unseen.documents)
+
+
 def test_text_shorter_than_a_batch_is_refused(tmp_path):
     for split in ("train", "valid"):
         (tmp_path / f"{split}.txt").write_text(f"A short {split} text, which has a few words of its own. " * 9)
-    preset = dataclasses.replace(presets.by_name("quick"), vocabulary=270, length=64)
+    preset = dataclasses.replace(presets.by_name("quick"), vocabulary=270, length=64, batch=16, micro_batch=16)
     with pytest.raises(ValueError, match=r"fills \d+ rows of 64 tokens and a batch takes 16"):
         from_scratch.corpus(preset, text=str(tmp_path))
 

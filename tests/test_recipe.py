@@ -2,6 +2,7 @@
 
 import math
 
+import numpy as np
 import pytest
 import torch
 from transformers import Trainer, TrainingArguments
@@ -186,6 +187,8 @@ def test_bits_per_byte_of_the_unseen_part():
     seen = held_out.HeldOut(model, unseen, every=96, tokens_per_step=96)
     loss = seen.measure(0)
     assert seen.bits_per_byte(tiny.tokenizer()) == [(0, pytest.approx(loss / math.log(2)))]  # one token a byte
+    frequent = held_out.without_context(np.array([3, 3, 3, 1]), torch.tensor([[0, 3, 1]]), 4)
+    assert frequent == pytest.approx(-(math.log(4 / 8) + math.log(2 / 8)) / 2)
     assert held_out.overlap(unseen, unseen[1:]) == 2 and held_out.overlap(unseen, tiny.tokens(2, LENGTH)) == 0
 
 

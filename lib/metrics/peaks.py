@@ -39,7 +39,7 @@ def measure(device: str = "cpu", *, fresh: bool = False) -> Peaks:
     kind = torch.device(device).type
     if kind not in READ_BYTES:
         raise ValueError(f"device={str(device)!r} has no peak measurement; choose cpu or cuda.")
-    path = files.cache() / f"peaks-{machine.identity()}-{kind}-{torch.get_num_threads()}.json"
+    path = _path(kind)
     kept = None if fresh else _read(path)
     if kept is not None and kept.quiet:
         return kept
@@ -51,6 +51,15 @@ def measure(device: str = "cpu", *, fresh: bool = False) -> Peaks:
         found = Peaks(max(found.bandwidth, kept.bandwidth), best, quiet)
     files.write_text(path, json.dumps(asdict(found), indent=1) + "\n")
     return found
+
+
+def known(device: str = "cpu") -> Peaks | None:
+    """The peaks of `device` as they were measured before; None where they were not. Nothing is measured."""
+    return _read(_path(torch.device(device).type))
+
+
+def _path(kind: str):
+    return files.cache() / f"peaks-{machine.identity()}-{kind}-{torch.get_num_threads()}.json"
 
 
 def _read(path) -> Peaks | None:

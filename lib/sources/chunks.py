@@ -13,6 +13,9 @@ from functools import partial
 
 import numpy as np
 
+from lib import tokenization
+from lib.sources import streams
+
 CHUNK = 1 << 17  # characters tokenized as one
 OVERLAP = 1 << 12  # characters that two chunks have in common
 AT_ONCE = 8  # chunks given to the tokenizer together: it spreads them over the cores
@@ -52,6 +55,41 @@ def ids(tokenizer, pieces: Iterable[str], *, chunk: int = CHUNK, overlap: int = 
         here, begin = after, seam[1]
     if here is not None:
         yield here.tokens[begin:, 0], here.end
+
+
+def of_documents(
+    tokenizer, documents: Iterable[str], end: int, *, chunk: int = CHUNK, overlap: int = OVERLAP
+) -> Iterator[tuple]:
+    """(token ids int64 [some], characters until there) of `documents`, each for itself, with the token `end` behind it.
+
+    Short ones are given to the tokenizer together; of a long one (of streams, say) a few chunks are in memory. Blank
+    documents are left out. Other arguments and errors are those of `ids`.
+    """
+    short, done = [], 0
+    for document in streams.in_pieces(documents):
+        pieces, begun, size = iter(document), [], 0
+        while size <= chunk and (piece := next(pieces, None)) is not None:
+            begun.append(piece)
+            size += len(piece)
+        if size <= chunk and "".join(begun).strip():
+            short.append("".join(begun))
+        if short and (size > chunk or sum(map(len, short)) > AT_ONCE * chunk):
+            done += sum(map(len, short))
+            yield _together(tokenizer, short, end), done
+            short = []
+        if size > chunk:
+            there = done
+            for some, until in ids(tokenizer, itertools.chain(begun, pieces), chunk=chunk, overlap=overlap):
+                done = there + until
+                yield some, done
+            yield np.array([end]), done
+    if short:
+        yield _together(tokenizer, short, end), done + sum(map(len, short))
+
+
+def _together(tokenizer, short: list[str], end: int) -> np.ndarray:
+    found = tokenization.ids(tokenizer, short, False)
+    return np.array([token for tokens in found for token in (*tokens, end)], np.int64)
 
 
 def _cut(pieces: Iterable[str], chunk: int, overlap: int) -> Iterator[tuple[int, str]]:

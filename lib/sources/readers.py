@@ -37,6 +37,14 @@ def documents(path: Path, split: str, in_memory: int = IN_MEMORY) -> tuple[list[
     return _held([Part(file) for file in chosen], in_memory), shown + _field(chosen[0])
 
 
+def every(folder: Path, split: str, in_memory: int = IN_MEMORY) -> tuple[list[str] | Documents, str]:
+    """As `documents`, of a folder of files that are no splits: each is cut 80/10/10, so that all are in every split."""
+    found = sorted(file for file in folder.iterdir() if file.suffix in ENDINGS)
+    parts = [Part(file, *_range(_count(file)[0], split)) for file in found]
+    shown = f"{place(folder)}, {len(found)} files, each cut 80/10/10 in order, as {split}"
+    return _held(parts, in_memory), shown
+
+
 def read(path: Path, in_memory: int = IN_MEMORY) -> tuple[list[str] | Documents, str]:
     """All documents of one file that are not blank, and ", field NAME" where rows have several fields."""
     return _held([Part(path)], in_memory), _field(path)

@@ -17,11 +17,12 @@ import torch
 
 from lib import files, tokenization
 from lib.files import data, place
-from lib.sources import builtin_text, hub, note, readers, token_windows
+from lib.sources import builtin_text, hub, hub_head, note, readers, token_windows
 from lib.sources.streams import Documents
 
 LENGTH = 512  # tokens of a window where nothing else is said
 _FILES = {"c4": "c4/c4_demo_300.jsonl", "alpaca": "alpaca/alpaca_4000.jsonl"}  # beside other text in their folders
+_UNSPLIT = ("redpajama_sample",)  # folders whose files are sources, not splits
 _MORE_C4 = ("redpajama_sample/c4-rp1.jsonl", "redpajama_sample/c4-rp2.jsonl")  # for training, where they are there
 
 
@@ -89,19 +90,26 @@ class Windows:
     bos: bool | None = None
 
 
-def load(name: str = "packaged", split: str = "test", *, in_memory: int = readers.IN_MEMORY) -> Text:
+def load(
+    name: str = "packaged",
+    split: str = "test",
+    *,
+    in_memory: int = readers.IN_MEMORY,
+    characters: int = hub_head.CHARACTERS,
+) -> Text:
     """Load a split ("train", "valid" or "test") of a text.
 
     `name` is "packaged" (CPython's language reference), "wikitext2", "c4", "alpaca", or a file or folder with `.txt`,
     `.jsonl` or `.parquet`, absolute or inside `$THIMBLE_DATA`; `readers.documents` says how splits are found. The
-    three named ones come from `$THIMBLE_DATA` where it has them, else from the Hub. What was used is printed and noted.
+    three named ones come from `$THIMBLE_DATA` where it has them, else from the Hub. "OWNER/NAME" is any data set of the
+    Hub, of which the first `characters` are streamed once into a file (`hub_head`). What was used is printed and noted.
     in_memory: bytes of files up to which documents are held in memory; larger ones are streamed, with equal windows.
 
     Raises `FileNotFoundError` for unknown names, `ValueError` for text that is empty or cannot be read.
     """
     if split not in readers.SPLITS:
         raise ValueError(f"split={split!r} is unknown; {files.choices(split, readers.SPLITS)}")
-    documents, origin = _documents(str(name), split, in_memory)
+    documents, origin = _documents(str(name), split, in_memory, characters)
     if not (len(documents) if isinstance(documents, Documents) else any(document.strip() for document in documents)):
         raise ValueError(f"{origin} is empty or blank; a text needs words; choose another file or split.")
     text = Text(str(name), split, documents, origin=origin)
@@ -148,20 +156,25 @@ def tokenizer_hash(model) -> str:
     return tokenization.identity(token_windows.tokenizer_of(model))
 
 
-def _documents(name, split, in_memory):
+def _documents(name, split, in_memory, characters):
     if name == "packaged":
         return builtin_text.documents(split)
     path = _local(name)
+    if path is not None and name in _UNSPLIT and path.is_dir():
+        return readers.every(path, split, in_memory)
     if path is not None:
         documents, origin = readers.documents(path, split, in_memory)
         return _with_more(documents, origin) if name == "c4" and split == "train" else (documents, origin)
-    if name not in hub.TEXTS:
+    if name not in hub.TEXTS and not hub_head.is_name(name):
         raise FileNotFoundError(
             f"text {name!r} is neither known nor a file{_looked()}; {files.choices(name, _names())} "
             "Or give the path of a .txt, .jsonl or .parquet file, or of a folder of these."
         )
     try:
-        return hub.load(name, split)
+        if name in hub.TEXTS:
+            return hub.load(name, split)
+        path, origin = hub_head.fetch(name, split, characters)
+        return readers.read(path, in_memory)[0], origin
     except ConnectionError as error:
         raise FileNotFoundError(
             f"text {name!r} is not there{_looked()}, and the Hugging Face Hub did not give it ({error}); set "

@@ -12,7 +12,7 @@ import json
 import os
 import shutil
 import uuid
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -20,10 +20,11 @@ import tokenizers
 
 from lib import files, progress, tokenization
 from lib.folders.turns import locked
-from lib.sources import chunks
+from lib.sources import chunks, streams
 
 TYPE = np.dtype("<u4")
 RULE = "the joined text without special tokens; windows add those that the tokenizer puts before a text"
+APART = "each document without special tokens, and the end token behind it"
 _SPARE = 1.25  # how many more tokens than its first part lets expect a text may have
 _SUFFIX = ".tmp"
 _compared: set[tuple] = set()  # files whose bytes were compared with their hash
@@ -36,24 +37,45 @@ def mapped(text, tokenizer, **sizes) -> np.memmap:
     (`tokenization.is_written_down`). sizes: of `chunks.ids`. Several processes at once make it once. Raises OSError
     where the disk is too small, ValueError where the files of the text have changed since it was loaded.
     """
-    about = {"text": text.sha256, "tokenizer": tokenization.identity(tokenizer), "special_tokens": RULE}
+    return _mapped(text, tokenizer, {"special_tokens": RULE}, lambda: chunks.ids(tokenizer, _checked(text), **sizes))
+
+
+def of_documents(text, tokenizer, end: int, **sizes) -> np.memmap:
+    """As `mapped`, of each document of `text`, in memory or streamed, for itself, with the token `end` behind it.
+
+    Where a document says `end` itself, it ends there.
+    """
+    about = {"special_tokens": APART, "end": end, "documents": _borders(text)}
+    return _mapped(text, tokenizer, about, lambda: chunks.of_documents(tokenizer, text.documents, end, **sizes))
+
+
+def _mapped(text, tokenizer, rules: dict, found: Callable[[], Iterable[tuple]]) -> np.memmap:
+    about = {"text": text.sha256, "tokenizer": tokenization.identity(tokenizer), **rules}
     about |= {"dtype": TYPE.str, "tokenizers": tokenizers.__version__, "format": 2}
     name = hashlib.sha256(json.dumps(about, sort_keys=True).encode()).hexdigest()[:32]
     folder = files.cache() / "tokens" / name
-    if (found := _known(folder, about)) is not None:
-        return found
+    if (there := _known(folder, about)) is not None:
+        return there
     files.check_writable(folder / "ids.bin")
     folder.mkdir(parents=True, exist_ok=True)
     with _turn(folder):
-        if (found := _known(folder, about)) is None:
-            made = _write(folder / "ids.bin", text, chunks.ids(tokenizer, _checked(text), **sizes))
+        if (there := _known(folder, about)) is None:
+            made = _write(folder / "ids.bin", text, found())
             files.write_text(folder / "about.json", json.dumps({**about, **made}, indent=1))
-            found = _known(folder, about)
-    if found is None:
+            there = _known(folder, about)
+    if there is None:
         raise OSError(
             f"{files.place(folder)} is not what was written there; another program changed it; delete it and try again."
         )
-    return found
+    return there
+
+
+def _borders(text) -> str:
+    """Hexadecimal SHA-256 of the lengths of the documents of a text."""
+    digest = hashlib.sha256()
+    for document in streams.in_pieces(text.documents):
+        digest.update(f"{sum(map(len, document))} ".encode())
+    return digest.hexdigest()
 
 
 @contextlib.contextmanager

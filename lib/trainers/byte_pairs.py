@@ -13,6 +13,7 @@ from torch import nn
 from transformers import PreTrainedTokenizerFast
 
 from lib import tokenization
+from lib.sources import streams
 
 END = "<|endoftext|>"  # between documents: the end of one and the beginning of the next
 BYTES = 256
@@ -23,8 +24,8 @@ SPARE = 128  # a model's embedding may have that many rows more than the tokeniz
 def train(documents: Iterable[str], *, vocabulary: int = 4096, characters: int = CHARACTERS, seed: int = 0):
     """A `PreTrainedTokenizerFast` of `vocabulary` tokens: the 256 bytes, `END`, and the merges that save most.
 
-    characters: how much text is used; from a longer text, documents are drawn in an order that `seed` decides. The same
-    documents and seed give the same tokenizer. Save it beside the model, as `model.tokenizer`.
+    characters: how much text is used; of a longer text, documents (of streamed ones, pieces) are drawn by `seed`. The
+    same documents and seed give the same tokenizer. Save it beside the model, as `model.tokenizer`.
     Raises ValueError for a vocabulary that holds no bytes, and for text too short to fill it.
     """
     if isinstance(vocabulary, bool) or not isinstance(vocabulary, int) or vocabulary <= BYTES:
@@ -32,7 +33,7 @@ def train(documents: Iterable[str], *, vocabulary: int = 4096, characters: int =
             f"vocabulary={vocabulary!r}; the {BYTES} bytes and {END} are in every one, so whole numbers from "
             f"{BYTES + 1} are allowed; 2048 to 8192 are usual for small models."
         )
-    chosen = list(_drawn(list(documents), characters, seed))
+    chosen = list(_drawn(documents, characters, seed))
     core = tokenizers.Tokenizer(tokenizers.models.BPE())
     core.pre_tokenizer = tokenizers.pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=True)
     core.decoder = tokenizers.decoders.ByteLevel()
@@ -61,15 +62,16 @@ def check(model: nn.Module, tokenizer) -> None:
         )
 
 
-def _drawn(documents: list[str], characters: int, seed: int) -> Iterator[str]:
-    """The documents, or where they are longer than `characters` so many of them, in an order of `seed`."""
-    if not any(document.strip() for document in documents):
+def _drawn(documents: Iterable[str], characters: int, seed: int) -> Iterator[str]:
+    """The documents; of longer ones than `characters` in all, pieces drawn by `seed` until there are so many."""
+    documents = documents if isinstance(documents, streams.Documents) else list(documents)
+    total = sum(len(piece) for document in streams.in_pieces(documents) for piece in document)
+    chance, left, generator = characters / max(1, total), characters, random.Random(seed)
+    blank = True
+    for document in streams.in_pieces(documents):
+        for piece in document:
+            if left > 0 and (chance >= 1 or blank or generator.random() < chance):
+                yield tokenization.check(piece[:left], "a document")
+                left, blank = left - len(piece), blank and not piece.strip()
+    if blank:
         raise ValueError("no text was given; documents with words are needed; give some.")
-    if sum(map(len, documents)) > characters:
-        random.Random(seed).shuffle(documents)
-    left = characters
-    for document in documents:
-        yield tokenization.check(document[:left], "a document")
-        left -= len(document)
-        if left <= 0:
-            return

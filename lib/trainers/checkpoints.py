@@ -23,6 +23,8 @@ from transformers.trainer import TRAINER_STATE_NAME
 from transformers.trainer_callback import PrinterCallback, ProgressCallback
 
 from lib import files, folders, progress
+from lib.trainers import divergence, shown
+from lib.trainers.history import History
 from lib.trainers.minibatch import IGNORED
 from lib.trainers.random_state import random_state, set_random_state
 from lib.trainers.schedule import schedule
@@ -52,12 +54,16 @@ class Loop(Trainer):
             self.remove_callback(callback)
         self.add_callback(_Begin(self))
         self.bar = self.random = None
-        self.step_tokens = 0
+        self.step_tokens, self.before = 0, 0.0
+        self.watch = divergence.Watch()
+        self.shown = shown.Shown(self.model, bool(recipe and recipe.bfloat16))
 
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
         """The loss of one forward pass; refused before the backward pass where it is not finite."""
         if self.bar is None:
             done, total = self.state.global_step, self.state.max_steps
+            for each in History.of(self.state.log_history, None).losses:
+                self.watch.see(each)
             self.bar = progress.bar(desc="training", unit="step", initial=done, total=total)
         if getattr(self.loss, "evaluates", False):
             model.eval()
@@ -107,13 +113,24 @@ class Loop(Trainer):
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         """Log the loss of a step, and the seconds of training so far, those before a kill included."""
-        super().log(logs | {"seconds": self.seconds(), "tokens": self.step_tokens}, start_time)
+        seconds = self.seconds()
+        super().log(logs | {"seconds": seconds, "tokens": self.step_tokens}, start_time)
         if "loss" in logs:
-            self.bar.update()
+            self._show(logs["loss"], seconds)
             if self.on_step:
                 self.on_step(self.state.global_step, logs["loss"])
             if self.stop and self.state.global_step < self.state.max_steps and self.stop(self.state.global_step):
                 self.control.should_training_stop = True
+
+    def _show(self, loss: float, seconds: float) -> None:
+        """Behind the bar, how it goes; and a line of its own where the loss rises far above what it was."""
+        if not self.bar.disable:
+            rows = self.args.train_batch_size * self.args.gradient_accumulation_steps * self.args.world_size
+            self.bar.set_postfix_str(self.shown.text(loss, self.step_tokens, rows, seconds - self.before), False)
+        self.bar.update()
+        self.before = seconds
+        if (rise := self.watch.see(loss)) and self.is_world_process_zero():
+            self.bar.write(str(rise))
 
     def seconds(self) -> float:
         """Seconds of training so far, over all runs of a resumed job."""

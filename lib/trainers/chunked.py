@@ -47,7 +47,7 @@ class _Chunked(torch.autograd.Function):
         count = max(1, len(states))  # a pass of padding alone has no targets
         total, gradient = torch.zeros((), device=states.device), torch.empty_like(states)
         sums = [torch.zeros_like(weight, dtype=torch.float32) for weight in trained]
-        for chunk in slices(len(states), vocabulary, bool(trained)):
+        for chunk in slices(len(states), vocabulary, sum(4 * weight.numel() for weight in trained)):
             with torch.enable_grad():
                 some = states[chunk].detach().requires_grad_()
                 found = project(some)
@@ -68,9 +68,13 @@ class _Chunked(torch.autograd.Function):
         return gradient * outer.to(gradient.dtype), None, None, None, *weights
 
 
-def slices(count: int, vocabulary: int, head_is_trained: bool) -> Iterator[slice]:
-    """Slices over `count` rows; eight times longer where each of them costs a pass over the head's gradient."""
+def slices(count: int, vocabulary: int, head_bytes: int) -> Iterator[slice]:
+    """Slices over `count` rows; where each costs a pass over the head's gradient, up to eight times longer.
+
+    head_bytes: of that gradient, 0 where the head is not trained. Longer slices pay only where the gradient is larger
+    than the logits of a slice: a small head's chunks stay in the processor's cache.
+    """
     slices = list(logits.chunks(count, vocabulary))
-    step = 8 if head_is_trained else 1
+    step = max(1, min(8, head_bytes // logits.CHUNK_BYTES))
     for group in range(0, len(slices), step):
         yield slice(slices[group].start, slices[min(group + step, len(slices)) - 1].stop)

@@ -6,25 +6,32 @@
 Seed k gives every architecture the same rows in the same order, and the same first values of the parts they share.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
 from torch import Tensor, nn
 
-from lib import architectures, files, tokenization
+from lib import architectures, files
 from lib.export import plain
-from lib.sources import contamination, models, texts
+from lib.sources import chunks, contamination, models, texts, token_file, token_windows
 from lib.trainers import byte_pairs, held_out, loop, next_token, presets, sequence_packing, utilization
 from lib.trainers.history import History
+
+_CHARACTERS = 5  # of a token, with some to spare: how much of a data set of the Hub is read
 
 
 @dataclass(frozen=True, eq=False)
 class Corpus:
-    """What a preset's models are trained on. rows: `PackedSequences`. unseen: token ids [count, length]."""
+    """What a preset's models are trained on.
+
+    rows: `PackedSequences`, or windows where documents may see each other. unseen: token ids [count, length].
+    """
 
     preset: presets.Preset
     tokenizer: object
-    rows: sequence_packing.PackedSequences
+    rows: sequence_packing.PackedSequences | token_windows.Rows
     unseen: Tensor
 
 
@@ -43,31 +50,50 @@ class Trained:
         return utilization.tokens_per_second(self.history)
 
 
-def corpus(preset: str | presets.Preset = "quick", *, text: str | None = None, seed: int = 0) -> Corpus:
+def corpus(
+    preset: str | presets.Preset = "quick", *, text: str | None = None, seed: int = 0, block_diagonal: bool = True
+) -> Corpus:
     """Tokenizer, rows and unseen rows of a preset. text: another one than the preset's. seed: the tokenizer's.
 
-    The whole text and its tokens are held in memory. Paragraphs of the training text that share 13 words in a row with
-    the unseen text are left out. Raises ValueError for text that fills no batch, FileNotFoundError for text that is not
-    there.
+    The tokens lie in a file that is mapped into memory, of which rows are read as training asks for them; a text of
+    more than some megabytes stays in its files too (`texts.load`). Of a data set of the Hub as much is streamed as the
+    preset trains on. Paragraphs of the training text that share 13 words in a row with the unseen text are left out.
+    block_diagonal: whether tokens attend to their own document only. Raises ValueError for text that fills no batch,
+    FileNotFoundError for text that is not there.
     """
     made = presets.by_name(preset) if isinstance(preset, str) else preset
     name = text or made.text
-    seen, unseen = texts.load(name, split="train"), texts.load(name, split="valid")
+    much = {"train": made.tokens, "valid": 2 * made.unseen * made.length}
+    seen, unseen = (texts.load(name, split, characters=_CHARACTERS * tokens) for split, tokens in much.items())
     seen = contamination.without(seen, unseen)
     if made.vocabulary is None:
         tokenizer = models.load()[1]
     else:
         tokenizer = byte_pairs.train(seen.documents, vocabulary=made.vocabulary, seed=seed)
     end = tokenizer.eos_token_id
-    ids = [tokenization.ids(tokenizer, list(part.documents), False) for part in (seen, unseen)]
-    rows = sequence_packing.pack(ids[0], made.length, end=end)
-    kept = sequence_packing.pack(ids[1], made.length, end=end, block_diagonal=False)[: made.unseen]
-    if len(rows) < made.batch:
+    stream = token_file.of_documents(seen, tokenizer, end)
+    if len(stream) < made.batch * made.length:
         raise ValueError(
-            f"text {name!r} fills {len(rows)} rows of {made.length} tokens and a batch takes {made.batch}; at least "
-            "one batch is needed; give a longer text."
+            f"text {name!r} fills {len(stream) // made.length} rows of {made.length} tokens and a batch takes "
+            f"{made.batch}; at least one batch is needed; give a longer text."
         )
+    rows = sequence_packing.PackedSequences(stream, made.length, end=end)
+    if not block_diagonal:
+        places = range(0, len(rows) * made.length, made.length)
+        rows = token_windows.Rows(stream, [], made.length, places, len(tokenizer))
+    kept = sequence_packing.PackedSequences(_first(unseen, tokenizer, made), made.length, end=end).ids
     return Corpus(made, tokenizer, rows, kept)
+
+
+def _first(unseen: texts.Text, tokenizer, preset: presets.Preset) -> np.ndarray:
+    """The first tokens of a text, as many as the unseen rows take, or as there are."""
+    found, needed = [np.empty(0, np.int64)], preset.unseen * preset.length
+    for some, _ in chunks.of_documents(tokenizer, unseen.documents, tokenizer.eos_token_id):
+        found.append(some[:needed])
+        needed -= len(found[-1])
+        if not needed:
+            break
+    return np.concatenate(found)
 
 
 def train(
@@ -79,12 +105,14 @@ def train(
     learning_rate: float | None = None,
     tokens: int | None = None,
     folder: Path | str | None = None,
+    watch: Callable[[nn.Module, int, float], None] | None = None,
 ) -> Trained:
     """Train a model of `architecture` on `corpus` as its preset says; saved in `folder`/model where there is one.
 
     blocks, learning_rate, tokens: other ones than the preset's first. folder: keeps checkpoints and what was measured;
-    a killed training resumes there, and on a CPU ends in the same bytes. Errors are `loop.train_`'s and
-    `architectures.build`'s, before anything is trained.
+    a killed training resumes there, and on a CPU ends in the same bytes. watch: called after each step with the model,
+    the step's number, from 1, and its loss. Errors are `loop.train_`'s and `architectures.build`'s, before anything is
+    trained.
     """
     made = corpus.preset
     depth, vocabulary = blocks or made.blocks[0], len(corpus.tokenizer)
@@ -94,7 +122,8 @@ def train(
     model = architectures.build(architecture, sizes | ends, seed)
     model.tokenizer = corpus.tokenizer
     byte_pairs.check(model, corpus.tokenizer)
-    sequence_packing.check(model)
+    if isinstance(corpus.rows, sequence_packing.PackedSequences):
+        sequence_packing.check(model)
     if folder is not None:
         plain.check(model, corpus.tokenizer)
         files.check_writable(Path(folder) / "model" / "weights", plain.size(model) + plain.ROOM)
@@ -102,7 +131,13 @@ def train(
     seen = held_out.HeldOut(model, corpus.unseen, every=made.every, tokens_per_step=step, folder=folder)
     options = {"batch": made.batch, "micro_batch": made.micro_batch, "seed": seed, "recipe": made.recipe}
     options |= {"steps": max(1, (tokens or made.tokens) // step), "learning_rate": learning_rate or made.rates[0]}
-    history = loop.train_(model, corpus.rows, next_token.loss, **options, folder=folder, on_step=seen)
+
+    def after(step: int, loss: float) -> None:
+        seen(step, loss)
+        if watch:
+            watch(model, step, loss)
+
+    history = loop.train_(model, corpus.rows, next_token.loss, **options, folder=folder, on_step=after)
     seen.measure(len(history.losses))
     if folder is not None:
         plain.save(model, corpus.tokenizer, Path(folder) / "model")

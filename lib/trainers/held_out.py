@@ -4,6 +4,7 @@ import json
 import math
 from pathlib import Path
 
+import numpy as np
 import torch
 from torch import nn
 
@@ -59,6 +60,16 @@ class HeldOut:
         size = sum(len(tokenizer.decode(row).encode()) for row in predicted.tolist())
         scale = predicted.numel() / size / math.log(2)
         return [(tokens, loss * scale) for tokens, loss in self.curve()]
+
+
+def without_context(stream: np.ndarray, unseen: torch.Tensor, vocabulary: int) -> float:
+    """Mean loss, in nats a token, of who only knows how often each token occurs in the training text.
+
+    stream: the training text's token ids [tokens]; each of the `vocabulary` counts once more than it occurs there. The
+    loss is that of the tokens of `unseen` [count, length] that a model predicts.
+    """
+    counts = torch.from_numpy(np.bincount(np.asarray(stream, np.int64), minlength=vocabulary)).double() + 1
+    return -(counts / counts.sum()).log()[unseen[:, 1:]].mean().item()
 
 
 def overlap(seen: torch.Tensor, unseen: torch.Tensor) -> int:

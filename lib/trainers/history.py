@@ -2,6 +2,8 @@
 
 from dataclasses import dataclass
 
+from lib.trainers import divergence
+
 
 @dataclass(frozen=True)
 class History:
@@ -26,6 +28,11 @@ class History:
     def passes(self) -> float | None:
         """How many times the data was read; None for a stream, which has no end."""
         return None if self.text_tokens is None else self.tokens / self.text_tokens
+
+    @property
+    def rises(self) -> list[divergence.Rise]:
+        """Where the loss rose far above what it had reached."""
+        return divergence.rises(self.losses)
 
     @classmethod
     def of(cls, logged: list[dict], text_tokens: int | None) -> "History":

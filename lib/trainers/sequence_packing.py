@@ -6,39 +6,97 @@ position ids begin anew with each document, from which transformers makes block-
 of a document is no target.
 """
 
+import functools
+import hashlib
 from collections.abc import Iterable, Sequence
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
-from lib import files
 from lib.models import blocks
 from lib.models.logits import evaluating
 from lib.trainers.minibatch import IGNORED
+
+_AT_ONCE = 1 << 22  # tokens looked at together
 
 
 class PackedSequences(Sequence):
     """Rows of packed documents, for `loop.train_`: {"input_ids", "labels", "position_ids"}, each [length].
 
-    ids and positions: [rows, length]. dropped: tokens behind the last whole row.
+    stream: token ids [tokens] of documents one behind the other, `end` behind each; a file that is mapped into memory
+    stays there (`sources.token_file`), and a row is read when it is asked for. A document that does not fit the rest of
+    a row continues in the next one, as a new document. Slices of rows are `PackedSequences`. Raises ValueError for rows
+    shorter than two tokens, and for documents that fill none.
     """
 
-    def __init__(self, ids: Tensor, positions: Tensor, dropped: int = 0):
-        self.ids, self.positions, self.dropped = ids, positions, dropped
+    def __init__(self, stream: np.ndarray, length: int, *, end: int):
+        if length < 2:
+            raise ValueError(f"length={length}; rows of 2 tokens or more are allowed; give a longer one.")
+        if len(stream) < length:
+            raise ValueError(
+                f"the documents have {len(stream)} tokens, end tokens included, and a row takes {length}; at least one "
+                "row is needed; give more text or shorter rows."
+            )
+        self.stream, self.length, self.end = stream, length, end
 
     def __len__(self) -> int:
-        return len(self.ids)
+        return len(self.stream) // self.length
 
-    def __getitem__(self, place: int) -> dict[str, Tensor]:
+    def __getitem__(self, place):
+        if isinstance(place, slice):
+            first, last, step = place.indices(len(self))
+            if step != 1:
+                raise ValueError(f"every {step}th row was asked; rows one after another are allowed; leave out {step}.")
+            return PackedSequences(self.stream[first * self.length : last * self.length], self.length, end=self.end)
         if not -len(self) <= place < len(self):
             raise IndexError(f"row {place} of {len(self)}")
-        ids, positions = self.ids[place], self.positions[place]
+        begin = place % len(self) * self.length
+        ids = torch.from_numpy(self.stream[begin : begin + self.length].astype(np.int64))
+        positions = self._positions(ids[None])[0]
         return {"input_ids": ids, "labels": ids.masked_fill(positions == 0, IGNORED), "position_ids": positions}
+
+    @property
+    def ids(self) -> Tensor:
+        """The tokens of all rows at once [rows, length]."""
+        whole = self.stream[: len(self) * self.length].astype(np.int64)
+        return torch.from_numpy(whole).view(-1, self.length)
+
+    @property
+    def positions(self) -> Tensor:
+        """The positions of all rows at once [rows, length], each counted from the first token of its document."""
+        return self._positions(self.ids)
+
+    @property
+    def dropped(self) -> int:
+        """Tokens behind the last whole row."""
+        return len(self.stream) % self.length
 
     @property
     def identity(self) -> str:
         """Fingerprint of these rows."""
-        return files.data_hash(torch.stack([self.ids, self.positions]))
+        return self._scan[0]
+
+    @property
+    def largest(self) -> int:
+        """The largest token id of these rows."""
+        return self._scan[1]
+
+    @functools.cached_property
+    def _scan(self) -> tuple[str, int]:
+        """(Fingerprint, largest id), for which all is read once."""
+        digest, largest = hashlib.sha256(f"packed documents {self.length} {self.end}".encode()), 0
+        for start in range(0, len(self) * self.length, _AT_ONCE):
+            some = self.stream[start : min(start + _AT_ONCE, len(self) * self.length)]
+            digest.update(some.astype("<u4").tobytes())
+            largest = max(largest, int(some.max()))
+        return digest.hexdigest(), largest
+
+    def _positions(self, ids: Tensor) -> Tensor:
+        first = torch.ones_like(ids, dtype=torch.bool)  # a row begins anew, as does what follows an end
+        first[:, 1:] = ids[:, :-1] == self.end
+        places = torch.arange(self.length).expand_as(ids)
+        return places - places.where(first, 0).cummax(1).values
 
 
 def pack(
@@ -47,27 +105,11 @@ def pack(
     """Rows of `length` tokens of `documents` (token ids each), one behind the other, each followed by `end`.
 
     block_diagonal: whether tokens attend only to their own document; else the rows are windows of one stream [rows,
-    length]. A document that does not fit the rest of a row continues in the next one, as a new document. Empty
-    documents are left out. Raises ValueError for rows shorter than two tokens, and documents that fill no row.
+    length]. Empty documents are left out. Errors are those of `PackedSequences`.
     """
-    if length < 2:
-        raise ValueError(f"length={length}; rows of 2 tokens or more are allowed; give a longer one.")
-    whole = [torch.as_tensor([*document, end]) for document in documents if len(document)]
-    total = sum(map(len, whole))
-    rows = total // length
-    if not rows:
-        raise ValueError(
-            f"the documents have {total} tokens, end tokens included, and a row takes {length}; at least one row is "
-            "needed; give more text or shorter rows."
-        )
-    ids = torch.cat(whole)[: rows * length].view(rows, length)
-    if not block_diagonal:
-        return ids
-    starts = torch.tensor([0, *map(len, whole)]).cumsum(0)[:-1]
-    first = torch.zeros(total, dtype=torch.bool).index_fill_(0, starts, True)[: rows * length].view(rows, length)
-    first[:, 0] = True
-    places = torch.arange(length).expand(rows, length)
-    return PackedSequences(ids, places - places.where(first, 0).cummax(1).values, total - rows * length)
+    whole = [np.array([*document, end], np.int64) for document in documents if len(document)]
+    rows = PackedSequences(np.concatenate([np.empty(0, np.int64), *whole]), length, end=end)
+    return rows if block_diagonal else rows.ids
 
 
 @torch.no_grad()

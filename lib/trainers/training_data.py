@@ -11,7 +11,7 @@ from torch.utils.data import Dataset
 from lib import files
 from lib.models import rotary
 from lib.sources import texts, token_windows
-from lib.trainers import minibatch
+from lib.trainers import minibatch, sequence_packing
 
 
 @dataclass(frozen=True)
@@ -51,6 +51,8 @@ def of(data, model: nn.Module, *, checked: bool = True) -> Source:
         return data
     if isinstance(data, Tensor | texts.Windows | texts.Text | token_windows.Rows):
         return _windows(texts.rows(data, model))
+    if isinstance(data, sequence_packing.PackedSequences):
+        return _packed(data, model)
     columns = getattr(data, "column_names", None)
     if checked and columns is not None and "input_ids" not in columns:
         raise ValueError(f"the data set has columns {', '.join(columns)}; it needs input_ids; tokenize it first.")
@@ -97,6 +99,17 @@ class Windows(Sequence):
 
 def _windows(ids: Tensor | token_windows.Rows) -> Source:
     return Source(Windows(ids), len(ids), len(ids) * ids.shape[1], files.data_hash(ids), alike=True)
+
+
+def _packed(data: sequence_packing.PackedSequences, model: nn.Module) -> Source:
+    """Packed documents, which are not looked at row by row: they may be a file larger than memory."""
+    known = model.get_input_embeddings().num_embeddings
+    if data.largest >= known:
+        raise ValueError(
+            f"the packed documents have token ids up to {data.largest}; the model knows 0 to {known - 1}; use the "
+            "tokenizer that belongs to it."
+        )
+    return Source(data, len(data), len(data) * data.length, data.identity)
 
 
 def _rows(data, model: nn.Module, columns) -> Source:
