@@ -34,10 +34,8 @@ def test_the_loop_tells_it_and_its_history_keeps_it(tmp_path, capsys):
     """Also where the training was stopped in between: the steps before it count."""
 
     class Rises:
-        identity = {"loss": "rises"}
-
         def __init__(self):
-            self.steps = 0
+            self.steps, self.identity = 0, {"loss": "rises"}
 
         def __call__(self, model, batch):
             self.steps += 1
