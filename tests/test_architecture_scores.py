@@ -73,7 +73,7 @@ def folder(tmp_path, monkeypatch):
     for split in ("train", "valid"):
         (tmp_path / f"{split}.txt").write_text(TEXT)
     rows = torch.randint(1, 256, (8, 32), generator=torch.Generator().manual_seed(0))
-    packed = sequence_packing.PackedSequences(rows, torch.arange(32).expand(8, 32))
+    packed = sequence_packing.PackedSequences(rows.flatten().numpy(), 32, end=-1)
     corpus = from_scratch.Corpus(preset, tiny.tokenizer(), packed, rows[:4])
     monkeypatch.setattr(from_scratch, "corpus", lambda given: corpus)
     monkeypatch.setattr(presets, "by_name", lambda name: preset)

@@ -26,8 +26,8 @@ train = from_scratch.train
 @pytest.fixture(scope="module")
 def corpus():
     rows = torch.randint(270, (8, 16), generator=torch.Generator().manual_seed(0))
-    places = torch.arange(16).expand(8, 16)
-    return from_scratch.Corpus(PRESET, range(270), sequence_packing.PackedSequences(rows, places), rows[:4])
+    packed = sequence_packing.PackedSequences(rows.flatten().numpy(), 16, end=-1)
+    return from_scratch.Corpus(PRESET, range(270), packed, rows[:4])
 
 
 @pytest.fixture

@@ -4,7 +4,7 @@ import pytest
 import torch
 from transformers import BloomConfig, BloomForCausalLM
 
-from lib import architectures
+from lib import architectures, files
 from lib.trainers import loop, minibatch, next_token, sequence_packing
 from tests import tiny
 from tests.test_architectures import NAMES, made
@@ -13,7 +13,7 @@ END = 0
 DOCUMENTS = [[5, 6, 7], [], [8], [9, 10, 11, 12, 13, 14, 15, 16, 17], [18, 19], [20, 21, 22]]
 
 
-def test_rows_hold_the_stream_and_where_each_document_begins():
+def test_rows_hold_the_stream_and_where_each_document_begins(monkeypatch):
     rows = sequence_packing.pack(DOCUMENTS, 8, end=END)
     assert rows.ids.tolist() == [[5, 6, 7, 0, 8, 0, 9, 10], [11, 12, 13, 14, 15, 16, 17, 0]]
     assert rows.positions.tolist() == [[0, 1, 2, 3, 0, 1, 0, 1], [0, 1, 2, 3, 4, 5, 6, 7]]
@@ -22,6 +22,10 @@ def test_rows_hold_the_stream_and_where_each_document_begins():
     stream = sequence_packing.pack(DOCUMENTS, 8, end=END, block_diagonal=False)
     assert torch.equal(stream, rows.ids)
     assert rows.identity != sequence_packing.pack(DOCUMENTS[1:], 8, end=END).identity
+    monkeypatch.setattr(sequence_packing, "_AT_ONCE", 8)
+    assert sequence_packing.pack(DOCUMENTS, 8, end=END).identity == rows.identity
+    assert rows.identity == files.data_hash(torch.stack([rows.ids, rows.positions])) and rows.largest == 17
+    assert torch.equal(rows[1:].positions, rows.positions[1:])
 
 
 @pytest.mark.parametrize("name", [*NAMES[:2], "talking_heads"])

@@ -5,7 +5,7 @@ gradient of a loss over the vocabulary has a closed form, so each chunk of logit
 the hidden states, and freed. The head's own gradient, where it is trained, is accumulated in float32.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 
 import torch
 from torch import Tensor, nn
@@ -47,7 +47,7 @@ class _Chunked(torch.autograd.Function):
         count = max(1, len(states))  # a pass of padding alone has no targets
         total, gradient = torch.zeros((), device=states.device), torch.empty_like(states)
         sums = [torch.zeros_like(weight, dtype=torch.float32) for weight in trained]
-        for chunk in slices(len(states), vocabulary, sum(4 * weight.numel() for weight in trained)):
+        for chunk in slices(len(states), vocabulary, trained):
             with torch.enable_grad():
                 some = states[chunk].detach().requires_grad_()
                 found = project(some)
@@ -68,13 +68,14 @@ class _Chunked(torch.autograd.Function):
         return gradient * outer.to(gradient.dtype), None, None, None, *weights
 
 
-def slices(count: int, vocabulary: int, head_bytes: int) -> Iterator[slice]:
+def slices(count: int, vocabulary: int, trained: Iterable[Tensor]) -> Iterator[slice]:
     """Slices over `count` rows; where each costs a pass over the head's gradient, up to eight times longer.
 
-    head_bytes: of that gradient, 0 where the head is not trained. Longer slices pay only where the gradient is larger
-    than the logits of a slice: a small head's chunks stay in the processor's cache.
+    trained: the head's trained weights. Longer slices pay only where their gradient is larger than the logits of a
+    slice: a small head's chunks stay in the processor's cache.
     """
     slices = list(logits.chunks(count, vocabulary))
-    step = max(1, min(8, head_bytes // logits.CHUNK_BYTES))
+    size = sum(4 * weight.numel() for weight in trained)
+    step = max(1, min(8, size // logits.CHUNK_BYTES))
     for group in range(0, len(slices), step):
         yield slice(slices[group].start, slices[min(group + step, len(slices)) - 1].stop)

@@ -84,12 +84,15 @@ class PackedSequences(Sequence):
 
     @functools.cached_property
     def _scan(self) -> tuple[str, int]:
-        """(Fingerprint, largest id), for which all is read once."""
-        digest, largest = hashlib.sha256(f"packed documents {self.length} {self.end}".encode()), 0
-        for start in range(0, len(self) * self.length, _AT_ONCE):
-            some = self.stream[start : min(start + _AT_ONCE, len(self) * self.length)]
-            digest.update(some.astype("<u4").tobytes())
-            largest = max(largest, int(some.max()))
+        """(Hash of ids and positions as `files.data_hash` has it of both stacked, largest id); all is read twice."""
+        digest, largest = hashlib.sha256(f"{[2, len(self), self.length]}".encode()), 0
+        some = max(1, _AT_ONCE // self.length)
+        blocks = [self[start : start + some] for start in range(0, len(self), some)]
+        for block in blocks:
+            digest.update(block.ids.numpy().astype("<i8").tobytes())
+            largest = max(largest, int(block.ids.max()))
+        for block in blocks:
+            digest.update(block.positions.numpy().astype("<i8").tobytes())
         return digest.hexdigest(), largest
 
     def _positions(self, ids: Tensor) -> Tensor:

@@ -32,7 +32,7 @@ class _LogP(torch.autograd.Function):
         ctx.save_for_backward(states, targets, *trained)
         ctx.project, ctx.vocabulary = project, vocabulary
         found = torch.empty(len(states), device=states.device)
-        for chunk in chunked.slices(len(states), vocabulary, bool(trained)):
+        for chunk in chunked.slices(len(states), vocabulary, trained):
             logp = project(states[chunk]).float().log_softmax(-1)
             found[chunk] = logp.gather(-1, targets[chunk, None])[:, 0]
         return found
@@ -42,7 +42,7 @@ class _LogP(torch.autograd.Function):
         states, targets, *trained = ctx.saved_tensors
         gradient = torch.zeros_like(states)
         sums = [torch.zeros_like(weight, dtype=torch.float32) for weight in trained]
-        for chunk in chunked.slices(len(states), ctx.vocabulary, bool(trained)):
+        for chunk in chunked.slices(len(states), ctx.vocabulary, trained):
             with torch.enable_grad():
                 some = states[chunk].detach().requires_grad_()
                 found = ctx.project(some)
