@@ -5,6 +5,13 @@ READY := .venv/ready
 # a file's tests stay together, and files begin in the order of collection: tests/conftest.py puts the longest first
 SIDE_BY_SIDE := -n logical --maxprocesses=4 --dist loadfile --no-loadscope-reorder -p no:nbval
 
+# two notebooks at once, each compressing on one core; claims that depend on no clock must hold, and tables that are
+# tagged nbval-check-output are compared
+NBVAL := THIMBLE_CLAIMS=strict OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder \
+	--nbval-lax --nbval-current-env --nbval-cell-timeout=1800
+# a minute and more each; `make test` runs them on three small models, `make checks` as they are committed
+LONG := $(addprefix notebooks/,$(addsuffix .ipynb,23_scales_and_clips 28_allocation 29_best_recipe 53_peers 54_artifacts))
+
 .DEFAULT_GOAL := help
 .PHONY: help setup gemma report test checks coverage lab lint readme clean
 
@@ -26,14 +33,12 @@ gemma: $(READY)  ## install and convert the second model, Gemma 3 270M (under Go
 report: $(READY)  ## run the notebooks that changed, print the results table, build data/report/index.html
 	$(BIN)/python -m lib.sweep notebooks/batches/report.yaml; status=$$?; $(BIN)/python -m lib.report.site && exit $$status
 
-test: $(READY)  ## unit tests, side by side, then every notebook through nbval
+test: $(READY)  ## unit tests, every notebook on three small models, and through nbval as it is committed, but for five
 	$(BIN)/python -m pytest $(SIDE_BY_SIDE) -m "not long" tests
-	@# No clock decides here, so two notebooks run at once; claims that do not depend on one must hold, and tables tagged
-	@# nbval-check-output are compared
-	THIMBLE_CLAIMS=strict OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile --nbval-lax \
-		--nbval-current-env --nbval-cell-timeout=1800 notebooks
+	$(NBVAL) $(addprefix --ignore=,$(LONG)) notebooks
 
-checks: $(READY)  ## the tests marked "long": more draws and cases of what `make test` shows with few
+checks: $(READY)  ## the five longest notebooks through nbval, and tests with more draws and cases than `make test` has
+	$(NBVAL) $(LONG)
 	$(BIN)/python -m pytest $(SIDE_BY_SIDE) -m long tests
 
 coverage: $(READY)  ## unit tests once more, counting which lines they run: half again as long, so no part of `make test`
