@@ -66,8 +66,10 @@ def test_what_makes_no_curve_is_refused():
     with pytest.raises(ValueError, match="1 depths of 'plain'; 2 or more make a curve"):
         pairs.curve(records(), (4,))
     flat = [each | {"loss": 4 + each["blocks"] / 100} for each in records()]
-    with pytest.raises(ValueError, match="loss of 'plain' does not fall with blocks at seed 0"):
-        pairs.curve(flat, (3, 4))
+    rising = pairs.curve(flat, (3, 4))
+    assert rising.at(4) == pytest.approx(pairs.values(flat, "plain", 4))  # fine for interpolation
+    with pytest.raises(ValueError, match="plain loss does not fall with blocks at seed 0"):
+        pairs.worth(rising, rising.at(3))
     with pytest.raises(ValueError, match="intervals over seeds need 3"):
         pairs.curve(records(), (4, 6))
 

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import types
 
 import pytest
 import torch
@@ -12,7 +13,7 @@ from lib.evaluation import last_word
 from lib.export import plain
 from lib.tasks.task import Outcome
 from lib.trainers import architecture_study as study
-from lib.trainers import from_scratch, presets, sequence_packing
+from lib.trainers import from_scratch, presets
 from lib.trainers.minibatch import IGNORED
 from tests import tiny
 
@@ -73,8 +74,7 @@ def folder(tmp_path, monkeypatch):
     for split in ("train", "valid"):
         (tmp_path / f"{split}.txt").write_text(TEXT)
     rows = torch.randint(1, 256, (8, 32), generator=torch.Generator().manual_seed(0))
-    packed = sequence_packing.PackedSequences(rows.flatten().numpy(), 32, end=-1)
-    corpus = from_scratch.Corpus(preset, tiny.tokenizer(), packed, rows[:4])
+    corpus = from_scratch.Corpus(preset, tiny.tokenizer(), types.SimpleNamespace(ids=rows), rows[:4])
     monkeypatch.setattr(from_scratch, "corpus", lambda given: corpus)
     monkeypatch.setattr(presets, "by_name", lambda name: preset)
     monkeypatch.setattr(last_word, "LEAST", 12)

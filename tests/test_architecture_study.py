@@ -11,7 +11,7 @@ import torch
 from lib import architectures, files
 from lib.metrics import memory, peaks, seeds
 from lib.trainers import architecture_study as study
-from lib.trainers import from_scratch, presets, sequence_packing
+from lib.trainers import from_scratch, presets
 from lib.trainers.checkpoints import Diverged
 from lib.trainers.history import History
 
@@ -20,14 +20,12 @@ PRESET = dataclasses.replace(
     sizes=presets.by_name("quick").sizes | {"hidden_size": 16, "intermediate_size": 16}, rates=(1e-3, 1e-2),
     arms=("plain", "headwise"), blocks=(1, 3, 2), seeds=(0, 1, 2),
 )  # fmt: skip
-train = from_scratch.train
 
 
 @pytest.fixture(scope="module")
 def corpus():
-    rows = torch.randint(270, (8, 16), generator=torch.Generator().manual_seed(0))
-    packed = sequence_packing.PackedSequences(rows.flatten().numpy(), 16, end=-1)
-    return from_scratch.Corpus(PRESET, range(270), packed, rows[:4])
+    ids = torch.randint(270, (8, 16), generator=torch.Generator().manual_seed(0))
+    return from_scratch.Corpus(PRESET, range(270), types.SimpleNamespace(ids=ids, identity="little text"), ids[:4])
 
 
 @pytest.fixture

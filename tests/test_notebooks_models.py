@@ -14,7 +14,8 @@ from lib import files
 from tests import tiny
 
 FOLDER = Path(__file__).parent.parent / "notebooks"
-NOTEBOOKS = sorted(FOLDER.glob("[0-6]*.ipynb"))  # those from 70 on read what was published
+PUBLISHED = ("12_architecture_study",)  # it reads what was published, as those from 70 on do
+NOTEBOOKS = sorted(path for path in FOLDER.glob("[0-6]*.ipynb") if path.stem not in PUBLISHED)
 NAME = "my model é"
 pytestmark = pytest.mark.usefixtures("warm")  # peers and systems run in processes of their own
 SIZES = dict(max_position_embeddings=1024, initializer_range=0.05)

@@ -8,7 +8,20 @@ import pytest
 
 from lib import files, published
 
-NAMES = ("artifacts", "evaluation", "gemma", "healing", "methods", "packed", "peers", "pruning", "server", "tokenizer")
+NAMES = (
+    "architectures",
+    "artifacts",
+    "evaluation",
+    "gemma",
+    "healing",
+    "methods",
+    "packed",
+    "peers",
+    "pruning",
+    "server",
+    "tokenizer",
+)
+FOLDER = files.ROOT / "notebooks"
 README = (files.ROOT / "README.md").read_text()
 
 
@@ -73,7 +86,9 @@ def test_a_typed_number_is_found(line):
     assert published.unmarked(README + line)
 
 
-@pytest.mark.parametrize("path", sorted((files.ROOT / "notebooks").glob("7*.ipynb")), ids=lambda path: path.stem)
+@pytest.mark.parametrize(
+    "path", [*FOLDER.glob("12_*.ipynb"), *sorted(FOLDER.glob("7*.ipynb"))], ids=lambda path: path.stem
+)
 def test_prose_of_the_results_types_no_number(path):
     cells = [cell for cell in json.loads(path.read_text())["cells"] if cell["cell_type"] == "markdown"]
     assert published.unmarked("\n".join("".join(cell["source"]) for cell in cells)) == []

@@ -66,7 +66,7 @@ def test_the_report_holds_together_offline_and_says_what_was_found(capsys):
     printed = capsys.readouterr().out.splitlines()
     assert printed[-1] == str(files.report() / "index.html") and any("GPTQ 4 bits" in line for line in printed)
     found = {path: Structure(path) for path in files.report().rglob("*.html")}
-    assert len(found) == 11  # the index, seven chapters and that of notebooks without a number, two notebooks
+    assert len(found) == 12  # the index, eight chapters and that of notebooks without a number, two notebooks
     for path, page in found.items():
         assert page.headings[0] == "h1" and page.headings.count("h1") == 1, path
         assert page.viewport and page.policy and not page.scripts and not page.loose_tables and not page.unnamed, path

@@ -37,7 +37,10 @@ def score(folder, arm, blocks, seed):
     quantized = {"4": {"loss": 0.1 + NOISE[seed], "kl": 0.1}, "2": {"loss": more, "kl": 1.0}}
     found = {"tasks": {"last_word last_word": [0.2 + seed / 100, 0.04, 100, 0.05]}, "quantized": quantized}
     learned = 0.4 + (0.1 + seed / 1000) * (arm == "headwise")
-    found["trace"] = {"trace_fomc exact_match": [learned, 0.05, 40, 0.45]}
+    found["trace"] = {
+        "trace_fomc exact_match": [learned, 0.05, 40, 0.45],
+        "trace_x bleu_4": [1e-200 * seed, 0, 40, None],
+    }
     (folder / "scored").mkdir(exist_ok=True)
     path = folder / "scored" / f"{study.Run(arm, blocks, seed, 1e-2).name}.json"
     path.write_text(json.dumps({"arm": arm, "blocks": blocks, "seed": seed, "rate": 1e-2} | found))
@@ -55,7 +58,7 @@ def folder(tmp_path_factory):
         f"{arm} {depth}": {"ttft": [0.02] * 3, "tpot": [0.001 * depth] * 3}
         for arm, depth in (("plain", 1), ("plain", 2), ("plain", 3))
     }
-    times |= {"headwise 2": {"ttft": [0.03] * 3, "tpot": [0.0024, 0.0025, 0.0099]}}
+    times |= {"headwise 2": {"ttft": [0.03] * 3, "tpot": [0.0025, 0.0026, 0.0099]}}
     (made / "speed.json").write_text(json.dumps(times))
     return made
 
@@ -109,9 +112,11 @@ def test_compression_and_tasks(found):
         and tasks.loc["last_word last_word", "chance or constant"] == 0.05
     )
     assert found.cell("task pairs", "trace_fomc exact_match", "answer") == "a gain"
+    assert found.cell("tasks", "trace_x bleu_4", "plain") == "0.000"
+    assert found.cell("task pairs", "trace_x bleu_4", "answer") == "no difference seen, and none above 0"
 
 
-def test_a_study_that_stopped_early_has_the_tables_that_it_can_have(tmp_path, capsys):
+def test_a_study_that_stopped_early_has_the_tables_that_it_can_have(tmp_path):
     for run in study.rates(PRESET):
         write(tmp_path, run.arm, run.blocks, run.seed, run.rate)
     for arm in ("plain", "headwise"):
@@ -120,7 +125,14 @@ def test_a_study_that_stopped_early_has_the_tables_that_it_can_have(tmp_path, ca
     made = study_tables.tables(study_records.Study(tmp_path, PRESET))
     assert list(made) == ["rates", "noise", "models", "pairs", "losses"]
     assert [row[0] for row in made["pairs"]["rows"]] == ["headwise, 2 blocks, against plain"]
-    assert "no curve of plain blocks: 1 depths" in capsys.readouterr().out
+    for seed in PRESET.seeds:  # deeper models that are worse: no number of plain blocks is worth a headwise one
+        path = tmp_path / "records" / f"{study.Run('plain', 3, seed, 1e-2).name}.json"
+        write(tmp_path, "plain", 3, seed, 1e-2)
+        path.write_text(json.dumps(json.loads(path.read_text()) | {"loss": 5.0 + seed}))
+    times = {name: {"tpot": [0.001], "ttft": [0.001]} for name in ("plain 2", "plain 3", "headwise 2")}  # no line
+    (tmp_path / "speed.json").write_text(json.dumps(times))
+    made = study_tables.tables(study_records.Study(tmp_path, PRESET))
+    assert made["worth"]["rows"] == [["2", "3", "not determined", "–", "–", "–"]]
 
 
 def test_publishing_keeps_the_notes(folder, tmp_path, monkeypatch):

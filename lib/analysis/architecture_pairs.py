@@ -62,7 +62,15 @@ class Curve:
         return {seed: a + b * math.log(blocks) for seed, (a, b) in self.fits.items()}
 
     def blocks(self, losses: Values) -> Values:
-        """The number of plain blocks with each seed's loss; seeds that both have."""
+        """The number of plain blocks with each seed's loss; seeds that both have.
+
+        Raises ValueError where more blocks do not lower the loss of every seed: no number of them is worth anything.
+        """
+        if rising := [seed for seed, (_, b) in self.fits.items() if b >= 0]:
+            raise ValueError(
+                f"the plain loss does not fall with blocks at seed {rising[0]}; a falling curve is needed to say what "
+                "a block is worth; train longer, or at depths further apart."
+            )
         shared = sorted(losses.keys() & self.fits.keys())
         return {seed: math.exp((losses[seed] - self.fits[seed][0]) / self.fits[seed][1]) for seed in shared}
 
@@ -70,8 +78,7 @@ class Curve:
 def curve(records: Iterable[dict], depths: Iterable[int], arm: str = "plain", name: str = "loss") -> Curve:
     """The curve of `arm` over `depths`, of the seeds that have all of them.
 
-    Raises ValueError for fewer than two depths or three seeds, and where more blocks do not lower the loss of every
-    seed: then no number of blocks is worth anything.
+    Raises ValueError for fewer than two depths or three seeds.
     """
     depths = sorted(depths)
     found = {depth: values(records, arm, depth, name) for depth in depths}
@@ -81,11 +88,6 @@ def curve(records: Iterable[dict], depths: Iterable[int], arm: str = "plain", na
     seeds.check(shared)
     logs = np.log(depths)
     fits = {seed: np.polyfit(logs, [found[depth][seed] for depth in depths], 1)[::-1] for seed in shared}
-    if rising := [seed for seed, (_, b) in fits.items() if b >= 0]:
-        raise ValueError(
-            f"the loss of {arm!r} does not fall with blocks at seed {rising[0]}; a falling curve is needed to say what "
-            "a block is worth; train longer, or at depths further apart."
-        )
     return Curve({seed: (float(a), float(b)) for seed, (a, b) in fits.items()}, depths[0], depths[-1])
 
 
@@ -102,6 +104,6 @@ def blocks_in(seconds: float, plain: Mapping[int, float]) -> float:
     if len(plain) < 2:
         raise ValueError(f"times of {len(plain)} depths; 2 or more make a line; measure another one.")
     slope, start = np.polyfit(list(plain), list(plain.values()), 1)
-    if slope <= 0:
+    if slope <= 1e-6 * max(plain.values()) or seconds <= start:
         raise ValueError("plain models with more blocks took no longer; a busy machine may be why; measure again.")
     return float((seconds - start) / slope)

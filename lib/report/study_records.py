@@ -1,7 +1,6 @@
 """The records of an architecture study as its tables need them: what was trained, scored and timed, by model."""
 
 import json
-import statistics
 from pathlib import Path
 
 from lib.analysis import architecture_pairs as pairs
@@ -14,7 +13,8 @@ class Study:
     """The records of a study, with the scores and times that there are.
 
     records: the trainings at each arm's best rate; tries: those that chose it. first: the number of blocks that all
-    arms have; plain: the arm that all are compared with. times: "arm blocks" -> {"ttft", "tpot"} in seconds, medians.
+    arms have; plain: the arm that all are compared with. times: "arm blocks" -> {"ttft", "tpot"} in seconds, of
+    the fastest round, since other work on the machine only ever slows one.
     """
 
     def __init__(self, folder: Path | str, preset: presets.Preset):
@@ -27,9 +27,7 @@ class Study:
         self.scored = [each for each in architecture_scores.scored(folder) if each["rate"] == self.rates[each["arm"]]]
         found = Path(folder) / architecture_scores.SPEED
         samples = json.loads(found.read_text()) if found.exists() else {}
-        self.times = {
-            name: {key: statistics.median(each) for key, each in one.items()} for name, one in samples.items()
-        }
+        self.times = {name: {key: min(each) for key, each in one.items()} for name, one in samples.items()}
         self.first, self.plain = preset.blocks[0], preset.arms[0]
 
     def models(self) -> list[tuple[str, int]]:
@@ -54,9 +52,9 @@ def lost(study: Study, arm: str, depth: int, bits: str, kind: str = "loss") -> p
 
 
 def task_values(study: Study, arm: str, name: str) -> pairs.Values:
-    """Seed -> score of an arm at the first number of blocks."""
+    """Seed -> score of an arm at the first number of blocks, without digits that no sample makes (BLEU of 1e-200)."""
     ours = [each for each in study.scored if (each["arm"], each["blocks"]) == (arm, study.first)]
-    return {each["seed"]: answers(each)[name][0] for each in ours if name in answers(each)}
+    return {each["seed"]: round(answers(each)[name][0], 6) for each in ours if name in answers(each)}
 
 
 def time_in_blocks(study: Study, arm: str, depth: int) -> float | None:
@@ -64,7 +62,11 @@ def time_in_blocks(study: Study, arm: str, depth: int) -> float | None:
     plain = {each: study.times.get(f"{study.plain} {each}") for each in study.depths(study.plain)}
     plain = {each: time["tpot"] for each, time in plain.items() if time}
     ours = study.times.get(f"{arm} {depth}")
-    return pairs.blocks_in(ours["tpot"], plain) if ours and len(plain) > 1 else None
+    try:
+        return pairs.blocks_in(ours["tpot"], plain) if ours else None
+    except ValueError as error:
+        print(f"no line of decode times: {error}")
+        return None
 
 
 def equal_time(study: Study) -> tuple[pairs.Values, pairs.Values] | None:
@@ -72,10 +74,7 @@ def equal_time(study: Study) -> tuple[pairs.Values, pairs.Values] | None:
     blocks = time_in_blocks(study, "headwise", study.first)
     if blocks is None or not study.losses("headwise", study.first):
         return None
-    try:
-        curve = pairs.curve(study.records, study.depths(study.plain), study.plain)
-    except ValueError:
-        return None
+    curve = pairs.curve(study.records, study.depths(study.plain), study.plain)
     return study.losses("headwise", study.first), curve.at(blocks)
 
 

@@ -100,17 +100,16 @@ def worth(study: Study):
     """How many plain blocks have the loss of so many headwise ones, and how many have their decode time."""
     columns = ["headwise blocks", "seeds", "plain blocks of that loss", "from", "to"]
     columns += ["plain blocks of that decode time"]
-    rows = []
-    try:
-        curve = pairs.curve(study.records, study.depths(study.plain), study.plain)
-    except ValueError as error:
-        print(f"no curve of plain blocks: {error}")
-        return columns, rows
-    for depth in study.depths("headwise"):
-        found = pairs.worth(curve, study.losses("headwise", depth))
-        time = _fixed(time_in_blocks(study, "headwise", depth), "–", 2)
-        span = [f"{each:.2f}" for each in (found.low, found.high)]
-        rows.append([str(depth), str(found.n), fmt(found.value, found.stderr), *span, time])
+    depths, rows = study.depths(study.plain), []
+    curve = pairs.curve(study.records, depths, study.plain) if len(depths) > 1 else None
+    for depth in study.depths("headwise") if curve else []:
+        losses, time = study.losses("headwise", depth), _fixed(time_in_blocks(study, "headwise", depth), "–", 2)
+        try:
+            found = pairs.worth(curve, losses)
+            row = [fmt(found.value, found.stderr), f"{found.low:.2f}", f"{found.high:.2f}"]
+        except ValueError:  # more plain blocks are no better
+            row = ["not determined", "–", "–"]
+        rows.append([str(depth), str(len(losses)), *row, time])
     return columns, rows
 
 
@@ -157,7 +156,7 @@ def task_pairs(study: Study):
         rival, ours = (task_values(study, arm, name) for arm in (study.plain, "headwise"))
         if len(rival.keys() & ours.keys()) >= seeds.LEAST:  # more is better here
             sides[name] = tuple({seed: -value for seed, value in each.items()} for each in (ours, rival))
-    return ["headwise against plain", *FULL], _rows(pairs.compared(sides)) if sides else []
+    return ["headwise against plain", "seeds", "gain", *FULL[2:]], _rows(pairs.compared(sides)) if sides else []
 
 
 def losses(study: Study):
@@ -212,9 +211,10 @@ def of(preset: str, folder: Path | None = None) -> published.Published:
 def document(study: Study, notes: Iterable[str] = ()) -> dict:
     """What `published.load` reads: the fields of a `Published`, without its name."""
     preset, counts = study.preset, [len(study.losses(*each)) for each in study.models()]
+    shown_seeds = " to ".join(map(str, sorted({min(counts), max(counts)})))
     protocol = (
         f"{preset.tokens:,} tokens of {preset.text} each, {preset.length} a row and {preset.batch} rows a step, "
-        f"vocabulary {preset.vocabulary}, width {preset.sizes['hidden_size']}; {min(counts)} to {max(counts)} seeds, "
+        f"vocabulary {preset.vocabulary}, width {preset.sizes['hidden_size']}; {shown_seeds} seeds, "
         f"each with one order of data and the same first values in all arms; {preset.unseen} unseen rows."
     )
     about = {"notebook": "12_architecture_study", "batch": "architectures.yaml", "machine": machine.label()}
