@@ -13,7 +13,8 @@ import torch
 from lib import files
 from lib.pruners import heal
 from lib.quantizers import e2e_qp, rtn
-from lib.trainers import arguments, loop, next_token
+from lib.trainers import arguments, loop, next_token, sequence_packing
+from lib.trainers.recipe import Recipe
 from tests import tiny
 from tests.test_training_data import Stream, rows
 
@@ -61,12 +62,11 @@ ROWS = """
 import json, sys
 import torch.distributed
 from lib.trainers import loop, next_token
-from tests.test_trainers_processes import SETTINGS, trained, tuned
-from tests.test_training_data import Stream, rows
+from tests.test_trainers_processes import SETTINGS, trainings, trained, tuned
 found = []
-for data in (rows(), Stream()):
+for data, recipe in trainings():
     model = trained()
-    history = loop.train_(model, data, next_token.loss, micro_batch=1, **SETTINGS)
+    history = loop.train_(model, data, next_token.loss, micro_batch=1, recipe=recipe, **SETTINGS)
     found.append([history.losses, history.tokens, sum(each.double().abs().sum().item() for each in model.parameters())])
 found.append(tuned())
 assert torch.distributed.get_backend() == "gloo" and torch.distributed.get_world_size() == 2
@@ -77,6 +77,13 @@ if torch.distributed.get_rank() == 0:
 
 def trained():
     return tiny.llama(num_hidden_layers=2)
+
+
+def trainings():
+    """(Data, recipe) of rows of unequal lengths, of a stream, and of packed documents as from scratch."""
+    documents = [list(range(start, start + 3 + start % 9)) for start in range(1, 80)]
+    packed = sequence_packing.pack(documents, 16, end=0)
+    return [(rows(), None), (Stream(), None), (packed, Recipe(optimizer="muon", schedule="wsd"))]
 
 
 def tuned():
@@ -99,13 +106,13 @@ def test_two_processes_of_accelerate_have_the_loss_of_one_on_rows_of_unequal_len
     done = subprocess.run(command, cwd=files.ROOT, env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr[-3000:]
     found = json.loads((tmp_path / "found.json").read_text())
-    for data, (losses, tokens, size) in zip((rows(), Stream()), found):
+    for (data, recipe), (losses, tokens, size) in zip(trainings(), found):
         model = trained()
-        history = loop.train_(model, data, next_token.loss, micro_batch=2, **SETTINGS)
+        history = loop.train_(model, data, next_token.loss, micro_batch=2, recipe=recipe, **SETTINGS)
         assert losses == pytest.approx(history.losses, rel=1e-5) and tokens == history.tokens
         assert size == pytest.approx(sum(each.double().abs().sum().item() for each in model.parameters()), rel=1e-6)
     losses, size = tuned()
-    assert found[2][0] == pytest.approx(losses, rel=1e-5) and found[2][1] == pytest.approx(size, rel=1e-5)
+    assert found[3][0] == pytest.approx(losses, rel=1e-5) and found[3][1] == pytest.approx(size, rel=1e-5)
 
 
 def test_batches_that_cannot_be_shared_are_refused(tmp_path, monkeypatch):
