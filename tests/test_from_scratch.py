@@ -4,6 +4,8 @@ import dataclasses
 import functools
 import json
 import math
+import shutil
+from collections import namedtuple
 
 import numpy as np
 import pytest
@@ -12,14 +14,16 @@ import torch
 from lib import architectures, files, tokenization
 from lib.metrics import bits_per_byte, perplexity, seeds
 from lib.sources import contamination, models, texts, token_file
-from lib.trainers import from_scratch, presets
+from lib.trainers import from_scratch, presets, samples
 
 
 def small(**changes):
     """The quick preset with a tiny model."""
     sizes = presets.by_name("quick").sizes | {"hidden_size": 64, "intermediate_size": 128}
-    given = dict(vocabulary=320, length=32, batch=8, micro_batch=4, unseen=16, every=8 * 32 * 5, blocks=(2,))
-    return dataclasses.replace(presets.by_name("quick"), sizes=sizes, **given | changes)
+    given = dict(
+        sizes=sizes, vocabulary=320, length=32, batch=8, micro_batch=4, unseen=16, every=8 * 32 * 5, blocks=(2,)
+    )
+    return dataclasses.replace(presets.by_name("quick"), **given | changes)
 
 
 @pytest.fixture(scope="module")
@@ -102,6 +106,30 @@ def test_the_real_texts_fill_rows(name):
         pytest.skip(f"THIMBLE_DATA has no {name}")
     seen, unseen = (texts.load(name, split) for split in ("train", "valid"))
     assert seen.characters > 2 * unseen.characters > 100_000 and not set(seen.documents) & set(unseen.documents)
+
+
+def test_samples_at_five_points_leave_the_training_as_it_is(corpus):
+    options = dict(tokens=8 * 32 * 9)
+    seen, losses = samples.Samples(corpus.tokenizer, "The", 9, new_tokens=3, then=lambda *given: told.append(given)), []
+    told = []
+    for watch in (None, seen):
+        losses.append(from_scratch.train("head_gate", corpus, **options, watch=watch).history.losses)
+    assert losses[0] == losses[1] == [loss for _, _, loss in told] and [step for _, step, _ in told] == [*range(1, 10)]
+    assert list(seen.texts) == [1, 2, 4, 7, 9] and all(seen.texts.values())
+    with pytest.raises(ValueError, match=r"prompt='', steps=9, .* a prompt of a token or more"):
+        samples.Samples(corpus.tokenizer, "", 9)
+
+
+def test_what_can_not_be_trained_is_refused_before_the_first_step(corpus, tmp_path, monkeypatch):
+    watch = pytest.fail  # a step was taken
+    odd = dataclasses.replace(corpus, preset=small(sizes=corpus.preset.sizes | {"num_attention_heads": 5}))
+    with pytest.raises(ValueError, match="num_attention_heads=5 do not divide hidden_size=64"):
+        from_scratch.train("plain", odd, tokens=512, watch=watch)
+    usage = namedtuple("usage", "total used free")
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: usage(1 << 40, 1 << 40, 1 << 10))
+    with pytest.raises(OSError, match=r"needs \d+ MB and its disk has 0 MB free"):
+        from_scratch.train("plain", corpus, tokens=512, watch=watch, folder=tmp_path / "new")
+    assert not (tmp_path / "new").exists()
 
 
 def test_text_shorter_than_a_batch_is_refused(tmp_path):
