@@ -14,7 +14,8 @@ import torch
 from lib import architectures, files, tokenization
 from lib.metrics import bits_per_byte, perplexity, seeds
 from lib.sources import contamination, models, texts, token_file
-from lib.trainers import from_scratch, presets, samples
+from lib.trainers import from_scratch, presets, samples, utilization
+from lib.trainers.recipe import Recipe
 
 
 def small(**changes):
@@ -130,6 +131,15 @@ def test_what_can_not_be_trained_is_refused_before_the_first_step(corpus, tmp_pa
     with pytest.raises(OSError, match=r"needs \d+ MB and its disk has 0 MB free"):
         from_scratch.train("plain", corpus, tokens=512, watch=watch, folder=tmp_path / "new")
     assert not (tmp_path / "new").exists()
+
+
+def test_what_compiling_costs_is_told(corpus, monkeypatch, capsys):
+    monkeypatch.setattr(torch, "compile", lambda function, **options: function)
+    for compile in (False, True):
+        made = dataclasses.replace(corpus, preset=small(recipe=Recipe(compile=compile)))
+        history = from_scratch.train("plain", made, tokens=3 * 256).history
+        line = f"torch.compile: the first step took {utilization.start_up(history):.1f} s longer"
+        assert (line in capsys.readouterr().out) == compile
 
 
 def test_text_shorter_than_a_batch_is_refused(tmp_path):

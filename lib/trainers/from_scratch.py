@@ -138,6 +138,8 @@ def train(
             watch(model, step, loss)
 
     history = loop.train_(model, corpus.rows, next_token.loss, **options, folder=folder, on_step=after)
+    if made.recipe.compile:
+        print(f"torch.compile: the first step took {utilization.start_up(history):.1f} s longer than the median one")
     seen.measure(len(history.losses))
     if folder is not None:
         plain.save(model, corpus.tokenizer, Path(folder) / "model")
