@@ -12,8 +12,8 @@ codes: z = 2**(bits-2) + c / 2, which is 1, 1.5, 2 and 2.5 at 2 bits, 2 to 5.5 a
 need another z, with more than two thirds of them on one side of zero, get a wider scale instead.
 
 On the packaged model (GPTQ, groups of 64, 8 windows to calibrate, 4 to test) halves lower the KL divergence, in nats a
-token on WikiText-2 and on C4 and paired by draws: at 2 bits by 0.313 ± 0.078 of 1.801 and 0.289 ± 0.055 of 2.393 (four
-draws), at 3 bits by 0.054 ± 0.010 of 0.401 and 0.135 ± 0.005 of 0.622 (three). Balanced levels raise it, by 0.46 and
+token on WikiText-2 and on C4 and paired by draws: at 2 bits by 0.313 ± 0.078 of 1.801 and 0.289 ± 0.056 of 2.393 (four
+draws), at 3 bits by 0.054 ± 0.010 of 0.401 and 0.135 ± 0.004 of 0.622 (three). Balanced levels raise it, by 0.46 and
 0.31 on WikiText-2 in two draws at 2 bits, although they err less there on each weight by itself than whole codes do.
 
 Balanced levels: Liu et al., "ParetoQ: Scaling Laws in Extremely Low-bit LLM Quantization", arXiv 2502.02631. Torch is
