@@ -102,7 +102,7 @@ def nearest(block: nn.Module, hidden: Tensor, call: tuple, **grid) -> dict[str, 
         scale, zero = choose(layer.weight, importance=importance, **grid)
         codes = quantize(layer.weight, scale, zero, bits=grid["bits"])
         size = codes.shape[1] // scale.shape[1]
-        starts[name] = Quantized(codes, scale, zero, grid["bits"], size, levels=grid["levels"])
+        starts[name] = Quantized(codes, scale, zero, grid["bits"], size, levels=grid.get("levels", "integer"))
     return starts
 
 
