@@ -23,8 +23,7 @@ def ids(tokenizer, texts: list[str], bos: bool | None = None) -> list[list[int]]
     """
     for text in texts:
         check(text)
-    first = tuple(first_texts(tokenizer))
-    begun = [bos is False or text.startswith(first) for text in texts]
+    begun = [bos is False or has for has in begin(tokenizer, texts)]
     found: list[list[int]] = [[] for _ in texts]
     for special in (True, False):
         some = [place for place, has in enumerate(begun) if has is not special]
@@ -32,6 +31,12 @@ def ids(tokenizer, texts: list[str], bos: bool | None = None) -> list[list[int]]
             for place, tokens in zip(some, _encode(tokenizer, [texts[place] for place in some], special)):
                 found[place] = list(tokens)
     return found
+
+
+def begin(tokenizer, texts: list[str]) -> list[bool]:
+    """Whether each text begins with its first token written out, as chat templates do; it gets no second one."""
+    first = tuple(first_texts(tokenizer))
+    return [text.startswith(first) for text in texts]
 
 
 def check(text: str, what: str = "the text") -> str:

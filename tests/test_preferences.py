@@ -11,6 +11,7 @@ from lib.trainers import loop, preference_training, preferences, token_logp
 from lib.trainers.minibatch import IGNORED
 from lib.trainers.preferences import Options
 from tests import tiny
+from tests.test_trainers_losses import gradients
 
 
 def texts(count=6):
@@ -46,12 +47,6 @@ def whole(model, batch):
     logp = model(**given, use_cache=False).logits[:, :-1].log_softmax(-1)
     each = logp.gather(-1, labels.clamp(min=0)[..., None])[..., 0] * (labels != IGNORED)
     return each.sum(-1), (labels != IGNORED).sum(-1)
-
-
-def gradients(model, loss):
-    model.zero_grad()
-    loss.backward()
-    return {name: each.grad.clone() for name, each in model.named_parameters() if each.grad is not None}
 
 
 def close(ours, theirs):

@@ -9,7 +9,6 @@ text that it wrote itself; EfficientQAT (Chen et al., arXiv 2407.11062) for trai
 The student that comes out is the one with the smallest divergence on text that it was not trained on.
 """
 
-import contextlib
 import hashlib
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -19,7 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from lib.distillation.code_linear import CodeLinear
-from lib.distillation.held_out import HeldOut
+from lib.distillation.held_out_divergence import HeldOut
 from lib.models.reference import digest
 from lib.quantizers import activations, e2e_qp
 from lib.quantizers.learnable_scale import LearnableScaleLinear
@@ -80,30 +79,39 @@ def train_(
         raise ValueError(f"learning_rate={rate} and code_steps={code_steps}; above 0 and from 0 on are allowed.")
     source = training_data.of(data, student, checked=collate is None)
     again = activations.must_recompute(student, micro_batch * int(source.length or 0))
-    before = {name: (layer.codes, layer.scale) for name, layer in layers.items()}
+    before = {name: layer.codes for name, layer in layers.items()}
     parts = _parts(student, layers, code_steps / rate, originals or {})
     named = _Named(loss, {"code_steps": code_steps, "originals": _digest(originals or {})})
     settings = {"steps": steps, "batch": batch, "micro_batch": micro_batch, "learning_rate": rate, "seed": seed}
-    with _trainable(student, parts, again), torch.enable_grad():
-        kept = folder and Path(folder) / "held_out"
-        watch = held_out and HeldOut(student, parts, *held_out, every=every, patience=patience, folder=kept)
-        if watch:
-            watch.begin()
-        told = [each for each in (watch, on_step) if each]
-        options = {"optimizer": torch.optim.Adam, "folder": folder, "every": CHECKPOINTS, "stop": watch and watch.stop}
-        options["collate"] = collate
-        history = loop.train_(
-            student, source, named, **settings, **options, on_step=lambda *step: [each(*step) for each in told]
-        )
-        if watch and len(history.losses) not in watch.divergences:
-            watch.measure(len(history.losses))
+    with e2e_qp.trained_alone(student, parts, again), torch.enable_grad():
+        watch = held_out and _watch(student, parts, held_out, folder, every=every, patience=patience)
+        options = {"optimizer": torch.optim.Adam, "folder": folder, "every": CHECKPOINTS, "collate": collate}
+        options |= {"stop": watch and watch.stop, "on_step": lambda *step: _tell((watch, on_step), step)}
+        history = loop.train_(student, source, named, **settings, **options)
         for part in parts.values():
             part.settle_()
-        if watch:
-            watch.settle_()
-    moved = sum(int((layer.codes != before[name][0]).sum()) for name, layer in layers.items())
-    share = moved / sum(layer.codes.numel() for layer in layers.values())
-    return Distilled(history, watch.divergences if watch else {}, watch.best if watch else None, share)
+        if watch:  # the best state instead of the last one
+            watch.settle_(len(history.losses))
+    return Distilled(history, *((watch.divergences, watch.best) if watch else ({}, None)), _moved(layers, before))
+
+
+def _watch(student, parts: dict, held_out: tuple, folder: Path | str | None, **options) -> HeldOut:
+    """What measures on unseen text, after its first measurement."""
+    found = HeldOut(student, parts, *held_out, **options, folder=folder and Path(folder) / "held_out")
+    found.begin()
+    return found
+
+
+def _tell(listeners: tuple, step: tuple) -> None:
+    """Call each of the `listeners` that there are."""
+    for each in filter(None, listeners):
+        each(*step)
+
+
+def _moved(layers: dict, before: dict[str, Tensor]) -> float:
+    """The share of codes that are others than `before`."""
+    moved = sum(int((layer.codes != before[name]).sum()) for name, layer in layers.items())
+    return moved / sum(layer.codes.numel() for layer in layers.values())
 
 
 class _Named:
@@ -139,9 +147,3 @@ def _parts(student, layers, code_rate: float, originals: dict[str, Tensor]) -> d
         raise ValueError(f"originals has {unknown[0]!r}, which is no quantized layer of the student; give its own.")
     made = {name: {"code_rate": code_rate, "original": originals.get(name)} for name in layers}
     return {name: CodeLinear(layer, student.dtype, **made[name]) for name, layer in layers.items()}
-
-
-@contextlib.contextmanager
-def _trainable(student: nn.Module, parts: dict[str, LearnableScaleLinear], again: bool):
-    with e2e_qp.trained_alone(student, parts), activations.recomputed(student) if again else contextlib.nullcontext():
-        yield

@@ -49,7 +49,7 @@ def first_tokens(tokenizer, count: int, *, seed: int = 0) -> list[list[int]]:
     """
     special = set(tokenizer.all_special_ids)
     known = [token for token in range(len(tokenizer)) if token not in special]
-    before = tokenization.ids(tokenizer, [""])[0]
+    before = tokenization.first_ids(tokenizer)
     return [[*before, token] for token in random.Random(seed).choices(known, k=count)]
 
 

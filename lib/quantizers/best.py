@@ -59,11 +59,8 @@ def quantize_(
     job = {"bits": bits, "megabytes": megabytes, **grid, "seed": seed, "steps": steps}
     with JobLog(state, begun, model, tokens, **job, minutes=minutes if steps is None else None) as log:
         batch = min(BATCH, len(tokens))
-        if steps is None:
-            timed = {"minutes": minutes, "sized": bits is None, "group_size": group_size, "batch": batch}
-            budget = TimeBudget(log, model, tokens, **timed)
-        else:
-            budget = FixedSteps(steps)
+        timed = {"minutes": minutes, "sized": bits is None, "group_size": group_size, "batch": batch}
+        budget = TimeBudget(log, model, tokens, **timed) if steps is None else FixedSteps(steps)
         tokens = tokens[: budget.windows(tokens)]
         calibrate.check_memory(model, tokens, streams=2)
         reference = divergence.remember(model, tokens)

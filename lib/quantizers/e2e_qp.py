@@ -173,16 +173,19 @@ def _tuned(
 ) -> Iterator[dict[str, LearnableScaleLinear]]:
     """Replace the layers by `layer_class` inside the context; again: recompute blocks in the backward pass."""
     parts = {name: layer_class(layer, model.dtype) for name, layer in found.items()}
-    with trained_alone(model, parts), activations.recomputed(model) if again else contextlib.nullcontext():
+    with trained_alone(model, parts, again):
         yield parts
 
 
 @contextlib.contextmanager
-def trained_alone(model: nn.Module, parts: dict[str, LearnableScaleLinear]) -> Iterator[None]:
-    """Context in which `parts` stand for the layers of `model` that they wrap, and nothing else is trained."""
+def trained_alone(model: nn.Module, parts: dict[str, LearnableScaleLinear], again: bool) -> Iterator[None]:
+    """Context in which `parts` stand for the layers of `model` that they wrap, and nothing else is trained.
+
+    again: recompute the blocks in the backward pass instead of keeping their activations.
+    """
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
     try:
-        with logits.evaluating(model):
+        with logits.evaluating(model), activations.recomputed(model) if again else contextlib.nullcontext():
             for parameter in trained:
                 parameter.requires_grad_(False)
             for name, part in parts.items():

@@ -74,7 +74,9 @@ def rows(conversations: Sequence[Conversation], tokenizer, *, length: int, answe
 def encode(turns: Sequence[Turn], tokenizer, *, answers: str = "all", where: str = "a row"):
     """(token ids [length], labels [length], whether an end token was added) of one conversation."""
     text, spans = spans_of(turns, tokenizer, answers, where)
-    found = tokenizer(text, add_special_tokens=not _begun(tokenizer, text), return_offsets_mapping=True)
+    found = tokenizer(
+        text, add_special_tokens=not tokenization.begin(tokenizer, [text])[0], return_offsets_mapping=True
+    )
     ids, special = list(found["input_ids"]), set(tokenizer.all_special_ids)
     labels = [IGNORED] * len(ids)
     inside = []
@@ -132,11 +134,6 @@ def check(tokenizer, length: int, answers: str) -> None:
         )
     if not getattr(tokenizer, "is_fast", False):
         raise ValueError(f"{type(tokenizer).__name__} says not where tokens stand in a text; take its fast form.")
-
-
-def _begun(tokenizer, text: str) -> bool:
-    """Whether the template wrote the first token itself: then the tokenizer writes none."""
-    return text.startswith(tuple(tokenization.first_texts(tokenizer)))
 
 
 def _learned(labels: torch.Tensor) -> int:

@@ -115,15 +115,7 @@ def train(
     trained.
     """
     made = corpus.preset
-    depth, vocabulary = blocks or made.blocks[0], len(corpus.tokenizer)
-    sizes = made.sizes | {"vocab_size": vocabulary, "num_hidden_layers": depth}
-    end = corpus.tokenizer.eos_token_id
-    ends = {"bos_token_id": end, "eos_token_id": end, "pad_token_id": end}
-    model = architectures.build(architecture, sizes | ends, seed)
-    model.tokenizer = corpus.tokenizer
-    byte_pairs.check(model, corpus.tokenizer)
-    if isinstance(corpus.rows, sequence_packing.PackedSequences):
-        sequence_packing.check(model)
+    model = _model(architecture, corpus, blocks or made.blocks[0], seed)
     if folder is not None:
         plain.check(model, corpus.tokenizer)
         files.check_writable(Path(folder) / "model" / "weights", plain.size(model) + plain.ROOM)
@@ -144,3 +136,16 @@ def train(
     if folder is not None:
         plain.save(model, corpus.tokenizer, Path(folder) / "model")
     return Trained(model, history, seen.curve(), seen.bits_per_byte(corpus.tokenizer))
+
+
+def _model(architecture: str, corpus: Corpus, blocks: int, seed: int) -> nn.Module:
+    """A model that begins, checked against tokenizer and rows of `corpus`."""
+    sizes = corpus.preset.sizes | {"vocab_size": len(corpus.tokenizer), "num_hidden_layers": blocks}
+    end = corpus.tokenizer.eos_token_id
+    ends = {"bos_token_id": end, "eos_token_id": end, "pad_token_id": end}
+    model = architectures.build(architecture, sizes | ends, seed)
+    model.tokenizer = corpus.tokenizer
+    byte_pairs.check(model, corpus.tokenizer)
+    if isinstance(corpus.rows, sequence_packing.PackedSequences):
+        sequence_packing.check(model)
+    return model

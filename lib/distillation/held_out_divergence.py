@@ -84,8 +84,10 @@ class HeldOut:
         """The step with the smallest divergence, the first of equals."""
         return min(sorted(self.divergences), key=self.divergences.get)
 
-    def settle_(self) -> None:
-        """Store the best state in the quantized layers."""
+    def settle_(self, last: int) -> None:
+        """Store the best state in the quantized layers, after measuring `last`, the step at which the training ends."""
+        if last not in self.divergences:
+            self.measure(last)
         kept = self._best or safetensors.torch.load_file(self.folder / BEST)
         for name, part in self.parts.items():
             _put_(part.layer, {each: kept[f"{name}:{each}"] for each in KEPT})
