@@ -28,6 +28,8 @@ if x == 66: sys.exit("ValueError: no good")
 if x == 77: time.sleep(60)
 if x == 88: os.kill(os.getpid(), 9)
 time.sleep(0.15)
+with open(home + "/spins", "a") as spins:
+    spins.write(f"{os.environ.get('GOMP_SPINCOUNT')} {os.environ.get('OMP_WAIT_POLICY')}\\n")
 document = json.load(open(job["notebook"]))
 document["metadata"]["papermill"] = {"input_path": job["notebook"], "output_path": job["output"]}
 json.dump(document, open(job["output"], "w"))
@@ -107,6 +109,17 @@ def test_workers_run_at_once_and_share_the_cores(stub, monkeypatch):
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
     sweep.sweep(batch_file(stub, "notebooks: [{notebook: a, grid: {x: [4, 5]}}]"), workers=2)
     assert "start a-x=4 1" in log(stub)  # what the user has set stays
+
+
+def test_waiting_threads_let_go_of_their_cores(stub, monkeypatch):
+    monkeypatch.delenv("GOMP_SPINCOUNT", raising=False)
+    monkeypatch.delenv("OMP_WAIT_POLICY", raising=False)
+    batch = batch_file(stub, "notebooks: [{notebook: a}]")
+    sweep.sweep(batch)
+    monkeypatch.setenv("OMP_WAIT_POLICY", "active")  # what the user has set stays
+    (stub / "data/results/a.json").unlink()
+    sweep.sweep(batch)
+    assert (stub / "spins").read_text().split("\n")[:-1] == ["10000 None", "None active"]
 
 
 def test_failures_are_kept_and_the_others_go_on(stub, capsys):

@@ -22,6 +22,10 @@ from lib import files
 
 MARK = "THIMBLE_WORKER"
 COMMAND = [sys.executable, "-m", "lib.batches.worker"]
+# How long an OpenMP thread that waits for the others keeps its core. By default it is several milliseconds: where
+# another process holds a core, two threads then wait for each other by burning what both need, and a forward pass takes
+# up to 70 times as long. A tenth of a millisecond costs nothing that could be seen on a quiet machine.
+_SPINS = "10000"
 _KERNEL = {  # `python3` as this very interpreter, whatever the user's other kernels are called
     "argv": [sys.executable, "-m", "ipykernel_launcher", "-f", "{connection_file}"],
     "display_name": "Python 3",
@@ -42,6 +46,8 @@ class Worker:
         self.mark = uuid.uuid4().hex
         environment = _environment(kernels) | {MARK: self.mark, "THIMBLE_RUN_ID": record}
         environment.setdefault("THIMBLE_QUIET", "1")  # no bars inside the notebook: the sweep has its own
+        if "OMP_WAIT_POLICY" not in environment:
+            environment.setdefault("GOMP_SPINCOUNT", _SPINS)
         if threads is not None:
             environment.setdefault("OMP_NUM_THREADS", str(threads))
         pipes = dict(stdin=subprocess.PIPE, stdout=log, stderr=log)
