@@ -14,7 +14,7 @@ from lib.quantized.linear import QuantLinear
 from lib.quantizers.learnable_scale import LearnableScaleLinear
 
 CURVE, BEST = "held_out.json", "best.safetensors"
-KEPT = ("codes", "scale")  # of a layer, what a training changes
+KEPT = ("codes", "scale", "zero_point")  # of a layer, what a training may change
 
 
 class HeldOut:
@@ -61,7 +61,9 @@ class HeldOut:
         """Measure now, as after `step`; nats a token. The best state so far is kept."""
         with self._as_stored() as layers:
             found = divergence.compare(self.student, self.reference, self.tokens).divergence.double().mean().item()
-            state = {f"{name}:{each}": getattr(layer, each) for name, layer in layers.items() for each in KEPT}
+            state = {
+                f"{name}:{each}": tensor for name, layer in layers.items() for each, tensor in _kept(layer).items()
+            }
         best = min((value for at, value in self.divergences.items() if at < step), default=float("inf"))
         self.divergences[step] = found
         if found < best and self.folder is None:
@@ -90,13 +92,13 @@ class HeldOut:
             self.measure(last)
         kept = self._best or safetensors.torch.load_file(self.folder / BEST)
         for name, part in self.parts.items():
-            _put_(part.layer, {each: kept[f"{name}:{each}"] for each in KEPT})
+            _put_(part.layer, {each: kept[f"{name}:{each}"] for each in _kept(part.layer)})
 
     @contextlib.contextmanager
     def _as_stored(self) -> Iterator[dict[str, QuantLinear]]:
         """Context in which the student has the layers that it would be saved with now: scales lose digits then."""
         layers = {name: part.layer for name, part in self.parts.items()}
-        before = {name: {each: getattr(layer, each) for each in KEPT} for name, layer in layers.items()}
+        before = {name: _kept(layer) for name, layer in layers.items()}
         try:
             for name, part in self.parts.items():
                 part.settle_()
@@ -106,6 +108,11 @@ class HeldOut:
             for name, part in self.parts.items():
                 self.student.set_submodule(name, part)
                 _put_(part.layer, before[name])
+
+
+def _kept(layer: QuantLinear) -> dict[str, Tensor]:
+    """The tensors of `layer` that a training may change and that it has."""
+    return {each: getattr(layer, each) for each in KEPT if getattr(layer, each) is not None}
 
 
 def _put_(layer: QuantLinear, tensors: dict[str, Tensor]) -> None:

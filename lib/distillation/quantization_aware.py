@@ -14,11 +14,16 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
+import psutil
 import torch
 from torch import Tensor, nn
 
+from lib import files
+from lib.distillation.bitdistiller_linear import BitDistillerLinear
 from lib.distillation.code_linear import CodeLinear
 from lib.distillation.held_out_divergence import HeldOut
+from lib.distillation.latent_linear import LatentLinear
+from lib.distillation.lsq_linear import LSQLinear
 from lib.models.reference import digest
 from lib.quantizers import activations, e2e_qp
 from lib.quantizers.learnable_scale import LearnableScaleLinear
@@ -26,6 +31,10 @@ from lib.trainers import loop, training_data
 from lib.trainers.history import History
 
 CHECKPOINTS = 60  # seconds between two of them
+# bytes of a code that moves: where it began, what is trained, its copy and its gradient, two moments, the way back
+LATENT = 28
+# how codes move: latents beside the start's codes, or the published ways
+LINEARS = {"codes": CodeLinear, "lsq": LSQLinear, "bitdistiller": BitDistillerLinear}
 EVERY = 20  # steps between two measurements on unseen text
 
 
@@ -51,6 +60,7 @@ def train_(
     learning_rate: float | None = None,
     code_steps: float = 0.0,
     originals: dict[str, Tensor] | None = None,
+    linear: str = "codes",
     held_out: tuple | None = None,
     every: int = EVERY,
     patience: int | None = None,
@@ -68,10 +78,11 @@ def train_(
     `folder`. learning_rate: of the scales' δ at its peak, as in `e2e_qp` (None chooses by the bits). code_steps: how
     far, in code steps, a latent moves in one step at most at the peak of the rate; 0 trains scales alone. originals:
     the weights before they were quantized, by layer name: latents then begin where these lie, else in the middle of
-    their codes. held_out: (reference of the original, token ids [windows, length]) of text that is not trained on;
-    measured every `every` steps, and the best state is the one that stays; `patience` measurements without a better one
-    end the training. Raises ValueError for a student without quantized layers, for codes that cannot move, for numbers
-    out of range, and where the loss is not finite, with the layers as they were.
+    their codes. linear: how codes move, one of `LINEARS`. held_out: (reference of the original, token ids [windows,
+    length]) of text that is not trained on; measured every `every` steps, and the best state is the one that stays;
+    `patience` measurements without a better one end the training. Raises ValueError for a student without quantized
+    layers, for codes that cannot move, for numbers out of range, and where the loss is not finite, with the layers as
+    they were; MemoryError, before the work, for more codes that move than fit into memory.
     """
     layers = e2e_qp.quantized_layers(student)
     rate = e2e_qp.rate_of(list(layers.values())) if learning_rate is None else learning_rate
@@ -80,8 +91,8 @@ def train_(
     source = training_data.of(data, student, checked=collate is None)
     again = activations.must_recompute(student, micro_batch * int(source.length or 0))
     before = {name: layer.codes for name, layer in layers.items()}
-    parts = _parts(student, layers, code_steps / rate, originals or {})
-    named = _Named(loss, {"code_steps": code_steps, "originals": _digest(originals or {})})
+    parts = _parts(student, layers, code_steps / rate, originals or {}, linear)
+    named = _Named(loss, {"code_steps": code_steps, "linear": linear, "originals": _digest(originals or {})})
     settings = {"steps": steps, "batch": batch, "micro_batch": micro_batch, "learning_rate": rate, "seed": seed}
     with e2e_qp.trained_alone(student, parts, again), torch.enable_grad():
         watch = held_out and _watch(student, parts, held_out, folder, every=every, patience=patience)
@@ -140,10 +151,27 @@ def _digest(tensors: dict[str, Tensor]) -> str:
     return hashlib.sha256(" ".join(found).encode()).hexdigest() if found else ""
 
 
-def _parts(student, layers, code_rate: float, originals: dict[str, Tensor]) -> dict[str, LearnableScaleLinear]:
+def _parts(
+    student, layers, code_rate: float, originals: dict[str, Tensor], linear: str
+) -> dict[str, LearnableScaleLinear | LatentLinear]:
+    if linear not in LINEARS:
+        raise ValueError(f"linear={linear!r} is no way for codes to move; {files.choices(linear, LINEARS)}")
     if not code_rate:
         return {name: LearnableScaleLinear(layer, student.dtype) for name, layer in layers.items()}
     if unknown := sorted(set(originals) - set(layers)):
         raise ValueError(f"originals has {unknown[0]!r}, which is no quantized layer of the student; give its own.")
+    _check_memory(layers)
     made = {name: {"code_rate": code_rate, "original": originals.get(name)} for name in layers}
-    return {name: CodeLinear(layer, student.dtype, **made[name]) for name, layer in layers.items()}
+    return {name: LINEARS[linear](layer, student.dtype, **made[name]) for name, layer in layers.items()}
+
+
+def _check_memory(layers: dict) -> None:
+    """Raise MemoryError, before the work, where what is kept for each code that moves does not fit into memory."""
+    count, scales = (sum(each.numel() for each in some) for some in zip(*((x.codes, x.scale) for x in layers.values())))
+    free = psutil.virtual_memory().available
+    if (needed := LATENT * count) > free:
+        raise MemoryError(
+            f"{count:,} codes that move need about {needed / 1e9:.1f} GB beside the models and {free / 1e9:.1f} GB are "
+            f"free; about {free / LATENT:,.0f} codes fit; scales alone (code_steps=0) need {LATENT * scales / 1e9:.2f} "
+            "GB; take those, or a smaller model."
+        )

@@ -1,0 +1,101 @@
+"""Recipes of two bits, one table: what half a minute, an hour of two cores, and a GPU can distill."""
+
+from dataclasses import dataclass
+
+from lib import files
+
+
+@dataclass(frozen=True)
+class Preset:
+    """One recipe: where a student starts, what it reads, and how it learns.
+
+    model: as `models.load` knows it. texts: name -> share of the windows, see `training_text`. judged: text -> split,
+    of which `judge` windows are measured and none is learned from. bits, group_size, levels: of the decoder's linear
+    layers. start: quantizer that the student begins with, one of `quantizers.METHODS` or "block_wise"; calibration:
+    windows that it sees; rounding: its steps a block, where it learns. windows: of `length` tokens, each read once, in
+    steps of `batch`, `micro_batch` at once. answers: of the teacher to prompts of chats, at most `new_tokens` long,
+    which are mixed into the windows. learning_rate: of the scales at its peak, None by the bits. code_steps: how far a
+    latent weight moves at most in a step, in steps of its grid; 0 keeps all codes. linear: how codes move, one of
+    `quantization_aware.LINEARS`. divergence: one of `divergences.DIVERGENCES`; of "cakld" the teacher's own confidence
+    is the coefficient. unseen: windows of the same texts by which the best state is chosen, every `every` steps.
+    """
+
+    model: str
+    texts: dict[str, float]
+    judged: dict[str, str]
+    bits: int = 2
+    group_size: int = 64
+    levels: str = "half"
+    start: str = "gptq_signround"
+    calibration: int = 96
+    rounding: int = 120
+    length: int = 512
+    windows: int = 512
+    batch: int = 4
+    micro_batch: int = 2
+    learning_rate: float | None = None
+    code_steps: float = 0.0
+    linear: str = "codes"
+    divergence: str = "forward_kl"
+    unseen: int = 16
+    every: int = 32
+    judge: int = 32
+    answers: int = 0
+    new_tokens: int = 256
+    seed: int = 0
+
+
+_PACKAGED = "smollm2-135m-instruct"
+# half of it the domain of one of the judged texts, and nothing from the domains of the other two
+_GENERAL = {
+    "wikitext2": 0.5,
+    "redpajama_sample/book2.jsonl": 0.2,
+    "redpajama_sample/stackexchange1.jsonl": 0.12,
+    "redpajama_sample/arxiv1.jsonl": 0.08,
+    "redpajama_sample/wiki1.jsonl": 0.06,
+    "redpajama_sample/cc2.jsonl": 0.04,
+}
+_JUDGED = {"wikitext2": "test", "c4": "test", "novels_en": "valid"}
+_WEB = {"cerebras/SlimPajama-627B": 1.0}
+_LLAMA, _GUARD = "meta-llama/Llama-3.2-1B-Instruct", "meta-llama/Llama-Guard-3-1B"
+_GPU = {"calibration": 512, "rounding": 200, "length": 2048, "windows": 24576, "batch": 16, "micro_batch": 8,
+        "unseen": 64, "every": 128}  # fmt: skip
+
+PRESETS = {
+    # rounding to nearest, and scales that take back a part of the harm while one looks on
+    "quick": Preset(
+        _PACKAGED, {"packaged": 1.0}, {"packaged": "test"}, start="rtn", calibration=2, length=128, windows=64, batch=4,
+        micro_batch=4, unseen=4, every=8, judge=4,
+    ),
+    # an hour of two cores
+    "cpu": Preset(_PACKAGED, _GENERAL, _JUDGED, windows=1024),
+    # published recipes, at the same size: clipped ranges, grids that follow their weights, answers of the teacher
+    "bitdistiller": Preset(
+        _PACKAGED, _GENERAL, _JUDGED, levels="integer", start="clip", calibration=64, windows=512, answers=1000,
+        batch=8, linear="bitdistiller", code_steps=1e-3, divergence="cakld",
+    ),
+    # all weights block by block, then scales alone
+    "efficientqat": Preset(
+        _PACKAGED, _GENERAL, _JUDGED, levels="integer", start="block_wise", calibration=128, rounding=160, windows=1024,
+    ),
+    # balanced levels, all weights end to end
+    "paretoq": Preset(
+        _PACKAGED, _GENERAL, _JUDGED, levels="balanced", start="rtn", calibration=1, windows=1024, batch=8,
+        linear="lsq", code_steps=1e-3,
+    ),
+    # 50 M tokens on one device of 80 GB; not run yet
+    "gpu": Preset(_LLAMA, _WEB, _JUDGED, **_GPU),
+    "gpu_guard": Preset(_GUARD, _WEB, _JUDGED, **_GPU),
+    # as many samples as BitDistiller's; not run yet
+    "gpu_bitdistiller": Preset(
+        _LLAMA, _WEB, _JUDGED, levels="integer", start="clip", calibration=128, length=1024, windows=64, answers=3000,
+        batch=16, micro_batch=8, linear="bitdistiller", code_steps=1e-4, divergence="cakld", unseen=64, new_tokens=512,
+    ),
+}  # fmt: skip
+
+
+def by_name(name: str) -> Preset:
+    """The preset `name`; ValueError with the choices for others."""
+    if name not in PRESETS:
+        raise ValueError(f"preset {name!r} is unknown; {files.choices(name, PRESETS)}")
+    return PRESETS[name]

@@ -1,0 +1,65 @@
+"""Windows for distillation from several texts, each with its share: for calibration, for training, and kept unseen.
+
+All three come from the texts' training splits and share no window: what was calibrated on is not trained on again, and
+what a training is stopped by it has not seen. A window is drawn once at most.
+"""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from lib.sources import texts
+
+PARTS = ("calibration", "unseen", "training")
+
+
+@dataclass(frozen=True)
+class Windows:
+    """Token ids [count, length] of each part, and how many windows each text gave to all of them."""
+
+    calibration: Tensor
+    unseen: Tensor
+    training: Tensor
+    counts: dict[str, int]
+
+
+def draw(
+    model: nn.Module, shares: dict[str, float], *, calibration: int, unseen: int, training: int, length: int, seed: int
+) -> Windows:
+    """So many windows of `length` tokens for each part, mixed by the `shares` of the texts, in random order.
+
+    shares: numbers above 0 by the name of a text (`texts.load`), in proportion to each other. Raises ValueError, before
+    anything is drawn, for shares and counts out of range, and where a text has too few windows.
+    """
+    wanted = dict(zip(PARTS, (calibration, unseen, training)))
+    if not shares or min(shares.values()) <= 0 or min(wanted.values()) < 1:
+        raise ValueError(
+            f"shares={shares} and {wanted} windows; one text or more with a share above 0 and 1 window or more of each "
+            "part are needed; change them."
+        )
+    each = {part: counts(shares, count) for part, count in wanted.items()}
+    asked = {name: sum(count[name] for count in each.values()) for name in shares}
+    found: dict[str, list[Tensor]] = {part: [] for part in PARTS}
+    for name, needed in asked.items():
+        if not needed:  # so small a share of so few windows
+            continue
+        drawn = texts.tokens(texts.load(name, "train").windows(needed, length, seed=seed), model)
+        for part, some in zip(PARTS, drawn.split([each[part][name] for part in PARTS])):
+            found[part].append(some)
+    generator = torch.Generator().manual_seed(seed)
+    mixed = {}
+    for part, pieces in found.items():
+        whole = torch.cat(pieces)
+        mixed[part] = whole[torch.randperm(len(whole), generator=generator)]
+    return Windows(**mixed, counts=asked)
+
+
+def counts(shares: dict[str, float], count: int) -> dict[str, int]:
+    """`count` divided by `shares` into whole numbers, the largest remainders rounded up."""
+    total = sum(shares.values())
+    exact = {name: count * share / total for name, share in shares.items()}
+    found = {name: int(number) for name, number in exact.items()}
+    for name in sorted(exact, key=lambda one: found[one] - exact[one])[: count - sum(found.values())]:
+        found[name] += 1
+    return found
