@@ -9,8 +9,9 @@ SIDE_BY_SIDE := -n logical --maxprocesses=4 --dist loadfile --no-loadscope-reord
 # tagged nbval-check-output are compared
 NBVAL := THIMBLE_CLAIMS=strict OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder \
 	--nbval-lax --nbval-current-env --nbval-cell-timeout=1800
-# a minute and more each; `make test` runs them on three small models, `make checks` as they are committed
-LONG := 23_scales_and_clips 25_rotation 28_allocation 29_best_recipe 31_healing 51_evaluate 53_peers 54_artifacts
+# half a minute and more each; `make test` runs them on three small models, `make checks` as they are committed
+LONG := 23_scales_and_clips 25_rotation 28_allocation 29_best_recipe 31_healing 32_int2_distillation 33_teacher_data \
+	51_evaluate 53_peers 54_artifacts
 LONG := $(addprefix notebooks/,$(addsuffix .ipynb,$(LONG)))
 
 .DEFAULT_GOAL := help
@@ -34,11 +35,11 @@ gemma: $(READY)  ## install and convert the second model, Gemma 3 270M (under Go
 report: $(READY)  ## run the notebooks that changed, print the results table, build data/report/index.html
 	$(BIN)/python -m lib.sweep notebooks/batches/report.yaml; status=$$?; $(BIN)/python -m lib.report.site && exit $$status
 
-test: $(READY)  ## unit tests, every notebook on three small models, and through nbval as it is committed, but for eight
+test: $(READY)  ## unit tests, every notebook on three small models, and through nbval as it is committed, but for ten
 	$(BIN)/python -m pytest $(SIDE_BY_SIDE) -m "not long" tests
 	$(NBVAL) $(addprefix --ignore=,$(LONG)) notebooks
 
-checks: $(READY)  ## the eight longest notebooks through nbval, and tests with more draws and cases than `make test` has
+checks: $(READY)  ## the ten longest notebooks through nbval, and tests with more draws and cases than `make test` has
 	$(NBVAL) $(LONG)
 	$(BIN)/python -m pytest $(SIDE_BY_SIDE) -m long tests
 

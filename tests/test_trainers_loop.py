@@ -84,12 +84,14 @@ def test_the_seed_decides_and_global_generators_are_left_as_found():
     assert torch.equal(torch.get_rng_state(), states[2])
 
 
-def test_modes_and_gradients_are_put_back():
+def test_modes_gradients_and_configuration_are_put_back():
     model = tiny.llama()
     model.model.layers[1].train()
+    before = model.config.to_dict()
     loop.train_(model, tiny.tokens(4, LENGTH), next_token.loss, **OPTIONS)
     assert [block.training for block in model.model.layers] == [False, True, False, False] and not model.training
     assert all(each.grad is None for each in model.parameters())
+    assert model.config.to_dict() == before and model.config.use_cache  # else it would be saved without
 
 
 class Breaks:

@@ -64,8 +64,8 @@ _GPU = {"calibration": 512, "rounding": 200, "length": 2048, "windows": 24576, "
 PRESETS = {
     # rounding to nearest, and scales that take back a part of the harm while one looks on
     "quick": Preset(
-        _PACKAGED, {"packaged": 1.0}, {"packaged": "test"}, start="rtn", calibration=2, length=128, windows=64, batch=4,
-        micro_batch=4, unseen=4, every=8, judge=4,
+        _PACKAGED, {"packaged": 1.0}, {"packaged": "test"}, start="rtn", calibration=2, length=128, windows=64, batch=2,
+        micro_batch=2, unseen=4, every=4, judge=4,
     ),
     # an hour of two cores
     "cpu": Preset(_PACKAGED, _GENERAL, _JUDGED, windows=1024),

@@ -23,7 +23,7 @@ TITLES = {
     "0": "Start",
     "1": "Training",
     "2": "Quantization",
-    "3": "Pruning and healing",
+    "3": "Pruning, healing, distillation",
     "4": "Running",
     "5": "Measuring",
     "6": "All runs",

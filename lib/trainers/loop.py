@@ -167,11 +167,14 @@ def _open(folder: Path, model, source: training_data.Source, loss, trained: dict
 def _as_it_was(model: nn.Module) -> Iterator[None]:
     """Restore the global random states, the modules' modes and the cache setting that the Trainer changes."""
     state, modes = random_state(), {module: module.training for module in model.modules()}
+    cached = getattr(model.config, "use_cache", None)
     try:
         with rotary.forgetting(model):
             yield
     finally:
         set_random_state(state)
+        if cached is not None:
+            model.config.use_cache = cached
         for module, mode in modes.items():
             module.training = mode
 
