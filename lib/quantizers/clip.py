@@ -13,14 +13,13 @@ import torch
 from torch import Tensor, nn
 
 from lib.jobs import JobState, fingerprint
-from lib.quantized.grid import TINY, Quantized, check, quantize, spanning
+from lib.quantized.grid import AT_ONCE, TINY, Quantized, check, quantize, spanning
 from lib.quantized.levels import to_level_
 from lib.quantized.zero_points import typed
 from lib.quantizers import calibrate
 from lib.sources import texts
 
 RATIOS = [*(part / 16 for part in range(16, 0, -1)), 1 / 32]  # ends tried, as shares of minimum and maximum
-AT_ONCE = 1 << 17  # weights of one step of the search, small enough for the caches
 
 
 def quantize_(
