@@ -32,3 +32,12 @@ def now() -> float:
     if torch is not None and torch.cuda.is_initialized():
         torch.cuda.synchronize()
     return clock()
+
+
+def worked() -> float:
+    """Seconds of processor time of this process so far, all threads; on a GPU those on the clock.
+
+    For how much work something is on a machine that does other things too.
+    """
+    torch = sys.modules.get("torch")
+    return now() if torch is not None and torch.cuda.is_initialized() else time.process_time()

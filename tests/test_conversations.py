@@ -72,6 +72,8 @@ def test_a_single_label_and_a_longer_dialogue():
         ({"messages": []}, "turns of nobody"),
         ({"messages": [OPENAI[0], {"role": "tool", "content": "4"}]}, "'tool' with tools"),
         ({"messages": [OPENAI[0], {"role": "assistant", "content": None, "tool_calls": [1]}]}, "with tools"),
+        ({"messages": OPENAI, "tools": [{"function": {"name": "weather"}}]}, r"has tools \(weather\)"),
+        ({"conversations": [], "tools": '[{"name": "search"}]'}, r"has tools \(search\)"),
         ({"messages": [{"role": "owner", "content": "x"}]}, "role 'owner'"),
         ({"messages": [OPENAI[0], {"role": "assistant", "content": " \n"}]}, "empty turn of the assistant"),
         ({"prompt": "a", "chosen": "b", "rejected": "b"}, "prefers an answer to itself"),

@@ -18,14 +18,15 @@ from lib.files import place
 from lib.folders import manifest
 
 MANIFEST = manifest.NAME
+LOW_RANK = "low_rank.json"  # in a folder that holds a checkpoint and a low-rank part of its layers
 _LFS = b"version https://git-lfs.github.com/spec/"
 _DECODERS = ("ForCausalLM", "LMHeadModel")
 READ = (  # JSON that transformers reads beside config.json and the weights
     "generation_config.json", "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json",
     "chat_template.json",
 )  # fmt: skip
-__all__ = ["MANIFEST", "READ", "Unusable", "adapter_files", "checkpoint", "configured", "finite", "fingerprint", "place",
-           "quiet", "sha256", "stored", "tokenizer", "verify", "weights", "write_manifest"]  # fmt: skip
+__all__ = ["LOW_RANK", "MANIFEST", "READ", "Unusable", "adapter_files", "checkpoint", "configured", "finite", "fingerprint", "place",
+           "quiet", "rounded_fingerprint", "sha256", "stored", "tokenizer", "verify", "weights", "write_manifest"]  # fmt: skip
 sha256, write_manifest = manifest.sha256, manifest.write
 
 
@@ -39,6 +40,11 @@ def checkpoint(folder: Path | str, *, adapter: str | None = None) -> dict:
     folder = Path(folder)
     if not folder.is_dir():
         raise FileNotFoundError(f"{folder} is no folder; that of a checkpoint is needed; look where it lies.")
+    if (folder / LOW_RANK).is_file():
+        raise ValueError(
+            f"{place(folder)} holds a model with a low-rank part beside its layers, which is no checkpoint of its own; "
+            "load both with finetuning.low_rank_folder.load."
+        )
     for path in sorted(folder.iterdir()):
         _refuse_pointer(path)
     adapter_files.check(folder, adapter)
@@ -179,12 +185,25 @@ def fingerprint(source) -> str:
         hashes = [f"{sha256(path)}  {path.name}\n" for path in weights(source)]
         return hashes[0].split()[0] if len(hashes) == 1 else hashlib.sha256("".join(hashes).encode()).hexdigest()
 
+    return _of_tensors(source, lambda tensor: tensor)
+
+
+def rounded_fingerprint(model) -> str:
+    """Hexadecimal SHA-256 of a model's tensors with floats rounded to bfloat16: equal however the model was loaded.
+
+    A checkpoint in float32 or bfloat16 has the same one in either type, which is how adapters know their model.
+    """
+    return _of_tensors(model, lambda tensor: tensor.bfloat16() if tensor.is_floating_point() else tensor)
+
+
+def _of_tensors(model, change) -> str:
     import torch  # folders are checked without torch
 
     digest = hashlib.sha256()
-    for key, tensor in source.state_dict().items():
+    for key, tensor in model.state_dict().items():
+        tensor = change(tensor.detach())
         digest.update(f"{key} {tensor.dtype} {list(tensor.shape)}\n".encode())
-        digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
+        digest.update(tensor.cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
     return digest.hexdigest()
 
 

@@ -9,8 +9,9 @@ from pathlib import Path
 
 from lib import files
 from lib.checkpoints import stored
-from lib.files import place
 from lib.checkpoints.stored import json_object
+from lib.files import place
+from lib.folders import manifest
 
 CONFIG = "adapter_config.json"
 WEIGHTS = "adapter_model.safetensors"
@@ -62,6 +63,13 @@ def named_base(folder: Path) -> str:
     return found
 
 
+def made_for(folder: Path) -> dict[str, str] | None:
+    """Name, and SHA-256 of weights and of layers, of the model that an adapter of ours was made for; None of others."""
+    path = folder / manifest.NAME
+    found = json_object(path).get("base") if path.is_file() else None
+    return found if isinstance(found, dict) and {"name", "weights", "layers"} == set(found) else None
+
+
 def merge(model, folder: Path):
     """`model` with the adapter in `folder` merged into its weights, an ordinary model again.
 
@@ -74,6 +82,7 @@ def merge(model, folder: Path):
     stored.header(folder / WEIGHTS)
     if "auto_map" in json_object(folder / CONFIG):
         raise ValueError(f"{place(folder / CONFIG)} asks to run code of its own (auto_map); choose another adapter.")
+    _refuse_other_base(model, folder)
     kind = PeftConfig.from_pretrained(folder)
     if kind.is_prompt_learning:
         raise ValueError(
@@ -97,3 +106,16 @@ def merge(model, folder: Path):
     for name in ("peft_config", "_hf_peft_config_loaded"):  # attributes that make saving write an adapter
         vars(merged).pop(name, None)
     return merged
+
+
+def _refuse_other_base(model, folder: Path) -> None:
+    """Raise ValueError where an adapter of ours was made for other weights: peft compares shapes alone."""
+    from lib.checkpoints import rounded_fingerprint  # this module is a part of that package
+
+    base = made_for(folder)
+    if base and (found := rounded_fingerprint(model)) != base["weights"]:
+        raise ValueError(
+            f"the adapter in {place(folder)} was made for {base['name']} (SHA-256 {base['weights'][:12]}), and "
+            f"{model.name_or_path or type(model).__name__} has SHA-256 {found[:12]}; choose the model that it was made "
+            f"for, or merge it yourself: {MERGE}."
+        )

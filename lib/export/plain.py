@@ -45,11 +45,17 @@ def write(model: nn.Module, tokenizer, folder: Path | str, **origin) -> Path:
     for each in template.values() if isinstance(template, dict) else [template]:
         tokenization.check(each, "the chat template")
     folders.check(folder, size(model) + ROOM)
-    with quiet(), folders.replace(folder, **origin) as temporary:
-        blocks.state_tying_(model)
-        model.save_pretrained(temporary, max_shard_size=SHARD)
-        tokenizer.save_pretrained(temporary)
+    with folders.replace(folder, **origin) as temporary:
+        fill(model, tokenizer, temporary)
     return Path(os.path.expanduser(folder))
+
+
+def fill(model: nn.Module, tokenizer, folder: Path) -> None:
+    """Let transformers write `model` and `tokenizer` into `folder`, which the caller makes complete or absent."""
+    with quiet():
+        blocks.state_tying_(model)
+        model.save_pretrained(folder, max_shard_size=SHARD)
+        tokenizer.save_pretrained(folder)
 
 
 def size(model: nn.Module) -> int:

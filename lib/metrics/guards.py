@@ -6,7 +6,7 @@ training text is reported by name.
 """
 
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 
 from lib.metrics import intervals
@@ -108,11 +108,35 @@ def contamination(samples: dict[str, str], texts: Iterable[str], *, words: int =
     (`streams.Documents`) a few megabytes are in memory at a time. Source of the rule: Language Models are Few-Shot
     Learners, arXiv 2005.14165, appendix C.
     """
+    wanted, short = _wanted(samples, words)
+    hits: dict[str, str] = {}
+    for text in streams.in_pieces(texts):
+        for name, passage in _hits(text, wanted, words):
+            hits.setdefault(name, passage)
+    ordered = {name: hits[name] for name in samples if name in hits}
+    return Contamination(ordered, tuple(short), len(samples) - len(short))
+
+
+def contaminated(samples: dict[str, str], texts: Iterable[str], *, words: int = WORDS) -> dict[int, tuple[str, str]]:
+    """Which of `texts` (by place) hold a sample: {place: (the first such sample, the shared words)}.
+
+    By the rule, and with the errors, of `contamination`, which says which samples are held.
+    """
+    wanted, _ = _wanted(samples, words)
+    found = {}
+    for place, text in enumerate(streams.in_pieces(texts)):
+        if hit := next(iter(_hits(text, wanted, words)), None):
+            found[place] = hit
+    return found
+
+
+def _wanted(samples: dict[str, str], words: int) -> tuple[dict[int, dict[str, list[str]]], list[str]]:
+    """({number of words in a row: {the words: samples}}, the samples that are too short to be looked for)."""
     if words < FEWEST:
         raise ValueError(
             f"words={words}; {FEWEST} or more in a row are allowed, fewer are shared by chance; 13 is usual."
         )
-    wanted, short = {}, []  # number of words in a row -> {the words: samples}
+    wanted, short = {}, []
     for name, text in samples.items():
         found = _words(text)
         length = min(words, len(found))
@@ -121,18 +145,19 @@ def contamination(samples: dict[str, str], texts: Iterable[str], *, words: int =
             continue
         for passage in _passages(found, length):
             wanted.setdefault(length, {}).setdefault(passage, []).append(name)
-    hits = {}
-    for text in streams.in_pieces(texts):
-        before: list[str] = []
-        for some, _ in paragraphs.fragments(text):
-            found = before + _words(some)
-            for length, known in wanted.items():
-                for passage in known.keys() & set(_passages(found, length)):
-                    for name in known[passage]:
-                        hits.setdefault(name, passage)
-            before = found[max(0, len(found) - words + 1) :]
-    ordered = {name: hits[name] for name in samples if name in hits}
-    return Contamination(ordered, tuple(short), len(samples) - len(short))
+    return wanted, short
+
+
+def _hits(text: Iterable[str], wanted: dict, words: int) -> Iterator[tuple[str, str]]:
+    """(Sample, shared words) of a text in pieces, in the text's order."""
+    before: list[str] = []
+    for some, _ in paragraphs.fragments(text):
+        found = before + _words(some)
+        for length, known in wanted.items():
+            for passage in filter(known.__contains__, _passages(found, length)):
+                for name in known[passage]:
+                    yield name, passage
+        before = found[max(0, len(found) - words + 1) :]
 
 
 def refuse_contaminated(samples: dict[str, str], texts: Iterable[str], *, name: str = "the text") -> None:

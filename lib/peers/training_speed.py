@@ -74,7 +74,7 @@ def ours(given: Setting) -> list[float]:
         batch=given.preset.batch, micro_batch=given.micro_batch, recipe=made,
         on_step=lambda *_: times.append(timing.now()),
     )  # fmt: skip
-    return _apart(times)
+    return apart(times)
 
 
 class _Rows(Dataset):
@@ -89,17 +89,20 @@ class _Rows(Dataset):
         return {"input_ids": row, "labels": row}
 
 
-class _Clock(TrainerCallback):
+class Clock(TrainerCallback):
+    """Reads the clock after each step."""
+
     def __init__(self):
         self.times = []
 
     def on_step_end(self, *args, **kwargs):
+        """Note the time."""
         self.times.append(timing.now())
 
 
 def transformers(given: Setting) -> list[float]:
     """Seconds of each step but the first of transformers' `Trainer`, which logs every step too."""
-    clock, made = _Clock(), given.preset
+    clock, made = Clock(), given.preset
     with tempfile.TemporaryDirectory() as folder:
         arguments = TrainingArguments(
             output_dir=folder, max_steps=given.steps, per_device_train_batch_size=given.micro_batch,
@@ -110,7 +113,7 @@ def transformers(given: Setting) -> list[float]:
         )  # fmt: skip
         rows = _Rows(given.rows(), given.steps * made.batch)
         Trainer(model=given.model(), args=arguments, train_dataset=rows, callbacks=[clock]).train()
-    return _apart(clock.times)
+    return apart(clock.times)
 
 
 def nanogpt(given: Setting, folder: Path) -> list[float]:
@@ -197,7 +200,8 @@ def main() -> None:
             print(f"{name:28} peak memory {memory.call(run)[1].increase.value / 1e6:,.0f} MB more than before")
 
 
-def _apart(times: list[float]) -> list[float]:
+def apart(times: list[float]) -> list[float]:
+    """The seconds between each time and the one before."""
     return [after - before for before, after in itertools.pairwise(times)]
 
 

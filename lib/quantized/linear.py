@@ -3,6 +3,9 @@
 `QuantizedModule` is the base that it shares with `quant_embedding.QuantEmbedding`: codes and grid as buffers.
 """
 
+import contextlib
+from collections.abc import Iterator
+
 import torch
 from torch import Tensor, nn
 
@@ -52,10 +55,12 @@ class QuantLinear(QuantizedModule):
     """y = x Wᵀ + bias with W = scale · (codes - zero_point), of shape [out_features, in_features].
 
     The dequantized matrix is made at the first product and kept for the following ones, in the dtype of the input;
-    `forget()` drops it.
+    `forget()` drops it. While `sparing` is True it is made for each product, and made again in the backward pass, so
+    that memory holds the codes alone: see `sparing`, the context.
     """
 
     stands_for = nn.Linear
+    sparing = False
 
     def __init__(self, quantized: Quantized, bias: Tensor | None = None):
         super().__init__(quantized)
@@ -70,6 +75,9 @@ class QuantLinear(QuantizedModule):
 
     def forward(self, inputs: Tensor) -> Tensor:
         """Map `inputs` [..., in_features] to [..., out_features], in the dtype of `inputs`."""
+        if self.sparing:
+            outputs = Recomputed.apply(inputs, self)
+            return outputs if self.bias is None else outputs + self.bias.to(outputs.dtype)
         if self._dense is None or self._dense.dtype != inputs.dtype:
             with torch.no_grad():
                 self._dense = self.quantized.dense(inputs.dtype)
@@ -91,3 +99,34 @@ class QuantLinear(QuantizedModule):
     def extra_repr(self) -> str:
         """Shape and grid, as `print(model)` shows them."""
         return f"{self.in_features}, {self.out_features}, {super().extra_repr()}"
+
+
+class Recomputed(torch.autograd.Function):
+    """x Wᵀ of a `QuantLinear`, with a gradient for x only; W is made from the codes in each pass and kept in neither.
+
+    What QLoRA does with its NF4 weights (Dettmers et al., arXiv 2305.14314, section 3).
+    """
+
+    @staticmethod
+    def forward(ctx, inputs: Tensor, layer: QuantLinear) -> Tensor:
+        ctx.layer, ctx.dtype = layer, inputs.dtype
+        return inputs @ layer.quantized.dense(inputs.dtype).T
+
+    @staticmethod
+    def backward(ctx, gradient: Tensor):
+        return (gradient @ ctx.layer.quantized.dense(gradient.dtype)).to(ctx.dtype), None
+
+
+@contextlib.contextmanager
+def sparing(model: nn.Module) -> Iterator[None]:
+    """Context in which the quantized layers of `model` keep no dequantized matrix: less memory, more time a pass."""
+    layers = [layer for layer in model.modules() if isinstance(layer, QuantLinear)]
+    before = [layer.sparing for layer in layers]
+    try:
+        for layer in layers:
+            layer.forget()
+            layer.sparing = True
+        yield
+    finally:
+        for layer, kept in zip(layers, before):
+            layer.sparing = kept

@@ -6,15 +6,14 @@ answers with a single label (KTO).
 """
 
 import hashlib
-import json
 import re
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
 from lib import files, tokenization
-from lib.sources import file_formats, note
+from lib.sources import conversation_rows, note, readers
 
 ROLES = {
     "system": "system", "user": "user", "human": "user", "prompter": "user", "assistant": "assistant",
@@ -47,16 +46,27 @@ class Conversation:
     desirable: bool | None = None
 
 
-def read(source: Path | str | Iterable[dict], *, name: str | None = None, broken: str = "refuse") -> list[Conversation]:
-    """The conversations of a `.jsonl` or `.parquet` file, or of rows such as a Hub data set's, printed and noted.
+def read(
+    source: Path | str | Iterable[dict],
+    *,
+    name: str | None = None,
+    broken: str = "refuse",
+    count: int | None = None,
+    split: str | None = None,
+) -> list[Conversation]:
+    """The conversations of a file, a folder, a data set of the Hub, or of rows; what was read is printed and noted.
 
-    broken: "refuse" rows that are no conversation, or "skip" them, counted, the first named. Raises
-    ValueError, with file and line, for a row of no known format, for turns out of order, empty turns, and tools;
-    FileNotFoundError without the file.
+    source: as `conversation_rows.of` says: "packaged", `.jsonl`, `.json` and `.parquet`, also inside THIMBLE_DATA,
+    "OWNER/NAME" of the Hub, or dicts. count: the first rows only. split: "train", "valid" or "test" of data that have
+    such, 80/10/10 % in order of others; None is all of a file, "train" of the first kind. broken: "refuse" rows that
+    are no conversation, or "skip" them, counted, the first named. Raises ValueError, with file and line, for a row of
+    no known format, for turns out of order, empty turns, and tools; FileNotFoundError for what is not there.
     """
     if broken not in BROKEN:
         raise ValueError(f"broken={broken!r}; {files.choices(broken, BROKEN)}")
-    rows = _rows(Path(source)) if isinstance(source, Path | str) else _numbered(source, name or "the data")
+    if split not in (None, *readers.SPLITS):
+        raise ValueError(f"split={split!r} is unknown; {files.choices(str(split), readers.SPLITS)}")
+    rows, shown = conversation_rows.of(source, name, count, split or "train")
     found, skipped = [], []
     for where, row in rows:
         try:
@@ -65,9 +75,11 @@ def read(source: Path | str | Iterable[dict], *, name: str | None = None, broken
             if broken == "refuse":
                 raise
             skipped.append(str(error))
+    if split is not None and not conversation_rows.is_split(source):
+        found, shown = readers.part(found, split), f"{shown}, {split}"
     if not found:
-        raise ValueError(f"{source if isinstance(source, Path | str) else name or 'the data'} has no rows; give some.")
-    shown = name or (files.place(Path(source)) if isinstance(source, Path | str) else "rows")
+        said = f"; {len(skipped)} were left out, the first: {skipped[0]}" if skipped else ""
+        raise ValueError(f"{shown} has no rows of conversations{said}; give some.")
     sha256 = hashlib.sha256("\n".join(map(repr, found)).encode()).hexdigest()
     note(kind="conversations", name=shown, origin=shown, sha256=sha256)
     left = f"; {len(skipped)} left out, the first: {skipped[0]}" if skipped else ""
@@ -77,6 +89,8 @@ def read(source: Path | str | Iterable[dict], *, name: str | None = None, broken
 
 def conversation(row: dict, where: str = "a row") -> Conversation:
     """One row, whichever of `FORMATS` it has."""
+    if tools := row.get("tools") or row.get("functions"):
+        raise ValueError(f"{where} has tools ({_named(tools)}), which are not supported; leave such rows out.")
     build = next((each.build for each in FORMATS.values() if each.keys <= _given(row)), None)
     if build is None:
         nearest = max(FORMATS, key=lambda name: len(FORMATS[name].keys & set(row)) / len(FORMATS[name].keys))
@@ -87,6 +101,12 @@ def conversation(row: dict, where: str = "a row") -> Conversation:
     found = build(row, where)
     _check(found)
     return found
+
+
+def _named(tools) -> str:
+    """The names of tools, in a list or as JSON, cut where they are long."""
+    names = re.findall(r"[\"']name[\"']\s*:\s*[\"']([^\"']+)", str(tools))
+    return ", ".join(names or [str(tools)])[:80]
 
 
 def _given(row: dict) -> set[str]:
@@ -205,26 +225,3 @@ def _check(found: Conversation) -> None:
             f"{found.where} has turns of {', '.join(roles) or 'nobody'}; user and assistant must take turns, behind at "
             f"most one of the system, up to one of the {last}; mend the row."
         )
-
-
-def _rows(path: Path) -> Iterator[tuple[str, dict]]:
-    if not path.exists():
-        raise FileNotFoundError(f"{path} is not there; a .jsonl or .parquet file is needed; check the path.")
-    if path.suffix == ".jsonl":
-        yield from file_formats.objects(path)
-    elif path.suffix == ".parquet":
-        import pyarrow.parquet  # loads slowly, and serves this kind of file alone
-
-        for batch in pyarrow.parquet.ParquetFile(path).iter_batches(256):
-            yield from _numbered(batch.to_pylist(), files.place(path))
-    elif path.suffix == ".json":
-        yield from _numbered(json.loads(path.read_text(encoding="utf-8")), files.place(path))
-    else:
-        raise ValueError(f"{path} ends in {path.suffix!r}; conversations are .jsonl, .json and .parquet; convert it.")
-
-
-def _numbered(rows: Iterable[dict], name: str) -> Iterator[tuple[str, dict]]:
-    for number, row in enumerate(rows, 1):
-        if not isinstance(row, dict):
-            raise ValueError(f"{name} row {number} is a {type(row).__name__}; objects with named columns are allowed.")
-        yield f"{name} row {number}", row

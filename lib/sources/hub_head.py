@@ -47,16 +47,16 @@ def fetch(name: str, split: str, characters: int = CHARACTERS) -> tuple[Path, st
     said = path.with_suffix(".json")
     if not (path.is_file() and said.is_file()):
         files.check_writable(path, int(_BYTES * characters))
-        rows, part = _rows(dataset, configuration or None, split, commit)
-        count = _write(path, rows, characters, dataset)
+        found, part = rows(dataset, configuration or None, split, commit)
+        count = _write(path, found, characters, dataset)
         files.write_text(said, json.dumps({**about, "part": part, "documents": count}, indent=1))
     note = json.loads(said.read_text())
     shown = f"Hub {name} {note['part']} at {commit[:12]}, {note['documents']:,} documents from the start, streamed"
     return path, shown
 
 
-def _rows(dataset: str, configuration: str | None, split: str, commit: str) -> tuple[Iterable[dict], str]:
-    """(Rows as they stream, which they are in words)."""
+def rows(dataset: str, configuration: str | None, split: str, commit: str) -> tuple[Iterable[dict], str]:
+    """(Rows of a data set as they stream, which they are in words); ConnectionError where the Hub gives none."""
     from datasets import get_dataset_split_names, load_dataset  # loads slowly, only where the Hub is asked
     from huggingface_hub.errors import HTTPError  # as above
 
@@ -64,7 +64,7 @@ def _rows(dataset: str, configuration: str | None, split: str, commit: str) -> t
         there = get_dataset_split_names(dataset, configuration, revision=commit)
         chosen = {each: next((name for name in names if name in there), None) for each, names in _PARTS.items()}
         part = chosen[split] or chosen["train"] or there[0]
-        rows = load_dataset(dataset, configuration, split=part, revision=commit, streaming=True)
+        found = load_dataset(dataset, configuration, split=part, revision=commit, streaming=True)
     except (OSError, HTTPError, ImportError, ValueError, RuntimeError) as error:
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise ConnectionError(reason) from error
@@ -75,7 +75,7 @@ def _rows(dataset: str, configuration: str | None, split: str, commit: str) -> t
         kept, shown = range(len(missing), EVERY), f"{part} without {len(missing)} documents of {EVERY}"
     else:
         kept, shown = range(EVERY), part
-    return (row for number, row in enumerate(rows) if number % EVERY in kept), shown
+    return (row for number, row in enumerate(found) if number % EVERY in kept), shown
 
 
 def _write(path: Path, rows: Iterable[dict], characters: int, dataset: str) -> int:

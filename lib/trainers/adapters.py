@@ -9,16 +9,15 @@ The model is an ordinary one afterwards: adapters are merged, and no weight requ
 """
 
 import contextlib
-import warnings
 import weakref
 from collections.abc import Iterable, Iterator
 
-import torch
 from torch import nn
 
 from lib.models import blocks
+from lib.trainers import low_rank
+from lib.trainers.low_rank import RANK
 
-RANK = 16
 LAST = 3  # blocks that the simple recipe trains with the head
 _CHOSEN = weakref.WeakKeyDictionary()  # model -> names and values by which its trained weights were chosen
 
@@ -85,33 +84,11 @@ def lora_(
     starts unchanged. If the context ends by an exception, the adapters are removed and the weights stay unchanged.
     Source: Hu et al., arXiv 2106.09685, section 4.1.
     """
-    from peft import LoraConfig, get_peft_model  # loads slowly, only for LoRA
-
-    path, count = blocks.path_of_blocks(model), len(blocks.blocks(model))
-    names = [f"{path}.{name}" for name in blocks.linears(blocks.blocks(model)) if int(name.split(".")[0]) >= first]
-    if rank < 1 or not 0 <= first < count:
-        raise ValueError(
-            f"rank={rank} from block first={first} of {count}; ranks from 1 (8 to 64 are usual) and first blocks 0 to "
-            f"{count - 1} are allowed; change them."
-        )
     alpha = 2 * rank if alpha is None else alpha
-    config = LoraConfig(r=rank, lora_alpha=alpha, target_modules=names, task_type="CAUSAL_LM")
-    before = {name: each.requires_grad for name, each in model.named_parameters()}
-    with torch.random.fork_rng(), warnings.catch_warnings():
-        warnings.simplefilter("ignore", FutureWarning)  # peft still asks transformers by an older name
-        torch.manual_seed(seed)
-        # adapters in the model's type: the optimizer keeps its own float32 copies
-        wrapped = get_peft_model(model, config, autocast_adapter_dtype=False)
-    merge = False
-    try:
+    with low_rank.wrapped_(model, kind="lora", rank=rank, alpha=alpha, first=first, seed=seed) as wrapped:
         with noted(model, trained="lora", first=first, rank=rank, alpha=alpha):
             yield model
-        merge = True
-    finally:
-        (wrapped.merge_and_unload if merge else wrapped.unload)()
-        _forget_peft(model)
-        for name, each in model.named_parameters():
-            each.requires_grad_(before[name])
+        wrapped.merge_adapter()
 
 
 WAYS = {"full": full_, "lora": lora_, "head": head_and_last_}
@@ -128,10 +105,3 @@ def _only(model: nn.Module, weights: Iterable[nn.Parameter]) -> Iterator[None]:
     finally:
         for each, required in before.items():
             each.requires_grad_(required)
-
-
-def _forget_peft(model: nn.Module) -> None:
-    """Remove peft's attributes from a model, so that it saves as an ordinary one."""
-    for name in ("peft_config", "_hf_peft_config_loaded"):
-        if name in vars(model):
-            delattr(model, name)
