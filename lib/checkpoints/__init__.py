@@ -10,7 +10,7 @@ import hashlib
 from pathlib import Path
 
 from lib import files
-from lib.checkpoints import adapter_files, stored, values
+from lib.checkpoints import adapter_files, fingerprints, stored, values
 from lib.checkpoints.stored import json_object as _json
 from lib.checkpoints.values import Unusable, configured
 from lib.checkpoints.words import tokenizer
@@ -28,6 +28,7 @@ READ = (  # JSON that transformers reads beside config.json and the weights
 __all__ = ["LOW_RANK", "MANIFEST", "READ", "Unusable", "adapter_files", "checkpoint", "configured", "finite", "fingerprint", "place",
            "quiet", "rounded_fingerprint", "sha256", "stored", "tokenizer", "verify", "weights", "write_manifest"]  # fmt: skip
 sha256, write_manifest = manifest.sha256, manifest.write
+rounded_fingerprint = fingerprints.rounded
 
 
 def checkpoint(folder: Path | str, *, adapter: str | None = None) -> dict:
@@ -185,26 +186,7 @@ def fingerprint(source) -> str:
         hashes = [f"{sha256(path)}  {path.name}\n" for path in weights(source)]
         return hashes[0].split()[0] if len(hashes) == 1 else hashlib.sha256("".join(hashes).encode()).hexdigest()
 
-    return _of_tensors(source, lambda tensor: tensor)
-
-
-def rounded_fingerprint(model) -> str:
-    """Hexadecimal SHA-256 of a model's tensors with floats rounded to bfloat16: equal however the model was loaded.
-
-    A checkpoint in float32 or bfloat16 has the same one in either type, which is how adapters know their model.
-    """
-    return _of_tensors(model, lambda tensor: tensor.bfloat16() if tensor.is_floating_point() else tensor)
-
-
-def _of_tensors(model, change) -> str:
-    import torch  # folders are checked without torch
-
-    digest = hashlib.sha256()
-    for key, tensor in model.state_dict().items():
-        tensor = change(tensor.detach())
-        digest.update(f"{key} {tensor.dtype} {list(tensor.shape)}\n".encode())
-        digest.update(tensor.cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
-    return digest.hexdigest()
+    return fingerprints.exact(source)
 
 
 @contextlib.contextmanager

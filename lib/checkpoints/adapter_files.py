@@ -8,7 +8,7 @@ import warnings
 from pathlib import Path
 
 from lib import files
-from lib.checkpoints import stored
+from lib.checkpoints import fingerprints, stored
 from lib.checkpoints.stored import json_object
 from lib.files import place
 from lib.folders import manifest
@@ -110,10 +110,8 @@ def merge(model, folder: Path):
 
 def _refuse_other_base(model, folder: Path) -> None:
     """Raise ValueError where an adapter of ours was made for other weights: peft compares shapes alone."""
-    from lib.checkpoints import rounded_fingerprint  # this module is a part of that package
-
     base = made_for(folder)
-    if base and (found := rounded_fingerprint(model)) != base["weights"]:
+    if base and (found := fingerprints.rounded(model)) != base["weights"]:
         raise ValueError(
             f"the adapter in {place(folder)} was made for {base['name']} (SHA-256 {base['weights'][:12]}), and "
             f"{model.name_or_path or type(model).__name__} has SHA-256 {found[:12]}; choose the model that it was made "
