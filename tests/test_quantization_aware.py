@@ -28,6 +28,7 @@ def student(original):
     return made
 
 
+FORWARD = divergences.FORWARD_KL
 WINDOWS, UNSEEN = tiny.tokens(64, 24), tiny.tokens(70, 24)[64:]
 
 
@@ -125,6 +126,22 @@ def test_a_killed_training_ends_in_the_same_bytes(original, student, tmp_path, m
             assert torch.equal(twin.codes, layer.codes) and torch.equal(twin.scale, layer.scale)
     with pytest.raises(ValueError, match="another job"):
         train(other, original, **options | {"code_steps": 0.2})
+
+
+def test_a_training_resumes_with_the_same_data_loss_and_bits_only(original, student, tmp_path):
+    options = dict(steps=1, batch=4, micro_batch=4, held_out=None, folder=tmp_path / "state")
+    train(copy.deepcopy(student), original, **options)
+    loss, forward = (distill.Distillation(original, divergence=each) for each in (divergences.JensenShannon(), FORWARD))
+    three = copy.deepcopy(original)
+    rtn.quantize_(three, bits=3, group_size=32)
+    given = {name: options[name] for name in ("steps", "batch", "micro_batch", "folder")} | {"learning_rate": 0.02}
+    for made, data, what, named in (
+        (student, WINDOWS[:32], loss, "data="),
+        (student, WINDOWS, forward, "divergence=jensen_shannon there, None here; share=0.5 there, None here"),
+        (three, WINDOWS, loss, "layers="),
+    ):
+        with pytest.raises(ValueError, match=rf"another job \(.*{named}"):
+            quantization_aware.train_(copy.deepcopy(made), data, what, **given)
 
 
 def test_what_cannot_be_trained_is_refused_and_nothing_changes(original, student, tmp_path):

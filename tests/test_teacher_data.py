@@ -56,9 +56,11 @@ def test_a_killed_job_ends_in_the_same_bytes(teacher, tmp_path, monkeypatch):
     assert all((tmp_path / "whole" / name).read_bytes() == (tmp_path / "killed" / name).read_bytes() for name in names)
     with pytest.raises(ValueError, match=r"another job \(seed=3 there, 4 here\)"):
         teacher_data.write(teacher, PROMPTS, tmp_path / "whole", **HOW | {"seed": 4})
-    (tmp_path / "whole" / names[1]).write_text((tmp_path / "whole" / names[1]).read_text()[:-20])
-    with pytest.raises(ValueError, match=rf"{names[1]} is cut short"):
-        teacher_data.write(teacher, PROMPTS, tmp_path / "whole", **HOW)
+    whole = (tmp_path / "whole" / names[1]).read_text()
+    for damaged in (whole[:-20], ""):  # cut short, and empty
+        (tmp_path / "whole" / names[1]).write_text(damaged)
+        with pytest.raises(ValueError, match=rf"{names[1]} is cut short"):
+            teacher_data.write(teacher, PROMPTS, tmp_path / "whole", **HOW)
 
 
 def test_a_student_trains_on_them(teacher, tmp_path):
