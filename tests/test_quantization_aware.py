@@ -5,7 +5,7 @@ import copy
 import pytest
 import torch
 
-from lib.distillation import code_linear, quantization_aware
+from lib.distillation import code_linear, learnable_norm, quantization_aware
 from lib.export import compressed_tensors
 from lib.metrics import divergence
 from lib.quantized.linear import QuantLinear
@@ -28,6 +28,7 @@ def student(original):
     return made
 
 
+KINDS = ["sliding_attention", "full_attention"]
 FORWARD = divergences.FORWARD_KL
 WINDOWS, UNSEEN = tiny.tokens(64, 24), tiny.tokens(70, 24)[64:]
 
@@ -126,6 +127,31 @@ def test_a_killed_training_ends_in_the_same_bytes(original, student, tmp_path, m
             assert torch.equal(twin.codes, layer.codes) and torch.equal(twin.scale, layer.scale)
     with pytest.raises(ValueError, match="another job"):
         train(other, original, **options | {"code_steps": 0.2})
+
+
+@pytest.mark.parametrize("family", ["llama", "gemma3", "phi"])  # by weight, by 1 + weight, with a bias
+def test_norms_learn_and_are_saved_as_they_were_trained(family, tmp_path):
+    model = getattr(tiny, family)(num_hidden_layers=2, **({"layer_types": KINDS} if family == "gemma3" else {}))
+    student = copy.deepcopy(model)
+    rtn.quantize_(student, bits=2, group_size=32, candidates=8)
+    before = {name: each.weight.clone() for name, each in learnable_norm.norms(student).items()}
+    part = learnable_norm.LearnableNorm(learnable_norm.norms(copy.deepcopy(student))[next(iter(before))])
+    with torch.no_grad():
+        part.delta.uniform_(-0.5, 0.5, generator=torch.Generator().manual_seed(0))
+        hidden = torch.randn(3, part.delta.numel(), generator=torch.Generator().manual_seed(1))
+        expected = part(hidden)
+        part.settle_()
+        part.settle_()  # once more changes nothing
+        torch.testing.assert_close(part.layer(hidden), expected)
+    found = train(student, model, norms=True, steps=4, learning_rate=0.01)
+    scales = copy.deepcopy(model)
+    rtn.quantize_(scales, bits=2, group_size=32, candidates=8)
+    alone = train(scales, model, steps=4, learning_rate=0.01)
+    assert min(found.divergences.values()) < min(alone.divergences.values()) < alone.divergences[0]
+    measured = divergence.compare(student, remembered(model)[0], UNSEEN).divergence.double().mean().item()
+    assert measured == pytest.approx(min(found.divergences.values()), rel=1e-6)
+    assert all((each.weight != before[name]).any() for name, each in learnable_norm.norms(student).items())
+    assert all(each.requires_grad for each in learnable_norm.norms(student)[next(iter(before))].parameters())
 
 
 def test_a_training_resumes_with_the_same_data_loss_and_bits_only(original, student, tmp_path):

@@ -11,7 +11,6 @@ from torch import Tensor, nn
 from lib import files
 from lib.metrics import divergence
 from lib.quantized.linear import QuantLinear
-from lib.quantizers.learnable_scale import LearnableScaleLinear
 
 CURVE, BEST = "held_out.json", "best.safetensors"
 KEPT = ("codes", "scale", "zero_point")  # of a layer, what a training may change
@@ -29,7 +28,7 @@ class HeldOut:
     def __init__(
         self,
         student: nn.Module,
-        parts: dict[str, LearnableScaleLinear],
+        parts: dict[str, nn.Module],
         reference,
         tokens: Tensor,
         *,
@@ -95,7 +94,7 @@ class HeldOut:
             _put_(part.layer, {each: kept[f"{name}:{each}"] for each in _kept(part.layer)})
 
     @contextlib.contextmanager
-    def _as_stored(self) -> Iterator[dict[str, QuantLinear]]:
+    def _as_stored(self) -> Iterator[dict[str, nn.Module]]:
         """Context in which the student has the layers that it would be saved with now: scales lose digits then."""
         layers = {name: part.layer for name, part in self.parts.items()}
         before = {name: _kept(layer) for name, layer in layers.items()}
@@ -110,12 +109,18 @@ class HeldOut:
                 _put_(part.layer, before[name])
 
 
-def _kept(layer: QuantLinear) -> dict[str, Tensor]:
-    """The tensors of `layer` that a training may change and that it has."""
+def _kept(layer: nn.Module) -> dict[str, Tensor]:
+    """The tensors of a quantized layer that a training may change and that it has; of a norm its parameters."""
+    if not isinstance(layer, QuantLinear):
+        return {name: each.detach().clone() for name, each in layer.named_parameters()}
     return {each: getattr(layer, each) for each in KEPT if getattr(layer, each) is not None}
 
 
-def _put_(layer: QuantLinear, tensors: dict[str, Tensor]) -> None:
+def _put_(layer: nn.Module, tensors: dict[str, Tensor]) -> None:
+    if not isinstance(layer, QuantLinear):
+        for name, parameter in layer.named_parameters():
+            parameter.data.copy_(tensors[name])
+        return
     for each, tensor in tensors.items():
         setattr(layer, each, tensor)
     layer.forget()

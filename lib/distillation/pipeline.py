@@ -119,6 +119,7 @@ def train_(
         code_steps=made.code_steps,
         originals=weights if made.code_steps else None,
         linear=made.linear,
+        norms=made.norms,
         held_out=(divergence.remember(original, windows.unseen), windows.unseen),
         every=made.every,
         batch=made.batch,

@@ -16,8 +16,9 @@ class Preset:
     steps of `batch`, `micro_batch` at once. answers: of the teacher to prompts of chats, at most `new_tokens` long,
     which are mixed into the windows. learning_rate: of the scales at its peak, None by the bits. code_steps: how far a
     latent weight moves at most in a step, in steps of its grid; 0 keeps all codes. linear: how codes move, one of
-    `quantization_aware.LINEARS`. divergence: one of `divergences.DIVERGENCES`; of "cakld" the teacher's own confidence
-    is the coefficient. unseen: windows of the same texts by which the best state is chosen, every `every` steps.
+    `quantization_aware.LINEARS`. norms: whether their weights learn too. divergence: one of `divergences.DIVERGENCES`;
+    of "cakld" the teacher's own confidence is the coefficient. unseen: windows of the same texts by which the best
+    state is chosen, every `every` steps.
     """
 
     model: str
@@ -36,6 +37,7 @@ class Preset:
     learning_rate: float | None = None
     code_steps: float = 0.0
     linear: str = "codes"
+    norms: bool = False
     divergence: str = "forward_kl"
     unseen: int = 16
     every: int = 32

@@ -19,10 +19,12 @@ import torch
 from torch import Tensor, nn
 
 from lib import files
+from lib.distillation import learnable_norm
 from lib.distillation.bitdistiller_linear import BitDistillerLinear
 from lib.distillation.code_linear import CodeLinear
 from lib.distillation.held_out_divergence import HeldOut
 from lib.distillation.latent_linear import LatentLinear
+from lib.distillation.learnable_norm import LearnableNorm
 from lib.distillation.lsq_linear import LSQLinear
 from lib.models.reference import digest
 from lib.quantizers import activations, e2e_qp
@@ -61,6 +63,7 @@ def train_(
     code_steps: float = 0.0,
     originals: dict[str, Tensor] | None = None,
     linear: str = "codes",
+    norms: bool = False,
     held_out: tuple | None = None,
     every: int = EVERY,
     patience: int | None = None,
@@ -78,32 +81,43 @@ def train_(
     `folder`. learning_rate: of the scales' δ at its peak, as in `e2e_qp` (None chooses by the bits). code_steps: how
     far, in code steps, a latent moves in one step at most at the peak of the rate; 0 trains scales alone. originals:
     the weights before they were quantized, by layer name: latents then begin where these lie, else in the middle of
-    their codes. linear: how codes move, one of `LINEARS`. held_out: (reference of the original, token ids [windows,
-    length]) of text that is not trained on; measured every `every` steps, and the best state is the one that stays;
-    `patience` measurements without a better one end the training. Raises ValueError for a student without quantized
+    their codes. linear: how codes move, one of `LINEARS`. norms: whether the weights of norms are trained too.
+    held_out: (reference of the original, token ids [windows, length]) of text that is not trained on; measured every
+    `every` steps, and the best state is the one that stays; `patience` measurements without a better one end the
+    training. Raises ValueError for a student without quantized
     layers, for codes that cannot move, for numbers out of range, and where the loss is not finite, with the layers as
     they were; MemoryError, before the work, for more codes that move than fit into memory.
     """
     layers = e2e_qp.quantized_layers(student)
     rate = e2e_qp.rate_of(list(layers.values())) if learning_rate is None else learning_rate
-    if not (rate > 0 and 0 <= code_steps < float("inf")):
-        raise ValueError(f"learning_rate={rate} and code_steps={code_steps}; above 0 and from 0 on are allowed.")
+    _check(rate, code_steps)
     source = training_data.of(data, student, checked=collate is None)
     again = activations.must_recompute(student, micro_batch * int(source.length or 0))
     before = {name: layer.codes for name, layer in layers.items()}
-    parts = _parts(student, layers, code_steps / rate, originals or {}, linear)
-    named = _Named(loss, {"code_steps": code_steps, "linear": linear, "originals": _digest(originals or {})})
+    originals = originals or {}
+    parts = _parts(student, layers, code_steps / rate, originals, linear) | (_norms(student) if norms else {})
+    told = {"code_steps": code_steps, "linear": linear, "norms": norms, "originals": _digest(originals)}
     settings = {"steps": steps, "batch": batch, "micro_batch": micro_batch, "learning_rate": rate, "seed": seed}
     with e2e_qp.trained_alone(student, parts, again), torch.enable_grad():
         watch = held_out and _watch(student, parts, held_out, folder, every=every, patience=patience)
         options = {"optimizer": torch.optim.Adam, "folder": folder, "every": CHECKPOINTS, "collate": collate}
         options |= {"stop": watch and watch.stop, "on_step": lambda *step: _tell((watch, on_step), step)}
-        history = loop.train_(student, source, named, **settings, **options)
-        for part in parts.values():
-            part.settle_()
-        if watch:  # the best state instead of the last one
-            watch.settle_(len(history.losses))
+        history = loop.train_(student, source, _Named(loss, told), **settings, **options)
+        _settle_(parts, watch, len(history.losses))
     return Distilled(history, *((watch.divergences, watch.best) if watch else ({}, None)), _moved(layers, before))
+
+
+def _check(rate: float, code_steps: float) -> None:
+    if not (rate > 0 and 0 <= code_steps < float("inf")):
+        raise ValueError(f"learning_rate={rate} and code_steps={code_steps}; above 0 and from 0 on are allowed.")
+
+
+def _settle_(parts: dict, watch: HeldOut | None, last: int) -> None:
+    """Store what was learned up to step `last`: the best state on unseen text, where that was watched."""
+    for part in parts.values():
+        part.settle_()
+    if watch:
+        watch.settle_(last)
 
 
 def _watch(student, parts: dict, held_out: tuple, folder: Path | str | None, **options) -> HeldOut:
@@ -163,6 +177,10 @@ def _parts(
     _check_memory(layers)
     made = {name: {"code_rate": code_rate, "original": originals.get(name)} for name in layers}
     return {name: LINEARS[linear](layer, student.dtype, **made[name]) for name, layer in layers.items()}
+
+
+def _norms(student: nn.Module) -> dict[str, LearnableNorm]:
+    return {name: LearnableNorm(each) for name, each in learnable_norm.norms(student).items()}
 
 
 def _check_memory(layers: dict) -> None:
