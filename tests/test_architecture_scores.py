@@ -88,30 +88,38 @@ def folder(tmp_path, monkeypatch):
     return tmp_path
 
 
-def test_each_model_is_scored_once_and_a_killed_call_goes_on(folder, monkeypatch):
+def test_each_part_of_a_model_is_scored_once_and_a_killed_call_goes_on(folder, monkeypatch):
     inner, calls = scores.scores, []
 
-    def counted(model, *arguments):
-        calls.append(type(model).__name__)
+    def counted(model, corpus, asked, plan, part):
+        calls.append((type(model).__name__, part))
         if len(calls) == 2:
             raise KeyboardInterrupt
-        return inner(model, *arguments)
+        return inner(model, corpus, asked, plan, part)
 
     monkeypatch.setattr(scores, "scores", counted)
+    first = dataclasses.replace(PLAN, packaged=(), passages=0)
     with pytest.raises(KeyboardInterrupt):
         scores.score("quick", folder, PLAN)
-    assert len(scores.scored(folder)) == 1
+    assert [set(each) & {"quantized", "tasks"} for each in scores.scored(folder)] == [{"quantized"}]
+    with pytest.raises(ValueError, match=r"passages=3 there, 0 here"):
+        scores.score("quick", folder, first)
     found = scores.score("quick", folder, PLAN)
-    assert calls == ["HeadwiseForCausalLM", "LlamaForCausalLM", "LlamaForCausalLM"] == calls[:3] and len(calls) == 3
+    variant, llama = "HeadwiseForCausalLM", "LlamaForCausalLM"
+    expected = [(variant, "quantized"), (variant, "tasks"), (variant, "tasks"), (llama, "quantized"), (llama, "tasks")]
+    assert calls == expected and scores.score("quick", folder, PLAN) == found and calls == expected
     one = next(each for each in found if each["arm"] == "headwise")
     four, two = (one["quantized"][bits] for bits in ("4", "2"))
     assert 0 < four["kl"] < two["kl"] and abs(four["loss"]) < 1
     value, _, n, beside = one["tasks"]["packaged_continuation acc"]
     assert (n, beside is not None) == (2, True) and 0 <= value <= 1 and len(found) == 2
     assert one["tasks"]["last_word last_word"][2] == 3 and "trace" not in one
+    more = dataclasses.replace(PLAN, packaged=("packaged_continuation", "packaged_facts"))
+    scores.score("quick", folder, more)
+    assert calls[5:] == [(variant, "tasks"), (llama, "tasks")]
 
 
 def test_times_are_of_one_model_an_arm_and_depth(folder):
-    found = scores.times("quick", folder, dataclasses.replace(PLAN, prompt=4, rounds=2))
+    found = scores.times("quick", folder, prompt=4, rounds=2)
     assert {"plain 1", "plain 1 packed", "headwise 1"} <= set(found) and len(found["plain 1"]["tpot"]) == 2
     assert json.loads((folder / "speed.json").read_text()) == found

@@ -12,7 +12,7 @@ from lib import architectures, files
 from lib.metrics import memory, peaks, seeds
 from lib.trainers import architecture_study as study
 from lib.trainers import from_scratch, presets
-from lib.trainers.checkpoints import Diverged
+from lib.trainers.divergence import Diverged
 from lib.trainers.history import History
 
 PRESET = dataclasses.replace(
@@ -44,9 +44,9 @@ def quick(corpus, monkeypatch):
 
     monkeypatch.setattr(from_scratch, "corpus", lambda preset: dataclasses.replace(corpus, preset=preset))
     monkeypatch.setattr(from_scratch, "train", trained)
-    monkeypatch.setattr(peaks, "measure", lambda: peaks.Peaks(1e9, {"float32": 1e9}))
+    monkeypatch.setattr(peaks, "measure", lambda device: peaks.Peaks(1e9, {"float32": 1e9}))
     used = types.SimpleNamespace(score=types.SimpleNamespace(value=7))
-    monkeypatch.setattr(memory, "call", lambda function, *args, **options: (function(*args, **options), used))
+    monkeypatch.setattr(memory, "call", lambda call, *args, device, **options: (call(*args, **options), used))
     return calls
 
 

@@ -144,7 +144,7 @@ def test_an_embedding_that_takes_no_grid_is_refused_before_the_sensitivities(mon
 
 def test_windows_that_do_not_fit_into_memory_leave_no_trace_in_the_folder(monkeypatch, tmp_path):
     free = type("Free", (), {"available": 10**5})
-    monkeypatch.setattr(calibrate.psutil, "virtual_memory", lambda: free)
+    monkeypatch.setattr("psutil.virtual_memory", lambda: free)
     for steps in (None, 2):
         with pytest.raises(MemoryError, match="windows or fewer"):
             quantizers.best_(tiny.llama(), tiny.tokens(4, 32), bits=3, steps=steps, group_size=32, state=tmp_path)

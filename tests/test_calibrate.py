@@ -186,7 +186,7 @@ def test_layers_visited_together_get_what_they_would_get_alone():
 
 def test_memory_is_checked_before_the_work(monkeypatch):
     model, ids = tiny.llama(), tokens(8, 32)
-    monkeypatch.setattr(calibrate.psutil, "virtual_memory", lambda: type("Free", (), {"available": 10**5}))
+    monkeypatch.setattr("psutil.virtual_memory", lambda: type("Free", (), {"available": 10**5}))
     with pytest.raises(MemoryError, match=r"8 windows of 32 tokens need about .*; use about 1 windows or fewer"):
         gptq.quantize_(model, ids, **GRID)
     assert not any(isinstance(layer, QuantLinear) for layer in calibrate.layers(model).values())

@@ -10,7 +10,7 @@ from lib.metrics import divergence
 from lib.quantized.grid import HUGE, TINY
 from lib.quantized.linear import QuantLinear
 from lib.quantizers import activations, calibrate, codebook, e2e_qp, gptq, rtn
-from lib.trainers import checkpoints, schedule
+from lib.trainers import schedule, trainer
 from tests import tiny
 
 GRID = {"bits": 2, "group_size": 16}
@@ -163,14 +163,14 @@ def test_learning_rate_rises_and_falls():
 def interrupted(monkeypatch, steps):
     """A training that writes what step `steps` found before it takes the next one, and stops there."""
     monkeypatch.setattr("lib.jobs.EVERY", 0)
-    write = checkpoints.Loop.write
+    write = trainer.Loop.write
 
     def once(self):
         write(self)
         if self.state.global_step == steps:
             raise KeyboardInterrupt
 
-    monkeypatch.setattr(checkpoints.Loop, "write", once)
+    monkeypatch.setattr(trainer.Loop, "write", once)
 
 
 def test_more_bits_get_a_lower_rate_and_mixed_ones_that_of_their_mean():

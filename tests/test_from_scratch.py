@@ -133,6 +133,22 @@ def test_what_can_not_be_trained_is_refused_before_the_first_step(corpus, tmp_pa
     assert not (tmp_path / "new").exists()
 
 
+def test_a_training_resumes_with_its_own_architecture_data_and_seed_only(corpus, tmp_path):
+    options = {"tokens": 256, "folder": tmp_path / "run"}
+    from_scratch.train("head_gate", corpus, **options)
+    other = dataclasses.replace(corpus, rows=corpus.rows[1:])
+    hashed = "[0-9a-f]{12}"
+    for arm, data, change, said in (
+        ("headwise", corpus, {}, "architecture=GatedForCausalLM there, HeadwiseForCausalLM here"),
+        ("head_gate", other, {}, rf"data={hashed} there, {hashed} here\); use"),
+        ("head_gate", corpus, {"seed": 1}, r"seed=0 there, 1 here"),
+        ("head_gate", corpus, {"blocks": 1}, rf"model={hashed} there, {hashed} here"),
+    ):
+        with pytest.raises(ValueError, match=rf"holds another job \(.*{said}"):
+            from_scratch.train(arm, data, watch=pytest.fail, **options, **change)
+    from_scratch.train("head_gate", corpus, watch=pytest.fail, **options)  # its own is finished
+
+
 def test_what_compiling_costs_is_told(corpus, monkeypatch, capsys):
     monkeypatch.setattr(torch, "compile", lambda function, **options: function)
     for compile in (False, True):

@@ -199,7 +199,7 @@ def test_alpha_is_checked_before_the_work(alpha):
 def test_both_streams_count_when_memory_is_checked(monkeypatch):
     model, ids = tiny.llama(), tiny.tokens(8, 32)
     needed = 8 * 32 * (2 * 64 + 4 * 128) * 4
-    monkeypatch.setattr(calibrate.psutil, "virtual_memory", lambda: type("Free", (), {"available": 1.5 * needed}))
+    monkeypatch.setattr("psutil.virtual_memory", lambda: type("Free", (), {"available": 1.5 * needed}))
     gptq.quantize_(tiny.llama(), ids, **GRID)
     with pytest.raises(MemoryError, match="8 windows of 32 tokens need about"):
         gptaq.quantize_(model, ids, **GRID)

@@ -25,7 +25,7 @@ def write(folder, arm, blocks, seed, rate):
     record = dataclasses.asdict(run) | {
         "loss": loss, "bits_per_byte": loss / 2, "losses": [6 - step / 100 for step in range(96)], "tokens": 96,
         "parameters": 1000 * blocks + 5 * len(arm), "flops_per_token": 2000 * blocks, "seconds": 9.0,
-        "tokens_per_second": 50.0, "peak_flops": 1e6, "threads": 1,
+        "tokens_per_second": 50.0, "peak_flops": 1e6, "threads": 1, "peak_bytes": 448e6 + seed * 1e6,
     }  # fmt: skip
     (folder / "records").mkdir(exist_ok=True)
     (folder / "records" / f"{run.name}.json").write_text(json.dumps(record))
@@ -76,12 +76,22 @@ def test_tables_hold_what_was_recorded(found):
     ]  # fmt: skip
     row = models.loc["headwise, 2 blocks"]
     assert (row["M weights"], row["MFU, %"], row["decode, ms a token"], row["seeds"]) == (0.002, 60.0, 2.5, 3)
+    assert row["peak, MB"] == 450
     expected = [4 - math.log(2) / 5 - 0.03 * (1 + seed / 10) + NOISE[seed] for seed in range(3)]
     assert (
         row["bits per byte"] == pytest.approx(sum(expected) / 6, abs=1e-3)
         and errors.loc["headwise, 2 blocks", "bits per byte"] > 0
     )
     assert found.cell("models", "wider, 2 blocks", "prefill, ms") == "–"
+    gains, _ = found.numbers("beside plain")
+    bits = {depth: [(4 - math.log(depth) / 5 + NOISE[seed]) / 2 for seed in range(3)] for depth in (2, 3)}
+    assert "plain, 2 blocks" not in gains.index and len(gains) == len(models) - 1
+    gain = gains.loc["plain, 3 blocks"]
+    assert gain["gain, bits per byte"] == pytest.approx(bits[2][0] - bits[3][0], abs=1e-3)
+    # at every seed the same: the interval is a point
+    assert (gain["from"], gain["to"], gain["seeds"]) == pytest.approx(
+        (math.log(1.5) / 10, math.log(1.5) / 10, 3), abs=1e-4
+    )
     curve, _ = found.numbers("losses")
     assert len(curve) == 24 and curve.iloc[0, 0] == pytest.approx(5.985, abs=1e-3)
     assert found.table("noise").shape == (2, 1) and found.log() == "- a note" and "3 seeds" in found.about()
@@ -123,7 +133,7 @@ def test_a_study_that_stopped_early_has_the_tables_that_it_can_have(tmp_path):
         for seed in (1, 2):
             write(tmp_path, arm, 2, seed, 1e-2)
     made = study_tables.tables(study_records.Study(tmp_path, PRESET))
-    assert list(made) == ["rates", "noise", "models", "pairs", "losses"]
+    assert list(made) == ["rates", "noise", "models", "beside plain", "pairs", "losses"]
     assert [row[0] for row in made["pairs"]["rows"]] == ["headwise, 2 blocks, against plain"]
     for seed in PRESET.seeds:  # deeper models that are worse: no number of plain blocks is worth a headwise one
         path = tmp_path / "records" / f"{study.Run('plain', 3, seed, 1e-2).name}.json"

@@ -123,7 +123,7 @@ def test_what_does_not_fit_is_refused_before_the_work(method, monkeypatch):
     monkeypatch.setattr(capture, "capture", lambda *_, **__: pytest.fail("the work had begun"))
     monkeypatch.setattr(divergence, "remember", lambda *_, **__: pytest.fail("the work had begun"))
     free = type("Free", (), {"available": int((1.9 if two else 0.9) * one)})
-    monkeypatch.setattr(calibrate.psutil, "virtual_memory", lambda: free)
+    monkeypatch.setattr("psutil.virtual_memory", lambda: free)
     with pytest.raises(MemoryError, match="8 windows of 64 tokens"):
         call()
     assert model.model.layers[0].mlp.up_proj.weight is weight

@@ -83,20 +83,20 @@ def deeper(config: LlamaConfig, blocks: int = 1) -> LlamaConfig:
 
 def weights(kind: type, config: LlamaConfig) -> int:
     """Weights of a model of class `kind`; no memory is taken for them."""
-    return sum(each.numel() for each in _shape(kind, config).parameters())
+    return sum(each.numel() for each in shape(kind, config).parameters())
 
 
 def products(kind: type, config: LlamaConfig, context: int) -> int:
     """Multiply-adds of a token's forward pass that `kind` may have more or fewer of than Llama: those of its linear
     layers and what its attention multiplies beside scores and values, which all have alike.
     """
-    model = _shape(kind, config)
+    model = shape(kind, config)
     found = sum(layer.in_features * layer.out_features for layer in blocks.linears(model).values())
     parts = [part for part in model.modules() if hasattr(part, "more_products")]
     return found + sum(part.more_products(config, context) for part in parts)
 
 
-def _shape(kind: type, config: LlamaConfig) -> nn.Module:
+def shape(kind: type, config: LlamaConfig) -> nn.Module:
     """A model of class `kind` without memory; of its own settings, where `config` is of another class."""
     own = config if isinstance(config, kind.config_class) else kind.config_class(**sizes(config))
     with torch.device("meta"), initialization.no_init_weights():

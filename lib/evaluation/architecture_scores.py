@@ -2,25 +2,27 @@
 
     python -m lib.evaluation.architecture_scores cpu
 
-Each model's answers are one file in the study's folder; a call that was killed goes on at the first model without one.
-All models get the same text, samples, steps and seeds, so that they can be compared in pairs.
+Each model's answers are one file in the study's folder, in parts (quantized, tasks, TRACE's tasks): a call that was
+killed goes on at the first part that is missing, and a plan that asks for more adds it. All models get the same text,
+samples, steps and seeds, so that they can be compared in pairs; scores of another plan are refused.
 """
 
 import argparse
 import copy
 import json
 import sys
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import torch
 from torch import nn
 
-from lib import files, runtime, tasks
+from lib import files, jobs, tasks
 from lib.evaluation import last_word, run
+from lib.evaluation.architecture_times import times
 from lib.folders.turns import Alone
-from lib.metrics import divergence, perplexity, speed
-from lib.quantizers import gptq, rtn
+from lib.metrics import divergence, perplexity
+from lib.quantizers import gptq
 from lib.sources import models, texts
 from lib.sources import tasks as task_data
 from lib.tasks.task import Generation, Task
@@ -28,7 +30,7 @@ from lib.trainers import architecture_study, from_scratch, loop, next_token, pre
 from lib.trainers.minibatch import IGNORED
 from lib.trainers.recipe import Recipe
 
-SCORED, SPEED = "scored", "speed.json"
+SCORED, PLAN = "scored", "plan.json"
 TRACE = ("trace_fomc", "trace_numglue_cm", "trace_numglue_ds", "trace_scienceqa", "trace_20minuten")
 
 
@@ -39,8 +41,7 @@ class Plan:
     bits: widths of GPTQ, a grid a row, since no group size divides the columns of all arms; calibration: rows of the
     training text; rows: unseen ones that it is measured on. trace: TRACE's tasks, all learned in one short fine-tuning
     of `steps` batches of `batch` rows. packaged: multiple choice that needs no data. samples: of each task; passages:
-    of which the last word is asked, 0 for none; new_tokens: of each answer. prompt: tokens of the prompt whose reading
-    is timed, rounds: of timing.
+    of which the last word is asked, 0 for none; new_tokens: of each answer.
     """
 
     bits: tuple[int, ...] = (4, 2)
@@ -54,46 +55,76 @@ class Plan:
     steps: int = 40
     batch: int = 8
     rate: float = 1e-3
-    prompt: int = 128
-    rounds: int = 15
 
 
 def score(
-    preset: str | presets.Preset, folder: Path | str, plan: Plan = Plan(), *, arms=None, blocks=None
+    preset: str | presets.Preset, folder: Path | str, plan: Plan = Plan(), *, arms=None, blocks=None, seeds=None
 ) -> list[dict]:
-    """Score the models of the study in `folder` that have no scores yet; returns all scores.
+    """Score the models of the study in `folder` that lack scores of the `plan`; returns all scores.
 
-    arms, blocks: only models of these. A model that is being scored by another process is left to it.
+    arms, blocks, seeds: only models of these. A model that is being scored by another process is left to it. Raises
+    ValueError for a folder whose scores are of a plan with other samples, steps or text.
     """
     folder = Path(folder)
     corpus = from_scratch.corpus(preset)
+    _same_plan(folder / SCORED / PLAN, plan)
     chosen = architecture_study.best_rates(corpus.preset, architecture_study.records(folder))
     asked = questions(corpus, plan)
     for record in architecture_study.records(folder):
         name = architecture_study.name(record)
         path = folder / SCORED / f"{name}.json"
         wanted = record["rate"] == chosen[record["arm"]] and record["bits_per_byte"] is not None
-        wanted &= (arms is None or record["arm"] in arms) and (blocks is None or record["blocks"] in blocks)
-        if not wanted or path.exists():
+        for key, given in (("arm", arms), ("blocks", blocks), ("seed", seeds)):
+            wanted &= given is None or record[key] in given
+        if not wanted or not _missing(_read(path), asked, plan):
             continue
-        path.parent.mkdir(exist_ok=True)
         try:
             turn = Alone(architecture_study.model_folder(folder, record).parent)
         except BlockingIOError:
             continue
         try:
-            model, _ = models.load(str(architecture_study.model_folder(folder, record)))
-            found = {key: record[key] for key in ("arm", "blocks", "seed", "rate")} | scores(model, corpus, asked, plan)
-            files.write_text(path, json.dumps(found))
+            known = {key: record[key] for key in ("arm", "blocks", "seed", "rate")}
+            _score(path, known, architecture_study.model_folder(folder, record), corpus, asked, plan)
             print(f"{name}: scored", flush=True)
         finally:
             turn.end()
     return scored(folder)
 
 
+def _same_plan(note: Path, plan: Plan) -> None:
+    """Raise ValueError where a folder's scores were made with other settings; more of a kind may be added."""
+    kept = {name: str(value) for name, value in asdict(plan).items() if name not in ("bits", "trace", "packaged")}
+    note.parent.mkdir(parents=True, exist_ok=True)
+    if not files.write_first(note, json.dumps(kept, indent=1)):
+        jobs.same_job(note.parent, json.loads(note.read_text()), kept)
+
+
+def _read(path: Path) -> dict:
+    return json.loads(path.read_text()) if path.exists() else {}
+
+
+def _missing(found: dict, asked: "Questions", plan: Plan) -> list[str]:
+    """Which parts a model's scores lack."""
+    bits = [str(each) for each in plan.bits if str(each) not in found.get("quantized", {})]
+    have = {name.split(" ")[0] for part in ("tasks", "trace") for name in found.get(part, {})}
+    tasks = [each.name for each in asked.tasks if each.name not in have]
+    trace = [each.name for each in asked.trace if each.name not in have] if asked.rows else []
+    return ["quantized"] * bool(bits) + ["tasks"] * bool(tasks) + ["trace"] * bool(trace)
+
+
+def _score(path: Path, known: dict, folder: Path, corpus: from_scratch.Corpus, asked: "Questions", plan: Plan) -> None:
+    """Add what is missing to the scores in `path`, part by part, each of the model as it was trained."""
+    found = known | _read(path)
+    for part in _missing(found, asked, plan):
+        model, _ = models.load(str(folder))
+        found |= scores(model, corpus, asked, plan, part)
+        files.write_text(path, json.dumps(found))
+
+
 def scored(folder: Path | str) -> list[dict]:
     """The scores of the study in `folder`, by name of the model."""
-    return [json.loads(path.read_text()) for path in sorted((Path(folder) / SCORED).glob("*.json"))]
+    paths = sorted((Path(folder) / SCORED).glob("*.json"))
+    return [json.loads(path.read_text()) for path in paths if path.name != PLAN]
 
 
 @dataclass(frozen=True)
@@ -115,16 +146,18 @@ def questions(corpus: from_scratch.Corpus, plan: Plan) -> Questions:
     return Questions(plain, trace, [row for rows in zip(*parts) for row in rows])
 
 
-def scores(model: nn.Module, corpus: from_scratch.Corpus, asked: Questions, plan: Plan) -> dict:
-    """All of one trained model: quantized (by bits), tasks, and TRACE's tasks after fine-tuning, which changes it."""
-    unseen = corpus.unseen[: plan.rows]
-    base = perplexity.nll(model, unseen).double().mean().item()
-    found = {"quantized": {str(bits): _quantized(model, corpus, bits, base, plan) for bits in plan.bits}}
-    found["tasks"] = _answers(model, asked.tasks)
-    if asked.rows:
-        found["trained"] = fine_tune_(model, asked.rows, plan, corpus.preset.recipe)
-        found["trace"] = _answers(model, asked.trace)
-    return found
+def scores(model: nn.Module, corpus: from_scratch.Corpus, asked: Questions, plan: Plan, part: str) -> dict:
+    """A part of what is known of a trained model: "quantized" (by bits), "tasks", or "trace".
+
+    The last one fine-tunes `model` on TRACE's training rows and asks then, so that "trained" comes with it: the losses.
+    """
+    if part == "tasks":
+        return {part: _answers(model, asked.tasks)}
+    if part == "trace":
+        losses = fine_tune_(model, asked.rows, plan, corpus.preset.recipe)
+        return {"trained": losses, part: _answers(model, asked.trace)}
+    base = perplexity.nll(model, corpus.unseen[: plan.rows]).double().mean().item()
+    return {part: {str(bits): _quantized(model, corpus, bits, base, plan) for bits in plan.bits}}
 
 
 def _quantized(model: nn.Module, corpus: from_scratch.Corpus, bits: int, base: float, plan: Plan) -> dict[str, float]:
@@ -169,37 +202,6 @@ def _shorter(task: Task, plan: Plan) -> Task:
     return replace(task, samples=[replace(each, requests=tuple(map(cut, each.requests))) for each in task.samples])
 
 
-def times(preset: str | presets.Preset, folder: Path | str, plan: Plan = Plan()) -> dict[str, dict[str, list[float]]]:
-    """Seconds of reading `plan.prompt` tokens and of a further token, of all arms and depths in turns, round by round.
-
-    One model each, that of the first seed, since time does not depend on the weights; "packed" behind a name is that
-    model at 4 bits in the packed engine, which says which architectures it does not run. Kept in the study's folder.
-    """
-    preset = presets.by_name(preset) if isinstance(preset, str) else preset
-    folder, first, systems = Path(folder), preset.seeds[0], {}
-    records = architecture_study.records(folder)
-    chosen = architecture_study.best_rates(preset, records)
-    for each in records:
-        if each["seed"] == first and each["rate"] == chosen[each["arm"]]:
-            name = f"{each['arm']} {each['blocks']}"
-            systems[name], _ = models.load(str(architecture_study.model_folder(folder, each)))
-            try:
-                systems[f"{name} packed"] = _packed(systems[name])
-            except ValueError as error:
-                print(f"{name} is not timed in the packed engine: {error}")
-    measured = speed.measure(systems, prompt=plan.prompt, new_tokens=32, rounds=plan.rounds)
-    found = {name: {key: measured.samples[name][key] for key in ("ttft", "tpot")} for name in systems}
-    files.write_text(folder / SPEED, json.dumps(found))
-    return found
-
-
-def _packed(model: nn.Module) -> runtime.Session:
-    """The model at 4 bits, a grid a row, in the packed engine; ValueError for one that it does not run."""
-    smaller = copy.deepcopy(model).bfloat16()
-    rtn.quantize_(smaller, bits=4, group_size=-1)
-    return runtime.Session(runtime.pack_(smaller))
-
-
 def main(arguments: list[str] | None = None) -> int:
     """Command line; returns the exit status."""
     parser = argparse.ArgumentParser(prog="python -m lib.evaluation.architecture_scores", description="Score a study.")
@@ -207,6 +209,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--folder", type=Path, help="of the study")
     parser.add_argument("--arms", nargs="+", help="only these")
     parser.add_argument("--blocks", nargs="+", type=int, help="only models of so many blocks")
+    parser.add_argument("--seeds", nargs="+", type=int, help="only models of these")
     parser.add_argument("--speed", action="store_true", help="only the times")
     given = parser.parse_args(arguments)
     folder = given.folder or architecture_study.place(given.preset)
@@ -214,7 +217,7 @@ def main(arguments: list[str] | None = None) -> int:
         if given.speed:
             times(given.preset, folder)
         else:
-            score(given.preset, folder, arms=given.arms, blocks=given.blocks)
+            score(given.preset, folder, arms=given.arms, blocks=given.blocks, seeds=given.seeds)
     except (ValueError, OSError) as error:
         print(error, file=sys.stderr)
         return 2

@@ -26,7 +26,7 @@ import torch
 from torch import Tensor
 
 from lib.quantized import zero_points
-from lib.quantized.grid import Quantized, check
+from lib.quantized.grid import Quantized, fitted
 from lib.quantized.levels import check as check_levels
 from lib.quantized.levels import stored
 
@@ -78,7 +78,7 @@ def planned(
     codebook: Tensor | None = None,
 ) -> Quantized:
     """A matrix on that grid without numbers (meta device), to compute sizes before anything is quantized."""
-    size = check(columns, bits=bits, group_size=group_size)
+    size = fitted(columns, bits=bits, group_size=group_size)
     check_levels(levels, symmetric)
     groups, affine = columns // size, not symmetric and codebook is None
     zero = zero_points.typed(_meta(torch.uint8, rows, groups), levels) if affine else None

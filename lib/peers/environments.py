@@ -23,6 +23,7 @@ from lib import files, folders, machine, peers
 TIMEOUT = 4 * 3600  # seconds
 _TAIL = 30  # lines of a failed script's output that the error shows
 _ROOM = 1 << 30  # bytes of disk for the result and the peer's own files
+_OURS = "thimble_"  # begins the model types of `lib.architectures`
 _QUIET = {"HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false", "CUDA_VISIBLE_DEVICES": ""}
 
 
@@ -149,6 +150,12 @@ def _check(peer, model, tokens, *, bits, options):
         raise ValueError(f"bits={bits!r} was given; {peer.NAME} has {allowed} bits; choose one of them.")
     if not (model / "config.json").is_file():
         raise FileNotFoundError(f"{model.name} has no config.json; a checkpoint folder is needed; give another one.")
+    kind = str(json.loads((model / "config.json").read_text()).get("model_type", ""))
+    if kind.startswith(_OURS) and peer.NAME != "thimble":
+        raise ValueError(
+            f"{model.name} is a {kind}, which {peer.NAME} does not know; architectures of this project are compressed "
+            "by its own methods only; choose one of them, or a model of transformers."
+        )
     if tokens is None and peer.NEEDS_TOKENS:
         raise ValueError(f"no tokens were given; {peer.NAME} calibrates on some; give a LongTensor [count, length].")
     if tokens is not None and (tokens.ndim != 2 or not tokens.numel() or str(tokens.dtype) != "torch.int64"):

@@ -49,13 +49,16 @@ class Job:
         self.seconds = (self.seconds or 0.0) + time.perf_counter() - start
         self.peak_bytes = max(self.peak_bytes or 0, _peak())
 
-    def load(self):
-        """(model, tokenizer) of the checkpoint, in the type that it is stored in, on the CPU."""
+    def load(self, *, alike: bool = True):
+        """(model, tokenizer) of the checkpoint, in the type that it is stored in, on the CPU.
+
+        alike: whether all layers need groups of `group_size`; ValueError for columns that it does not divide.
+        """
         from transformers import AutoModelForCausalLM, AutoTokenizer  # loads torch; peers are read without
 
         model = AutoModelForCausalLM.from_pretrained(self.model, dtype="auto").eval()
         for name, layer in linears(model).items():
-            if self.group_size and layer.in_features % self.group_size:
+            if alike and self.group_size and layer.in_features % self.group_size:
                 raise ValueError(
                     f"group_size={self.group_size} does not divide {layer.in_features} columns of {name}; "
                     "choose one that divides the columns of every layer, 32 or 64 for instance."

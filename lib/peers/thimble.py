@@ -30,10 +30,11 @@ def check(*, bits: int, options: dict) -> None:
 
 def quantize(job: script.Job) -> tuple[dict, dict]:
     """Weights by name (float32), the embedding where it is quantized too, and facts."""
-    from lib.export import compressed_tensors  # needs torch; this file is also read without
+    import lib.architectures  # noqa: F401  # makes our own known to transformers; needs torch, without which this is read
+    from lib.export import compressed_tensors  # needs torch
     from lib.quantized.quant_embedding import QuantEmbedding  # needs torch
 
-    model, tokenizer = job.load()
+    model, tokenizer = job.load(alike=False)
     with job.measured():
         done = _run(model, job)
     packed = compressed_tensors.save(model, tokenizer, job.options["keep"] or job.work / "packed")

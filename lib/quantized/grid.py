@@ -67,6 +67,15 @@ def check(columns: int, *, bits: int, group_size: int, name: str = "the matrix")
     return group_size
 
 
+def fitted(columns: int, *, bits: int, group_size: int) -> int:
+    """Return the columns per group as `check`; of a matrix narrower than a group, such as a head's, all of them.
+
+    `calibrate.check_layers` says which matrices of a model may be so narrow.
+    """
+    wider = isinstance(group_size, int) and group_size > columns
+    return check(columns, bits=bits, group_size=-1 if wider else group_size)
+
+
 def check_candidates(candidates: int) -> None:
     """Raise ValueError when `candidates` is no number of ranges to try."""
     if isinstance(candidates, bool) or not isinstance(candidates, int) or candidates < 1:
@@ -129,7 +138,7 @@ def choose(
     `levels="half"` each range is tried with the zero points half a code beside its own too: all ranges have one and the
     same, that of minimum and maximum, and on a grid that fine it is the best one less often.
     """
-    size = check(weight.shape[1], bits=bits, group_size=group_size)
+    size = fitted(weight.shape[1], bits=bits, group_size=group_size)
     check_candidates(candidates)
     kinds.check(levels, symmetric)
     if not torch.isfinite(weight).all():

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from lib.jobs import JobState, fingerprint
-from lib.quantized.grid import HUGE, TINY, Quantized, check, quantize
+from lib.quantized.grid import HUGE, TINY, Quantized, fitted, quantize
 from lib.quantizers import calibrate, layerwise
 
 WHOLE = 0  # group size for one grid for the whole matrix
@@ -44,7 +44,7 @@ def absmax(weight: Tensor, *, bits: int, group_size: int) -> Quantized:
     """
     if group_size == WHOLE:
         return whole(absmax, weight, bits=bits)
-    size = check(weight.shape[1], bits=bits, group_size=group_size)
+    size = fitted(weight.shape[1], bits=bits, group_size=group_size)
     if not torch.isfinite(weight).all():
         raise ValueError("weight holds NaN or infinite values; a grid needs finite ones; check the checkpoint.")
     groups = weight.float().reshape(len(weight), -1, size)

@@ -10,7 +10,6 @@ values replace the layer's weights, and the pass goes on. Only one block's worki
 import contextlib
 from collections.abc import Callable
 
-import psutil
 import torch
 from torch import Tensor, nn
 
@@ -18,10 +17,21 @@ from lib import progress
 from lib.export import compressed_tensors
 from lib.jobs import JobState
 from lib.models import capture
-from lib.models.blocks import blocks, config, linears, path_of_blocks, refuse_adapters
-from lib.quantized.grid import Quantized, check, check_candidates, check_finite
-from lib.quantized.levels import check as check_levels
+from lib.models.blocks import blocks, linears, path_of_blocks
+from lib.quantized.grid import Quantized
 from lib.quantized.replace import replace_
+from lib.quantizers.checks import check_layers, check_memory, layers
+
+__all__ = [
+    "check_layers",
+    "check_memory",
+    "layers",
+    "mark",
+    "sequential",
+    "sequential_blocks",
+    "sequential_pairs",
+    "split",
+]
 
 QuantizeLayer = Callable[[list[str], Tensor, Tensor], Quantized | None]
 QuantizePair = Callable[[list[str], Tensor, Tensor, Tensor], Quantized | None]
@@ -208,41 +218,3 @@ def split(quantized: Quantized, rows: list[int]) -> list[Quantized]:
 def mark(model: nn.Module) -> None:
     """Mark `model` as quantized, so that plain `save_pretrained` writes the packed format."""
     compressed_tensors.mark(model)
-
-
-def layers(model: nn.Module) -> dict[str, nn.Module]:
-    """Linear layers inside the blocks, by their full name in the model, in the order of the blocks."""
-    path = path_of_blocks(model)
-    return {f"{path}.{name}": layer for name, layer in linears(model.get_submodule(path)).items()}
-
-
-def check_layers(
-    model: nn.Module, *, bits: int | dict[str, int], group_size: int, symmetric=False, levels="integer", candidates=1
-) -> None:
-    """Raise ValueError before the work when a layer inside the blocks can't take this grid or a weight is no number."""
-    check_candidates(candidates)
-    check_levels(levels, symmetric)
-    refuse_adapters(model)
-    for name, layer in layers(model).items():
-        if not isinstance(layer, nn.Linear):
-            raise ValueError(f"{name} is a {type(layer).__name__} already; load the original model and quantize that.")
-        check(layer.in_features, bits=bits[name] if isinstance(bits, dict) else bits, group_size=group_size, name=name)
-    check_finite(model)
-
-
-def check_memory(model: nn.Module, tokens: Tensor, *, streams: int = 1) -> None:
-    """Raise MemoryError before the work when the activations of one block would not fit into the machine's memory.
-
-    All windows pass through a block at once: its inputs and outputs, and about four tensors as wide as its widest
-    layer (gate, up, their product, the attention's parts), are alive together. streams: 2 where the original's
-    activations are kept beside them.
-    """
-    widest = max(max(layer.in_features, layer.out_features) for layer in layers(model).values())
-    size = model.dtype.itemsize
-    needed = streams * tokens.numel() * (2 * config(model).hidden_size + 4 * widest) * size
-    free = psutil.virtual_memory().available
-    if needed > free:
-        raise MemoryError(
-            f"{len(tokens)} windows of {tokens.shape[1]} tokens need about {needed / 1e9:.1f} GB beside the model and "
-            f"{free / 1e9:.1f} GB are free; use about {max(1, int(len(tokens) * free / needed))} windows or fewer."
-        )

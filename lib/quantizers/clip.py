@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from lib.jobs import JobState, fingerprint
-from lib.quantized.grid import AT_ONCE, TINY, Quantized, check, quantize, spanning
+from lib.quantized.grid import AT_ONCE, TINY, Quantized, fitted, quantize, spanning
 from lib.quantized.levels import to_level_
 from lib.quantized.zero_points import typed
 from lib.quantizers import calibrate
@@ -57,7 +57,7 @@ def clip(weight: Tensor, hessian: Tensor, *, bits: int, group_size: int, levels:
 
     hessian: [columns, columns], of which the diagonal is read.
     """
-    size = check(weight.shape[1], bits=bits, group_size=group_size)
+    size = fitted(weight.shape[1], bits=bits, group_size=group_size)
     rows, columns = weight.shape
     groups = weight.float().reshape(rows, columns // size, size)
     share = hessian.diagonal().float().reshape(1, columns // size, size)

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from lib.jobs import JobState, fingerprint
-from lib.quantized.grid import AT_ONCE, HUGE, SHRINK, TINY, Quantized, check, check_candidates
+from lib.quantized.grid import AT_ONCE, HUGE, SHRINK, TINY, Quantized, check, check_candidates, fitted
 from lib.quantizers import calibrate, layerwise
 from lib.sources import texts
 
@@ -56,7 +56,7 @@ def codebook(
     weight: Tensor, *, bits: int, group_size: int, importance: Tensor | None = None, candidates: int = 1
 ) -> Quantized:
     """Round `weight` [rows, columns] to the nearest levels; the arguments of `choose`."""
-    size = check(weight.shape[1], bits=bits, group_size=group_size)
+    size = fitted(weight.shape[1], bits=bits, group_size=group_size)
     scale = choose(weight, bits=bits, group_size=size, importance=importance, candidates=candidates)
     return Quantized(quantize(weight, scale, bits=bits), scale, None, bits, size, levels(bits).to(weight.device))
 
@@ -89,7 +89,7 @@ def choose(
     of it are tried, each is refit to its codes by least squares, and the one with the least squared error wins,
     weighted by `importance` [columns] (the diagonal of the Hessian; None weighs all columns alike).
     """
-    size = check(weight.shape[1], bits=bits, group_size=group_size)
+    size = fitted(weight.shape[1], bits=bits, group_size=group_size)
     check_candidates(candidates)
     if not torch.isfinite(weight).all():
         raise ValueError("weight holds NaN or infinite values; a grid needs finite ones; check the checkpoint.")

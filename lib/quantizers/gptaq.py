@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from lib.jobs import JobState, fingerprint
 from lib.models.capture import cross_moment, second_moment
-from lib.quantized.grid import Quantized, check, choose
+from lib.quantized.grid import Quantized, choose, fitted
 from lib.quantized.levels import to_level_
 from lib.quantizers import calibrate
 from lib.quantizers.gptq import BLOCK, inverse_factor, revived
@@ -75,7 +75,7 @@ def gptaq(
     hessian: 2/n X Xᵀ, cross: 2/n ΔX Xᵀ (`capture.cross_moment`), both [columns, columns].
     """
     check_alpha(alpha)
-    size = check(weight.shape[1], bits=bits, group_size=group_size)
+    size = fitted(weight.shape[1], bits=bits, group_size=group_size)
     hessian, dead = revived(hessian)
     weight = weight.float().masked_fill(dead, 0)  # as in GPTQ
     grid = {"bits": bits, "group_size": size, "symmetric": symmetric, "levels": levels, "candidates": candidates}

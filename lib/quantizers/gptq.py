@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from lib.jobs import JobState, fingerprint
-from lib.quantized.grid import Quantized, check, choose
+from lib.quantized.grid import Quantized, choose, fitted
 from lib.quantizers import calibrate
 from lib.sources import texts
 
@@ -68,7 +68,7 @@ def gptq(
     candidates: int = 8,
 ) -> Quantized:
     """Quantize `weight` [rows, columns] so that its outputs change least under `hessian` [columns, columns]."""
-    size = check(weight.shape[1], bits=bits, group_size=group_size)
+    size = fitted(weight.shape[1], bits=bits, group_size=group_size)
     hessian, dead = revived(hessian)
     weight = weight.float().masked_fill(dead, 0)  # any weight will do where the input is zero
     grid = {"bits": bits, "group_size": size, "symmetric": symmetric, "levels": levels, "candidates": candidates}

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from lib.jobs import JobState, fingerprint
-from lib.quantized.grid import AT_ONCE, HUGE, TINY, Quantized, check, quantize
+from lib.quantized.grid import AT_ONCE, HUGE, TINY, Quantized, fitted, quantize
 from lib.quantized.levels import check as check_levels
 from lib.quantized.levels import nearest
 from lib.quantized.zero_points import typed
@@ -66,7 +66,7 @@ def hqq(
 
     Raises ValueError for weights that are not finite, a norm that is not positive and fewer than 1 step.
     """
-    size = check(weight.shape[1], bits=bits, group_size=group_size)
+    size = fitted(weight.shape[1], bits=bits, group_size=group_size)
     _check_levels(levels)
     groups = weight.float().reshape(len(weight), -1, size)
     parts = []

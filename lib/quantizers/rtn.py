@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from lib.jobs import JobState, fingerprint
-from lib.quantized.grid import Quantized, check, choose, quantize
+from lib.quantized.grid import Quantized, choose, fitted, quantize
 from lib.quantizers import calibrate, layerwise
 
 
@@ -41,7 +41,7 @@ def rtn(
     weight, *, bits: int, group_size: int, symmetric: bool = False, levels: str = "integer", candidates: int = 1
 ) -> Quantized:
     """Round `weight` [rows, columns] to the nearest points of its grids."""
-    size = check(weight.shape[1], bits=bits, group_size=group_size)
+    size = fitted(weight.shape[1], bits=bits, group_size=group_size)
     grid = {"symmetric": symmetric, "levels": levels, "candidates": candidates}
     scale, zero = choose(weight, bits=bits, group_size=size, **grid)
     return Quantized(quantize(weight, scale, zero, bits=bits), scale, zero, bits, size, levels=levels)

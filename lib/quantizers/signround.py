@@ -21,7 +21,7 @@ from torch.func import functional_call
 from lib.jobs import JobState, fingerprint
 from lib.models import capture
 from lib.models.blocks import linears
-from lib.quantized.grid import Quantized, choose, quantize
+from lib.quantized.grid import Quantized, choose, fitted, quantize
 from lib.quantizers import attention, calibrate
 from lib.quantizers.signround_layer import SignRoundWeight
 from lib.sources import texts
@@ -209,7 +209,7 @@ def check_initial(model: nn.Module, initial: dict[str, Quantized] | None, bits: 
             "give what a quantizer returned for a copy of this model."
         )
     for name, layer in layers.items():
-        start, size = initial[name], layer.in_features if group_size == -1 else group_size
+        start, size = initial[name], fitted(layer.in_features, bits=bits, group_size=group_size)
         if start.codes.shape != layer.weight.shape or (start.bits, start.group_size) != (bits, size):
             given = f"{tuple(start.codes.shape)}, {start.bits} bits, groups of {start.group_size}"
             wanted = f"{tuple(layer.weight.shape)}, {bits} bits, groups of {size}"

@@ -10,7 +10,7 @@ Source: Dettmers et al., "LLM.int8()", arXiv 2208.07339, section 2.1, zeropoint 
 import torch
 from torch import Tensor, nn
 
-from lib.quantized.grid import Quantized, check, choose, quantize
+from lib.quantized.grid import Quantized, choose, fitted, quantize
 from lib.quantizers.absmax import WHOLE, round_, whole
 
 
@@ -40,6 +40,6 @@ def zero_point(weight: Tensor, *, bits: int, group_size: int) -> Quantized:
     """
     if group_size == WHOLE:
         return whole(zero_point, weight, bits=bits)
-    size = check(weight.shape[1], bits=bits, group_size=group_size)
+    size = fitted(weight.shape[1], bits=bits, group_size=group_size)
     scale, zero = choose(weight, bits=bits, group_size=size)
     return Quantized(quantize(weight, scale, zero, bits=bits), scale, zero, bits, size)

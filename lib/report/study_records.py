@@ -4,8 +4,9 @@ import json
 from pathlib import Path
 
 from lib.analysis import architecture_pairs as pairs
-from lib.evaluation import architecture_scores
+from lib.evaluation import architecture_scores, architecture_times
 from lib.metrics import seeds
+from lib.report.tables import fmt
 from lib.trainers import architecture_study, presets
 
 
@@ -25,7 +26,7 @@ class Study:
         self.tries = [each for each in everything if architecture_study.name(each) in asked]
         self.power = architecture_study.power(preset, everything)
         self.scored = [each for each in architecture_scores.scored(folder) if each["rate"] == self.rates[each["arm"]]]
-        found = Path(folder) / architecture_scores.SPEED
+        found = Path(folder) / architecture_times.SPEED
         samples = json.loads(found.read_text()) if found.exists() else {}
         self.times = {name: {key: min(each) for key, each in one.items()} for name, one in samples.items()}
         self.first, self.plain = preset.blocks[0], preset.arms[0]
@@ -81,3 +82,19 @@ def equal_time(study: Study) -> tuple[pairs.Values, pairs.Values] | None:
 def answers(scored: dict) -> dict[str, list]:
     """Task metric -> [value, standard error, n, chance or the best constant answer] of one model."""
     return scored["tasks"] | scored.get("trace", {})
+
+
+def shown(arm: str, depth: int) -> str:
+    """A model's name in a table."""
+    return f"{arm}, {depth} blocks"
+
+
+def mean(values: pairs.Values) -> str:
+    """Mean over seeds ± its standard error; – for fewer than three."""
+    found = seeds.spread(values) if len(values) >= seeds.LEAST else None
+    return fmt(found.value, found.stderr) if found else "–"
+
+
+def fixed(value: float | None, otherwise: str, digits: int = 4) -> str:
+    """A number with so many digits behind the point; `otherwise` where there is none."""
+    return otherwise if value is None else f"{value:.{digits}f}"

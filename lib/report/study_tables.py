@@ -15,15 +15,13 @@ from pathlib import Path
 
 from lib import files, machine, published
 from lib.analysis import architecture_pairs as pairs
-from lib.metrics import intervals, seeds
-from lib.report.study_records import Study, answers, equal_time, lost, task_values, time_in_blocks
-from lib.report.tables import fmt
+from lib.report.study_pairs import beside_plain, compared, harder, task_pairs, worth
+from lib.report.study_records import Study, answers, fixed, lost, mean, shown, task_values
 from lib.trainers import presets
 from lib.trainers.architecture_study import place
 
 NAME = "architectures"
 POINTS = 24  # of a loss curve
-FULL = ("seeds", "gain, nats a token", "from", "to", "p (Holm)", "answer")
 
 
 def tables(study: Study) -> dict[str, dict]:
@@ -32,6 +30,7 @@ def tables(study: Study) -> dict[str, dict]:
         "rates": ("Bits per byte with each learning rate, one seed", rates),
         "noise": ("What the first arm's seeds say before any comparison, bits per byte", noise),
         "models": ("Every model: its size, quality and times", models),
+        "beside plain": ("What each model gains on the first one, pairs over seeds, bits per byte", beside_plain),
         "pairs": ("Gains in pairs over seeds, nats a token", compared),
         "worth": ("Headwise blocks in plain blocks", worth),
         "quantized": ("What GPTQ costs, nats a token more on unseen text", quantized),
@@ -50,7 +49,7 @@ def rates(study: Study):
     """What each arm reached with each learning rate: (columns, rows), as all tables here."""
     columns = [f"{rate:g}" for rate in study.preset.rates]
     found = {(each["arm"], f"{each['rate']:g}"): each["bits_per_byte"] for each in study.tries}
-    rows = [[arm, *(_fixed(found.get((arm, rate)), "diverged") for rate in columns)] for arm in study.preset.arms]
+    rows = [[arm, *(fixed(found.get((arm, rate)), "diverged") for rate in columns)] for arm in study.preset.arms]
     return ["arm", *columns], rows
 
 
@@ -72,45 +71,13 @@ def models(study: Study):
         one, time = ours[0], study.times.get(f"{arm} {depth}", {})
         share = 100 * 3 * one["flops_per_token"] * speed / peak if peak else None
         row = [shown(arm, depth), f"{one['parameters'] / 1e6:.3f}", f"{one['flops_per_token'] / 1e6:.3f}"]
-        row += [str(len(ours)), _mean(study.losses(arm, depth, "bits_per_byte"))]
-        row += [f"{statistics.median(each['seconds'] for each in ours):.0f}", f"{speed:,.0f}", _fixed(share, "–", 1)]
+        row += [str(len(ours)), mean(study.losses(arm, depth, "bits_per_byte"))]
+        row += [f"{statistics.median(each['seconds'] for each in ours):.0f}", f"{speed:,.0f}", fixed(share, "–", 1)]
+        row.append(f"{max(each['peak_bytes'] for each in ours) / 1e6:.0f}")
         row += [f"{1e3 * time[key]:.3f}" if time else "–" for key in ("ttft", "tpot")]
         packed = study.times.get(f"{arm} {depth} packed")
         rows.append([*row, f"{1e3 * packed['tpot']:.3f}" if packed else "–"])
-    return [*columns, "prefill, ms", "decode, ms a token", "packed, ms a token"], rows
-
-
-def compared(study: Study):
-    """Losses in pairs: each arm with plain, headwise with its controls and with deeper and equally fast models."""
-    first, plain = study.first, study.plain
-    sides = {f"{arm}, {first} blocks, against plain": ((arm, first), (plain, first)) for arm in study.preset.arms[1:]}
-    for rival in ("wider", "headwise_identity", "head_gate"):
-        sides[f"headwise against {rival}"] = (("headwise", first), (rival, first))
-    sides[f"headwise, {first} blocks, against plain, {first + 1}"] = ("headwise", first), (plain, first + 1)
-    sides[f"plain, {first + 1} blocks, against plain, {first}"] = (plain, first + 1), (plain, first)
-    there = set(study.models())
-    sides = {name: both for name, both in sides.items() if set(both) <= there}
-    values = {name: tuple(study.losses(*each) for each in both) for name, both in sides.items()}
-    if equal := equal_time(study):
-        values["headwise against plain, equal decode time"] = equal
-    return ["pair", *FULL], _rows(pairs.compared(values))
-
-
-def worth(study: Study):
-    """How many plain blocks have the loss of so many headwise ones, and how many have their decode time."""
-    columns = ["headwise blocks", "seeds", "plain blocks of that loss", "from", "to"]
-    columns += ["plain blocks of that decode time"]
-    depths, rows = study.depths(study.plain), []
-    curve = pairs.curve(study.records, depths, study.plain) if len(depths) > 1 else None
-    for depth in study.depths("headwise") if curve else []:
-        losses, time = study.losses("headwise", depth), _fixed(time_in_blocks(study, "headwise", depth), "–", 2)
-        try:
-            found = pairs.worth(curve, losses)
-            row = [fmt(found.value, found.stderr), f"{found.low:.2f}", f"{found.high:.2f}"]
-        except ValueError:  # more plain blocks are no better
-            row = ["not determined", "–", "–"]
-        rows.append([str(depth), str(len(losses)), *row, time])
-    return columns, rows
+    return [*columns, "peak, MB", "prefill, ms", "decode, ms a token", "packed, ms a token"], rows
 
 
 def quantized(study: Study):
@@ -119,23 +86,10 @@ def quantized(study: Study):
     columns = ["model", *(f"{what}, {bits} bits" for what in ("loss", "KL") for bits in widths)]
     rows = []
     for arm, depth in study.models():
-        cells = [_mean(lost(study, arm, depth, bits, kind)) for kind in ("loss", "kl") for bits in widths]
+        cells = [mean(lost(study, arm, depth, bits, kind)) for kind in ("loss", "kl") for bits in widths]
         if set(cells) - {"–"}:
             rows.append([shown(arm, depth), *cells])
     return columns, rows
-
-
-def harder(study: Study):
-    """Whether a width costs an arm more than it costs plain."""
-    widths = sorted({bits for each in study.scored for bits in each["quantized"]}, key=int, reverse=True)
-    sides = {}
-    for bits in widths:
-        rival = lost(study, study.plain, study.first, bits)
-        for arm in study.preset.arms[1:]:
-            ours = lost(study, arm, study.first, bits)
-            if len(ours.keys() & rival.keys()) >= seeds.LEAST:
-                sides[f"{arm}, {bits} bits"] = ours, rival
-    return ["arm", *FULL], _rows(pairs.compared(sides)) if sides else []
 
 
 def tasks(study: Study):
@@ -144,19 +98,9 @@ def tasks(study: Study):
     rows = []
     for name in names:
         beside = next(answers(each)[name] for each in study.scored if name in answers(each))
-        cells = [_mean(task_values(study, arm, name)) for arm in study.preset.arms]
-        rows.append([name, str(beside[2]), _fixed(beside[3], "–", 3), *cells])
+        cells = [mean(task_values(study, arm, name)) for arm in study.preset.arms]
+        rows.append([name, str(beside[2]), fixed(beside[3], "–", 3), *cells])
     return ["task", "n", "chance or constant", *study.preset.arms], rows
-
-
-def task_pairs(study: Study):
-    """Headwise and plain on each task."""
-    sides, names = {}, list(dict.fromkeys(name for each in study.scored for name in answers(each)))
-    for name in names:
-        rival, ours = (task_values(study, arm, name) for arm in (study.plain, "headwise"))
-        if len(rival.keys() & ours.keys()) >= seeds.LEAST:  # more is better here
-            sides[name] = tuple({seed: -value for seed, value in each.items()} for each in (ours, rival))
-    return ["headwise against plain", "seeds", "gain", *FULL[2:]], _rows(pairs.compared(sides)) if sides else []
 
 
 def losses(study: Study):
@@ -177,30 +121,6 @@ def losses(study: Study):
             cells.append(f"{statistics.fmean(means):.3f} ± {statistics.stdev(means):.3f}")
         rows.append([f"{(begin + end) / 2 * length:,.0f}", *cells])
     return ["tokens", *(shown(*each) for each in curves)], rows
-
-
-def shown(arm: str, depth: int) -> str:
-    """A model's name in a table."""
-    return f"{arm}, {depth} blocks"
-
-
-def _rows(found: dict[str, pairs.Pair]) -> list[list[str]]:
-    def row(name: str, each: pairs.Pair) -> list[str]:
-        gain: intervals.Interval = each.gain
-        span = [f"{gain.low:.4f}", f"{gain.high:.4f}", f"{each.verdict.p:.2g}"]
-        return [name, str(gain.n), fmt(gain.value, gain.stderr), *span, str(each)]
-
-    return [row(name, each) for name, each in found.items()]
-
-
-def _mean(values: pairs.Values) -> str:
-    """Mean over seeds ± its standard error; – for fewer than three."""
-    found = seeds.spread(values) if len(values) >= seeds.LEAST else None
-    return fmt(found.value, found.stderr) if found else "–"
-
-
-def _fixed(value: float | None, otherwise: str, digits: int = 4) -> str:
-    return otherwise if value is None else f"{value:.{digits}f}"
 
 
 def of(preset: str, folder: Path | None = None) -> published.Published:

@@ -18,7 +18,7 @@ from lib.sources import file_formats, hub
 
 CHARACTERS = 64 << 20  # of a split, where nothing else is said
 EVERY = 20  # one document of so many of "train" goes to each split that the data set does not have
-_BYTES = 1.25  # of JSONL for a character of text; checked before the work, and again by the disk itself
+BYTES = 1.25  # of JSONL for a character of text; checked before the work, and again by the disk itself
 _NAME = re.compile(r"[\w.-]+/[\w.-]+(:[\w.-]+)?")
 _PARTS = {"train": ("train",), "valid": ("validation", "valid", "val", "dev"), "test": ("test",)}
 
@@ -46,7 +46,7 @@ def fetch(name: str, split: str, characters: int = CHARACTERS) -> tuple[Path, st
     path = files.cache() / "hub" / f"{dataset.replace('/', '--')}-{split}-{digest}.jsonl"
     said = path.with_suffix(".json")
     if not (path.is_file() and said.is_file()):
-        files.check_writable(path, int(_BYTES * characters))
+        files.check_writable(path, int(BYTES * characters))
         found, part = rows(dataset, configuration or None, split, commit)
         count = _write(path, found, characters, dataset)
         files.write_text(said, json.dumps({**about, "part": part, "documents": count}, indent=1))

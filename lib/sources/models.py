@@ -34,7 +34,7 @@ def load(name: str = packaged.NAME, *, dtype=None, device=None, adapter: str | N
     """
     from lib.models import blocks  # needs torch; folders are found and checked without
 
-    dtype, device = _dtype(dtype), _device(device)
+    dtype, device = _dtype(dtype), device_of(device)
     with quiet():
         folder, origin = find(name)
 
@@ -130,10 +130,15 @@ def _dtype(given):
     return getattr(torch, name)
 
 
-def _device(given):
+def device_of(given: str | None = None):
+    """The torch device `given`; None takes a GPU where there is one, of several processes on a machine each its own.
+
+    Raises ValueError for a device that is not there.
+    """
     import torch  # folders are found and checked without torch
 
-    chosen = given or ("cuda" if torch.cuda.is_available() else "cpu")
+    own = os.environ.get("LOCAL_RANK")  # as `accelerate launch` and torchrun number the processes of a machine
+    chosen = given or (("cuda" if own is None else f"cuda:{own}") if torch.cuda.is_available() else "cpu")
     try:
         return torch.empty(0, device=chosen).device
     except (RuntimeError, AssertionError) as error:  # torch built without CUDA asserts

@@ -25,7 +25,8 @@ import torch
 from lib import architectures, files, jobs
 from lib.folders.turns import Alone
 from lib.metrics import count, memory, peaks, seeds
-from lib.trainers import checkpoints, from_scratch, presets
+from lib.sources import models
+from lib.trainers import checkpoints, divergence, from_scratch, presets, processes
 
 RECORDS, TRAININGS, NOTE, POWER = "records", "trainings", "study.json", "power.json"
 _ROOM = 1 << 20  # bytes of a record
@@ -109,9 +110,10 @@ def run(preset: str | presets.Preset, folder: Path | str, *, hours: float | None
     """
     made = presets.by_name(preset) if isinstance(preset, str) else preset
     seeds.check(list(made.seeds))
+    processes.check_alone("a study, whose trainings are shared by processes that are started by themselves", "a GPU")
     folder, began = Path(folder), time.monotonic()
     corpus = from_scratch.corpus(made)
-    files.check_writable(folder / NOTE, _bytes(made, len(corpus.tokenizer)) if not (folder / NOTE).exists() else 0)
+    files.check_writable(folder / NOTE, disk_bytes(made, len(corpus.tokenizer)) if not (folder / NOTE).exists() else 0)
     _same_study(folder, made, corpus)
     while missing := _missing(made, folder):
         worked = False
@@ -175,10 +177,10 @@ def _done(run: Run, corpus: from_scratch.Corpus, folder: Path) -> bool:
 def _trained(run: Run, corpus: from_scratch.Corpus, own: Path) -> dict:
     """Train; the record. losses: nats a token of every step; unseen: [tokens, nats a token, bits per byte]."""
     options = {"seed": run.seed, "blocks": run.blocks, "learning_rate": run.rate, "folder": own}
-    known = dataclasses.asdict(run) | {"threads": torch.get_num_threads()}
+    known, device = dataclasses.asdict(run) | {"threads": torch.get_num_threads()}, models.device_of()
     try:
-        found, used = memory.call(from_scratch.train, run.arm, corpus, **options)
-    except checkpoints.Diverged as error:
+        found, used = memory.call(from_scratch.train, run.arm, corpus, device=device, **options)
+    except divergence.Diverged as error:
         return known | {"bits_per_byte": None, "diverged": str(error)}
     kind = torch.bfloat16 if corpus.preset.recipe.bfloat16 else torch.float32
     pairs = zip(found.losses, found.bits_per_byte, strict=True)
@@ -188,7 +190,7 @@ def _trained(run: Run, corpus: from_scratch.Corpus, own: Path) -> dict:
         "tokens": found.history.tokens,
         "seconds": found.history.seconds[-1],
         "tokens_per_second": found.tokens_per_second,
-        "peak_flops": peaks.measure().of(kind),
+        "peak_flops": peaks.measure(device.type).of(kind),
         "peak_bytes": used.score.value,
         "losses": [round(loss, 5) for loss in found.history.losses],
         "unseen": [(tokens, nats, bits) for (tokens, nats), (_, bits) in pairs],
@@ -197,7 +199,7 @@ def _trained(run: Run, corpus: from_scratch.Corpus, own: Path) -> dict:
     return known | measured | {"loss": found.losses[-1][1], "bits_per_byte": found.bits_per_byte[-1][1]}
 
 
-def _bytes(preset: presets.Preset, vocabulary: int) -> int:
+def disk_bytes(preset: presets.Preset, vocabulary: int) -> int:
     """What a whole study leaves on the disk: its models in float32, and its records."""
     runs = {*rates(preset), *trainings(preset, dict.fromkeys(preset.arms, preset.rates[0]))}
     sizes = {}

@@ -1,6 +1,5 @@
 """Settings of the Hugging Face `Trainer`, for one process or several."""
 
-import os
 from pathlib import Path
 
 from transformers import TrainingArguments
@@ -11,9 +10,8 @@ from lib import files
 def make(settings: dict, folder: Path | None, *, cpu: bool) -> TrainingArguments:
     """`TrainingArguments` for the `settings` of `loop.train_`: what it does not need of the Trainer is switched off.
 
-    A batch is spread over the processes that `accelerate launch` or torchrun started. Raises ValueError where it
-    can't be, and for a folder with sharded weights: FSDP trains without checkpoints only (and is untested, because
-    accelerate shards nothing on CPUs).
+    A batch is divided among the processes that `accelerate launch` or torchrun started, which this call joins. Raises
+    ValueError where it can't be.
     """
     made = TrainingArguments(
         output_dir=str(folder or files.cache() / "trainer"),
@@ -26,7 +24,7 @@ def make(settings: dict, folder: Path | None, *, cpu: bool) -> TrainingArguments
         train_sampling_strategy="sequential",  # the order is that of the data set, which the seed decided
         logging_steps=1,
         logging_nan_inf_filter=False,
-        save_strategy="no",  # `checkpoints.Loop` writes its own
+        save_strategy="no",  # `trainer.Loop` writes its own
         report_to=[],
         disable_tqdm=True,
         remove_unused_columns=False,
@@ -42,14 +40,4 @@ def make(settings: dict, folder: Path | None, *, cpu: bool) -> TrainingArguments
             f"windows; multiples of {together} are allowed; change one."
         )
     made.gradient_accumulation_steps = settings["batch"] // together
-    if folder and sharded(made):
-        raise ValueError(
-            f"folder={folder} with sharded weights, which no checkpoint of ours holds; give folder=None, or run the "
-            "processes without FSDP."
-        )
     return made
-
-
-def sharded(arguments) -> bool:
-    """Whether FSDP spreads the weights: then the Trainer makes its own optimizer once their parts exist."""
-    return arguments.world_size > 1 and os.environ.get("ACCELERATE_USE_FSDP", "false").lower() == "true"

@@ -1,195 +1,96 @@
-"""The Hugging Face `Trainer` with checkpoints of our own: safetensors and JSON, whole or absent, known to be good.
+"""Checkpoints of a training: safetensors and JSON, whole or absent, and known to be good (`trainer.Loop` writes them).
 
-The Trainer's own checkpoints store optimizer and random state as pickle, are written in place, and are written before
-the new weights have been used. Here the state after step k is written once the loss and the gradients of step k + 1 are
-known to be finite, just before that step is taken, so that the newest checkpoint never leads to NaN. A checkpoint holds
-the trained weights only; all others are those of the initial model.
+A checkpoint holds the trained weights only, with the optimizer's memory; all others are those of the initial model. Its
+tensors lie in one file, or, where several processes have the weights spread over them, in one of each process.
 """
 
 import contextlib
 import json
-import math
 import os
 import re
 import shutil
-import time
+from collections.abc import Iterator
 from pathlib import Path
 
-import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import Tensor
-from transformers import Trainer, TrainerCallback, TrainerState
+from transformers import TrainerState
 from transformers.trainer import TRAINER_STATE_NAME
-from transformers.trainer_callback import PrinterCallback, ProgressCallback
 
-from lib import files, folders, progress
-from lib.trainers import divergence, shown
-from lib.trainers.history import History
-from lib.trainers.minibatch import IGNORED
-from lib.trainers.random_state import random_state, set_random_state
-from lib.trainers.schedule import schedule
+from lib import folders
+from lib.trainers import processes
 
 TENSORS, STATE = "training.safetensors", "state.json"
-KEPT = (TENSORS, STATE, TRAINER_STATE_NAME)  # all files of a checkpoint
+KEPT = (TENSORS, STATE, TRAINER_STATE_NAME)  # all files of a checkpoint in one part
 _NAME = re.compile(r"checkpoint-(\d+)")
+_PART = re.compile(r"training-\d{5}-of-(\d{5})\.safetensors")
 
 
-class Diverged(ValueError):
-    """A loss or a gradient was not finite."""
+def part(place: int, count: int) -> str:
+    """Name of the file with the tensors of process `place`, from 0, of `count` with spread weights; 1: whole ones."""
+    return TENSORS if count == 1 else f"training-{place + 1:05}-of-{count:05}.safetensors"
 
 
-class Loop(Trainer):
-    """A Trainer for `loss(model, batch) -> Tensor`; used by `loop.train_`, which says what the arguments mean.
+def names(count: int) -> tuple[str, ...]:
+    """All files of a checkpoint in `count` parts."""
+    return tuple(part(place, count) for place in range(count)) + KEPT[1:]
 
-    folder: of the checkpoints, None for none. every: seconds between two of them. recipe: a `Recipe`, None to heal.
+
+def parts(checkpoint: Path) -> int:
+    """In how many parts the tensors of a complete checkpoint lie."""
+    found = {int(match[1]) for match in map(_PART.fullmatch, _held(checkpoint)) if match}
+    return max(found, default=1)
+
+
+@contextlib.contextmanager
+def written(target: Path, count: int) -> Iterator[Path]:
+    """Yield a temporary folder that becomes the checkpoint `target` when all `count` processes have written their part.
+
+    They must see the same disk. Where one can't write, all raise OSError, and nothing is left.
     """
-
-    def __init__(self, *, loss, folder: Path | None, every: float, on_step=None, stop=None, recipe=None, **options):
-        super().__init__(**options)
-        self.loss, self.folder, self.every, self.on_step, self.stop = loss, folder, every, on_step, stop
-        self.recipe = recipe
-        self.loss_is_scaled_for_ga = False  # the mean over the windows of a forward pass, whatever is accumulated
-        self.elapsed, self._begun, self._saved = 0.0, time.monotonic(), time.monotonic()
-        for callback in (PrinterCallback, ProgressCallback):
-            self.remove_callback(callback)
-        self.add_callback(_Begin(self))
-        self.bar = self.random = None
-        self.step_tokens, self.before = 0, 0.0
-        self.watch = divergence.Watch()
-        self.shown = shown.Shown(self.model, bool(recipe and recipe.bfloat16))
-
-    def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
-        """The loss of one forward pass; refused before the backward pass where it is not finite."""
-        if self.bar is None:
-            done, total = self.state.global_step, self.state.max_steps
-            for each in History.of(self.state.log_history, None).losses:
-                self.watch.see(each)
-            self.bar = progress.bar(desc="training", unit="step", initial=done, total=total)
-        if getattr(self.loss, "evaluates", False):
-            model.eval()
-        with self.recipe.autocast(self.model) if self.recipe else contextlib.nullcontext():
-            found = torch.as_tensor(self.loss(model, inputs))
-        if not math.isfinite(found.item()):
-            raise Diverged(f"the loss is {found.item()} at step {self.state.global_step + 1}")
-        self.step_tokens = int(inputs["step_tokens"][0]) if "step_tokens" in inputs else 0
-        share = self._share(inputs)
-        return found if share == 1 else found * share
-
-    def _share(self, inputs) -> float:
-        """Factor for a pass's mean, so that all passes of a step add up to the mean over the step's targets."""
-        if "step_targets" not in inputs or getattr(self.loss, "mean_over", "targets") != "targets":
-            return 1
-        whole = int(inputs["step_targets"][0])
-        if not whole:
-            raise ValueError(
-                f"step {self.state.global_step + 1} has no token to learn: all labels of its rows are {IGNORED}; give "
-                "rows with labels, or a larger batch."
-            )
-        passes = self.args.gradient_accumulation_steps * self.args.world_size
-        return int((inputs["labels"][:, 1:] != IGNORED).sum()) * passes / whole
-
-    def _clip_grad_norm(self, model):
-        """Called between the backward pass and the step: the present weights are known to give finite gradients."""
-        norm = super()._clip_grad_norm(model) if math.isfinite(self.args.max_grad_norm) else _largest(model)
-        if not math.isfinite(norm):
-            raise Diverged(f"the gradient's norm is {float(norm)} at step {self.state.global_step + 1}")
-        if self.folder is not None and self.state.global_step and time.monotonic() - self._saved >= self.every:
-            self.write()
-        return norm
-
-    def create_scheduler(self, num_training_steps: int, optimizer=None):
-        """The recipe's; without one a linear rise over 5 % of the steps, then half a cosine down to almost zero."""
-        if self.lr_scheduler is None and self.recipe:
-            self.lr_scheduler = self.recipe.scheduler(optimizer or self.optimizer, num_training_steps)
-            self._created_lr_scheduler = True
-        if self.lr_scheduler is None:
-
-            def share(step: int) -> float:
-                return schedule(step, num_training_steps)
-
-            self.lr_scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer or self.optimizer, share)
-            self._created_lr_scheduler = True
-        return self.lr_scheduler
-
-    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
-        """Log the loss of a step, and the seconds of training so far, those before a kill included."""
-        seconds = self.seconds()
-        super().log(logs | {"seconds": seconds, "tokens": self.step_tokens}, start_time)
-        if "loss" in logs:
-            self._show(logs["loss"], seconds)
-            if self.on_step:
-                self.on_step(self.state.global_step, logs["loss"])
-            if self.stop and self.state.global_step < self.state.max_steps and self.stop(self.state.global_step):
-                self.control.should_training_stop = True
-
-    def _show(self, loss: float, seconds: float) -> None:
-        """Behind the bar, how it goes; and a line of its own where the loss rises far above what it was."""
-        if not self.bar.disable:
-            rows = self.args.train_batch_size * self.args.gradient_accumulation_steps * self.args.world_size
-            self.bar.set_postfix_str(self.shown.text(loss, self.step_tokens, rows, seconds - self.before), False)
-        self.bar.update()
-        self.before = seconds
-        if (rise := self.watch.see(loss)) and self.is_world_process_zero():
-            self.bar.write(str(rise))
-
-    def seconds(self) -> float:
-        """Seconds of training so far, over all runs of a resumed job."""
-        return self.elapsed + time.monotonic() - self._begun
-
-    def write(self) -> None:
-        """Write checkpoint-STEP and remove the older ones; of several processes the first one does."""
-        if not self.is_world_process_zero():
-            return
-
-        target = self.folder / f"checkpoint-{self.state.global_step}"
+    if count == 1:
         with folders.replace(target, kept=KEPT) as temporary:
-            tensors = {name: tensor.detach().cpu() for name, tensor in own(self.optimizer).tensors().items()}
-            tensors |= {f"random:{name}": tensor for name, tensor in self.random["tensors"].items()}
-            save_file(tensors, temporary / TENSORS)
-            note = {"random": self.random["plain"], "scheduler": self.lr_scheduler.state_dict()}
-            files.write_text(temporary / STATE, json.dumps(note | {"seconds": self.seconds()}))
-            self.state.save_to_json(str(temporary / TRAINER_STATE_NAME))
-        remove_older(self.folder, target)
-        self._saved = time.monotonic()
-
-    def _load_from_checkpoint(self, resume_from_checkpoint, model=None):
-        """Weights come back with the optimizer's copies of them."""
-
-    def _load_optimizer_and_scheduler(self, checkpoint):
-        if checkpoint is None:
-            return
-        tensors, note = read(Path(checkpoint))
-        own(self.optimizer).restore(tensors)
-        self.lr_scheduler.load_state_dict(note["scheduler"])
-        for group, rate in zip(self.optimizer.param_groups, self.lr_scheduler.get_last_lr()):
-            group["lr"] = rate
-        self.elapsed, self._begun = note["seconds"], time.monotonic()
-
-    def _load_rng_state(self, checkpoint):
-        if checkpoint is not None:
-            tensors, note = read(Path(checkpoint))
-            found = {name.removeprefix("random:"): tensor for name, tensor in tensors.items() if name[:7] == "random:"}
-            set_random_state({"tensors": found, "plain": note["random"]})
+            yield temporary
+        return
+    with contextlib.ExitStack() as stack:
+        temporary = None
+        with _shared_error():
+            if processes.first():
+                temporary = stack.enter_context(folders.replace(target, kept=names(count)))
+        temporary = Path(processes.of_first(None if temporary is None else str(temporary)))
+        with _shared_error():
+            yield temporary
+        with _shared_error():
+            stack.close()
 
 
-class _Begin(TrainerCallback):
-    """Stores the random state at the beginning of a step, for a checkpoint written before the step is taken."""
+@contextlib.contextmanager
+def _shared_error() -> Iterator[None]:
+    """An error of one process is one of all of them, so that none waits for another."""
+    own = None
+    try:
+        yield
+    except Exception as error:
+        own = error
+    found = [each for each in processes.all_of(own and str(own)) if each]
+    if found:
+        raise own or OSError(f"another process of this training can't write its checkpoint: {found[0]}")
 
-    def __init__(self, loop: Loop):
-        self.loop = loop
 
-    def on_step_begin(self, args, state, control, **kwargs):
-        self.loop.random = random_state()
-
-
-def own(optimizer):
-    """Our optimizer inside accelerate's wrapper."""
-    return getattr(optimizer, "optimizer", optimizer)
+def check_parts(folder: Path, count: int) -> None:
+    """Raise ValueError where the newest checkpoint in `folder` has another number of parts than `count`."""
+    there = checkpoints(folder)
+    if there and (found := parts(there[-1])) != count:
+        kinds = ["whole weights" if each == 1 else f"weights spread over {each} processes" for each in (found, count)]
+        raise ValueError(
+            f"{there[-1]} is of a training with {kinds[0]}, and this one has {kinds[1]}; it goes on as it began only; "
+            f"start {found} {'process' if found == 1 else 'processes'} again, or give another folder."
+        )
 
 
 def checkpoints(folder: Path) -> list[Path]:
     """The complete checkpoints in `folder`, oldest first, without those of other programs under the same names."""
-    return [path for path in _named(folder) if _held(path) == set(KEPT)]
+    return [path for path in _named(folder) if _held(path) == set(names(parts(path)))]
 
 
 def refuse_others(folder: Path) -> None:
@@ -216,7 +117,7 @@ def _named(folder: Path) -> list[Path]:
 
 def _others(path: Path) -> set[str]:
     """Why a folder, or a file, with a checkpoint's name is not one of ours."""
-    return {"a file"} if path.is_file() else _held(path) - set(KEPT)
+    return {"a file"} if path.is_file() else {each for each in _held(path) - set(KEPT) if not _PART.fullmatch(each)}
 
 
 def _held(path: Path) -> set[str]:
@@ -233,15 +134,13 @@ def steps(there: list[Path]) -> int:
 
 
 def read(checkpoint: Path) -> tuple[dict[str, Tensor], dict]:
-    """Tensors and plain values of a checkpoint."""
-    return load_file(checkpoint / TENSORS), json.loads((checkpoint / STATE).read_text())
+    """Tensors and plain values of a checkpoint; of one in parts, this process's."""
+    count, note = parts(checkpoint), json.loads((checkpoint / STATE).read_text())
+    if count > 1:
+        note["random"] = note["random"][processes.place()]
+    return load_file(checkpoint / part(processes.place() if count > 1 else 0, count)), note
 
 
 def history(checkpoint: Path) -> list[dict]:
     """What was logged up to a checkpoint."""
     return TrainerState.load_from_json(str(checkpoint / TRAINER_STATE_NAME)).log_history
-
-
-def _largest(model) -> float:
-    """The largest gradient by size: finite where all are, though their squares may add up to infinity."""
-    return max(float(each.grad.detach().abs().max()) for each in model.parameters() if each.grad is not None)

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from lib import checkpoints
 from lib.models import blocks, logits, partial, structure
 from lib.sources import texts
-from lib.trainers import chunked, divergences, minibatch, prefix
+from lib.trainers import chunked, divergences, minibatch, prefix, sharding
 
 
 @dataclass(frozen=True, eq=False)
@@ -56,6 +56,8 @@ class Distillation:
 
     def _common(self, model: nn.Module) -> int:
         """Number of blocks that teacher and model share; determined again where they have changed since `check`."""
+        if sharding.spread_over(model):
+            return 0  # a part of the student's weights can't be compared with the teacher's
         count, state = self._shared.get(model, (0, None))
         if count and state != prefix.state(self.teacher, model, count):
             self.check(model)

@@ -12,6 +12,10 @@ WINDOW = 8  # steps of which the mean is looked at
 SHARE, DEVIATIONS = 0.2, 4  # a rise is more than this share of the lowest mean, and than this many of its deviations
 
 
+class Diverged(ValueError):
+    """A loss or a gradient was not finite."""
+
+
 @dataclass(frozen=True)
 class Rise:
     """The mean loss of the `WINDOW` steps that end at `step`, and the lowest before, whose steps end at `best`."""

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from lib import architectures, files
 from lib.export import plain
 from lib.sources import chunks, contamination, models, texts, token_file, token_windows
-from lib.trainers import byte_pairs, held_out, loop, next_token, presets, sequence_packing, utilization
+from lib.trainers import byte_pairs, held_out, loop, next_token, presets, processes, sequence_packing, utilization
 from lib.trainers.history import History
 
 _CHARACTERS = 5  # of a token, with some to spare: how much of a data set of the Hub is read
@@ -63,8 +63,7 @@ def corpus(
     """
     made = presets.by_name(preset) if isinstance(preset, str) else preset
     name = text or made.text
-    much = {"train": made.tokens, "valid": 2 * made.unseen * made.length}
-    seen, unseen = (texts.load(name, split, characters=_CHARACTERS * tokens) for split, tokens in much.items())
+    seen, unseen = (texts.load(name, split, characters=much) for split, much in characters(made).items())
     seen = contamination.without(seen, unseen)
     if made.vocabulary is None:
         tokenizer = models.load()[1]
@@ -83,6 +82,11 @@ def corpus(
         rows = token_windows.Rows(stream, [], made.length, places, len(tokenizer))
     kept = sequence_packing.PackedSequences(_first(unseen, tokenizer, made), made.length, end=end).ids
     return Corpus(made, tokenizer, rows, kept)
+
+
+def characters(preset: presets.Preset) -> dict[str, int]:
+    """How much of a data set of the Hub a preset reads, split by split."""
+    return {"train": _CHARACTERS * preset.tokens, "valid": _CHARACTERS * 2 * preset.unseen * preset.length}
 
 
 def _first(unseen: texts.Text, tokenizer, preset: presets.Preset) -> np.ndarray:
@@ -111,7 +115,8 @@ def train(
 
     blocks, learning_rate, tokens: other ones than the preset's first. folder: keeps checkpoints and what was measured;
     a killed training resumes there, and on a CPU ends in the same bytes. watch: called after each step with the model,
-    the step's number, from 1, and its loss. Errors are `loop.train_`'s and `architectures.build`'s, before anything is
+    the step's number, from 1, and its loss. It trains on a GPU where there is one; of the processes that `accelerate
+    launch` starts the first one saves. Errors are `loop.train_`'s and `architectures.build`'s, before anything is
     trained.
     """
     made = corpus.preset
@@ -133,7 +138,7 @@ def train(
     if made.recipe.compile:
         print(f"torch.compile: the first step took {utilization.start_up(history):.1f} s longer than the median one")
     seen.measure(len(history.losses))
-    if folder is not None:
+    if folder is not None and processes.first():
         plain.save(model, corpus.tokenizer, Path(folder) / "model")
     return Trained(model, history, seen.curve(), seen.bits_per_byte(corpus.tokenizer))
 
@@ -148,4 +153,4 @@ def _model(architecture: str, corpus: Corpus, blocks: int, seed: int) -> nn.Modu
     byte_pairs.check(model, corpus.tokenizer)
     if isinstance(corpus.rows, sequence_packing.PackedSequences):
         sequence_packing.check(model)
-    return model
+    return model.to(models.device_of())

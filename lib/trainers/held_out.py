@@ -11,6 +11,7 @@ from torch import nn
 from lib import files
 from lib.metrics import perplexity
 from lib.sources import texts
+from lib.trainers import processes
 
 FILE = "held_out.json"
 
@@ -46,7 +47,7 @@ class HeldOut:
     def measure(self, step: int) -> float:
         """Measure now, as after `step`; the loss in nats a token."""
         self.losses[step] = perplexity.nll(self.model, self.tokens).double().mean().item()
-        if self.path is not None:
+        if self.path is not None and processes.first():
             files.write_text(self.path, json.dumps(dict(sorted(self.losses.items()))))
         return self.losses[step]
 

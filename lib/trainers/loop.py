@@ -6,27 +6,22 @@ are drawn without repetition until all have been used, in an order that depends 
 
 import contextlib
 import functools
-import hashlib
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import torch
-from accelerate.utils import get_int_from_env
 from torch import Tensor, nn
 
-from lib import files, folders
-from lib.checkpoints import fingerprint
-from lib.jobs import JobState, environment_fingerprint
-from lib.models import logits, rotary, structure
+from lib.models import rotary
 from lib.sources import token_windows
-from lib.trainers import adapters, arguments, checkpoints, minibatch, training_data
+from lib.trainers import arguments, checkpoints, job, minibatch, processes, sharding, trainer, training_data
+from lib.trainers.divergence import Diverged
 from lib.trainers.history import History
 from lib.trainers.optimizer import AdamW
 from lib.trainers.random_state import random_state, set_random_state
 from lib.trainers.recipe import Recipe
 
 EVERY = 120  # seconds between two checkpoints; a killed training repeats at most these
-_ROOM = 16 << 20  # bytes of a checkpoint beside the tensors
 
 
 def train_(
@@ -59,11 +54,14 @@ def train_(
     steps, or tokens: length of the training; `tokens` are rounded down to whole steps of `batch` rows. micro_batch:
     rows of one forward pass; gradients of batch / micro_batch passes add up. learning_rate: the peak of AdamW's.
     folder: keeps checkpoints, `every` so many seconds; a killed training resumes there and on a CPU ends in the same
-    bytes (not with weights that FSDP spreads over processes: those train without a folder only). on_step: called after
-    each step with its number, from 1, and its loss. stop: asked before each step with the number of those done; True
-    ends the training there. optimizer: torch's optimizer that steps float32 copies of the weights, AdamW where it is
-    None. clip: the norm to which a longer gradient is shortened. recipe: how a training from scratch is run. A loss
-    with `evaluates = True` is computed in eval mode.
+    bytes. on_step: called after each step with its number, from 1, and its loss. stop: asked before each step with the
+    number of those done; True ends the training there. optimizer: torch's optimizer that steps float32 copies of the
+    weights, AdamW where it is None. clip: the norm to which a longer gradient is shortened. recipe: how a training from
+    scratch is run. A loss with `evaluates = True` is computed in eval mode.
+
+    Processes that `accelerate launch` or torchrun started divide each batch; with `--use_fsdp --fsdp_version 2` the
+    weights too (`sharding`), of a model that computes on GPUs where there are some. `folder` must be on a disk that all
+    of them see, and as many must resume. Each ends with the whole model.
 
     Raises ValueError, before anything is trained, for data shorter than a batch, a model without trained weights,
     arguments out of range, and a folder that holds a training with other arguments; OSError where its disk is too
@@ -71,47 +69,50 @@ def train_(
     which is good, or to the weights that it came with.
     """
     source = training_data.of(data, model, checked=collate is None)
-    trained = {name: each for name, each in model.named_parameters() if each.requires_grad}
+    trained = _trained(model)
     steps = _check(source, trained, steps, tokens, batch, micro_batch, learning_rate)
     training_data.check_tables(model, source, micro_batch)
     settings = dict(steps=steps, batch=batch, micro_batch=micro_batch, learning_rate=learning_rate, seed=seed)
     settings |= ({} if clip == 1 else {"clip": clip}) | (recipe.settings() if recipe else {})
     if hasattr(loss, "check"):
         loss.check(model)
-    if source.count is not None and steps * batch > source.count:
-        amount = "" if source.length is None else f"{steps * batch * source.length:,.0f} tokens of "
-        print(f"{amount}training are {steps * batch / source.count:.3g} passes over {source.described()}")
+    source.tell_passes(steps * batch)
     folder = None if folder is None else Path(folder)
-    kept = _open(folder, model, source, loss, trained, settings) if folder else contextlib.nullcontext()
-    prepared = recipe.prepared(model) if recipe else contextlib.nullcontext()
-    with kept, _as_it_was(model), prepared, _undone(trained) as undo:
-        rows = training_data.in_steps(source, model, settings, checked=collate is None)
-        options = {"folder": folder, "every": every, "on_step": on_step, "stop": stop, "recipe": recipe}
-        trainer = _trainer(model, rows, loss, trained, settings, collate, optimizer, **options)
-        return _run(trainer, undo, folder, learning_rate, source.tokens)
+    with sharding.apart(model) as (asked, device):
+        made = arguments.make(settings, folder, cpu=device.type == "cpu")
+        parts = processes.count() if asked else 1
+        kept = job.open_(folder, model, source, loss, settings, parts) if folder else contextlib.nullcontext()
+        prepared = recipe.prepared(model) if recipe else contextlib.nullcontext()
+        with kept, _as_it_was(model), prepared, sharding.spread(model, made, parts), _undone(model) as undo:
+            rows = training_data.in_steps(source, model, settings, checked=collate is None)
+            options = {"folder": folder, "every": every, "on_step": on_step, "stop": stop, "recipe": recipe}
+            loop = _trainer(made, model, rows, loss, settings, collate, optimizer, **options)
+            return _run(loop, undo, folder, learning_rate, source.tokens)
 
 
-def _run(trainer, undo: Callable, folder: Path | None, learning_rate: float, text_tokens: int | None) -> History:
+def _run(
+    loop: trainer.Loop, undo: Callable, folder: Path | None, learning_rate: float, text_tokens: int | None
+) -> History:
     """Train from the newest checkpoint on."""
     there = checkpoints.checkpoints(folder) if folder else []
     try:
-        if trainer.stop and trainer.stop(checkpoints.steps(there)):
+        if loop.stops(checkpoints.steps(there)):
             return History.of(_left(there, undo), text_tokens)
-        trainer.train(resume_from_checkpoint=str(there[-1]) if there else None)
-    except checkpoints.Diverged as error:
+        loop.train(resume_from_checkpoint=str(there[-1]) if there else None)
+    except Diverged as error:
         there = checkpoints.checkpoints(folder) if folder else []
         state = f"the weights of {there[-1].name}" if there else "the weights that it came with"
         undo(checkpoints.read(there[-1])[0] if there else None)
-        raise checkpoints.Diverged(
-            f"{error} of {trainer.state.max_steps}; it must be finite; the model has {state}: "
+        raise Diverged(
+            f"{error} of {loop.state.max_steps}; it must be finite; the model has {state}: "
             f"use a learning_rate below {learning_rate:g}, or a model in bfloat16 or float32."
         ) from None
     finally:
-        if trainer.bar is not None:
-            trainer.bar.close()
-    if folder and (not there or there[-1].name != f"checkpoint-{trainer.state.global_step}"):
-        trainer.write()
-    return History.of(trainer.state.log_history, text_tokens)
+        if loop.bar is not None:
+            loop.bar.close()
+    if folder and (not there or there[-1].name != f"checkpoint-{loop.state.global_step}"):
+        loop.write()
+    return History.of(loop.state.log_history, text_tokens)
 
 
 def _left(there: list[Path], undo: Callable) -> list[dict]:
@@ -122,17 +123,15 @@ def _left(there: list[Path], undo: Callable) -> list[dict]:
     return checkpoints.history(there[-1])
 
 
-def _trainer(model, rows, loss, trained, settings: dict, collate, optimizer, *, folder, recipe, **options):
-    made = arguments.make(settings, folder, cpu=logits.device(model).type == "cpu")
+def _trainer(made, model, rows, loss, settings: dict, collate, optimizer, *, folder, recipe, **options):
     given = {"learning_rate": settings["learning_rate"], "optimizer_class": optimizer}
     given["make"] = functools.partial(recipe.optimizers, model) if recipe else None
-    adamw = None if arguments.sharded(made) else AdamW(trained, **given)
-    return checkpoints.Loop(
+    return trainer.Loop(
         model=model,
         args=made,
         train_dataset=rows,
         data_collator=collate or minibatch.collate,
-        optimizers=(adamw, None),
+        optimizers=(AdamW(_trained(model), **given), None),
         loss=loss,
         folder=folder,
         recipe=recipe,
@@ -140,27 +139,8 @@ def _trainer(model, rows, loss, trained, settings: dict, collate, optimizer, *, 
     )
 
 
-def _open(folder: Path, model, source: training_data.Source, loss, trained: dict, settings: dict) -> JobState:
-    """The state of this training, with enough disk space; ValueError where its folder belongs to another."""
-    if source.identity is None:
-        raise ValueError(
-            f"folder={folder} for a stream that has no `identity`, a string that tells its rows from others': a "
-            "training can't resume on data that nobody knows again; set one, or give folder=None."
-        )
-    # a value and two moments in float32; while one checkpoint is written, the one before it is still there
-    size = 12 * sum(parameter.numel() for parameter in trained.values()) + _ROOM
-    files.check_writable(folder / "checkpoint", 2 * size)
-    # readable settings from `adapters`; a hash of the names for weights chosen by hand
-    names = hashlib.sha256(" ".join(sorted(trained)).encode()).hexdigest()[:12]
-    identity = getattr(loss, "identity", None) or {"loss": loss.__module__.rpartition(".")[2]}
-    job = {"model": fingerprint(model), "layers": structure.fingerprint(model), **adapters.chosen(model)}
-    job |= {"data": source.identity, "names": names, "device": logits.device(model).type}
-    job |= {"architecture": type(model).__name__}
-    checkpoints.refuse_others(folder)
-    first = get_int_from_env(["RANK", "PMI_RANK", "OMPI_COMM_WORLD_RANK", "MV2_COMM_WORLD_RANK"], 0) == 0
-    state = JobState(folder, alone=first, **environment_fingerprint("trainers"), **job, **identity, **settings)
-    folders.remove_leftovers(folder / "checkpoint", kept=checkpoints.KEPT, name=r"checkpoint-\d+")
-    return state
+def _trained(model: nn.Module) -> dict[str, nn.Parameter]:
+    return {name: each for name, each in model.named_parameters() if each.requires_grad}
 
 
 @contextlib.contextmanager
@@ -180,14 +160,15 @@ def _as_it_was(model: nn.Module) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def _undone(trained: dict[str, nn.Parameter]) -> Iterator[Callable]:
+def _undone(model: nn.Module) -> Iterator[Callable]:
     """Yield a function that resets the parameters to a checkpoint or to their initial values; drop gradients."""
-    before = {name: parameter.detach().clone() for name, parameter in trained.items()}
+    trained = _trained(model)
+    before = {name: sharding.local(parameter.detach()).clone() for name, parameter in trained.items()}
 
     @torch.no_grad()
     def undo(tensors: dict[str, Tensor] | None) -> None:
         for name, parameter in trained.items():
-            parameter.copy_(tensors[f"{name}:value"] if tensors else before[name])
+            sharding.local(parameter).copy_(tensors[f"{name}:value"] if tensors else before[name])
 
     try:
         yield undo

@@ -10,6 +10,8 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
+from lib.trainers import sharding
+
 BETAS = (0.9, 0.95)
 MOMENTS = ("exp_avg", "exp_avg_sq", "step", "momentum_buffer")  # AdamW's or Muon's state of each weight
 
@@ -57,20 +59,24 @@ class AdamW(torch.optim.Optimizer):
             self.names[name].copy_(copy)
 
     def tensors(self) -> dict[str, Tensor]:
-        """The optimizer's state as "name:part" -> tensor; parts are value, exp_avg, exp_avg_sq and step."""
+        """The optimizer's state as "name:part" -> tensor; parts are value, exp_avg, exp_avg_sq and step.
+
+        Of weights that are spread over processes, it is what this process has.
+        """
         found = {}
         for name, copy in self.copies.items():
             state = self.states[name].get(copy, {})
             kept = {key: value for key, value in state.items() if key in MOMENTS and value is not None}
-            found |= {f"{name}:{key}": value for key, value in {"value": copy, **kept}.items()}
+            found |= {f"{name}:{key}": sharding.local(value) for key, value in {"value": copy, **kept}.items()}
         return found
 
     @torch.no_grad()
     def restore(self, tensors: dict[str, Tensor]) -> None:
         """Load a state from `tensors`, and set the parameters to the rounded copies."""
         for name, copy in self.copies.items():
-            copy.copy_(tensors[f"{name}:value"])
+            sharding.local(copy).copy_(tensors[f"{name}:value"])
             kept = {key: tensors[f"{name}:{key}"] for key in MOMENTS if f"{name}:{key}" in tensors}
             if kept:
-                self.states[name][copy] = {key: value.to(copy.device) for key, value in kept.items()}
+                kept = {key: value.to(copy.device) for key, value in kept.items()}
+                self.states[name][copy] = {key: sharding.like(value, copy) for key, value in kept.items()}
             self.names[name].copy_(copy)

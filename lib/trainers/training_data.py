@@ -40,6 +40,12 @@ class Source:
             return "the stream"
         return f"the {self.count} windows of {self.length} tokens" if self.alike else f"the {self.count} rows"
 
+    def tell_passes(self, rows: int) -> None:
+        """Print how often the data is gone through, where a training reads more `rows` than there are."""
+        if self.count is not None and rows > self.count:
+            amount = "" if self.length is None else f"{rows * self.length:,.0f} tokens of "
+            print(f"{amount}training are {rows / self.count:.3g} passes over {self.described()}")
+
 
 def of(data, model: nn.Module, *, checked: bool = True) -> Source:
     """The `Source` for any data that `loop.train_` accepts.

@@ -1,6 +1,6 @@
 """SIGKILL while a model is trained from nothing, at counted file operations and steps: the same bytes in the end.
 
-THIMBLE_KILLS says how many kills; three where it is not set.
+Three kills; twenty at length, or as many as THIMBLE_KILLS says.
 """
 
 import functools
@@ -16,7 +16,7 @@ import torch
 from lib.trainers import checkpoints, from_scratch, held_out, loop
 from tests.test_from_scratch import small
 
-STEPS, KILLS = 8, int(os.environ.get("THIMBLE_KILLS", 3))
+STEPS, MANY = 8, int(os.environ.get("THIMBLE_KILLS", 20))
 MOST = 12  # file operations and steps until a kill, at most
 TOUCHES = {"open", "os.rename", "os.remove", "os.mkdir", "os.rmdir", "shutil.rmtree"}
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -55,14 +55,15 @@ def files_of(folder):
     return {path.name: path.read_bytes() for path in [*kept, folder / f"checkpoint-{STEPS}" / checkpoints.TENSORS]}
 
 
-def test_killed_anywhere_it_ends_in_the_same_bytes(tmp_path, monkeypatch):
+@pytest.mark.parametrize("most", [3, pytest.param(MANY, marks=pytest.mark.long)])
+def test_killed_anywhere_it_ends_in_the_same_bytes(most, tmp_path, monkeypatch):
     monkeypatch.setattr(from_scratch.loop, "train_", functools.partial(loop.train_, every=0))
     corpus = from_scratch.corpus(small(batch=4, micro_batch=4, every=2 * 4 * 32, vocabulary=300))
     losses = train(corpus, tmp_path / "undisturbed")
     chance, kills = random.Random(0), 0
-    while kills < KILLS:
+    while kills < most:
         folder = tmp_path / f"killed after {kills}"
-        while kills < KILLS and killed(corpus, folder, chance.randint(1, MOST)):
+        while kills < most and killed(corpus, folder, chance.randint(1, MOST)):
             kills += 1
         torch.manual_seed(kills)  # the global seed is not what decides
         assert train(corpus, folder) == losses
