@@ -1,4 +1,11 @@
-"""Recipes of two bits, one table: what half a minute, an hour of two cores, and a GPU can distill."""
+"""Recipes of two bits, one table: what half a minute, an hour of two cores, and a GPU can distill.
+
+What was measured of `cpu` (packaged model, one thread, KL in nats a token): its start, 10.75 processor minutes, stands
+at 0.699 ± 0.015 on WikiText-2, 0.963 ± 0.033 on C4 and 0.733 ± 0.017 on novels (24 windows each). From there 64 fresh
+windows, 3 processor minutes of scales alone, bring 0.079 ± 0.005, 0.128 ± 0.009 and 0.057 ± 0.006, paired on 12
+windows. WikiText is half of what is read; nothing is read of C4 and the novels, though another collection's books are,
+and no 13 words in a row of theirs stand in what is read. All 1,024 windows, and the presets below, were not run.
+"""
 
 from dataclasses import dataclass
 
@@ -66,7 +73,7 @@ _GPU = {"calibration": 512, "rounding": 200, "length": 2048, "windows": 24576, "
 PRESETS = {
     # rounding to nearest, and scales that take back a part of the harm while one looks on
     "quick": Preset(
-        _PACKAGED, {"packaged": 1.0}, {"packaged": "test"}, start="rtn", calibration=2, length=128, windows=64, batch=2,
+        _PACKAGED, {"packaged": 1.0}, {"packaged": "test"}, start="rtn", calibration=2, length=128, windows=32, batch=2,
         micro_batch=2, unseen=4, every=4, judge=4,
     ),
     # an hour of two cores
