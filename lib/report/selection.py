@@ -22,7 +22,8 @@ COLUMNS += ["layer", "block", "model", "text", "windows", "engine", *FACTORS]
 
 def complete(table: pd.DataFrame) -> pd.DataFrame:
     """The table with every column that the report reads; absent ones are empty."""
-    return table.reindex(columns=list(dict.fromkeys([*table.columns, *COLUMNS])))
+    whole = table.reindex(columns=list(dict.fromkeys([*table.columns, *COLUMNS])))
+    return whole.copy()  # in one piece: a column that is added to hundreds of loose ones makes pandas warn
 
 
 def benchmarks(table: pd.DataFrame) -> pd.DataFrame:

@@ -37,7 +37,7 @@ def build(table: pd.DataFrame, folder: Path, chapter) -> list[dict]:
 def scores(table: pd.DataFrame, group: str) -> pd.DataFrame:
     """The newest record of each task of a group, metric, model and number of samples; column `of` names the model."""
     data = selection.complete(table)
-    data = data.reindex(columns=list(dict.fromkeys([*data.columns, *LABELS])))
+    data = data.reindex(columns=list(dict.fromkeys([*data.columns, *LABELS]))).copy()
     data = data[data["metric"].eq("score") & data["status"].isin(selection.SHOWN) & data["task"].notna()]
     data = data[data["task"].map(_group).eq(group)].sort_values("time", kind="stable")
     names = [_name(row) for row in data.to_dict("records")]

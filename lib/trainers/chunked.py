@@ -20,8 +20,7 @@ OfLogits = Callable[[Tensor, slice], tuple[Tensor, Tensor]]
 def mean(model: nn.Module, batch: dict, of_logits: OfLogits) -> Tensor:
     """Mean loss over the predicted positions of `batch` (see `minibatch.targets`), in nats, ready for `backward`.
 
-        of_logits: called with the logits of some rows among the predicted positions, which are numbered as `targets`
-        are;
+    of_logits: called with the logits of some rows among the predicted positions, which are numbered as `targets` are;
     it may overwrite them. With several processes the whole model is called, as its wrappers require.
     """
     states, projection = parts(model, minibatch.inputs(batch))
