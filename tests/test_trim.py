@@ -80,7 +80,7 @@ def trimmed(request):
     used = [entry for entry, id in vocabulary.ids.items() if counted(tokenizer)[id]]
     size = len(vocabulary.alphabet.union(vocabulary.added.values(), *map(vocabulary.parts, used)))
     kept = vocabulary.kept(counted(tokenizer), size)
-    assert 5 < len(tokenizer) - size
+    assert len(tokenizer) - size > 5
     trim.trim_(after, counted(tokenizer), size)
     return tokenizer, before, after, kept
 
