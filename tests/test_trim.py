@@ -156,6 +156,17 @@ def test_what_trimming_costs_in_other_languages():
     assert found["other"] == pytest.approx(by_hand[0] / by_hand[1])
 
 
+def test_the_warning_names_what_was_not_counted(capsys):
+    text = "def total(rows):\n    return sum(row['price'] for row in rows)\n"
+    model = model_of(byte_pairs.train([*TEXT, text * 9], vocabulary=330))
+    before = model.tokenizer
+    after = trim.trim_(model, counted(before), 290)
+    shown = capsys.readouterr().out
+    assert shown.startswith("290 of 330 entries stay; times the tokens of before: code 1.")
+    assert trim.warning(before, before) == "330 of 330 entries stay; times the tokens of before: nowhere more"
+    assert f"code {usage.lengthening(before, after)['code']:.2f}" in shown
+
+
 def test_refusals_come_before_any_change():
     tokenizer = on_bytes()
     model = model_of(tokenizer)

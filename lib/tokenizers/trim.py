@@ -21,6 +21,7 @@ from transformers import AutoTokenizer
 
 from lib import tokenization
 from lib.models import blocks
+from lib.tokenizers import usage
 from lib.tokenizers.entries import Vocabulary
 
 _NESTED = ("suppress_tokens", "begin_suppress_tokens", "bad_words_ids", "forced_decoder_ids", "sequence_bias")
@@ -32,9 +33,9 @@ def trim_(model: nn.Module, occurrences: np.ndarray, size: int):
 
     occurrences: how often each id occurs in what the model is to read and write, from `usage.count`. Embedding, head,
     configuration and generation settings have the new ids; tied weights stay tied. What other entries a tokenizer file
-    holds beside the rules (chat template, lengths) stays. Raises ValueError before anything is changed: for a size that
-    is not allowed, for a tokenizer whose entries can't go (`entries.Vocabulary`), for an embedding that is quantized
-    already, and for a model that has other matrices with a row for each entry.
+    holds beside the rules (chat template, lengths) stays. Prints `warning`. Raises ValueError before anything is
+    changed: for a size that is not allowed, for a tokenizer whose entries can't go (`entries.Vocabulary`), for an
+    embedding that is quantized already, and for a model that has other matrices with a row for each entry.
     """
     tokenizer = model.tokenizer
     rows = _check(model, tokenizer)
@@ -55,7 +56,15 @@ def trim_(model: nn.Module, occurrences: np.ndarray, size: int):
         if isinstance(getattr(part, "vocab_size", None), int):
             part.vocab_size = len(kept)
     model.tokenizer = smaller
+    print(warning(tokenizer, smaller))
     return smaller
+
+
+def warning(before, after) -> str:
+    """What a smaller vocabulary costs on samples of other languages, code and numbers, in words."""
+    longer = {name: times for name, times in usage.lengthening(before, after).items() if times > 1.005}
+    cost = ", ".join(f"{name} {times:.2f}" for name, times in sorted(longer.items(), key=lambda pair: -pair[1]))
+    return f"{len(after):,} of {len(before):,} entries stay; times the tokens of before: {cost or 'nowhere more'}"
 
 
 def _check(model: nn.Module, tokenizer) -> int:
