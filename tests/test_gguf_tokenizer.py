@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 import regex
 
-from lib.sources import gguf_tokenizer, packaged
+from lib.export import gguf_tokenizer
+from lib.sources import packaged
 from tests import tiny
 from tests.test_packaged import real, write_gguf  # noqa: F401
 

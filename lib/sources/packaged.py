@@ -22,8 +22,8 @@ from pathlib import Path
 from filelock import FileLock
 
 from lib import checkpoints, files, folders
+from lib.export import gguf_tokenizer
 from lib.files import place
-from lib.sources import gguf_tokenizer
 
 NAME = "smollm2-135m-instruct"
 CONVERSION = 2  # raised whenever `convert` writes something else: checkpoints of an older one are made again

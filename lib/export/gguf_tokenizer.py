@@ -58,8 +58,6 @@ def load(gguf: Path):
 def pre_tokenizer(name: str):
     """The `tokenizers` pre-tokenizer for a name of `tokenizer.ggml.pre`; ValueError for names without a rule."""
     # loads torch, only to convert a packaged model
-    # loads torch, only to convert a packaged model
-    # loads torch, only to convert a packaged model
     from transformers.integrations.gguf.gguf_tokenizer_mapping import GGUF_PRE_TOKENIZER_SPLITS
 
     rule = next((rule for rule, names in RULES.items() if name in names), None)

@@ -1,0 +1,200 @@
+"""Certificates: what an exported file computes in the runtimes that will read it, beside the model that it came from.
+
+    python -m lib.export.certify FOLDER REFERENCE      # exit status 1 where something is wrong
+
+`certificate.json` in the folder holds, for each backend at hand, each in a fresh process of its own environment:
+largest and mean difference of logits, KL, agreement of the first choice and of greedy answers on fixed prompts, where
+they part first and by how little the reference chose otherwise; the weights one by one, the tokens of the prompts,
+bytes, hashes and versions. `faults` lists what is wrong, in words. What is not installed is named with the command that
+installs it. The same command checks a certificate again.
+"""
+
+import argparse
+import copy
+import importlib
+import json
+import os
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+import numpy
+import torch
+from torch import nn
+
+from lib import checkpoints, files, machine
+from lib.export import agreement, compressed_tensors, gguf_contents
+from lib.export.gguf import FILE
+from lib.folders import manifest
+
+NAME = "certificate.json"
+BACKENDS = {"transformers": "lib.export.reader_transformers", "llama.cpp": "lib.export.reader_llama_cpp"}
+PROMPTS = (
+    "The capital of France is",
+    "the other day, 12 of the 128 birds\n\n  flew away;",
+    "def add(a, b):\n    return a + b\n",
+    "Éva's naïve café — 一二三 😀",
+)
+NEW_TOKENS = 12
+TIMEOUT = 3600  # seconds for one backend
+_ROUNDING = 1e-3  # share of a weight: twice 2**-11, by which half precision rounds a scale
+
+
+def certify(folder: Path | str, reference, *, backends=tuple(BACKENDS), timeout: float = TIMEOUT) -> Path:
+    """Write `folder`/certificate.json about the export in `folder`; returns its path.
+
+    reference: the checkpoint that was exported, packed or plain, as a folder; or the model itself, with its tokenizer
+    as `model.tokenizer`. backends: names of `BACKENDS`; those that are not installed are listed with the command that
+    installs them. Raises FileNotFoundError for a folder without an export, ValueError for unknown backends.
+    """
+    folder = Path(folder)
+    for name in backends:
+        if name not in BACKENDS:
+            raise ValueError(f"there is no backend {name!r}; {files.choices(name, BACKENDS)}")
+    if not (folder / FILE).is_file():
+        raise FileNotFoundError(
+            f"{folder} holds no {FILE}; a certificate is about one; write it with export.gguf.export."
+        )
+    files.check_writable(folder / NAME)
+    changed = [name for name in manifest.foreign(folder) if not name.startswith(NAME)]
+    model, tokenizer, origin = _reference(reference)
+    asked = {
+        "file": str((folder / FILE).resolve()),
+        "texts": list(PROMPTS),
+        "prompts": [list(tokenizer(text).input_ids) for text in PROMPTS],
+        "new_tokens": NEW_TOKENS,
+    }
+    wanted = _own(model, asked["prompts"])
+    certificate = {
+        "reference": origin,
+        "file": {"name": FILE, "bytes": (folder / FILE).stat().st_size, "sha256": manifest.sha256(folder / FILE)},
+        "types": gguf_contents.types(folder / FILE),
+        "weights": gguf_contents.compare(folder / FILE, model),
+        "backends": {name: _backend(name, asked, wanted, timeout) for name in backends},
+        "commit": machine.commit()["commit"],
+    }
+    certificate["faults"] = _faults(certificate, changed)
+    files.write_text(folder / NAME, json.dumps(certificate, indent=1, ensure_ascii=False))
+    if not changed:
+        manifest.seal(folder)
+    return folder / NAME
+
+
+def _reference(reference) -> tuple[nn.Module, object, dict]:
+    """(model in float32, tokenizer, where it comes from)."""
+    if isinstance(reference, nn.Module):
+        model, origin = copy.deepcopy(reference).float().eval(), {"model": type(reference).__name__}
+        return model, reference.tokenizer, origin
+    config = checkpoints.checkpoint(reference)
+    if config.get("quantization_config"):
+        model, tokenizer = compressed_tensors.load(reference)
+    else:
+        from transformers import AutoModelForCausalLM  # loads slowly, only for plain references
+
+        model = AutoModelForCausalLM.from_pretrained(reference, dtype="float32", local_files_only=True)
+        tokenizer = checkpoints.tokenizer(reference)
+    hashes = {path.name: manifest.sha256(path) for path in checkpoints.weights(reference)}
+    return model.float().eval(), tokenizer, {"folder": Path(reference).name, "sha256": hashes}
+
+
+@torch.no_grad()
+def _own(model: nn.Module, prompts: list[list[int]]) -> dict:
+    """The reference's logits, greedy answers, and the gaps between its first and second choice."""
+
+    def forward(ids):
+        return model(input_ids=torch.tensor([ids]), use_cache=False).logits[0].float()
+
+    found = {"logits": [forward(ids).numpy() for ids in prompts], "greedy": [], "gaps": []}
+    for prompt in prompts:
+        ids, gaps = list(prompt), []
+        for _ in range(NEW_TOKENS):
+            best = forward(ids)[-1].topk(2)
+            ids.append(int(best.indices[0]))
+            gaps.append(float(best.values[0] - best.values[1]))
+        found["greedy"].append(ids[len(prompt) :])
+        found["gaps"].append(gaps)
+    return found
+
+
+def _backend(name: str, asked: dict, wanted: dict, timeout: float) -> dict:
+    """The part of a certificate on one backend, which runs in a process of its own."""
+    reader = importlib.import_module(BACKENDS[name])
+    python = interpreter(reader)
+    if python is None:
+        return {"skipped": f"it is not installed; run: {' && '.join(reader.INSTALL)}"}
+    if name == "transformers" and (what := gguf_contents.unread(asked["file"])):
+        return {"skipped": f"plain transformers leaves out {what}"}
+    with tempfile.TemporaryDirectory(prefix="thimble-certify-") as scratch:
+        listed = Path(scratch) / "arguments.json"
+        listed.write_text(json.dumps({**asked, "answer": scratch}))
+        try:
+            done = subprocess.run(
+                [str(python), "-m", BACKENDS[name], str(listed)],
+                env={**os.environ, "PYTHONPATH": str(files.ROOT), "HF_HUB_OFFLINE": "1"},
+                capture_output=True, text=True, errors="replace", timeout=timeout, check=False,
+            )  # fmt: skip
+        except subprocess.TimeoutExpired:
+            return {"failed": f"it had not answered after {timeout:g} s; give a larger timeout"}
+        if done.returncode or not (Path(scratch) / "answer.json").is_file():
+            return {"failed": "\n".join(done.stderr.strip().splitlines()[-5:]) or f"ended with {done.returncode}"}
+        answer = json.loads((Path(scratch) / "answer.json").read_text())
+        result = {key: answer[key] for key in ("version", "peak_bytes")}
+        result["same_tokens"] = [ours == theirs for ours, theirs in zip(asked["prompts"], answer["tokens"])]
+        for mode, said in answer["modes"].items():
+            read = [numpy.load(Path(scratch) / f"{mode}-{n}.npy", allow_pickle=False) for n in range(len(PROMPTS))]
+            if any(ours.shape != theirs.shape for ours, theirs in zip(wanted["logits"], read)):
+                return {"failed": f"its logits are {read[0].shape}, the reference's {wanted['logits'][0].shape}"}
+            result[mode] = agreement.logits(read, wanted["logits"])
+            result[mode]["greedy"] = agreement.greedy(said["greedy"], wanted["greedy"], wanted["gaps"])
+            result[mode]["seconds"] = said["seconds"]
+    return result
+
+
+def interpreter(reader) -> Path | None:
+    """The Python that runs the module `reader`; None where it is not installed."""
+    if not hasattr(reader, "FOLDER"):
+        return Path(sys.executable)
+    root = os.environ.get("THIMBLE_PEERS")
+    path = Path(root).expanduser() / reader.FOLDER / "bin" / "python" if root else None
+    return path if path is not None and path.is_file() else None
+
+
+def _faults(certificate: dict, changed: list[str]) -> list[str]:
+    """What is wrong, in words; nothing for an export that computes what its model does."""
+    weights, found = certificate["weights"], [f"the folder holds {name}" for name in changed]
+    if weights["largest"] > _ROUNDING:
+        found.append(f"weights differ by up to {weights['largest']:.1%} of the largest, most in {weights['where']}")
+    found += [f"the tensor {name} is missing or of another shape" for name in weights["missing"]]
+    found += [f"the tensor {name} is none of the model's" for name in weights["left_over"]]
+    for name, said in certificate["backends"].items():
+        reader = importlib.import_module(BACKENDS[name])
+        if "failed" in said:
+            found.append(f"{name} could not read it: {said['failed'].splitlines()[-1]}")
+        if "version" not in said:
+            continue
+        if not all(said["same_tokens"]):
+            found.append(f"{name} cuts {said['same_tokens'].count(False)} of {len(PROMPTS)} prompts into other tokens")
+        for mode in reader.MODES:
+            if not said[mode]["kl"] <= reader.LIMIT:
+                found.append(f"{name} ({mode}): KL {said[mode]['kl']:.3g}, {reader.LIMIT:g} is allowed")
+    if not any("version" in said for said in certificate["backends"].values()):
+        found.append("no backend has read it")
+    return found
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """The command line; 0 where nothing is wrong."""
+    parser = argparse.ArgumentParser(prog="python -m lib.export.certify", description=__doc__.splitlines()[0])
+    parser.add_argument("folder", help="the export")
+    parser.add_argument("reference", help="the checkpoint that was exported")
+    parser.add_argument("--backend", action="append", choices=list(BACKENDS), help="only this one; may be repeated")
+    given = parser.parse_args(arguments)
+    path = certify(given.folder, given.reference, backends=tuple(given.backend or BACKENDS))
+    faults = json.loads(path.read_text())["faults"]
+    print("\n".join(faults) or "no fault found", f"({path})")
+    return 1 if faults else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
