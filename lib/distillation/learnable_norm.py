@@ -1,7 +1,9 @@
 """A norm whose weights are trained while a student learns; they have 16 bits anyway, so it costs no byte.
 
 A norm's weight scales one input of all layers that read it, whatever group the column lies in: what the scales of
-groups of neighbouring columns cannot express.
+groups of neighbouring columns cannot express. On the packaged model it brought nothing: from the start of the preset
+`cpu` and over the same 64 windows, KL with norms is below that of scales alone by 0.0010 ± 0.0016 nats on WikiText-2,
+0.0002 ± 0.0016 on C4 and 0.0002 ± 0.0012 on novels (12 windows each). No preset uses it.
 """
 
 import copy
