@@ -11,11 +11,11 @@ NBVAL := THIMBLE_CLAIMS=strict OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --
 	--nbval-lax --nbval-current-env --nbval-cell-timeout=1800
 # half a minute and more each; `make test` runs them on three small models, `make checks` as they are committed
 LONG := 23_scales_and_clips 25_rotation 28_allocation 29_best_recipe 31_healing 32_int2_distillation 33_teacher_data \
-	51_evaluate 53_peers 54_artifacts
+	42_serving 51_evaluate 53_peers 54_artifacts
 LONG := $(addprefix notebooks/,$(addsuffix .ipynb,$(LONG)))
 
 .DEFAULT_GOAL := help
-.PHONY: help setup gemma report test checks coverage lab lint readme clean
+.PHONY: help setup gemma report test checks coverage serve clients lab lint readme clean
 
 help:  ## list the targets
 	@grep -hE '^[a-z]+:.*##' Makefile | sed -E 's/^([a-z]+):.*## (.*)/make \1 - \2/'
@@ -35,16 +35,27 @@ gemma: $(READY)  ## install and convert the second model, Gemma 3 270M (under Go
 report: $(READY)  ## run the notebooks that changed, print the results table, build data/report/index.html
 	$(BIN)/python -m lib.sweep notebooks/batches/report.yaml; status=$$?; $(BIN)/python -m lib.report.site && exit $$status
 
-test: $(READY)  ## unit tests, every notebook on three small models, and through nbval as it is committed, but for ten
+test: $(READY)  ## unit tests, every notebook on three small models, and through nbval as it is committed, but for the longest
 	$(BIN)/python -m pytest $(SIDE_BY_SIDE) -m "not long" tests
 	$(NBVAL) $(addprefix --ignore=,$(LONG)) notebooks
 
-checks: $(READY)  ## the ten longest notebooks through nbval, and tests with more draws and cases than `make test` has
+checks: $(READY)  ## the longest notebooks through nbval, and tests with more draws and cases than `make test` has
 	$(NBVAL) $(LONG)
 	$(BIN)/python -m pytest $(SIDE_BY_SIDE) -m long tests
 
 coverage: $(READY)  ## unit tests once more, counting which lines they run: half again as long, so no part of `make test`
 	$(BIN)/python -m pytest $(SIDE_BY_SIDE) -m "not long" --cov=lib --cov-report=term --cov-fail-under=90 tests
+
+serve: $(READY)  ## serve a model at http://127.0.0.1:8000, as in make serve MODEL=gemma-3-270m PORT=8000
+	$(BIN)/python -m lib.serving $(MODEL) $(if $(PORT),--port $(PORT))
+
+# each in an environment of its own, since their pins conflict with ours
+CLIENTS := openai==3.51.0 text-generation==0.7.0 langchain-huggingface==1.2.3 schemathesis==4.32.5
+clients: $(READY)  ## install, into THIMBLE_PEERS, the clients that tests try the server with where they find them
+	@test -n "$$THIMBLE_PEERS" || { echo "set THIMBLE_PEERS to a folder for their environments"; exit 1; }
+	for each in $(CLIENTS); do folder="$$THIMBLE_PEERS/$${each%%==*}"; \
+	test -x "$$folder/bin/python" || $(PYTHON) -m venv "$$folder" || exit 1; \
+	"$$folder/bin/python" -m pip install --quiet --disable-pip-version-check "$$each" || exit 1; done
 
 lab: $(READY)  ## open JupyterLab on the first notebook
 	$(BIN)/jupyter lab notebooks/00_start_here.ipynb

@@ -11,7 +11,7 @@ The model runs behind a backend: sessions (`session_backend`), rows of a transfo
 """
 
 from collections import deque
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from typing import Protocol
 
 from lib import timing
@@ -19,13 +19,18 @@ from lib.decoding.requests import Request
 
 
 class Backend(Protocol):
-    """A model that reads several sequences, each identified by its request."""
+    """A model that reads several sequences, each identified by its request.
+
+    `reading`: the requests whose prompts it has begun to read, where it reads them in pieces between steps.
+    """
+
+    reading: Collection[Request]
 
     def admit(self, waiting: deque[Request]) -> Iterator[tuple[Request, object]]:
         """Take requests out of `waiting` while there is room, in any order, and read their prompts.
 
         Yields (request, logits [1, vocabulary] after its prompt), or (request, None) where the prompt's last token is
-        left for the first step.
+        left for the first step. Requests that were cancelled while they were read leave here.
         """
 
     def step(self, inputs: dict[Request, object]) -> object:
@@ -49,11 +54,11 @@ class Loop:
         """A request that begins as soon as there is room."""
         self.waiting.append(request)
 
-    def cancel(self, request: Request) -> None:
-        """End a request now, with the tokens it has; its reason is "cancelled"."""
+    def cancel(self, request: Request, reason: str = "cancelled") -> None:
+        """End a request now, with the tokens it has, for this reason."""
         if request.answer.reason:
             return
-        request.end("cancelled")
+        request.end(reason)
         if request in self.active:
             self._leave(request)
         elif request in self.waiting:
@@ -65,10 +70,10 @@ class Loop:
             pass
 
     def step(self) -> bool:
-        """Admit waiting requests, then extend every active answer by one step; returns whether there was any."""
+        """Admit waiting requests, then extend every active answer by one step; returns whether there was any work."""
         self._admit()
         if not self.active:
-            return False
+            return bool(self.backend.reading)
         self._advance()
         return True
 
@@ -86,7 +91,11 @@ class Loop:
             if request.answer.reason:  # cancelled while its prompt was read
                 self._leave(request)
             elif logits is not None:
-                self._take(request, choose({request: None}, logits)[request], 0, 0.0)
+                tokens = choose({request: None}, logits)[request]
+                if request.answer.reason:  # no token can be chosen
+                    self._leave(request)
+                else:
+                    self._take(request, tokens, 0, 0.0)
 
     def _advance(self) -> None:
         with timing.stopwatch() as watch:
@@ -98,7 +107,9 @@ class Loop:
                 if len(tokens) <= counts[request]:
                     self.backend.keep(request, request.known + len(tokens) - 1)
         for request, tokens in found.items():
-            if request in self.active:  # not cancelled in a callback
+            if request.answer.reason == "error" and request in self.active:
+                self._leave(request)
+            elif request in self.active:  # not cancelled in a callback
                 self._take(request, tokens, counts[request], watch.seconds)
 
     def _take(self, request: Request, tokens: list[int], drafted: int, seconds: float) -> None:
@@ -114,24 +125,41 @@ class Loop:
 def choose(drafts: dict, logits) -> dict[Request, list[int]]:
     """The tokens of this step for each request: the accepted ones of its draft, and one more.
 
-    drafts: request -> `verify.Draft` or None; logits: float [sum of 1 + drafted, vocabulary], numpy or torch. Raises
-    ValueError where logits are not finite.
+    drafts: request -> `verify.Draft` or None; logits: float [sum of 1 + drafted, vocabulary], numpy or torch. Where
+    logits are not finite that request fails: see `Request`.
     """
     found, begin, best = {}, 0, None
     for request, draft in drafts.items():
         end = begin + 1 + (0 if draft is None else len(draft.token_ids))
-        if request.choosing is None:
-            best = likeliest(logits) if best is None else best  # of all rows at once
-            found[request] = agreed(best[begin:end], [] if draft is None else draft.token_ids.tolist())
-        else:
-            import torch  # only where a request draws or has settings: see `requests`
-
-            from lib.decoding.verify import NOTHING, verify  # needs torch
-
-            rows = torch.as_tensor(logits[begin:end]).float().cpu()
-            found[request] = verify(rows, draft or NOTHING, request.history(draft), request.choosing)
+        try:
+            if request.choosing is None:
+                best = _all_likeliest(logits) if best is None else best
+                own = best[begin:end] if best else likeliest(logits[begin:end])
+                found[request] = agreed(own, [] if draft is None else draft.token_ids.tolist())
+            else:
+                found[request] = _drawn(request, draft, logits[begin:end])
+        except ValueError as error:
+            found[request] = request.fail(error)
+        if request.scores is not None:
+            request.scores.chosen(logits[begin:end], found[request])
         begin = end
     return found
+
+
+def _drawn(request: Request, draft, rows) -> list[int]:
+    import torch  # only where a request draws or has settings: see `requests`
+
+    from lib.decoding.verify import NOTHING, verify  # needs torch
+
+    return verify(torch.as_tensor(rows).float().cpu(), draft or NOTHING, request.history(draft), request.choosing)
+
+
+def _all_likeliest(logits) -> list[int]:
+    """The likeliest tokens of all rows at once; none where a row has none, which ends only the request that has it."""
+    try:
+        return likeliest(logits)
+    except ValueError:
+        return []
 
 
 def likeliest(logits) -> list[int]:

@@ -30,7 +30,7 @@ class Generation:
     """An answer: its tokens (with the one that ended it), why it ended ("eos", "stop" or "length"), and its steps.
 
     `prefill_seconds`: until the model, and one that drafts, had read the prompt. Seconds of a step are those of the
-    whole pass, whichever other requests it served.
+    whole pass, whichever other requests it served. `entered`: the clock when its prompt began to be read.
     `text` is without special tokens and cut before the first stop string; None where no tokenizer was given.
     """
 
@@ -38,6 +38,7 @@ class Generation:
     reason: str = ""
     steps: list[Step] = field(default_factory=list)
     prefill_seconds: float = 0.0
+    entered: float | None = None
     text: str | None = None
 
     @property
@@ -58,8 +59,10 @@ class Request:
     """Continue `prompt` (token ids, one or more) by at most `new_tokens` tokens; the result is `answer`.
 
     sampling: a `sampling.Sampling`, None for greedy; own: the checkpoint's settings (`settings.of`). stops, ends: stop
-    strings and token ids that end the answer. drafter, controller: what drafts, and what decides how far. stream:
-    called with the new token ids of each step; finished: with the answer, once it has ended.
+    strings and token ids that end the answer. drafter, controller: what drafts, and what decides how far. scores: a
+    `scores.Scores` that takes log-probabilities. stream: called with the new token ids of each step; finished: with
+    the answer, once it has ended; failed: with the error where no token can be chosen, which ends this answer alone
+    (without it the error is raised, and ends the loop).
     """
 
     def __init__(
@@ -73,13 +76,20 @@ class Request:
         ends: Collection[int] = (),
         drafter=None,
         controller=None,
+        scores=None,
         stream: Callable[[list[int]], None] | None = None,
         finished: Callable[[Generation], None] | None = None,
+        failed: Callable[[ValueError], None] | None = None,
     ):
         self.prompt, self.new_tokens, self.sampling, self.own = list(prompt), new_tokens, sampling, own
         self.watch, self.answer = Watch(stops, ends, new_tokens), Generation()
-        self.drafter, self.controller, self.stream, self.finished = drafter, controller, stream, finished
+        self.drafter, self.controller, self.scores = drafter, controller, scores
+        self.stream, self.finished, self.failed = stream, finished, failed
         self.drafting = 0.0  # seconds of the last draft
+
+    def enter(self) -> None:
+        """Called when the request has got its place, before its prompt is read."""
+        self.answer.entered = timing.clock()
 
     def begin(self) -> None:
         """Called when the model has read the prompt: allocate the answer, and let the drafter read the prompt too."""
@@ -138,6 +148,14 @@ class Request:
         if self.stream is not None:
             self.stream(found[:kept])
         return bool(self.watch.reason)
+
+    def fail(self, error: ValueError) -> list[int]:
+        """End the answer because no token can be chosen: no tokens; raises the error where nobody takes it."""
+        if self.failed is None:
+            raise error
+        self.answer.token_ids, self.answer.reason = self.watch.tokens, "error"
+        self.failed(error)
+        return []
 
     def end(self, reason: str = "") -> None:
         """Complete the answer; its end reason is `reason` where neither a token nor a stop string ended it."""

@@ -20,8 +20,9 @@ class Sampling:
     temperature: divides the logits; 0 is greedy, the likeliest token. top_k: only the k likeliest tokens (0: all).
     top_p: only the likeliest tokens whose probabilities add up to p. repetition_penalty: logits of tokens that the
     prompt or the answer already has are divided (positive) or multiplied (negative) by it; it applies to greedy
-    too (CTRL, arXiv 1909.05858, section 4.1); None takes the checkpoint's value. seed: of the generator that `draw` and
-    `accept` use.
+    too (CTRL, arXiv 1909.05858, section 4.1); None takes the checkpoint's value. typical_p: only the tokens nearest to
+    the expected surprise, whose probabilities add up to p (arXiv 2202.00666); 1 for all. penalties: more processors
+    (`penalties`), applied before temperature, to greedy too. seed: of the generator that `draw` and `accept` use.
     """
 
     def __init__(
@@ -31,13 +32,15 @@ class Sampling:
         top_k: int = 0,
         top_p: float = 1.0,
         repetition_penalty: float | None = None,
+        typical_p: float = 1.0,
+        penalties: tuple = (),
         seed: int = 0,
     ):
-        _check(temperature, top_k, top_p, 1.0 if repetition_penalty is None else repetition_penalty)
+        _check(temperature, top_k, top_p, 1.0 if repetition_penalty is None else repetition_penalty, typical_p)
         self.greedy = temperature == 0
         self.changed = {} if repetition_penalty is None else {"repetition_penalty": float(repetition_penalty)}
-        self._warpers = _warpers(float(temperature), top_k, float(top_p))
-        self._processors = [*PLAIN.processors([0], 1, **self.changed), *self._warpers]
+        self._warpers, self._penalties = _warpers(float(temperature), top_k, float(top_p), float(typical_p)), penalties
+        self._processors = [*PLAIN.processors([0], 1, **self.changed), *penalties, *self._warpers]
         self._generator = torch.Generator().manual_seed(seed)
 
     @property
@@ -53,7 +56,8 @@ class Sampling:
         if not settings:
             return self
         made = copy.copy(self)
-        made._processors = settings.processors(prompt, new_tokens, **self.changed) + self._warpers
+        own = settings.processors(prompt, new_tokens, **self.changed)
+        made._processors = [*own, *self._penalties, *self._warpers]
         return made
 
     def processed(self, logits: Tensor, history: Tensor) -> Tensor:
@@ -98,7 +102,7 @@ def not_finite() -> ValueError:
     )
 
 
-def _warpers(temperature: float, top_k: int, top_p: float) -> list:
+def _warpers(temperature: float, top_k: int, top_p: float, typical_p: float) -> list:
     """transformers' processors of draws that change anything, in the order of its `generate`."""
     from transformers.generation import logits_process as library  # loads slowly, only where tokens are drawn
 
@@ -109,10 +113,12 @@ def _warpers(temperature: float, top_k: int, top_p: float) -> list:
         chosen.append(library.TopKLogitsWarper(top_k))
     if temperature and top_p < 1:
         chosen.append(library.TopPLogitsWarper(top_p))
+    if temperature and typical_p < 1:
+        chosen.append(library.TypicalLogitsWarper(typical_p))
     return chosen
 
 
-def _check(temperature, top_k, top_p, penalty) -> None:
+def _check(temperature, top_k, top_p, penalty, typical_p) -> None:
     if not 0 <= temperature < float("inf"):
         raise ValueError(f"temperature={temperature}; choose 0 (greedy) or a finite number above.")
     if isinstance(top_k, bool) or not isinstance(top_k, int) or top_k < 0:
@@ -121,8 +127,11 @@ def _check(temperature, top_k, top_p, penalty) -> None:
         raise ValueError(f"top_p={top_p}; choose a probability above 0, up to 1 for all tokens.")
     if not 0 < penalty < float("inf"):
         raise ValueError(f"repetition_penalty={penalty}; choose a number above 0; 1 changes nothing.")
-    if temperature == 0 and (top_k or top_p < 1):
+    if not 0 < typical_p <= 1:
+        raise ValueError(f"typical_p={typical_p}; choose a probability above 0, up to 1 for all tokens.")
+    if temperature == 0 and (top_k or top_p < 1 or typical_p < 1):
+        typical = "" if typical_p == 1 else f" and typical_p={typical_p}"
         raise ValueError(
-            f"top_k={top_k} and top_p={top_p} with temperature=0, which takes the likeliest token whatever they are; "
-            "leave them out, or set a temperature above 0."
+            f"top_k={top_k} and top_p={top_p}{typical} with temperature=0, which takes the likeliest token whatever "
+            "they are; leave them out, or set a temperature above 0."
         )

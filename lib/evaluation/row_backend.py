@@ -34,6 +34,8 @@ class _Arrival:
 class RowBackend:
     """A `generation_loop.Backend`: `most` rows a step, `budget` tokens a pass over prompts (see `prefixes.plan`)."""
 
+    reading = ()  # prompts are read whole
+
     def __init__(self, model: nn.Module, *, budget: int, most: int):
         self.model, self.budget, self.most, self.allowed = model, budget, most, most
         self.projection, self.rows = logits.Projection.of(model), KVBatch(model, most)
@@ -50,6 +52,7 @@ class RowBackend:
                 self._plan(list(waiting))
                 waiting.clear()
                 continue
+            new.request.enter()
             self.rows.add(new.keys, new.values)
             self.order.append(new.request)
             yield new.request, new.logits

