@@ -9,7 +9,16 @@ import pytest
 import torch
 
 from lib import files
-from lib.export import gguf, gguf_blocks, gguf_contents, gguf_metadata, gguf_tokenizer, gguf_vocabulary
+from lib.export import (
+    compressed_tensors,
+    gguf,
+    gguf_blocks,
+    gguf_contents,
+    gguf_metadata,
+    gguf_tokenizer,
+    gguf_vocabulary,
+    plain,
+)
 from lib.pruners import drop
 from lib.quantized import grid
 from lib.quantizers import embedding
@@ -166,8 +175,8 @@ def test_llama_3_divides_its_frequencies():
     """transformers' own table of the rotation is that of the base, divided by the factors of the file."""
     settings = families.FAMILIES["llama_3"][2]
     model = gguf_models.build("llama", **settings)
-    plain = 10000.0 ** -(torch.arange(0, 16, 2).double() / 16)
-    assert torch.allclose(model.model.rotary_emb.inv_freq.double(), plain / gguf_metadata.factors(model).double())
+    even = 10000.0 ** -(torch.arange(0, 16, 2).double() / 16)
+    assert torch.allclose(model.model.rotary_emb.inv_freq.double(), even / gguf_metadata.factors(model).double())
     assert [part.name for part in gguf.plan(model)][-1] == "rope_freqs.weight"
 
 
@@ -285,6 +294,21 @@ def stopped(function, count):
         return function(*arguments)
 
     return run
+
+
+def test_saved_models_are_exported_by_one_command(tmp_path, capsys):
+    """Packed and plain ones; to the same bytes as from memory."""
+    model = gguf_models.build("llama", num_hidden_layers=1, bits=3)
+    compressed_tensors.save(model, model.tokenizer, tmp_path / "packed")
+    gguf.main([str(tmp_path / "packed"), str(tmp_path / "from packed")])
+    assert "7 Q4_0; errors of up to 0" in capsys.readouterr().out
+    gguf.export(model, model.tokenizer, tmp_path / "direct", name="from packed")
+    assert (tmp_path / "direct" / gguf.FILE).read_bytes() == (tmp_path / "from packed" / gguf.FILE).read_bytes()
+    other = gguf_models.build("llama", num_hidden_layers=1)
+    plain.save(other, other.tokenizer, tmp_path / "plain")
+    gguf.main([str(tmp_path / "plain"), str(tmp_path / "from plain")])
+    found = gguf_contents.compare(tmp_path / "from plain" / gguf.FILE, other)
+    assert found["exact"] == found["tensors"]
 
 
 def test_a_full_disk_is_told_before_the_work(tmp_path, monkeypatch):

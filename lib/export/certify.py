@@ -24,7 +24,7 @@ import torch
 from torch import nn
 
 from lib import checkpoints, files, machine
-from lib.export import agreement, compressed_tensors, gguf_contents
+from lib.export import agreement, gguf_contents, saved_models
 from lib.export.gguf import FILE
 from lib.folders import manifest
 
@@ -86,14 +86,7 @@ def _reference(reference) -> tuple[nn.Module, object, dict]:
     if isinstance(reference, nn.Module):
         model, origin = copy.deepcopy(reference).float().eval(), {"model": type(reference).__name__}
         return model, reference.tokenizer, origin
-    config = checkpoints.checkpoint(reference)
-    if config.get("quantization_config"):
-        model, tokenizer = compressed_tensors.load(reference)
-    else:
-        from transformers import AutoModelForCausalLM  # loads slowly, only for plain references
-
-        model = AutoModelForCausalLM.from_pretrained(reference, dtype="float32", local_files_only=True)
-        tokenizer = checkpoints.tokenizer(reference)
+    model, tokenizer = saved_models.load(reference)
     hashes = {path.name: manifest.sha256(path) for path in checkpoints.weights(reference)}
     return model.float().eval(), tokenizer, {"folder": Path(reference).name, "sha256": hashes}
 

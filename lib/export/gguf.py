@@ -5,8 +5,12 @@ holds their values exactly (`gguf_blocks` says when): 2 and 3 bits in Q4_0, 4 bi
 and symmetric 8 in Q8_0, each with any group size that 32 divides. No weight is rounded a second time, except where half
 precision can't hold a scale; `plan` says by how much. Plain matrices get the smallest of F16, BF16 and F32 that holds
 them exactly, norms and biases are F32. `plan` is the same without writing.
+
+    python -m lib.export.gguf CHECKPOINT FOLDER      # a saved model, packed or plain, as a GGUF file
 """
 
+import argparse
+import json
 from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
@@ -17,7 +21,8 @@ import torch
 from torch import Tensor, nn
 
 from lib import folders, tokenization
-from lib.export import gguf_blocks, gguf_metadata, gguf_vocabulary, stored_tensors
+from lib.export import gguf_blocks, gguf_metadata, gguf_vocabulary, saved_models, stored_tensors
+from lib.folders import manifest
 from lib.models import blocks
 from lib.quantized.grid import Quantized
 
@@ -214,3 +219,22 @@ def _file_type(parts: list[Part]) -> int:
         sizes[part.kind] = sizes.get(part.kind, 0) + part.nbytes
     most = max(sizes, key=sizes.get)
     return int(gguf.LlamaFileType.ALL_F32 if most == "F32" else gguf.LlamaFileType[f"MOSTLY_{most}"])
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """The command line."""
+    parser = argparse.ArgumentParser(prog="python -m lib.export.gguf", description=__doc__.splitlines()[0])
+    parser.add_argument("checkpoint", help="the folder of a saved model, packed or plain")
+    parser.add_argument("folder", help="where model.gguf is to lie")
+    parser.add_argument("--otherwise", choices=list(PLAIN), help="type of quantized matrices that no block holds")
+    parser.add_argument("--plain", choices=list(PLAIN), help="type of all matrices that are not quantized")
+    given = parser.parse_args(arguments)
+    model, tokenizer = saved_models.load(given.checkpoint)
+    folder = export(model, tokenizer, given.folder, otherwise=given.otherwise, plain=given.plain)
+    said = json.loads((folder / manifest.NAME).read_text())
+    counts = ", ".join(f"{count} {kind}" for kind, count in said["types"].items())
+    print(f"{folder / FILE}: {(folder / FILE).stat().st_size:,} bytes; {counts}; errors of up to {said['error']:g}")
+
+
+if __name__ == "__main__":
+    main()
