@@ -47,7 +47,7 @@ ROOT = Table({**GENERATE.parameters, "stream": Parameter("boolean", False, about
 TOKENIZE = Table(
     {
         "inputs": Parameter("string", needed=True, about="The text to tokenize."),
-        "parameters": Parameter("object", None, ignored=True),
+        "parameters": Parameter("anything", ignored=True),
         "add_special_tokens": Parameter("boolean", True, about="Whether the tokens before a text are added."),
     }
 )
