@@ -32,7 +32,8 @@ def fmt(value: float | None, stderr: float | None = None) -> str:
         return "–"
     if math.isinf(value):
         return "∞" if value > 0 else "-∞"
-    if stderr is None or not math.isfinite(stderr) or stderr <= 0:
+    # the mean of equal numbers, 0.2 say, may differ from them in its last bit: that is no error
+    if stderr is None or not math.isfinite(stderr) or stderr <= 1e-12 * abs(value):
         return _fixed(value, 3 - _magnitude(value, 4))
     digits = 1 - _magnitude(stderr, 2)
     return f"{_fixed(value, digits)} ± {_fixed(stderr, digits)}"
