@@ -37,6 +37,16 @@ def test_it_comes_nearer_than_gptq_alone(quick):
     assert near < 0.95 * far
 
 
+def test_zero_points_are_halves_at_two_bits_unless_said_otherwise():
+    for given, levels in (
+        ({"bits": 2}, "half"),
+        ({"bits": 3}, "integer"),
+        ({"bits": 2, "levels": "integer"}, "integer"),
+    ):
+        done = quantizers.best_(tiny.llama(num_hidden_layers=1), tiny.tokens(2, 16), steps=0, group_size=32, **given)
+        assert {each.levels for each in done.values()} == {levels}
+
+
 def test_a_budget_in_megabytes_holds_for_the_saved_folder(quick, tmp_path):
     model, tokens = tiny.llama(), tiny.tokens(4, 24)
     done = quantizers.best_(model, tokens, megabytes=0.09, minutes=1, group_size=32)
@@ -71,7 +81,7 @@ def test_with_steps_two_runs_give_the_same_bytes_however_fast_the_machine_is(mon
     monkeypatch.setattr(time_budget, "FIRST", 1e-12)  # a clock by which nothing could be afforded
     again = quantizers.best_(copy.deepcopy(original), tokens, bits=2, steps=4, minutes=1e-6, group_size=32)
     assert same(first, again)
-    alone = gptq.quantize_(copy.deepcopy(original), tokens, bits=2, group_size=32)
+    alone = gptq.quantize_(copy.deepcopy(original), tokens, bits=2, group_size=32, levels="half")
     none = quantizers.best_(copy.deepcopy(original), tokens, bits=2, steps=0, group_size=32)
     assert same(none, alone) and not same(none, first)
 

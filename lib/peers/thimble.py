@@ -50,7 +50,8 @@ def _run(model, job):
     if job.options["megabytes"]:
         grid = {"megabytes": job.options["megabytes"], "group_size": job.group_size}
     time = {"minutes": job.options["minutes"]} if job.options["minutes"] else {"steps": 0}
-    return quantizers.best_(model, job.tokens, **time, seed=job.options["seed"], **grid)
+    levels = "integer"  # as the others' files have them
+    return quantizers.best_(model, job.tokens, **time, seed=job.options["seed"], levels=levels, **grid)
 
 
 if __name__ == "__main__":
