@@ -15,6 +15,7 @@ On the packaged model (GPTQ, groups of 64, 8 windows to calibrate, 4 to test) ha
 token on WikiText-2 and on C4 and paired by draws: at 2 bits by 0.313 ± 0.078 of 1.801 and 0.289 ± 0.056 of 2.393 (four
 draws), at 3 bits by 0.054 ± 0.010 of 0.401 and 0.135 ± 0.004 of 0.622 (three). Balanced levels raise it, by 0.46 and
 0.31 on WikiText-2 in two draws at 2 bits, although they err less there on each weight by itself than whole codes do.
+Refined by SignRound halves stay ahead at 2 bits (`quantizers.best`, whose setting they are there).
 
 Balanced levels: Liu et al., "ParetoQ: Scaling Laws in Extremely Low-bit LLM Quantization", arXiv 2502.02631. Torch is
 not imported here: a process that only runs a packed model does without.
