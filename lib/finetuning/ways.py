@@ -55,6 +55,9 @@ def _low_rank(kind: str) -> Callable:
     return attached_
 
 
+SHORT = 4  # times the rate of `e2e_qp`, for trainings of fewer steps
+
+
 class Way(NamedTuple):
     """What trains it, its peak learning rate (None: by the bits), and whether the model must be quantized (or not)."""
 
@@ -93,8 +96,8 @@ def by_name(way: str, model: nn.Module) -> Way:
 def learning_rate(model: nn.Module, way: str) -> float:
     """The usual peak of a way's learning rate for `model`; that of scales falls with the bits (`e2e_qp.rate_of`)."""
     found = by_name(way, model).learning_rate
-    # a loss by labels is noisier than one by a teacher's whole distribution, for which that rate was measured
-    return e2e_qp.rate_of(list(e2e_qp.quantized_layers(model).values())) / 4 if found is None else found
+    # scales are stored in bfloat16: at the rate of `e2e_qp`, which takes hundreds of steps, a few move none of them
+    return SHORT * e2e_qp.rate_of(list(e2e_qp.quantized_layers(model).values())) if found is None else found
 
 
 @contextlib.contextmanager

@@ -1,0 +1,148 @@
+"""A step of fine-tuning by this loop beside TRL's `SFTTrainer`: tokens a second in turns, and peak memory.
+
+    python -m lib.peers.finetuning_speed --model smollm2-135m-instruct --rounds 3
+
+All take the same steps: LoRA of one rank on every linear layer of the blocks, the same random tokens, batch and length,
+AdamW, clipping at 1, weights in bfloat16, with or without gradient checkpointing. TRL computes the loss in pieces too,
+and the entropy and accuracy that it logs. Each arm of each round runs in a process of its own, which says the seconds
+of its steps and how much memory it took beside what it began with.
+"""
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+import tempfile
+from dataclasses import asdict, dataclass
+
+import torch
+
+from lib import files, machine, timing
+from lib.finetuning import ways
+from lib.metrics import memory
+from lib.peers.training_speed import Clock, apart, in_turns, table
+from lib.quantizers import rtn
+from lib.sources import models
+from lib.trainers import loop, next_token
+
+ROWS = 64  # of random tokens, drawn by seed 0
+ARMS = ("ours, LoRA", "ours, QLoRA", "TRL, LoRA")
+
+
+@dataclass(frozen=True)
+class Setting:
+    """What all train. bits: of QLoRA's model. recompute: gradient checkpointing."""
+
+    model: str = "smollm2-135m-instruct"
+    dtype: str = "bfloat16"
+    batch: int = 4
+    length: int = 512
+    rank: int = 16
+    bits: int = 4
+    steps: int = 4
+    recompute: bool = False
+
+    def rows(self, vocabulary: int) -> torch.Tensor:
+        """Random token ids [rows, length]."""
+        return torch.randint(vocabulary, (ROWS, self.length), generator=torch.Generator().manual_seed(0))
+
+
+def ours(given: Setting, way: str = "lora") -> list[float]:
+    """Seconds of each step but the first of this repository's loop."""
+    model, times = _model(given), []
+    if way == "qlora":
+        rtn.quantize_(model, bits=given.bits, group_size=64)
+    rows = given.rows(model.get_input_embeddings().num_embeddings)
+    with ways.trained_(model, way, rank=given.rank, recompute=given.recompute):
+        loop.train_(
+            model, rows, next_token.loss, steps=given.steps, learning_rate=5e-4, batch=given.batch,
+            micro_batch=given.batch, on_step=lambda *_: times.append(timing.now()),
+        )  # fmt: skip
+    return apart(times)
+
+
+def trl(given: Setting) -> list[float]:
+    """Seconds of each step but the first of TRL's `SFTTrainer`."""
+    from datasets import Dataset  # loads slowly, only for this arm
+    from peft import LoraConfig  # as above
+    from trl import SFTConfig, SFTTrainer  # as above
+
+    model, clock = _model(given), Clock()
+    ids = given.rows(model.get_input_embeddings().num_embeddings).tolist()
+    adapter = LoraConfig(r=given.rank, lora_alpha=2 * given.rank, target_modules="all-linear", task_type="CAUSAL_LM")
+    with tempfile.TemporaryDirectory() as folder:
+        arguments = SFTConfig(
+            output_dir=folder, max_steps=given.steps, per_device_train_batch_size=given.batch, learning_rate=5e-4,
+            max_length=given.length, bf16=given.dtype == "bfloat16", gradient_checkpointing=given.recompute,
+            adam_beta2=0.95, max_grad_norm=1.0, lr_scheduler_type="cosine", logging_steps=1, save_strategy="no",
+            report_to=[], disable_tqdm=True, use_cpu=not torch.cuda.is_available(),
+            dataset_kwargs={"skip_prepare_dataset": True},
+        )  # fmt: skip
+        data = Dataset.from_dict({"input_ids": ids, "labels": ids})
+        trainer = SFTTrainer(
+            model=model, args=arguments, train_dataset=data, peft_config=adapter, processing_class=model.tokenizer,
+            callbacks=[clock],
+        )  # fmt: skip
+        trainer.train()
+    return apart(clock.times)
+
+
+def _model(given: Setting):
+    model, _ = models.load(given.model, dtype=given.dtype)
+    return model
+
+
+def arm(name: str, given: Setting) -> dict:
+    """{"seconds" of each step but the first, "peak" bytes more than before, the model included} of one arm."""
+    run = {"ours, LoRA": ours, "ours, QLoRA": lambda each: ours(each, "qlora"), "TRL, LoRA": trl}[name]
+    seconds, used = memory.call(run, given)
+    return {"seconds": seconds, "peak": used.increase.value}
+
+
+def in_process(name: str, given: Setting) -> dict:
+    """What `arm` says, run in a process of its own; RuntimeError with the end of its output where it fails."""
+    job = json.dumps({"name": name, "setting": asdict(given)})
+    command = [sys.executable, "-m", "lib.peers.finetuning_speed", "--arm", job]
+    environment = os.environ | {"THIMBLE_QUIET": "1", "OMP_NUM_THREADS": str(machine.threads())}
+    done = subprocess.run(command, cwd=files.ROOT, capture_output=True, text=True, env=environment)
+    if done.returncode:
+        raise RuntimeError(f"{name} failed: {done.stderr.strip().splitlines()[-1:]}; run it with --arm {job!r}.")
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+def compare(given: Setting, rounds: int) -> tuple[dict[str, list[list[float]]], dict[str, list[float]]]:
+    """({arm: seconds of the steps of each round}, {arm: peak bytes of each round}), arms in turns."""
+    peaks: dict[str, list[float]] = {name: [] for name in ARMS}
+
+    def run(name: str) -> list[float]:
+        found = in_process(name, given)
+        peaks[name].append(found["peak"])
+        return found["seconds"]
+
+    return in_turns({name: lambda name=name: run(name) for name in ARMS}, rounds), peaks
+
+
+def main() -> None:
+    """Measure and print."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--model", default=Setting.model)
+    parser.add_argument("--dtype", default=Setting.dtype, choices=["bfloat16", "float32"])
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--steps", type=int, default=Setting.steps)
+    parser.add_argument("--recompute", action="store_true")
+    parser.add_argument("--arm", help=argparse.SUPPRESS)
+    asked = parser.parse_args()
+    if asked.arm:
+        job = json.loads(asked.arm)
+        print(json.dumps(arm(job["name"], Setting(**job["setting"]))))
+        return
+    given = Setting(asked.model, asked.dtype, steps=asked.steps, recompute=asked.recompute)
+    found, peaks = compare(given, asked.rounds)
+    print("\n".join(table(found, given.batch * given.length, ARMS[-1])))
+    for name, each in peaks.items():
+        print(f"{name:28} peak memory {max(each) / 1e6:,.0f} MB more than before")
+
+
+if __name__ == "__main__":
+    main()
