@@ -250,9 +250,10 @@ def test_scores_order_merges_as_the_list_did():
         ),
         (lambda: gguf_models.build("gemma3", query_pre_attn_scalar=32), "query_pre_attn_scalar=32"),
         (
-            lambda: gguf_models.build("qwen2", **families.FAMILIES["llama_yarn"][2]),
-            "rotation of Qwen2ForCausalLM is 'yarn'",
+            lambda: gguf_models.build("phi3", **families.FAMILIES["phi3_longrope"][2]),
+            "rotation of Phi3ForCausalLM is 'longrope'; files of phi3 are written with default alone",
         ),
+        (lambda: gguf_models.build("qwen2", **own_yarn()), "is 'yarn' with beta_fast; files of qwen2"),
     ],
 )
 def test_what_the_format_cannot_hold_is_refused_before_the_work(tmp_path, make, said):
@@ -260,6 +261,11 @@ def test_what_the_format_cannot_hold_is_refused_before_the_work(tmp_path, make, 
     with pytest.raises(ValueError, match=said):
         gguf.export(model, model.tokenizer, tmp_path / "model")
     assert not list(tmp_path.iterdir())
+
+
+def own_yarn():
+    settings = families.FAMILIES["llama_yarn"][2]["rope_parameters"]
+    return {"rope_parameters": {**settings, "beta_fast": 16}}
 
 
 def with_tokenizer(tokenizer):

@@ -27,6 +27,15 @@ ARCHITECTURES = {
     "phi3": gguf.MODEL_ARCH.PHI3,
     "gemma3_text": gguf.MODEL_ARCH.GEMMA3,
 }
+# those that were tried against llama.cpp; the file holds nothing else of YaRN's than is listed
+_ROTATIONS = {
+    gguf.MODEL_ARCH.LLAMA: ("default", "linear", "llama3", "yarn"),
+    gguf.MODEL_ARCH.QWEN2: ("default", "yarn"),
+    gguf.MODEL_ARCH.QWEN3: ("default", "yarn"),
+    gguf.MODEL_ARCH.PHI3: ("default",),
+    gguf.MODEL_ARCH.GEMMA3: ("default", "linear"),
+}
+_OF_YARN = {"rope_type", "rope_theta", "factor", "original_max_position_embeddings", "partial_rotary_factor"}
 _PERIOD = 6  # of Gemma 3's layers that see the whole text, where a file names none
 _LARGEST_GEMMA = 62  # blocks of the one Gemma 3 whose attention llama.cpp scales by another number
 
@@ -124,11 +133,13 @@ def check(model: nn.Module) -> None:
     """Raise ValueError for what the file could not say, or llama.cpp would compute in another way."""
     config, kind = blocks.config(model), architecture(model)
     for rotation in _rotation(model):
-        allowed = ("default", "linear", "llama3") if kind is gguf.MODEL_ARCH.LLAMA else ("default", "linear")
-        if rotation.get("rope_type", "default") not in allowed:
+        name = rotation.get("rope_type", "default")
+        own = {key for key, value in rotation.items() if value is not None} - _OF_YARN if name == "yarn" else set()
+        if name not in _ROTATIONS[kind] or own:
+            shown = f"{name!r} with {', '.join(sorted(own))}" if own else repr(name)
             raise ValueError(
-                f"the rotation of {type(model).__name__} is {rotation['rope_type']!r}; GGUF files are written with "
-                f"{', '.join(allowed)}; write it with export.compressed_tensors.save or export.plain.save."
+                f"the rotation of {type(model).__name__} is {shown}; files of {kind.name.lower()} are written with "
+                f"{', '.join(_ROTATIONS[kind])} alone; write it with export.compressed_tensors.save."
             )
     if getattr(config, "hidden_act", getattr(config, "hidden_activation", "silu")) not in ("silu", "gelu_pytorch_tanh"):
         raise ValueError(
@@ -178,6 +189,9 @@ def _write_rotation(writer, model, head: int) -> None:
     writer.add_rope_freq_base(rotation["rope_theta"])
     if others:
         writer.add_rope_freq_base_swa(others[0]["rope_theta"])
-    if rotation.get("rope_type") == "linear":
-        writer.add_rope_scaling_type(gguf.RopeScalingType.LINEAR)
+    scaled = {"linear": gguf.RopeScalingType.LINEAR, "yarn": gguf.RopeScalingType.YARN}.get(rotation.get("rope_type"))
+    if scaled is not None:
+        writer.add_rope_scaling_type(scaled)
         writer.add_rope_scaling_factor(rotation["factor"])
+    if scaled is gguf.RopeScalingType.YARN:
+        writer.add_rope_scaling_orig_ctx_len(rotation["original_max_position_embeddings"])
