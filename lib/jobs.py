@@ -4,6 +4,7 @@ import functools
 import hashlib
 import json
 import re
+from collections.abc import Iterable
 from pathlib import Path
 
 import safetensors.torch
@@ -119,6 +120,23 @@ def same_job(folder: Path | str, before: dict[str, str], job: dict[str, str]) ->
 def _short(value: str | None) -> str | None:
     """`value` with the first 12 digits of each SHA-256 in it, which tell two apart."""
     return value and re.sub(r"\b[0-9a-f]{64}\b", lambda found: found[0][:12], value)
+
+
+def write_rows(path: Path, rows: Iterable[dict]) -> None:
+    """Write a part of a job that is rows: one JSON object a line, behind a line with the SHA-256 of all of them."""
+    lines = "".join(f"{json.dumps(row, separators=(',', ':'))}\n" for row in rows)
+    files.write_text(path, f"{hashlib.sha256(lines.encode()).hexdigest()}\n{lines}")
+
+
+def read_rows(path: Path) -> list[dict]:
+    """The rows that `write_rows` wrote; ValueError where they are not those of the first line."""
+    digest, _, lines = path.read_text(encoding="utf-8").partition("\n")
+    if hashlib.sha256(lines.encode()).hexdigest() != digest:
+        raise ValueError(
+            f"{path} is cut short or was changed: its first line is the SHA-256 of the others; delete it, and it is "
+            "written again."
+        )
+    return [json.loads(line) for line in lines.splitlines()]
 
 
 def fingerprint(model: nn.Module, tokens: Tensor | None = None, device: str | None = None) -> dict[str, str]:

@@ -11,7 +11,7 @@ from lib.metrics import divergence
 from lib.quantized.linear import QuantLinear
 from lib.quantizers import codebook, rtn
 from lib.sources import models
-from lib.trainers import distill, divergences, preference_training
+from lib.trainers import distill, divergences, preference_rows, preference_training
 from tests import tiny
 from tests.test_preferences import texts
 
@@ -196,12 +196,13 @@ def test_what_cannot_be_trained_is_refused_and_nothing_changes(original, student
 def test_a_student_of_two_bits_learns_preferences_and_stays_one(original, student):
     """Scales alone: no byte is added, and no code changes."""
     reference = copy.deepcopy(student)
-    rows = preference_training.pairs(texts(), tiny.tokenizer(), length=100).towards(reference)
+    rows = preference_rows.pairs(texts(), tiny.tokenizer(), length=100).towards(reference)
     before = {name: each.codes.clone() for name, each in student.named_modules() if isinstance(each, QuantLinear)}
     loss = preference_training.Loss("dpo")
-    options = dict(steps=10, batch=6, micro_batch=3, learning_rate=0.02, collate=preference_training.collate)
+    options = dict(steps=10, batch=6, micro_batch=3, learning_rate=0.02, collate=preference_rows.collate)
     found = quantization_aware.train_(student, rows, loss, **options)
-    assert loss.seen[0]["margin"] == pytest.approx(0, abs=1e-5) and loss.seen[-1]["margin"] > 0.02
+    margins = found.history.measures["margin"]
+    assert margins[0] == pytest.approx(0, abs=1e-5) and margins[-1] > 0.02
     assert found.moved == 0 and all(
         torch.equal(student.get_submodule(name).codes, kept) for name, kept in before.items()
     )

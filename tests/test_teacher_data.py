@@ -3,6 +3,7 @@
 import pytest
 import torch
 
+from lib import jobs
 from lib.decoding import generate, sampling, sessions
 from lib.distillation import selection, teacher_data
 from lib.trainers import distill, loop
@@ -38,17 +39,17 @@ def test_each_answer_is_what_the_teacher_writes_alone(teacher, tmp_path):
 def test_a_killed_job_ends_in_the_same_bytes(teacher, tmp_path, monkeypatch):
     monkeypatch.setattr(teacher_data, "PART", 2)
     whole = teacher_data.write(teacher, PROMPTS, tmp_path / "whole", **HOW)
-    write, written = teacher_data._write, []
+    write, written = jobs.write_rows, []
 
     def once(path, rows):
         if written:
             raise KeyboardInterrupt
         written.append(write(path, rows))
 
-    monkeypatch.setattr(teacher_data, "_write", once)
+    monkeypatch.setattr(jobs, "write_rows", once)
     with pytest.raises(KeyboardInterrupt):
         teacher_data.write(teacher, PROMPTS, tmp_path / "killed", **HOW)
-    monkeypatch.setattr(teacher_data, "_write", write)
+    monkeypatch.setattr(jobs, "write_rows", write)
     again = teacher_data.write(teacher, PROMPTS, tmp_path / "killed", **HOW)
     assert again.identity == whole.identity
     names = sorted(path.name for path in (tmp_path / "whole").glob("part-*"))

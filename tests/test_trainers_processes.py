@@ -1,5 +1,6 @@
 """Two processes that share a batch end where one process does."""
 
+import contextlib
 import copy
 import json
 import os
@@ -11,11 +12,22 @@ import pytest
 import torch
 
 from lib import files
+from lib.alignment import on_policy
 from lib.pruners import heal
 from lib.quantizers import e2e_qp, rtn
-from lib.trainers import arguments, loop, next_token, sequence_packing
+from lib.trainers import (
+    arguments,
+    loop,
+    next_token,
+    preference_rows,
+    preference_training,
+    reward_model,
+    sequence_packing,
+)
 from lib.trainers.recipe import Recipe
 from tests import tiny
+from tests.test_on_policy import asked, plain
+from tests.test_preferences import single_rows, texts
 from tests.test_training_data import Stream, rows
 
 SETTINGS = {"steps": 3, "learning_rate": 1e-3, "batch": 4, "seed": 0}
@@ -62,13 +74,14 @@ ROWS = """
 import json, sys
 import torch.distributed
 from lib.trainers import loop, next_token
-from tests.test_trainers_processes import SETTINGS, trainings, trained, tuned
+from tests.test_trainers_processes import SETTINGS, preferring, trainings, trained, tuned
 found = []
 for data, recipe in trainings():
     model = trained()
     history = loop.train_(model, data, next_token.loss, micro_batch=1, recipe=recipe, **SETTINGS)
     found.append([history.losses, history.tokens, sum(each.double().abs().sum().item() for each in model.parameters())])
 found.append(tuned())
+found.append(preferring(1))
 assert torch.distributed.get_backend() == "gloo" and torch.distributed.get_world_size() == 2
 if torch.distributed.get_rank() == 0:
     open(sys.argv[1], "w").write(json.dumps(found))
@@ -96,6 +109,22 @@ def tuned():
     return [losses, sum(each.scale.double().sum().item() for each in done.values())]
 
 
+def preferring(micro_batch):
+    """Losses and measures of preferences (KTO's baseline is of both processes), rewards, and own answers."""
+    known, found = trained(), []
+    pairs = preference_rows.pairs(texts(), tiny.tokenizer(), length=100).towards(known)
+    options = SETTINGS | {"batch": 2, "micro_batch": micro_batch}
+    for loss in (preference_training.Loss("dpo"), preference_training.Loss("kto"), reward_model.Loss()):
+        model, rows = reward_model.headed_(trained()), single_rows().towards(known) if "kto" in str(loss) else pairs
+        with reward_model.trained_(model) if isinstance(loss, reward_model.Loss) else contextlib.nullcontext():
+            history = loop.train_(model, rows, loss, collate=preference_rows.collate, **options)
+        found.append([history.losses, history.measures])
+    questions = asked()
+    loss = on_policy.Loss(tiny.tokenizer(), questions, plain, reference=known, samples=2, new_tokens=3)
+    history = loop.train_(trained(), questions, loss, **options)
+    return [*found, [history.losses, history.measures]]
+
+
 @pytest.mark.usefixtures("warm")
 def test_two_processes_of_accelerate_have_the_loss_of_one_on_rows_of_unequal_lengths(tmp_path):
     (tmp_path / "script.py").write_text(ROWS)
@@ -113,6 +142,13 @@ def test_two_processes_of_accelerate_have_the_loss_of_one_on_rows_of_unequal_len
         assert size == pytest.approx(sum(each.double().abs().sum().item() for each in model.parameters()), rel=1e-6)
     losses, size = tuned()
     assert found[3][0] == pytest.approx(losses, rel=1e-5) and found[3][1] == pytest.approx(size, rel=1e-5)
+    for (losses, measures), (wanted, told) in zip(found[4], preferring(2), strict=True):
+        assert losses == pytest.approx(wanted, rel=1e-4, abs=1e-5) and measures.keys() == told.keys()
+        for name, each in told.items():
+            if name == "accuracy":  # at the start every margin is 0 but for rounding
+                measures[name], each = measures[name][1:], each[1:]
+            pairs = [(a, b) for a, b in zip(measures[name], each, strict=True) if b is not None]
+            assert [a for a, _ in pairs] == pytest.approx([b for _, b in pairs], rel=1e-3, abs=1e-4), name
 
 
 def test_batches_that_cannot_be_shared_are_refused(monkeypatch):

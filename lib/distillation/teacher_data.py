@@ -10,7 +10,7 @@ and answer i depends on prompt i and seed + i alone, so the shards are the same 
 import hashlib
 import json
 import random
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -110,7 +110,7 @@ def write(
             path, some = folder / f"part-{start // PART:05d}.jsonl", prompts[start : start + PART]
             if not path.exists():
                 drawn = [Sampling(temperature, top_p=top_p, seed=seed + start + place) for place in range(len(some))]
-                _write(path, _answered(engine, some, drawn, new_tokens))
+                jobs.write_rows(path, _answered(engine, some, drawn, new_tokens))
             rows += _read(path, some)
     found = Answers(tuple(rows))
     note(kind="answers", name="teacher_data", origin=str(folder), sha256=found.identity)
@@ -130,24 +130,11 @@ def _line(row: dict) -> str:
     return json.dumps({name: row[name] for name in ("prompt", "answer", "reason")}, separators=(",", ":"))
 
 
-def _write(path: Path, rows: Iterable[dict]) -> None:
-    lines = "".join(f"{_line(row)}\n" for row in rows)
-    files.write_text(path, f"{hashlib.sha256(lines.encode()).hexdigest()}\n{lines}")
-
-
 def _read(path: Path, prompts: Sequence[list[int]]) -> list[dict]:
-    """The rows of a shard; ValueError where its hash, in the first line, is not theirs."""
-    digest, _, lines = path.read_text(encoding="utf-8").partition("\n")
-    rows = (
-        [json.loads(line) for line in lines.splitlines()]
-        if hashlib.sha256(lines.encode()).hexdigest() == digest
-        else []
-    )
+    """The rows of a shard; ValueError where they are not answers to `prompts`."""
+    rows = jobs.read_rows(path)
     if [row["prompt"] for row in rows] != list(prompts):
-        raise ValueError(
-            f"{path} is cut short or was changed: its first line is the SHA-256 of the others; delete it, and its "
-            f"{len(prompts)} answers are written again."
-        )
+        raise ValueError(f"{path} is cut short or was changed; delete it, and its {len(prompts)} answers are written.")
     return rows
 
 

@@ -39,6 +39,19 @@ def alpaca(split: str) -> tuple[list[str], str]:
     return readers.part(documents, split), f"{origin}, as {split} (cut 80/10/10 in order)"
 
 
+def rows(name: str, split: str = "train") -> list[dict]:
+    """All rows of a data set's default configuration; `ConnectionError` says why they could not be had."""
+    from huggingface_hub.errors import HTTPError  # 0.1 s, only where the Hub is asked
+
+    try:
+        found, origin = _rows(name, None, split)
+    except (OSError, HTTPError, ImportError, ValueError, RuntimeError) as error:
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        raise ConnectionError(reason) from error
+    print(f"{len(found)} rows of {origin}")
+    return list(found)
+
+
 def join_lines(rows) -> str:
     """The file that the Hub's rows were made of: a row per line, where a blank line had become an empty row."""
     return "".join(row or " \n" for row in rows)

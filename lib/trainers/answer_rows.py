@@ -91,6 +91,12 @@ def encode(turns: Sequence[Turn], tokenizer, *, answers: str = "all", where: str
     return torch.tensor(ids), torch.tensor(labels), ended
 
 
+def asked(turns: Sequence[Turn], tokenizer, where: str = "a row") -> torch.Tensor:
+    """Token ids [length] of turns that end with a question, up to where the model begins to answer."""
+    text = _written(tokenizer, turns, where, asked=True)
+    return torch.tensor(tokenization.ids(tokenizer, [text])[0])
+
+
 def spans_of(turns: Sequence[Turn], tokenizer, answers: str, where: str) -> tuple[str, list[tuple[int, int]]]:
     """The text of a conversation, and where its answers stand in it."""
     places = [place for place, turn in enumerate(turns) if turn.role == "assistant"]

@@ -1,6 +1,6 @@
 """History of a training: losses, times and learning rates, one entry per step."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from lib.trainers import divergence
 
@@ -10,7 +10,7 @@ class History:
     """The result of a training beside the model: one entry per step. seconds: since the start, without interruptions.
 
     tokens_per_step: the mean, where steps differ. text_tokens: tokens of the data, each counted once; None for a
-    stream.
+    stream. measures: name -> what the loss noted beside its value (`measures`), one number a step.
     """
 
     losses: list[float]
@@ -18,6 +18,7 @@ class History:
     learning_rates: list[float]
     tokens_per_step: int | float
     text_tokens: int | None
+    measures: dict[str, list[float | None]] = field(default_factory=dict)
 
     @property
     def tokens(self) -> int:
@@ -41,4 +42,7 @@ class History:
         names = ("loss", "seconds", "learning_rate", "tokens")
         losses, seconds, rates, tokens = ([entry[name] for entry in entries] for name in names)
         each = sum(tokens) / max(1, len(tokens))
-        return cls(losses, seconds, rates, int(each) if each == int(each) else each, text_tokens)
+        noted = [entry.get("measures", {}) for entry in entries]
+        measures = {name: [one.get(name) for one in noted] for name in (noted[0] if noted else ())}
+        each = int(each) if each == int(each) else each
+        return cls(losses, seconds, rates, each, text_tokens, measures)

@@ -58,7 +58,7 @@ def inputs(batch: dict) -> dict[str, Tensor]:
 class ShuffledRows(Dataset):
     """The rows of all steps, one after the other: `rows` (sized) in a random order that depends on `seed`.
 
-    Each row gets its index (`window`) and the numbers of tokens and targets of its whole step.
+    Each row gets its index (`window`), its step, from 0, and the numbers of tokens and targets of its whole step.
     """
 
     def __init__(self, rows, *, steps: int, batch: int, seed: int, check: Callable[[dict, int], dict]):
@@ -72,7 +72,8 @@ class ShuffledRows(Dataset):
         step = place // self.batch
         if self._step[0] != step:
             places = [self.order[each] for each in range(step * self.batch, (step + 1) * self.batch)]
-            self._step = step, with_totals([(each, self.check(self.rows[each], each)) for each in places])
+            rows = with_totals([(each, self.check(self.rows[each], each)) for each in places])
+            self._step = step, [{**row, "step": step} for row in rows]
         return self._step[1][place % self.batch]
 
 

@@ -78,6 +78,17 @@ def dpo(pairs: Pairs, options: Options) -> Tensor:
     return -(1 - smoothed) * logsigmoid(z) - smoothed * logsigmoid(-z)
 
 
+def robust(pairs: Pairs, options: Options) -> Tensor:
+    """(-(1 - ε) ln σ(β Δ) + ε ln σ(-β Δ)) / (1 - 2 ε), Δ = h_w - h_l: DPO's own loss on average, where a share ε of the
+    pairs is labelled the wrong way round (robust DPO, Chowdhury et al., arXiv 2403.00409, equation 12).
+
+    Conservative DPO (`dpo` with label smoothing) has a finite optimum instead.
+    """
+    h_w, h_l = _scaled(*pairs.ratios, pairs, options)
+    z, wrong = options.beta * (h_w - h_l), options.label_smoothing
+    return (-(1 - wrong) * logsigmoid(z) + wrong * logsigmoid(-z)) / (1 - 2 * wrong)
+
+
 def ipo(pairs: Pairs, options: Options) -> Tensor:
     """(h_w - h_l - 1 / (2 β))² (IPO, Azar et al., arXiv 2310.12036, equation 17, β for its τ).
 
@@ -120,6 +131,19 @@ def kto(singles: Singles, options: Options) -> Tensor:
     return weights * (1 - torch.sigmoid(options.beta * sign * (h - singles.baseline)))
 
 
+def margins(name: str, pairs: Pairs, options: Options) -> Tensor:
+    """By how much the loss's own reward prefers the right answer [rows].
+
+    β (h_w - h_l), of means over tokens where the loss takes these; without a reference β times the difference of the
+    mean log-probabilities.
+    """
+    if by_name(name).reference:
+        h_w, h_l = _scaled(*pairs.ratios, pairs, options)
+    else:
+        h_w, h_l = pairs.chosen / pairs.chosen_tokens, pairs.rejected / pairs.rejected_tokens
+    return options.beta * (h_w - h_l)
+
+
 def _scaled(h_w: Tensor, h_l: Tensor, pairs: Pairs, options: Options) -> tuple[Tensor, Tensor]:
     return (h_w / pairs.chosen_tokens, h_l / pairs.rejected_tokens) if options.per_token else (h_w, h_l)
 
@@ -140,6 +164,7 @@ class Row(NamedTuple):
 
 PREFERENCES = {
     "dpo": Row(dpo, True, True),
+    "robust": Row(robust, True, True),
     "ipo": Row(ipo, True, True),
     "hinge": Row(hinge, True, True),
     "simpo": Row(simpo, False, True),

@@ -43,6 +43,19 @@ def first() -> bool:
     return place() == 0
 
 
+def leads() -> bool:
+    """Whether this process is the first of those that were started together, joined or not yet."""
+    return int(os.environ.get("RANK", 0)) == 0
+
+
+def added(values: torch.Tensor) -> torch.Tensor:
+    """`values` added up over all processes, without a gradient; alone, they themselves."""
+    values = values.detach().clone()
+    if together():
+        distributed.all_reduce(values)
+    return values
+
+
 def somewhere(flag: bool, device: torch.device) -> bool:
     """Whether `flag` is set in any process; device: where the processes exchange tensors."""
     if not together():

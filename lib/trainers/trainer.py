@@ -120,7 +120,10 @@ class Loop(Trainer):
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         """Log the loss of a step, and the seconds of training so far, those before a kill included."""
         seconds = self.seconds()
-        super().log(logs | {"seconds": seconds, "tokens": self.step_tokens}, start_time)
+        noted = {"seconds": seconds, "tokens": self.step_tokens}
+        if "loss" in logs and (measures := getattr(self.loss, "measures", None)) is not None:
+            noted["measures"] = measures.told(self.args.device)
+        super().log(logs | noted, start_time)
         if "loss" in logs:
             self._show(logs["loss"], seconds)
             if self.on_step:
