@@ -250,6 +250,7 @@ def test_models_are_loaded_when_asked_for_and_let_go_by_memory():
 
 def test_a_port_in_use_is_told_before_a_model_is_loaded(capsys):
     with bind("127.0.0.1", 0) as taken:
+        assert taken.proto == socket.IPPROTO_TCP  # else every small response waits for 40 ms
         port = taken.getsockname()[1]
         assert main(["no-such-model", "--port", str(port)]) == 2
     assert f"port {port} of 127.0.0.1 cannot be used" in capsys.readouterr().err
