@@ -64,10 +64,7 @@ def build(hall: Hall, *, key: str | None = None, hosts: tuple[str, ...] = ()) ->
         yield
         hall.close()
 
-    async def refused(request: Request, error: Exception) -> Response:
-        return _refusal(request, error, metrics)
-
-    handlers = dict.fromkeys((Problem, HTTPException, ClientDisconnect), refused)
+    handlers = dict.fromkeys((Problem, HTTPException, ClientDisconnect), _refusing(metrics))
     made = Starlette(
         routes=[Route(path, function, methods=[method]) for path, function, method in routes],
         exception_handlers=handlers, lifespan=lifespan,
@@ -76,6 +73,15 @@ def build(hall: Hall, *, key: str | None = None, hosts: tuple[str, ...] = ()) ->
     made.state.metrics = metrics
     made.add_middleware(Gate, hall=hall, metrics=metrics, key=key, hosts=hosts)
     return made
+
+
+def _refusing(metrics: Metrics):
+    """What turns an error into a response, and counts it."""
+
+    async def refused(request: Request, error: Exception) -> Response:
+        return _refusal(request, error, metrics)
+
+    return refused
 
 
 def _refusal(request: Request, error: Exception, metrics: Metrics) -> Response:

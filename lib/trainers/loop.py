@@ -69,8 +69,7 @@ def train_(
     which is good, or to the weights that it came with.
     """
     source = training_data.of(data, model, checked=collate is None)
-    trained = _trained(model)
-    steps = _check(source, trained, steps, tokens, batch, micro_batch, learning_rate)
+    steps = _check(source, _trained(model), steps, tokens, batch, micro_batch, learning_rate)
     training_data.check_tables(model, source, micro_batch)
     settings = dict(steps=steps, batch=batch, micro_batch=micro_batch, learning_rate=learning_rate, seed=seed)
     settings |= ({} if clip == 1 else {"clip": clip}) | (recipe.settings() if recipe else {})
