@@ -31,6 +31,11 @@ hypothesis.settings.load_profile("no clock")
 os.fsync = lambda handle: None  # a process that is killed loses nothing that the system has; no test cuts the current
 
 
+def pytest_xdist_auto_num_workers(config) -> int:
+    """One process more than there are cores: a quarter of the time a test waits, for another process or the disk."""
+    return (os.cpu_count() or 1) + 1
+
+
 # the files that take longest: where several processes share the files, one that began last would keep the others idle
 LONGEST = (
     *("test_notebooks_models", "test_family_methods", "test_against_lm_eval", "test_real", "test_degenerate"),

@@ -56,7 +56,7 @@ class Watch:
         found = self.found
         found.seconds = timing.clock() - self._begun
         _shares(found, self._before, (_machine(), _own()), machine.cores())
-        found.load, found.clock_hertz, found.celsius = _load(), _clock(), _temperature()
+        found.load, found.clock_hertz, found.celsius = _load(), frequency(), _temperature()
         return found
 
 
@@ -98,8 +98,9 @@ def _load() -> float | None:
     return None
 
 
-def _clock() -> float | None:
-    with contextlib.suppress(OSError, NotImplementedError, AttributeError):
+def frequency() -> float | None:
+    """The processor's clock in Hz, None where the system does not tell."""
+    with contextlib.suppress(OSError, RuntimeError, AttributeError):  # psutil has nothing for some systems
         now = psutil.cpu_freq()
         return now.current * 1e6 if now and now.current else None
     return None

@@ -22,7 +22,7 @@ from starlette.requests import Request
 from starlette.responses import HTMLResponse, Response
 from starlette.routing import Route
 
-from lib.metrics import power_sensors, rapl
+from lib.metrics import meanwhile, power_sensors, rapl
 from lib.serving.listener import bind
 
 HOUR, PERIOD = 3600.0, 5.0  # seconds that the page shows, and between two readings
@@ -92,11 +92,8 @@ def _temperatures() -> dict[str, float]:
 
 
 def _clocks() -> dict[str, float]:
-    try:
-        now = psutil.cpu_freq()
-    except (OSError, NotImplementedError, AttributeError):
-        now = None
-    return {"processor": now.current * 1e6} if now and now.current else {}
+    now = meanwhile.frequency()
+    return {} if now is None else {"processor": now}
 
 
 def build(machine: Machine) -> Starlette:
