@@ -79,7 +79,7 @@ def test_log_likelihoods_and_predictions_equal(name, engine, harness):
         assert {metric: found[metric] for metric in task.metrics} == pytest.approx(wanted, abs=1e-4)
 
 
-@pytest.mark.parametrize("name", ["gsm8k", "ifeval"])
+@pytest.mark.parametrize("name", ["gsm8k", pytest.param("ifeval", marks=pytest.mark.long)])
 def test_generations_and_scores_equal(name, engine, harness):
     task, theirs, places = drawn(name)
     for sample, their, place in zip(task.samples, theirs, places):

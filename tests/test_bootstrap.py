@@ -83,6 +83,7 @@ def kinds_of(labels, flagged):
     return np.where(flagged, np.where(labels, 0, 1), np.where(labels, 2, 3))
 
 
+@pytest.mark.long
 def test_numbers_of_all_samples_raise_no_more_than_5_percent_false_alarms():
     generator, seen, hits = np.random.default_rng(6), [], []
     for _ in range(TRIES):

@@ -42,6 +42,7 @@ def test_our_own_arm_makes_what_the_quantizer_makes_in_this_process(checkpoint, 
     assert result.seconds > 0 and result.packed_bytes > 0 and result.facts == {"embedding": False}
 
 
+@pytest.mark.long
 def test_the_recipe_takes_a_size_and_nothing_else_does(checkpoint, tmp_path):
     options = {"bits": 4, "group_size": 32, "folder": tmp_path / "small", "megabytes": 0.1, "minutes": 1.0}
     result = environments.quantize("thimble", checkpoint, tiny.tokens(3, 24), **options)

@@ -14,8 +14,8 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from hypothesis import example, settings
 from hypothesis import given as drawn
-from hypothesis import settings
 from hypothesis import strategies as st
 
 from lib import files
@@ -131,6 +131,7 @@ PARAGRAPHS = st.lists(
 
 
 @settings(max_examples=200)
+@example([" ", " ", "h" * 30, "a"], 1, 31)
 @drawn(PARAGRAPHS, st.integers(1, 9), st.integers(1, 40))
 def test_paragraphs_of_pieces_are_those_of_the_whole(parts, size, longest):
     whole, read, words = "".join(parts), [""], [""]

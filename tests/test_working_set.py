@@ -150,7 +150,13 @@ LINEAR = {
 }
 
 
-@pytest.mark.parametrize("method", [*filter(walks, quantizers.METHODS), *LINEAR])
+@pytest.mark.parametrize(
+    "method",
+    [
+        pytest.param(each, marks=() if each in LINEAR or each == "gptq" else pytest.mark.long)  # one walk serves all
+        for each in [*filter(walks, quantizers.METHODS), *LINEAR]
+    ],
+)
 def test_the_work_is_linear_in_blocks(method):
     """Passes through blocks, counted: as many for each block that is added, wherever it stands."""
 

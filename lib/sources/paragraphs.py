@@ -34,5 +34,5 @@ def _between_words(text: str, start: int, end: int) -> int:
     for place in range(end, start, -1):
         if _APART.match(text, place - 1):
             cut = start + len(text[start:place].rstrip())
-            return cut if cut > start else end
+            return cut if cut > start else place  # blank space alone before a word: it goes first, the word stays whole
     return end
