@@ -31,6 +31,7 @@ hypothesis.settings.load_profile("no clock")
 os.fsync = lambda handle: None  # a process that is killed loses nothing that the system has; no test cuts the current
 
 
+@pytest.hookimpl(optionalhook=True)
 def pytest_xdist_auto_num_workers(config) -> int:
     """One process more than there are cores: a quarter of the time a test waits, for another process or the disk."""
     return (os.cpu_count() or 1) + 1
