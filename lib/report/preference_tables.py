@@ -6,7 +6,6 @@
 of which every training sees the same.
 """
 
-import argparse
 import json
 import statistics
 import sys
@@ -15,10 +14,11 @@ from pathlib import Path
 
 import numpy as np
 
-from lib import files, machine, published
+from lib import published
 from lib.alignment import judging, presets, study
 from lib.alignment.presets import PLAIN, SCALES, Arm, Preset
 from lib.metrics import intervals, seeds, verdicts
+from lib.report import publishing
 from lib.report.tables import fmt
 
 NAME = "preferences"
@@ -186,27 +186,17 @@ def document(folder: Path | str, preset: Preset, notes: Iterable[str] = ()) -> d
         f"{preset.length} tokens; judged on {preset.held_out} others; {' to '.join(map(str, counts))} seeds, each with "
         f"one order of the pairs in all arms; learning rates chosen on {preset.trial} more."
     )
-    about = {"notebook": "15_preferences", "batch": "", "machine": machine.label()}
-    about |= {"commit": machine.commit()["commit"] or "unknown", "protocol": protocol}
+    about = publishing.about("15_preferences", "", protocol)
     return about | {"tables": tables(made), "notes": list(notes)}
 
 
 def main(arguments: list[str] | None = None) -> int:
     """Command line; returns the exit status."""
-    parser = argparse.ArgumentParser(prog="python -m lib.report.preference_tables", description="Publish a study.")
-    parser.add_argument("preset", help=f"one of {', '.join(presets.PRESETS)}")
-    parser.add_argument("--folder", type=Path, help="of the study")
-    given = parser.parse_args(arguments)
-    path = published.folder() / f"{NAME}.json"
-    notes = json.loads(path.read_text())["notes"] if path.exists() else []
-    try:
-        found = document(given.folder or study.place(given.preset), presets.by_name(given.preset), notes)
-    except (ValueError, OSError) as error:
-        print(error, file=sys.stderr)
-        return 2
-    files.write_text(path, json.dumps(found, indent=1, ensure_ascii=False) + "\n")
-    print(f"{len(found['tables'])} tables are in {files.place(path)}")
-    return 0
+
+    def made(preset: str, folder: Path | None, notes: list[str]) -> dict:
+        return document(folder or study.place(preset), presets.by_name(preset), notes)
+
+    return publishing.main(NAME, "preference_tables", presets.PRESETS, made, arguments)
 
 
 if __name__ == "__main__":

@@ -5,16 +5,15 @@
 writes data/published/architectures.json, which notebook 12_architecture_study draws.
 """
 
-import argparse
 import itertools
-import json
 import statistics
 import sys
 from collections.abc import Iterable
 from pathlib import Path
 
-from lib import files, machine, published
+from lib import published
 from lib.analysis import architecture_pairs as pairs
+from lib.report import publishing
 from lib.report.study_pairs import beside_plain, compared, harder, task_pairs, worth
 from lib.report.study_records import Study, answers, fixed, lost, mean, shown, task_values
 from lib.trainers import presets
@@ -137,27 +136,17 @@ def document(study: Study, notes: Iterable[str] = ()) -> dict:
         f"vocabulary {preset.vocabulary}, width {preset.sizes['hidden_size']}; {shown_seeds} seeds, "
         f"each with one order of data and the same first values in all arms; {preset.unseen} unseen rows."
     )
-    about = {"notebook": "12_architecture_study", "batch": "architectures.yaml", "machine": machine.label()}
-    about |= {"commit": machine.commit()["commit"] or "unknown", "protocol": protocol}
+    about = publishing.about("12_architecture_study", "architectures.yaml", protocol)
     return about | {"tables": tables(study), "notes": list(notes)}
 
 
 def main(arguments: list[str] | None = None) -> int:
     """Command line; returns the exit status."""
-    parser = argparse.ArgumentParser(prog="python -m lib.report.study_tables", description="Publish a study.")
-    parser.add_argument("preset", help=f"one of {', '.join(presets.PRESETS)}")
-    parser.add_argument("--folder", type=Path, help="of the study")
-    given = parser.parse_args(arguments)
-    path = published.folder() / f"{NAME}.json"
-    notes = json.loads(path.read_text())["notes"] if path.exists() else []
-    try:
-        found = document(Study(given.folder or place(given.preset), presets.by_name(given.preset)), notes)
-    except (ValueError, OSError) as error:
-        print(error, file=sys.stderr)
-        return 2
-    files.write_text(path, json.dumps(found, indent=1, ensure_ascii=False) + "\n")
-    print(f"{len(found['tables'])} tables are in {files.place(path)}")
-    return 0
+
+    def made(preset: str, folder: Path | None, notes: list[str]) -> dict:
+        return document(Study(folder or place(preset), presets.by_name(preset)), notes)
+
+    return publishing.main(NAME, "study_tables", presets.PRESETS, made, arguments)
 
 
 if __name__ == "__main__":

@@ -3,16 +3,16 @@
 python -m lib.report.tuning_tables evening     # writes data/published/tuning.json
 """
 
-import argparse
 import json
 import sys
 from collections.abc import Iterable
 from pathlib import Path
 
-from lib import files, machine, published
+from lib import published
 from lib.analysis.architecture_pairs import compared
 from lib.finetuning import orders, presets, study
 from lib.metrics import seeds
+from lib.report import publishing
 from lib.report.tables import fmt
 
 NAME = "tuning"
@@ -133,27 +133,17 @@ def document(name: str, folder: Path | str, notes: Iterable[str] = ()) -> dict:
         f"{preset.group_size} on {preset.calibration} rows of the training data; {len(preset.seeds)} seeds, paired; "
         f"{preset.unseen} unseen conversations, {preset.windows} windows of {preset.text}."
     )
-    about = {"notebook": "16_tune_or_compress_first", "batch": "tuning.yaml", "machine": machine.label()}
-    about |= {"commit": machine.commit()["commit"] or "unknown", "protocol": protocol}
+    about = publishing.about("16_tune_or_compress_first", "tuning.yaml", protocol)
     return about | {"tables": tables(preset, folder), "notes": list(notes)}
 
 
 def main(arguments: list[str] | None = None) -> int:
     """Command line; returns the exit status."""
-    parser = argparse.ArgumentParser(prog="python -m lib.report.tuning_tables", description="Publish a study.")
-    parser.add_argument("preset", help=f"one of {', '.join(presets.PRESETS)}")
-    parser.add_argument("--folder", type=Path, help="of the study")
-    given = parser.parse_args(arguments)
-    path = published.folder() / f"{NAME}.json"
-    notes = json.loads(path.read_text())["notes"] if path.exists() else []
-    try:
-        found = document(given.preset, given.folder or study.place(given.preset), notes)
-    except (ValueError, OSError) as error:
-        print(error, file=sys.stderr)
-        return 2
-    files.write_text(path, json.dumps(found, indent=1, ensure_ascii=False) + "\n")
-    print(f"{len(found['tables'])} tables are in {files.place(path)}")
-    return 0
+
+    def made(preset: str, folder: Path | None, notes: list[str]) -> dict:
+        return document(preset, folder or study.place(preset), notes)
+
+    return publishing.main(NAME, "tuning_tables", presets.PRESETS, made, arguments)
 
 
 if __name__ == "__main__":
