@@ -25,7 +25,7 @@ def small(tmp_path_factory):
     (home / "talks.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     return presets.Preset(
         str(home / "model"), str(home / "talks.jsonl"), 64, 2, 1e-6, (1.0, 3.0), (4,), 32, 4, 2, 6, 4, "packaged", 1,
-        (0, 1, 2),
+        (0, 1, 2), (("packaged_facts", 6),),
     )  # fmt: skip
 
 
@@ -54,6 +54,7 @@ def test_every_arm_is_recorded_once_a_seed(small, done):
     assert sizes["compressed"] < sizes["adapters, beside"]
     assert all(each["steps"] == 2 for each in records if "steps" in each)
     assert len({each["bits_per_byte"] for each in records}) > 10  # arms and seeds differ
+    assert all(len(each["tasks"]["packaged_facts"]) == 6 for each in records)
     assert set(json.loads((folder / study.PACE).read_text())) == {"lora-16", "scales-4", "qlora-4"}
 
 

@@ -17,7 +17,9 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from lib import timing
+from lib import tasks, timing
+from lib.evaluation import run as evaluation
+from lib.evaluation.local import Local
 from lib.export import compressed_tensors, size
 from lib.finetuning import adapter_folder, merging, ways
 from lib.finetuning.presets import Preset
@@ -73,6 +75,18 @@ class Material:
             model = quantized_(self.original(), self, bits)
             compressed_tensors.save(model, self.tokenizer, place)
         return compressed_tensors.load(place)[0]
+
+    def right(self, model: nn.Module) -> dict[str, list[float]]:
+        """Of each task whether `model` answers each question right, 1 or 0."""
+        engine, found = Local(model, self.tokenizer), {}
+        for name, task in self._tasks.items():
+            rows = evaluation.evaluate(engine, task, cache=False).rows
+            found[name] = [float(row.scores[task.metrics[0]]) for row in rows]
+        return found
+
+    @functools.cached_property
+    def _tasks(self) -> dict[str, tasks.Task]:
+        return {name: tasks.load(name, count=count) for name, count in self.preset.tasks}
 
     @functools.cached_property
     def calibration(self) -> Tensor:

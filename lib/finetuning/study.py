@@ -5,8 +5,8 @@
 Every training has the same minutes of processor time: how many steps these are is measured first, for each way, and
 kept, so that a study that was killed goes on where it was and ends in the same bytes. Each way gets the learning rate
 that did best on rows which nothing else is measured on. A record is one model: its loss on unseen answers, its
-divergence from the original on plain text, its bytes. Seeds are paired: seed k has the same rows in the same order in
-every arm.
+divergence from the original on plain text, the questions it answers right, its bytes. Seeds are paired: seed k has the
+same rows in the same order in every arm.
 """
 
 import argparse
@@ -139,7 +139,7 @@ def _record(
     return known | {
         "bits_per_byte": answers.per_byte.value, "stderr": answers.per_byte.stderr,
         "answer_bits": answers.bits.tolist(), "answer_bytes": answers.bytes.tolist(),
-        "kl": forgotten.value, "kl_stderr": forgotten.stderr,
+        "kl": forgotten.value, "kl_stderr": forgotten.stderr, "tasks": material.right(model),
         "bytes": orders.stored_bytes(model), "making_seconds": seconds, "threads": torch.get_num_threads(),
     }  # fmt: skip
 
