@@ -46,6 +46,36 @@ def test_a_folder_appears_when_complete(tmp_path):
     assert manifest.ours(target) == {"part/w": files.sha256(target / "part" / "w")}
 
 
+@pytest.mark.parametrize("again", [False, True])
+def test_a_folder_within_a_folder_is_written_by_the_same_thread(tmp_path, way, again):
+    def both():
+        with folders.replace(tmp_path / "outer", mark="outer") as unfinished:
+            write(unfinished / "inner", "1", mark="inner")
+            write(unfinished / "inner", "2", mark="inner")
+            with folders.locked(unfinished, shared=True), pytest.raises(OSError, match="unavailable"):
+                folders.locked(unfinished, wait=False).__enter__()
+
+    for _ in range(1 + again):
+        thread = threading.Thread(target=both, daemon=True)
+        thread.start()
+        thread.join(60)
+        assert not thread.is_alive(), "it waits for itself"
+    assert (tmp_path / "outer" / "inner" / "w").read_text() == "2" and manifest.ours(tmp_path / "outer" / "inner")
+    assert not manifest.foreign(tmp_path / "outer") and len(list(tmp_path.iterdir())) == 1
+
+
+def test_a_lock_is_taken_more_tightly_and_given_back_as_it_was(tmp_path):
+    with folders.locked(tmp_path, shared=True):
+        with folders.locked(tmp_path), folders.locked(tmp_path), folders.locked(tmp_path, shared=True):
+            pass
+        with pytest.raises(OSError, match="unavailable"), folders.locked(tmp_path, wait=False):
+            pass
+        with folders.locked(tmp_path, shared=True, wait=False):  # others read meanwhile
+            pass
+    with folders.locked(tmp_path, wait=False):
+        pass
+
+
 def test_a_folder_that_fails_leaves_the_old_one(tmp_path, way):
     target = write(tmp_path / "model", "old")
     with pytest.raises(KeyError), folders.replace(target) as unfinished:

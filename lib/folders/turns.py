@@ -13,6 +13,16 @@ from pathlib import Path
 TRIES = 20  # at a place where others write without the lock, which some network disks lack
 LOCK = ".lock"
 _reading = threading.local()
+
+
+class _Locks(threading.local):
+    """What this thread has locked: (process, disk, file) -> (handle, kind of lock)."""
+
+    def __init__(self):
+        self.held: dict[tuple[int, int, int], tuple[int, int]] = {}
+
+
+_locks = _Locks()
 _turns: dict[tuple[int, int], "_Shared"] = {}  # what this process holds, by disk and file
 _changing = threading.RLock()  # the collector may end one while another begins
 
@@ -42,18 +52,30 @@ def unchanged(folder: Path | str, read: Callable):
 def locked(folder: Path, *, wait: bool = True, shared: bool = False) -> Iterator[None]:
     """Hold a lock on an existing folder, released when the process ends, however it ends.
 
-    Without `wait`, raises OSError when another process has it or the disk supports no locks; with it, continues without
-    a lock on such a disk.
+    A thread that has it may take it again inside, as one does that writes a folder within a folder that it is writing.
+    Without `wait`, raises OSError when anybody has it, this thread included, or the disk supports no locks; with it,
+    continues without a lock on such a disk.
     """
-    handle = None
-    try:
+    with contextlib.ExitStack() as stack:
         with contextlib.nullcontext() if not wait else contextlib.suppress(OSError):
             handle = os.open(folder, os.O_RDONLY)
-            fcntl.flock(handle, (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | (0 if wait else fcntl.LOCK_NB))
+            stack.callback(os.close, handle)
+            _lock(handle, fcntl.LOCK_SH if shared else fcntl.LOCK_EX, wait, stack)
         yield
-    finally:
-        if handle is not None:
-            os.close(handle)
+
+
+def _lock(handle: int, kind: int, wait: bool, stack: contextlib.ExitStack) -> None:
+    """Lock the folder open at `handle` until `stack` ends, unless this thread, which would wait, has it as tightly."""
+    state, held = os.fstat(handle), _locks.held
+    key = os.getpid(), state.st_dev, state.st_ino
+    mine = held.get(key)
+    first, before = mine if mine and wait else (handle, fcntl.LOCK_UN)
+    if before in (fcntl.LOCK_EX, kind):
+        return
+    fcntl.flock(first, kind | (0 if wait else fcntl.LOCK_NB))
+    stack.callback(fcntl.flock, first, before)  # a handle that a forked child has too keeps its lock when it is closed
+    held[key] = first, kind
+    stack.callback(held.update, {key: mine}) if mine else stack.callback(held.pop, key)
 
 
 class Alone:
