@@ -38,8 +38,9 @@ def same_under_load(server, count, clients):
     assert len({each["generated_text"] for each in wanted}) > count // 2
 
 
-def test_packed_answers_do_not_depend_on_load():
-    with served.running(served.artifact()) as server:
+@pytest.mark.parametrize("bits", [16, 8, 4])
+def test_packed_answers_do_not_depend_on_load(bits):
+    with served.running(dataclasses.replace(served.artifact(), cache_bits=bits)) as server:
         same_under_load(server, 12, 12)
 
 

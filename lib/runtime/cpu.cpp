@@ -5,8 +5,7 @@
 #include <initializer_list>
 #include <type_traits>
 
-#include "attention.h"
-#include "team.h"
+#include "mix.h"
 
 using Clock = std::chrono::steady_clock;
 enum Phase { EMBED, NORM, QKV, ATTENTION, OUTPUT, MLP, DOWN, HEAD, PHASES };

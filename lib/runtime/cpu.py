@@ -35,7 +35,7 @@ PATHS = {
     "portable": ([], set()),
 }  # fmt: skip
 FLAGS = ["-std=c++20", "-O2", "-ffp-contract=off", "-fno-math-errno", "-Wno-psabi", "-pthread"]
-SOURCES = ("cpu.cpp", "step.h", "attention.h", "products.h", "simd.h", "team.h")
+SOURCES = ("cpu.cpp", "step.h", "mix.h", "attention.h", "cache.h", "products.h", "simd.h", "team.h")
 PHASES = ("embedding", "norms", "queries", "attention", "output", "gate and up", "down", "head")
 _HERE, _NAME, _TIMEOUT = Path(__file__).parent, "thimble", 900
 _BUILD = (
@@ -88,11 +88,11 @@ class Settings(ctypes.Structure):
 
 
 class Cache(ctypes.Structure):
-    """`Cache` of attention.h."""
+    """`Cache` of cache.h."""
 
-    _fields_ = [(name, ctypes.c_void_p) for name in ("keys", "values", "cosine", "sine")] + [
-        ("capacity", ctypes.c_int64), ("slots", ctypes.c_int32), ("unused", ctypes.c_int32)
-    ]  # fmt: skip
+    _fields_ = [
+        (name, ctypes.c_void_p) for name in ("keys", "values", "key_grids", "value_grids", "cosine", "sine")
+    ] + [("capacity", ctypes.c_int64), ("slots", ctypes.c_int32), ("bits", ctypes.c_int32)]
 
 
 def instruction_set() -> str:

@@ -20,62 +20,12 @@ import numpy as np
 
 from lib import machine
 from lib.runtime import after_heads, cpu
+from lib.runtime.cache import Cache
 from lib.runtime.families import LINEARS, NORMS
-from lib.runtime.released import release
 from lib.runtime.weights import Weights, check
 
 ROWS = 264  # most positions of one call, which bounds the memory for activations; a multiple of 24
 FIRST = 512  # positions that the cache has room for at first, unless more are asked for; it grows by doubling
-
-
-class Cache:
-    """Keys and values in bfloat16 for `slots` sequences of up to `capacity` positions, and the tables of the rotations.
-
-    Memory is taken from the system as positions are filled.
-    """
-
-    def __init__(self, weights: Weights, slots: int, capacity: int):
-        self.weights, self.slots = weights, slots
-        self.capacity = -(-capacity // 16) * 16
-        shape = (len(weights.layers), slots, weights.key_heads, self.capacity * weights.size)
-        self.keys, self.values = np.zeros(shape, np.uint16), np.zeros(shape, np.uint16)
-        positions = np.arange(self.capacity, dtype=np.float32)[:, None]
-        angles = [(positions * each.frequencies, np.float32(each.scale)) for each in weights.rotations]
-        self.cosine, self.sine = (np.stack([of(each) * scale for each, scale in angles]) for of in (np.cos, np.sin))
-        addresses = [part.ctypes.data for part in (self.keys, self.values, self.cosine, self.sine)]
-        self.native = cpu.Cache(*addresses, self.capacity, slots, 0)
-
-    def grown(self, capacity: int) -> "Cache":
-        """A larger cache with the same content."""
-        made, size = Cache(self.weights, self.slots, capacity), self.keys.shape[-1]
-        made.keys[..., :size], made.values[..., :size] = self.keys, self.values
-        return made
-
-    def forget(self, slot: int) -> None:
-        """Give the memory of a slot's positions back to the system."""
-        for part in (self.keys, self.values):
-            for layer in part[:, slot]:
-                release(layer)
-
-    def put(self, layer: int, slots, positions, keys, values) -> None:
-        """Store torch tensors [rows, key heads, size] at these slots and positions."""
-        import torch  # saved models run without torch
-
-        size = self.weights.size
-        for row, (slot, position) in enumerate(zip(slots.tolist(), positions.tolist())):
-            k, v = (part[row].to(torch.bfloat16).view(torch.int16).numpy().view(np.uint16) for part in (keys, values))
-            self.keys[layer, slot].reshape(-1, self.capacity // 16, size, 16)[:, position // 16, :, position % 16] = k
-            self.values[layer, slot].reshape(-1, self.capacity, size)[:, position] = v
-
-    def get(self, layer: int, slot: int, count: int):
-        """The first `count` keys and values of a slot, torch float32 [key heads, count, size]."""
-        import torch  # saved models run without torch
-
-        size, heads = self.weights.size, self.weights.key_heads
-        keys = self.keys[layer, slot].reshape(heads, -1, size, 16).transpose(0, 1, 3, 2).reshape(heads, -1, size)
-        values = self.values[layer, slot].reshape(heads, -1, size)
-        found = (np.ascontiguousarray(part[:, :count]).view(np.int16) for part in (keys, values))
-        return tuple(torch.from_numpy(part).view(torch.bfloat16).float() for part in found)
 
 
 class Native:
@@ -137,15 +87,18 @@ class Native:
 
 
 class Batch:
-    """Sequences of unequal length that grow together; `lengths` [slots] are the positions in the cache."""
+    """Sequences of unequal length that grow together; `lengths` [slots] are the positions in the cache.
 
-    def __init__(self, model, slots: int, *, capacity: int | None = None, backend=None):
+    cache_bits: of keys and values, 16, 8 or 4.
+    """
+
+    def __init__(self, model, slots: int, *, capacity: int | None = None, backend=None, cache_bits: int = 16):
         if slots < 1 or (capacity is not None and capacity < 1):
             raise ValueError(f"slots={slots}, capacity={capacity}; both are whole numbers from 1.")
         self.weights = model if isinstance(model, Weights) else weights_of(model)
         self.backend = backend or backend_of(self.weights)
         self.lengths = [0] * slots
-        self.cache = Cache(self.weights, slots, min(capacity or FIRST, self.weights.limit))
+        self.cache = Cache(self.weights, slots, min(capacity or FIRST, self.weights.limit), cache_bits)
 
     def extend(self, sequences: dict[int, list[int]], *, last: bool = True) -> np.ndarray:
         """Append tokens to slots; float32 logits of each slot's last new token, or of all new tokens in order.
@@ -195,8 +148,8 @@ class Batch:
 class Session(Batch):
     """One sequence: `length`, `extend(token_ids)`, `rewind(length)`."""
 
-    def __init__(self, model, *, capacity: int | None = None, backend=None):
-        super().__init__(model, 1, capacity=capacity, backend=backend)
+    def __init__(self, model, *, capacity: int | None = None, backend=None, cache_bits: int = 16):
+        super().__init__(model, 1, capacity=capacity, backend=backend, cache_bits=cache_bits)
 
     @property
     def length(self) -> int:

@@ -41,6 +41,15 @@ inline F load_bf16(const uint16_t* p) {
 inline F load_u8(const uint8_t* p) {
   return _mm512_cvtepi32_ps(_mm512_cvtepu8_epi32(_mm_loadu_si128((const __m128i*)p)));
 }
+// the lower and the upper halves of sixteen bytes
+inline F load_lower(const uint8_t* p) {
+  const __m512i wide = _mm512_cvtepu8_epi32(_mm_loadu_si128((const __m128i*)p));
+  return _mm512_cvtepi32_ps(_mm512_and_si512(wide, _mm512_set1_epi32(15)));
+}
+inline F load_upper(const uint8_t* p) {
+  const __m512i wide = _mm512_cvtepu8_epi32(_mm_loadu_si128((const __m128i*)p));
+  return _mm512_cvtepi32_ps(_mm512_srli_epi32(wide, 4));
+}
 inline void store_i8(int8_t* p, F a) { _mm_storeu_si128((__m128i*)p, _mm512_cvtepi32_epi8(_mm512_cvtps_epi32(a))); }
 // lanes from `count` on become `other`
 inline F keep_first(F a, int count, float other) {
@@ -134,6 +143,8 @@ inline F load_bf16(const uint16_t* p) {
   return fetch<F>(&wide);
 }
 inline F load_u8(const uint8_t* p) { return __builtin_convertvector(fetch<Small>(p), F); }
+inline F load_lower(const uint8_t* p) { return __builtin_convertvector(fetch<Small>(p) & 15, F); }
+inline F load_upper(const uint8_t* p) { return __builtin_convertvector(fetch<Small>(p) >> 4, F); }
 inline void store_i8(int8_t* p, F a) {
   const SmallSigned small = __builtin_convertvector(__builtin_convertvector(nearest(a), I), SmallSigned);
   std::memcpy(p, &small, sizeof small);

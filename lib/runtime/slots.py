@@ -12,10 +12,9 @@ from collections.abc import Iterator
 import numpy as np
 
 from lib.decoding.requests import Request
+from lib.runtime.cache_codes import GROUP
 from lib.runtime.engine import Batch
 from lib.runtime.weights import Weights
-
-GROUP = 16  # keys are stored in groups of so many positions; a shorter prefix is not worth a copy
 
 
 class Slots:
@@ -24,13 +23,23 @@ class Slots:
     piece: tokens of prompts that are read between two steps, shared evenly among the prompts that are being read; None
     reads prompts whole. positions: the most positions of all slots that may be in memory: those that the active
     requests may need, and those of ended ones that are kept for their prefixes (the least recently used are given back
-    first); a request waits until it fits. None for no bound, and for a cache that grows as it must.
+    first); a request waits until it fits. None for no bound, and for a cache that grows as it must. cache_bits: of keys
+    and values, 16, 8 or 4.
     """
 
-    def __init__(self, weights: Weights, count: int, *, piece: int | None = None, positions: int | None = None):
+    def __init__(
+        self,
+        weights: Weights,
+        count: int,
+        *,
+        piece: int | None = None,
+        positions: int | None = None,
+        cache_bits: int = 16,
+    ):
         # with a bound nothing is ever copied into a larger cache: memory is taken as positions are filled
         capacity = None if positions is None else min(weights.limit, positions)
-        self.batch, self.free, self.of = Batch(weights, count, capacity=capacity), [*range(count)], {}
+        self.batch = Batch(weights, count, capacity=capacity, cache_bits=cache_bits)
+        self.free, self.of = [*range(count)], {}
         self.piece, self.positions = piece, positions
         self.read = [np.empty(0, np.int64)] * count  # the tokens whose keys are in each slot
         self.filled = [0] * count  # positions of each slot that are in memory
@@ -89,9 +98,7 @@ class Slots:
         slot = source if known and source in self.free else self.free[0]
         self.free.remove(slot)
         if known and slot != source:
-            filled = -(-known // GROUP) * GROUP * self.batch.weights.size
-            for part in (self.batch.cache.keys, self.batch.cache.values):
-                part[:, slot, :, :filled] = part[:, source, :, :filled]
+            self.batch.cache.copy(source, slot, known)
             self.filled[slot] = max(self.filled[slot], known)
         self.of[request], self.batch.lengths[slot], self.read[slot] = slot, known, prompt[:known]
         return known
@@ -168,4 +175,4 @@ def _shared(text: np.ndarray, prompt: np.ndarray) -> int:
     most = min(len(text), len(prompt) - 1)
     differs = np.flatnonzero(text[:most] != prompt[:most])
     found = int(differs[0]) if len(differs) else most
-    return found if found >= GROUP else 0
+    return found if found >= GROUP else 0  # not worth a copy

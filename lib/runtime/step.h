@@ -4,14 +4,15 @@
 class Engine {
  public:
   Engine(const Settings& s, const Layer* layers, Matrix embedding, Matrix head, const float* norm)
-      : s_(s), layers_(layers, layers + s.layers), embedding_(embedding), head_(head), norm_(norm), team_(s.threads) {
+      : s_(s), layers_(layers, layers + s.layers), embedding_(embedding), head_(head), norm_(norm), team_(s.threads),
+        mixer_(s.heads, s.key_heads, s.size, s.threads) {
     room_.resize(s.threads);
   }
 
   void step(const Cache& cache, int rows, const int32_t* tokens, const int32_t* slots, const int32_t* positions,
             int wanted, const int32_t* which, float* logits) {
     shape(rows);
-    plan(rows, slots, positions);
+    mixer_.plan(rows, slots, positions);
     start();
     each(rows, [&](int row) {
       float* x = x_.data() + (long)row * s_.hidden;
@@ -31,10 +32,6 @@ class Engine {
   }
 
  private:
-  struct Task {  // queries of neighbouring rows of one slot
-    int first, count;
-  };
-
   long width() const { return (long)(s_.heads + 2 * s_.key_heads) * s_.size; }  // of queries, keys and values
 
   void shape(int rows) {
@@ -47,22 +44,6 @@ class Engine {
     grow(inner_, (size_t)rows * s_.intermediate);
     grow(added_, (size_t)rows * s_.hidden);
     for (auto& each : room_) grow(each.norm, s_.hidden);
-  }
-
-  // Which rows are attended to together: neighbours of one slot, as many as fit.
-  void plan(int rows, const int32_t* slots, const int32_t* positions) {
-    tasks_.clear();
-    const int most = std::max(1, AT_ONCE / (s_.heads / s_.key_heads));
-    longest_ = 0;
-    for (int row = 0; row < rows; row++) {
-      longest_ = std::max<long>(longest_, positions[row] + 1);
-      Task* last = tasks_.empty() ? nullptr : &tasks_.back();
-      if (last && last->count < most && slots[last->first] == slots[row]) last->count++;
-      else tasks_.push_back({row, 1});
-    }
-    const size_t need = AT_ONCE * (s_.size + (longest_ + 15) / 16 * 16);
-    for (auto& each : room_)
-      if (each.scores.size() < need) each.scores.resize(need * 2);
   }
 
   // body(row) for every row; rows in panels, so that no two threads write into one
@@ -110,7 +91,7 @@ class Engine {
     if (l.head_gate.rows) multiply(team_, in_, {Product{&l.head_gate, gates_.data(), l.head_gate.rows}});
     lap(QKV);
     place(l, index, cache, rows, slots, positions);
-    mix(l.window, index, cache, slots, positions);
+    mixer_.mix(team_, cache, index, l.window, slots, positions, q, width(), mixed_.data());
     if (l.head_gate.rows) gate(l.head_gate.rows / s_.heads, rows);
     if (l.head_layers) change(l.head_layers, rows);
     lap(ATTENTION);
@@ -123,10 +104,6 @@ class Engine {
     prepare(inner_, s_.intermediate, rows, l.down);
     add(l.down, l.fed_norm, rows);
     lap(DOWN);
-  }
-
-  long offset(const Cache& cache, int layer, int slot, int head) const {
-    return (((long)layer * cache.slots + slot) * s_.key_heads + head) * cache.capacity * s_.size;
   }
 
   // Rotate queries and keys, and put keys and values into the cache
@@ -143,31 +120,12 @@ class Engine {
         rotate(head, cache.cosine + at, cache.sine + at, s_.rotated);
         if (!key)
           for (int i = 0; i < s_.size; i++) head[i] *= s_.query_scale;
+        if (!key && cache.bits == 4) turn(head, s_.size);
       }
       for (int h = 0; h < s_.key_heads; h++) {
-        const float* key = q + (s_.heads + h) * s_.size;
-        const long to = offset(cache, index, slots[row], h);
-        keep(key, key + s_.key_heads * s_.size, cache.keys + to, cache.values + to, positions[row], s_.size);
-      }
-    });
-  }
-
-  void mix(int window, int index, const Cache& cache, const int32_t* slots, const int32_t* positions) {
-    const int shared = s_.heads / s_.key_heads;
-    team_.run((int)tasks_.size() * s_.key_heads, [&](int chunk, int thread) {
-      const Task task = tasks_[chunk / s_.key_heads];
-      const int head = chunk % s_.key_heads;
-      const long from = offset(cache, index, slots[task.first], head);
-      Query queries[AT_ONCE];
-      int count = 0;
-      for (int i = 0; i < task.count * shared; i++) {
-        const int row = task.first + i / shared, own = head * shared + i % shared;
-        const long end = positions[row] + 1, begin = window ? std::max<long>(0, end - window) : 0;
-        queries[count++] = {qkv_.data() + row * width() + own * s_.size,
-                            mixed_.data() + ((long)row * s_.heads + own) * s_.size, begin, end};
-        if (count < AT_ONCE && i + 1 < task.count * shared) continue;
-        attend_all(count, queries, cache.keys + from, cache.values + from, s_.size, room_[thread].scores.data());
-        count = 0;
+        float* key = q + (s_.heads + h) * s_.size;
+        const Head to = head_of(cache, index, slots[row], h, s_.key_heads, s_.size);
+        keep(cache.bits, key, key + s_.key_heads * s_.size, to, positions[row], s_.size);
       }
     });
   }
@@ -227,7 +185,7 @@ class Engine {
   }
 
   struct Room {
-    std::vector<float> norm, scores;
+    std::vector<float> norm;
     Prepared in;
   };
   const Settings s_;
@@ -235,11 +193,10 @@ class Engine {
   const Matrix embedding_, head_;
   const float* norm_;
   Team team_;
+  Mixer mixer_;
   Prepared in_;
   std::vector<Room> room_;
-  std::vector<Task> tasks_;
   std::vector<float> x_, qkv_, mixed_, gates_, changed_, inner_, added_;
-  long longest_ = 0;
   bool timed_ = false;
   double seconds_[PHASES] = {}, waited_ = 0;
   Clock::time_point before_;

@@ -8,6 +8,7 @@ from lib.decoding import ends, settings
 from lib.decoding.generation_loop import Loop
 from lib.decoding.requests import Request
 from lib.decoding.stops import Stops
+from lib.runtime import cache_codes
 from lib.runtime.engine import weights_of
 from lib.runtime.slots import Slots
 from lib.runtime.weights import Weights
@@ -35,6 +36,7 @@ def generate(
     eos: int | Sequence[int] | None = None,
     stream: Callable[[int, int], None] | None = None,
     plain: bool = False,
+    cache_bits: int = 16,
 ) -> list[Generated]:
     """Continue each prompt (a text, or token ids [length]; one text alone counts as a list of one).
 
@@ -45,11 +47,12 @@ def generate(
     all at once. stop: strings that end an answer. eos: ids that end it, None for the model's own; a
     least length of the settings forbids them until it is reached. stream: called with
     the prompt's index and each new token id. plain: leave out what the checkpoint's generation settings do to logits
-    (`decoding.settings`), which transformers applies to greedy answers too.
+    (`decoding.settings`), which transformers applies to greedy answers too. cache_bits: of the engine's keys and
+    values, 16, 8 or 4 (`cache_codes`).
     Raises ValueError, before the work, for prompts without tokens and where prompt and answer exceed the context.
     """
     prompts = [prompts] if isinstance(prompts, str) else list(prompts)
-    backend, tokenizer, limit, named = _backend(model, len(prompts))
+    backend, tokenizer, limit, named = _backend(model, len(prompts), cache_bits)
     ids = [_ids(prompt, tokenizer) for prompt in prompts]
     _check(ids, new_tokens, limit)
     own = settings.of(model, plain)
@@ -69,7 +72,7 @@ def _told(stream: Callable[[int, int], None] | None, place: int) -> Callable[[li
     return None if stream is None else lambda tokens: [stream(place, token) for token in tokens]
 
 
-def _backend(model, count: int):
+def _backend(model, count: int, cache_bits: int):
     """(the loop's backend, tokenizer, context's limit, ids that end a text) of a model or of weights."""
     if count < 1:
         raise ValueError("no prompts were given; one or more are allowed; give a text or a list of them.")
@@ -78,11 +81,16 @@ def _backend(model, count: int):
     except ValueError as error:
         from lib.decoding import session_backend, sessions  # they import torch, which the engine does without
 
+        cache_codes.check_bits(cache_bits)
+        if cache_bits < 16:
+            raise ValueError(
+                f"cache_bits={cache_bits}, and {error} Leave it out: transformers keeps 16 bits."
+            ) from error
         print(f"runtime: {error}")
         backend = session_backend.Sessions([sessions.ModelSession(model) for _ in range(count)])
         limit = getattr(model.config.get_text_config(), "max_position_embeddings", None)
         return backend, getattr(model, "tokenizer", None), limit, ends.of_model(model)
-    return Slots(weights, count), weights.tokenizer, weights.limit, weights.stops
+    return Slots(weights, count, cache_bits=cache_bits), weights.tokenizer, weights.limit, weights.stops
 
 
 def _ids(prompt, tokenizer) -> list[int]:

@@ -1,7 +1,8 @@
 """Packed products and the model's step in plain torch: fallback without a compiler, reference for the kernels.
 
-The same numbers are rounded in the same places as in products.h and attention.h: activations to int8 with a scale a
-block, keys and values to bfloat16. Only the order of float additions differs.
+The same numbers are rounded in the same places as in products.h and cache.h: activations to int8 with a scale a block,
+keys and values to bfloat16, or to codes of 8 or 4 bits. Only the order of float additions differs, and that the kernels
+give queries that meet codes 15 bits.
 """
 
 import numpy as np
@@ -9,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from lib.runtime import after_heads, cpu, pack
+from lib.runtime import after_heads, cache_codes, cpu, pack
 from lib.runtime.pack import PLAIN, TILE, Packed
 
 BENDS = {"identity": lambda x: x, "relu": functional.relu, "gelu": functional.gelu, "silu": functional.silu}
@@ -96,6 +97,7 @@ class Reference:
         """softmax(q Kᵀ) V for queries [n, heads, size], each over the positions that it sees: [n, heads · size]."""
         a, found = self.weights.architecture, []
         shared, window = a.heads // a.key_heads, a.windows[index]
+        q = torch.from_numpy(cache_codes.turned(q.numpy())) if cache.bits == 4 else q
         for row, (slot, position) in enumerate(zip(slots.tolist(), positions.tolist())):
             keys, values = cache.get(index, slot, position + 1)  # [key heads, positions, size]
             keys, values = (part[:, -window:].repeat_interleave(shared, 0) for part in (keys, values))

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from lib.runtime import pack
+from lib.runtime import cache_codes, pack
 from lib.runtime.architecture import Architecture
 from lib.runtime.families import NORMS
 from lib.runtime.pack import Packed
@@ -80,14 +80,15 @@ class Weights:
         norms = sum(layer[name].nbytes for layer in self.layers for name in NORMS if name in layer)
         return sum(matrix.data.nbytes for matrix in self.matrices()) + norms + self.norm.nbytes
 
-    def bytes_per_token(self, context: int = 0) -> int:
+    def bytes_per_token(self, context: int = 0, cache_bits: int = 16) -> int:
         """Bytes that a decoding step at batch 1 reads: all matrices, keys and values of `context` positions.
 
         An embedding of its own counts as one row, which touches every line of one tile.
         """
         total = self.nbytes - (0 if self.tied else self.embedding.data.nbytes)
         seen = sum(min(context, window or context) for window in self.architecture.windows)
-        return total + 4 * seen * self.key_heads * self.size
+        position = cache_codes.bytes_a_position(self.architecture, cache_bits) // self.architecture.blocks
+        return total + seen * position
 
 
 def check(weights: Weights) -> None:

@@ -49,6 +49,7 @@ def parser() -> argparse.ArgumentParser:
     made.add_argument("--max-total-tokens", type=int, help="of a prompt and its answer")
     made.add_argument("--cache-mb", type=int, default=defaults.cache_bytes >> 20, help="keys and values, in MiB")
     made.add_argument("--memory-mb", type=int, help="weights of all models at once, in MiB; the oldest is let go")
+    made.add_argument("--cache-bits", type=int, default=16, help="of keys and values: 16, 8 or 4 (default 16)")
     made.add_argument("--max-body-bytes", type=int, default=defaults.body_bytes)
     made.add_argument("--seconds", type=float, default=defaults.seconds, help="that an answer may take")
     made.add_argument("--rate", type=int, default=defaults.rate, help="requests a minute from one address; 0: any")
@@ -68,7 +69,10 @@ def serve(given: argparse.Namespace) -> int:
         raise ValueError(
             f"{len(given.models)} models with {len(names)} names; each needs one of its own; rename a folder."
         )
-    load = partial(artifacts.load, limits=limits, embedding_bits=given.embedding_bits, lookup=given.lookup)
+    load = partial(
+        artifacts.load, limits=limits, embedding_bits=given.embedding_bits, lookup=given.lookup,
+        cache_bits=given.cache_bits,
+    )  # fmt: skip
     hall = Hall(names, load, limits, memory=given.memory_mb and given.memory_mb << 20)
     first = load(given.models[0])
     hall.offer(first)

@@ -19,7 +19,7 @@ from lib.decoding.session_backend import Sessions
 from lib.decoding.sessions import ModelSession
 from lib.decoding.settings import Settings
 from lib.evaluation.row_backend import bytes_per_token
-from lib.runtime import checkpoint, cpu
+from lib.runtime import cache_codes, checkpoint, cpu
 from lib.runtime.engine import Session, weights_of
 from lib.runtime.slots import Slots
 from lib.runtime.weights import Weights
@@ -37,7 +37,8 @@ class Artifact:
     model: `Weights` of the packed engine, or a model of transformers. tokenizer: transformers' own, for prompts, chat
     templates and the texts of tokens; words: another object with the same rules, for the thread that generates.
     limit: positions that a prompt and its answer may take. sha256: of the checkpoint. costs: of steps that draft (see
-    `DraftController`), where greedy answers may draft from their own text; None where none does.
+    `DraftController`), where greedy answers may draft from their own text; None where none does. cache_bits: of keys
+    and values of the packed engine, 16, 8 or 4; transformers keeps its own.
     """
 
     name: str
@@ -47,11 +48,18 @@ class Artifact:
     sha256: str = ""
     words: object = None
     costs: dict[int, float] | None = None
+    cache_bits: int = 16
     own: Settings = field(default_factory=lambda: settings.PLAIN)
     lock: threading.Lock = field(default_factory=threading.Lock)
 
     def __post_init__(self):
         self.packed = isinstance(self.model, Weights)
+        cache_codes.check_bits(self.cache_bits)
+        if self.cache_bits < 16 and not self.packed:
+            raise ValueError(
+                f"cache_bits={self.cache_bits} of {self.name}, which transformers runs; only the packed engine keeps "
+                "keys and values in fewer than 16 bits; leave it out."
+            )
         if self.words is None:
             self.words = copy.deepcopy(self.tokenizer)
         self.own = settings.of(self.model)
@@ -75,8 +83,7 @@ class Artifact:
     def bytes_a_position(self) -> int:
         """Bytes that keys and values of a token take."""
         if self.packed:
-            a = self.model.architecture
-            return 4 * a.blocks * a.key_heads * a.size
+            return cache_codes.bytes_a_position(self.model.architecture, self.cache_bits)
         return bytes_per_token(self.model)
 
     @property
@@ -127,7 +134,7 @@ class Artifact:
     def _backend(self) -> Backend:
         limits, positions = self.limits, self.limits.cache_bytes // self.bytes_a_position
         if self.packed:
-            return Slots(self.model, limits.slots, piece=limits.piece, positions=positions)
+            return Slots(self.model, limits.slots, piece=limits.piece, positions=positions, cache_bits=self.cache_bits)
         self.model.eval()
         # each session may fill the context: as many as the bytes allow
         count = max(1, min(limits.slots, positions // self.limit))
@@ -138,15 +145,18 @@ def _matrices(layer: dict):
     return [part for part in layer.values() if isinstance(part, tuple)]
 
 
-def load(name: str, limits: Limits, *, embedding_bits: int | None = None, lookup: bool = False) -> Artifact:
+def load(
+    name: str, limits: Limits, *, embedding_bits: int | None = None, lookup: bool = False, cache_bits: int = 16
+) -> Artifact:
     """The model `name` (packaged, a folder, a Hub id), packed where the engine runs it.
 
     embedding_bits: to which a 16-bit embedding and head are rounded; None leaves them as the checkpoint has them.
     lookup: whether greedy answers of a packed model draft from their own text, where the measured costs say that it
-    pays; only there does a pass over several tokens have the bits of several passes.
+    pays; only there does a pass over several tokens have the bits of several passes. cache_bits: as for `Artifact`.
     Raises what `sources.models.load` raises, and MemoryError where it does not fit, before its weights are read.
     """
     folder, _ = models.find(name)
+    cache_codes.check_bits(cache_bits)
     shown = called(name)
     check_room(folder, shown)
     try:
@@ -157,11 +167,11 @@ def load(name: str, limits: Limits, *, embedding_bits: int | None = None, lookup
     except ValueError as error:
         print(f"{shown}: not packed ({error}); transformers runs it", flush=True)
         model, tokenizer = models.load(folder)
-        return Artifact(shown, model, tokenizer, limits, checkpoints.fingerprint(folder))
+        return Artifact(shown, model, tokenizer, limits, checkpoints.fingerprint(folder), cache_bits=cache_bits)
     tokenizer = checkpoints.tokenizer(folder)
-    costs = draft_controller.step_costs(Session(weights), Lookup()) if lookup else None
+    costs = draft_controller.step_costs(Session(weights, cache_bits=cache_bits), Lookup()) if lookup else None
     sha256 = checkpoints.fingerprint(folder)
-    return Artifact(shown, weights, tokenizer, limits, sha256, words=weights.tokenizer, costs=costs)
+    return Artifact(shown, weights, tokenizer, limits, sha256, weights.tokenizer, costs, cache_bits)
 
 
 def called(name: str) -> str:

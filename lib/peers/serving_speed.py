@@ -1,0 +1,162 @@
+"""Our server beside others' under the same load: rounds in turns, a fresh process each, kept as they come.
+
+    python -m lib.peers.serving_speed --folder data/serving thimble=FOLDER llama.cpp=FILE.gguf transformers=FOLDER \\
+        vllm=FOLDER [--clients 1 4 16 64] [--rounds 3] [--input-tokens 256] [--new-tokens 128]
+
+Each round starts every server once, warms it up, asks by so many clients as `--clients` says one count after the other,
+and ends it (A B C A B C). A load that is done is kept; the same command goes on where a killed one ended. The prompts
+are the same texts for all; answers are greedy, and may end before `--new-tokens` where the model ends its text.
+"""
+
+import argparse
+import json
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from lib import checkpoints, files, machine, tokenization
+from lib.metrics import energy, load, meanwhile, schedules
+from lib.peers import servers
+from lib.sources import models, packaged, texts
+
+PERCENTILES = ("ttft", "tpot", "itl", "latency")
+SETTING = "setting.json"
+
+
+def rounds(
+    systems: dict[str, servers.Command],
+    folder: Path,
+    prompts: Sequence[str],
+    *,
+    clients: Sequence[int],
+    new_tokens: int,
+    count: int = 3,
+    requests: int = 2,
+) -> list[dict]:
+    """All rows, measured now or kept in `folder` before; see `row` for what they hold.
+
+    requests: of each client. A server that does not start, or that fails, is told, and the others go on.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    for turn in range(count):
+        for name, command in systems.items():
+            left = [each for each in clients if not _place(folder, turn, name, each).exists()]
+            if not left:
+                continue
+            try:
+                with servers.running(command, folder / f"{_plain(name)}.log") as server:
+                    warm = schedules.closed(1, 2)
+                    load.measure(server.url, server.model, prompts, warm, new_tokens=min(8, new_tokens))
+                    for each in left:
+                        found = row(server, prompts, each, requests * each, new_tokens)
+                        found |= {"server": name, "round": turn, "start_seconds": server.seconds, "peak": server.peak()}
+                        files.write_text(_place(folder, turn, name, each), json.dumps(found))
+            except RuntimeError as error:
+                print(f"{name}, round {turn + 1}: {error}", file=sys.stderr, flush=True)
+    return kept(folder)
+
+
+def row(server: servers.Running, prompts: Sequence[str], clients: int, requests: int, new_tokens: int) -> dict:
+    """One load: tokens a second, percentiles [s] with intervals, the times of all calls, and what the machine did.
+
+    joules_a_token: null where no sensor tells it.
+    """
+    plan = schedules.closed(clients, requests)
+    with meanwhile.watched() as around, energy.metered() as used:
+        found = load.measure(server.url, server.model, prompts, plan, new_tokens=new_tokens)
+    told = {name: {share: found.percentile(name, share) for share in load.SHARES} for name in PERCENTILES}
+    tokens = sum(call.tokens for call in found.good)
+    return {
+        "clients": clients, "requests": requests, "failed": found.failed, "seconds": found.seconds, "tokens": tokens,
+        "prompt_tokens": sum(call.prompt_tokens for call in found.good), "tokens_per_second": found.tokens_per_second,
+        "percentiles": told, "samples": {name: found.samples(name) for name in ("ttft", "tpot", "latency")},
+        "joules_a_token": used.a_token(tokens), "others": around.others,
+        "machine": machine.describe()["cpu"], "threads": machine.threads(),
+    }  # fmt: skip
+
+
+def kept(folder: Path) -> list[dict]:
+    """The rows in a folder, round by round."""
+    found = [json.loads(path.read_text()) for path in sorted(Path(folder).glob("load-*.json"))]
+    return sorted(found, key=lambda each: (each["round"], each["server"], each["clients"]))
+
+
+def _place(folder: Path, turn: int, name: str, clients: int) -> Path:
+    return folder / f"load-{turn}-{_plain(name)}-{clients}.json"
+
+
+def _plain(name: str) -> str:
+    return "".join(each if each.isalnum() or each in "._" else "_" for each in name)
+
+
+def check(folder: Path, setting: dict) -> None:
+    """Note the setting of a measurement; ValueError with both values for a folder that holds another one."""
+    path = folder / SETTING
+    if not path.exists():
+        folder.mkdir(parents=True, exist_ok=True)
+        files.write_text(path, json.dumps(setting))
+        return
+    before = json.loads(path.read_text())
+    for name, value in json.loads(json.dumps(setting)).items():
+        if before.get(name) != value:
+            raise ValueError(
+                f"{name}={value!r}, where {files.place(folder)} was measured with {before.get(name)!r}; rows of both "
+                "cannot be compared; choose another folder."
+            )
+
+
+def parser() -> argparse.ArgumentParser:
+    """The arguments of the command."""
+    made = argparse.ArgumentParser(prog="python -m lib.peers.serving_speed", description=__doc__.splitlines()[0])
+    made.add_argument("systems", nargs="+", metavar="KIND=MODEL", help=f"kinds: {', '.join(servers.KINDS)}")
+    made.add_argument("--folder", type=Path, required=True, help="where rows are kept")
+    made.add_argument("--clients", type=int, nargs="+", default=[1, 4, 16, 64])
+    made.add_argument("--rounds", type=int, default=3)
+    made.add_argument("--requests", type=int, default=2, help="of each client")
+    made.add_argument("--input-tokens", type=int, default=256)
+    made.add_argument("--new-tokens", type=int, default=128)
+    made.add_argument("--slots", type=int, help="answers at once; by default as many as there are clients")
+    made.add_argument("--cache-bits", type=int, default=16, help="of keys and values of our server")
+    made.add_argument("--text", default="packaged")
+    made.add_argument("--tokenizer", default=packaged.NAME, help="by whose tokens prompts are as long as asked")
+    return made
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Measure, and print a line a row; returns the exit status."""
+    given = parser().parse_args(arguments)
+    try:
+        systems, slots = {}, given.slots or max(given.clients)
+        for pair in given.systems:
+            kind, _, model = pair.partition("=")
+            own = {"cache_bits": given.cache_bits} if kind == "thimble" else {}
+            context = given.input_tokens + given.new_tokens + 64
+            systems[kind] = servers.command(kind, model, slots=slots, context=context, **own)
+        setting = vars(given) | {"folder": None, "rounds": None, "systems": sorted(given.systems)}
+        check(given.folder, setting)
+        prompts = written(given.text, given.tokenizer, max(given.clients), given.input_tokens)
+        how = {"clients": given.clients, "new_tokens": given.new_tokens, "requests": given.requests}
+        for each in rounds(systems, given.folder, prompts, count=given.rounds, **how):
+            print(json.dumps({name: value for name, value in each.items() if name not in ("samples", "percentiles")}))
+    except (ValueError, FileNotFoundError) as error:
+        print(f"serving_speed: {error}", file=sys.stderr)
+        return 2
+    return 0
+
+
+def written(text: str, tokenizer: str, count: int, length: int) -> list[str]:
+    """`count` prompts of `length` tokens of one tokenizer, as text, which every server cuts by its own.
+
+    Raises ValueError for a text that is too short.
+    """
+    words = checkpoints.tokenizer(models.find(tokenizer)[0])
+    ids = tokenization.ids(words, [texts.load(text, split="test").text], bos=False)[0]
+    if len(ids) < length:
+        raise ValueError(f"{text} has {len(ids)} tokens, and {length} were asked of each prompt; ask shorter ones.")
+    step = max(1, (len(ids) - length) // max(1, count - 1)) if count > 1 else 1
+    begins = [min(place * step, len(ids) - length) for place in range(count)]
+    return [words.decode(ids[begin : begin + length]) for begin in begins]
+
+
+if __name__ == "__main__":
+    sys.exit(main())

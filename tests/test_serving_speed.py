@@ -1,0 +1,111 @@
+"""Servers measured in turns: processes that begin and end, rows that are kept, and what is said where one lacks."""
+
+import json
+import sys
+
+import psutil
+import pytest
+
+from lib.peers import servers, serving_speed
+from tests import tiny
+
+STAND_IN = """
+import http.server, json, sys
+
+class Answer(http.server.BaseHTTPRequestHandler):
+    def do_GET(self):
+        self.send_response(200); self.end_headers(); self.wfile.write(b"{}")
+    def do_POST(self):
+        body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+        self.send_response(500 if "fail" in sys.argv else 200); self.end_headers()
+        for _ in range(body["max_tokens"]):
+            self.wfile.write(b"data: " + json.dumps({"choices": [{"text": "x"}]}).encode() + b"\\n\\n")
+        used = {"completion_tokens": body["max_tokens"], "prompt_tokens": 3}
+        self.wfile.write(b"data: " + json.dumps({"choices": [], "usage": used}).encode() + b"\\n\\ndata: [DONE]\\n\\n")
+    def log_message(self, *given):
+        print(*given, flush=True)
+
+print("begins", flush=True)
+if "end" in sys.argv:
+    sys.exit("no model here")
+http.server.ThreadingHTTPServer(("127.0.0.1", int(sys.argv[1])), Answer).serve_forever()
+"""
+
+
+@pytest.fixture
+def stand_in(tmp_path):
+    """A command of a small server; more words change what it does."""
+    script = tmp_path / "a server.py"
+    script.write_text(STAND_IN)
+    return lambda *more: servers.Command((sys.executable, str(script), "{port}", *more), "a model")
+
+
+def test_rounds_are_kept_and_go_on(stand_in, tmp_path, capsys):
+    how = {"clients": [1, 2], "new_tokens": 3, "requests": 2}
+    systems = {"one": stand_in(), "other's": stand_in(), "broken": stand_in("end"), "failing": stand_in("fail")}
+    rows = serving_speed.rounds(systems, tmp_path / "rows", ["a", "b"], count=1, **how)
+    assert [(each["server"], each["clients"]) for each in rows] == [
+        ("failing", 1), ("failing", 2), ("one", 1), ("one", 2), ("other's", 1), ("other's", 2),
+    ]  # fmt: skip
+    good = [each for each in rows if each["server"] == "one"]
+    assert [each["tokens"] for each in good] == [6, 12] and good[1]["prompt_tokens"] == 12 and not good[1]["failed"]
+    assert len(good[1]["samples"]["ttft"]) == 4 and good[0]["peak"] > 1 << 20 and "joules_a_token" in good[0]
+    assert good[0]["percentiles"]["ttft"]["50"][0] > 0
+    assert rows[0]["failed"] == {"status 500": 2} and "no model here" in capsys.readouterr().err
+    path = tmp_path / "rows" / "load-0-one-2.json"
+    path.unlink()
+    kept = (tmp_path / "rows" / "load-0-one-1.json").read_text()
+    again = serving_speed.rounds({"one": stand_in()}, tmp_path / "rows", ["a"], count=1, **how)
+    assert path.exists() and (tmp_path / "rows" / "load-0-one-1.json").read_text() == kept and len(again) == 6
+    assert not [each for each in psutil.Process().children(recursive=True) if "a server.py" in " ".join(each.cmdline())]
+
+
+def test_another_setting_is_refused(tmp_path):
+    serving_speed.check(tmp_path / "rows", {"new_tokens": 3, "clients": (1, 2)})
+    serving_speed.check(tmp_path / "rows", {"new_tokens": 3, "clients": [1, 2]})
+    with pytest.raises(ValueError, match=r"new_tokens=4, where .* was measured with 3"):
+        serving_speed.check(tmp_path / "rows", {"new_tokens": 4, "clients": [1, 2]})
+
+
+def test_commands(tmp_path, monkeypatch):
+    folder = tiny.save(tmp_path / "my model")
+    ours = servers.command("thimble", folder, slots=5, context=300, cache_bits=8)
+    told = " ".join(ours.arguments)
+    assert "--slots 5" in told and "--max-total-tokens 300" in told and "--cache-bits 8" in told
+    with pytest.raises(ValueError, match="server 'tgi' is unknown"):
+        servers.command("tgi", folder)
+    with pytest.raises(ValueError, match="cache_bits of vllm"):
+        servers.command("vllm", folder, cache_bits=8)
+    with pytest.raises(FileNotFoundError, match="none is not there"):
+        servers.command("thimble", tmp_path / "none")
+    monkeypatch.delenv("THIMBLE_PEERS", raising=False)
+    with pytest.raises(FileNotFoundError, match="THIMBLE_PEERS is not set"):
+        servers.command("vllm", folder)
+    monkeypatch.setenv("THIMBLE_PEERS", str(tmp_path))
+    for kind, path in {
+        "llama.cpp": "build/bin/llama-server",
+        "transformers": "bin/transformers",
+        "vllm": "bin/vllm",
+    }.items():
+        with pytest.raises(FileNotFoundError, match=f"the server of {kind} must be installed; run: "):
+            servers.command(kind, folder)
+        program = tmp_path / kind / path
+        program.parent.mkdir(parents=True)
+        program.touch()
+        found = servers.command(kind, folder, context=300)
+        assert found.arguments[0] == str(program) and found.arguments.count("{port}") == 1
+    assert "300" in found.arguments and found.environment["VLLM_CPU_OMP_THREADS_BIND"] == "nobind"
+
+
+def test_prompts_are_as_long_as_asked(tmp_path):
+    folder = str(tiny.save(tmp_path / "model"))
+    found = serving_speed.written("packaged", folder, 3, 20)
+    assert len(set(found)) == 3 and all(len(each) >= 15 for each in found)
+    assert serving_speed.main(["tgi=x", "--folder", str(tmp_path / "rows")]) == 2
+    with pytest.raises(ValueError, match="ask shorter ones"):
+        serving_speed.written("packaged", folder, 1, 10**8)
+
+
+def test_the_setting_can_be_written(tmp_path):
+    given = serving_speed.parser().parse_args(["thimble=a", "--folder", str(tmp_path)])
+    json.dumps(vars(given) | {"folder": None})
