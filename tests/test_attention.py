@@ -1,10 +1,14 @@
 """Causal attention in bfloat16 against float64, and what passes it by."""
 
+import contextlib
+
 import pytest
 import torch
-from torch.nn.functional import scaled_dot_product_attention
+from torch.nn import functional
+from transformers import LlamaConfig, LlamaForCausalLM
 
-from lib.quantizers import attention
+from lib.models import attention
+from lib.trainers import loop, next_token
 
 
 def parts(length=200, heads=4, shared=2, dtype=torch.bfloat16, seed=0):
@@ -46,18 +50,19 @@ def test_it_takes_the_place_of_torchs_only_where_it_can(monkeypatch):
     seen, given = calls(monkeypatch), parts(64)
     options = {"is_causal": True, "enable_gqa": True}
     with attention.fast():
-        replaced = scaled_dot_product_attention(*given, **options)
-    assert seen and torch.allclose(replaced, scaled_dot_product_attention(*given, **options), atol=0.03)
+        replaced = functional.scaled_dot_product_attention(*given, **options)
+    assert seen and torch.allclose(replaced, functional.scaled_dot_product_attention(*given, **options), atol=0.03)
     seen.clear()
     mask = torch.zeros(64, 64, dtype=torch.bfloat16)
     with attention.fast():
-        scaled_dot_product_attention(*given, attn_mask=mask, enable_gqa=True)
-        scaled_dot_product_attention(*given, enable_gqa=True)
-        scaled_dot_product_attention(*parts(64, dtype=torch.float32), **options)
-        scaled_dot_product_attention(given[0][:, :, :1], *given[1:], **options)
+        functional.scaled_dot_product_attention(*given, attn_mask=mask, enable_gqa=True)
+        functional.scaled_dot_product_attention(*given, enable_gqa=True)
+        functional.scaled_dot_product_attention(*parts(64, dtype=torch.float32), **options)
+        functional.scaled_dot_product_attention(given[0][:, :, :1], *given[1:], **options)
+        functional.scaled_dot_product_attention(*parts(attention.LONGEST + 1, heads=2), **options)
         with torch.no_grad():
-            scaled_dot_product_attention(*given, **options)
-    scaled_dot_product_attention(*given, **options)
+            functional.scaled_dot_product_attention(*given, **options)
+    functional.scaled_dot_product_attention(*given, **options)
     assert not seen
 
 
@@ -66,3 +71,22 @@ def test_large_scores_stay_finite():
     found = attention.causal_attention(query, key, value)
     assert torch.isfinite(found).all()
     assert all(torch.isfinite(each).all() for each in torch.autograd.grad(found.sum(), (query, key, value)))
+
+
+@pytest.mark.parametrize("again", [False, True])
+def test_trainings_take_it_and_learn_the_same(monkeypatch, again):
+    def losses():
+        torch.manual_seed(0)
+        sizes = {"hidden_size": 32, "intermediate_size": 48, "num_attention_heads": 4, "num_key_value_heads": 2}
+        model = LlamaForCausalLM(LlamaConfig(vocab_size=64, num_hidden_layers=2, **sizes)).bfloat16()
+        if again:
+            model.gradient_checkpointing_enable()
+        tokens = torch.randint(64, (8, 24), generator=torch.Generator().manual_seed(1))
+        return loop.train_(model, tokens, next_token.loss, steps=4, batch=2, learning_rate=1e-2).losses
+
+    seen = calls(monkeypatch)
+    ours = losses()
+    assert len(seen) >= 2 * 4 * 2  # blocks, steps and passes
+    monkeypatch.setattr(attention, "fast", contextlib.nullcontext)
+    seen.clear()
+    assert losses() == pytest.approx(ours, abs=0.02) and not seen

@@ -16,11 +16,11 @@ from torch import Tensor, nn
 
 from lib.distillation.lsq_linear import LSQLinear
 from lib.jobs import JobState, fingerprint
-from lib.models import capture
+from lib.models import attention, capture
 from lib.models.blocks import linears
 from lib.quantized.grid import Quantized
 from lib.quantized.linear import QuantLinear
-from lib.quantizers import attention, calibrate, signround
+from lib.quantizers import calibrate, signround
 from lib.sources import texts
 from lib.trainers.schedule import Order, schedule
 

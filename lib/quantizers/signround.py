@@ -19,10 +19,10 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from lib.jobs import JobState, fingerprint
-from lib.models import capture
+from lib.models import attention, capture
 from lib.models.blocks import linears
 from lib.quantized.grid import Quantized, choose, fitted, quantize
-from lib.quantizers import attention, calibrate
+from lib.quantizers import calibrate
 from lib.quantizers.signround_layer import SignRoundWeight
 from lib.sources import texts
 

@@ -18,6 +18,7 @@ from transformers.trainer import TRAINER_STATE_NAME
 from transformers.trainer_callback import PrinterCallback, ProgressCallback
 
 from lib import files, progress
+from lib.models import attention
 from lib.trainers import checkpoints, divergence, processes, sharding, shown
 from lib.trainers.divergence import Diverged
 from lib.trainers.history import History
@@ -47,6 +48,11 @@ class Loop(Trainer):
         self.step_tokens, self.before = 0, 0.0
         self.watch = divergence.Watch()
         self.shown = shown.Shown(self.model, bool(recipe and recipe.bfloat16))
+
+    def training_step(self, *args, **options):
+        """As the Trainer's; without a recipe by the faster attention, in both passes."""
+        with contextlib.nullcontext() if self.recipe else attention.fast():
+            return super().training_step(*args, **options)
 
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
         """The loss of one forward pass; refused before the backward pass where it is not finite."""
