@@ -118,7 +118,7 @@ def test_packaged_healing_text_is_apart_from_the_test_text():
     test, train = texts.load("packaged", "test"), texts.load("packaged", "train")
     found = contamination.without(train, test)
     assert 0.99 < len(found.text) / len(train.text) < 1
-    known = {passage for document in test.documents for passage in contamination._passages(document, 13)}
+    known = {passage for document in test.documents for passage in contamination.passages(document, 13)}
     # a run of words across the place where a paragraph was taken out is none of the test text's either
     paragraphs = [part for document in found.documents for part in document.split("\n\n")]
-    assert all(known.isdisjoint(contamination._passages(part, 13)) for part in paragraphs)
+    assert all(known.isdisjoint(contamination.passages(part, 13)) for part in paragraphs)

@@ -161,9 +161,9 @@ def test_what_two_texts_share_is_found_in_pieces_as_in_memory(folder, monkeypatc
     held, streamed = (texts.load(name, "train", in_memory=size) for size in (1 << 20, 0))
     others = [texts.load("test.jsonl", "test", in_memory=size) for size in (1 << 20, 0)]
     expected = contamination.without(held, others[0], words=5)
-    known = {run for document in others[0].documents for run in contamination._passages(document, 5)}
+    known = {run for document in others[0].documents for run in contamination.passages(document, 5)}
     split = [paragraphs.BLANK.split(document) for document in held.documents]
-    kept = [[part for part in parts if known.isdisjoint(contamination._passages(part, 5))] for parts in split]
+    kept = [[part for part in parts if known.isdisjoint(contamination.passages(part, 5))] for parts in split]
     left = [a if some == all_ else "\n\n".join(some) for a, some, all_ in zip(held.documents, kept, split)]
     assert 0 < sum(map(len, kept)) < sum(map(len, split))
     assert expected.documents == [each for each in left if each.strip()] and expected.sha256 != held.sha256

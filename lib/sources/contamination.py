@@ -12,7 +12,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
 from lib.sources import streams
-from lib.sources.paragraphs import fragments
+from lib.sources.paragraphs import BLANK, fragments
 from lib.sources.texts import Text
 
 WORDS = 13
@@ -108,7 +108,13 @@ def _read(document: Iterable[str], words: int, across: bool = False) -> Iterator
         before = [] if ends and not across else found[max(0, len(found) - words + 1) :]
 
 
-def _passages(document: str, words: int) -> set[str]:
+def paragraphs(document: str) -> list[str]:
+    """The paragraphs of a document, as `without` takes them out."""
+    return BLANK.split(document)
+
+
+def passages(document: str, words: int = WORDS) -> set[str]:
+    """All runs of `words` words in a row, in lower case and without punctuation."""
     return _runs(_WORD.findall(document.lower()), words)
 
 

@@ -2,7 +2,7 @@
 
 import codecs
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from lib import tokenization
@@ -67,6 +67,15 @@ def objects(path: Path) -> Iterator[tuple[str, dict]]:
         yield where, row
 
 
+def records(path: Path) -> Iterator[tuple[str, dict]]:
+    """("FILE line N", all fields) of each row of a `.jsonl`, and ("FILE row N", all columns) of a `.parquet`."""
+    if path.suffix == ".jsonl":
+        yield from objects(path)
+    else:
+        for number, (row, _) in enumerate(_parquet_rows(path, list), 1):
+            yield f"{place(path)} row {number}", row
+
+
 def instruction(row: dict) -> str | None:
     """The document that an instruction row makes (Alpaca's form): instruction, input where there is one, and output.
 
@@ -124,26 +133,34 @@ def _jsonl(path: Path) -> Iterator[tuple[str, str]]:
 
 
 def _parquet(path: Path) -> Iterator[tuple[str, str]]:
+    for row, field in _parquet_rows(path, lambda names: [field_of(names, place(path))]):
+        (text,) = row.values()
+        if not (text is None or isinstance(text, str)):
+            raise ValueError(
+                f"{place(path)} keeps no text in its column {field[0]!r}; it must hold strings; convert it."
+            )
+        if text is not None:
+            yield field[0], text
+
+
+def _parquet_rows(path: Path, choose: Callable[[list[str]], list[str]]) -> Iterator[tuple[dict, list[str]]]:
+    """(row, names of its columns) of a parquet file; `choose` says which of its columns are read."""
     import pyarrow  # 0.1 s, only for Parquet files
     from pyarrow import parquet  # as above
 
+    columns: list[str] = []
     try:
         # a column is read through a small buffer: a group of rows may be as large as the file
         with parquet.ParquetFile(path, pre_buffer=False, buffer_size=BLOCK) as file:
-            field = field_of(file.schema_arrow.names, place(path))
-            for batch in file.iter_batches(batch_size=_at_once(file.metadata), columns=[field], use_threads=False):
-                found = batch.column(0).to_pylist()
-                if not all(row is None or isinstance(row, str) for row in found):
-                    raise ValueError(
-                        f"{place(path)} keeps no text in its column {field!r}; it must hold strings; convert it."
-                    )
-                yield from ((field, row) for row in found if row is not None)
+            columns = choose(file.schema_arrow.names)
+            for batch in file.iter_batches(batch_size=_at_once(file.metadata), columns=columns, use_threads=False):
+                yield from ((row, columns) for row in batch.to_pylist())
     except pyarrow.ArrowException as error:
         raise ValueError(f"{place(path)} is no readable parquet file ({error}); copy it again.") from error
     except UnicodeDecodeError as error:
         raise ValueError(
-            f"{place(path)} keeps bytes that are not UTF-8 in its column {field!r} ({error.reason}); texts must be "
-            "UTF-8; convert it."
+            f"{place(path)} keeps bytes that are not UTF-8 in its column {', '.join(map(repr, columns))} "
+            f"({error.reason}); texts must be UTF-8; convert it."
         ) from None
 
 

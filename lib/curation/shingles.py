@@ -1,0 +1,27 @@
+"""Runs of words that two texts share: what near-duplicates are told by. J(A, B) = |A ∩ B| / |A ∪ B| (Jaccard)."""
+
+from collections.abc import Iterable
+
+import xxhash
+
+from lib.curation import words
+
+NGRAM = 5  # words of a run
+
+
+def of(text: str, ngram: int = NGRAM) -> list[str]:
+    """The different runs of `ngram` normalized words; of a shorter text all its words as one, of none nothing."""
+    found = words.normalized(text).split()
+    runs = {" ".join(found[place : place + ngram]) for place in range(max(1, len(found) - ngram + 1))}
+    return sorted(runs - {""})
+
+
+def hashed(text: str, ngram: int = NGRAM) -> frozenset[int]:
+    """64 bits of each run of `of`."""
+    return frozenset(xxhash.xxh3_64_intdigest(run.encode()) for run in of(text, ngram))
+
+
+def jaccard(one: Iterable, other: Iterable) -> float:
+    """The Jaccard similarity of two sets; 0 where one is empty."""
+    one, other = frozenset(one), frozenset(other)
+    return len(one & other) / len(one | other) if one and other else 0.0
