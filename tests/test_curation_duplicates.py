@@ -7,8 +7,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
 
 from lib.curation import banding, decontaminate, fuzzy, language, pipeline, shingles, sources
 from lib.curation.document import Document, identity, text_id
@@ -122,12 +120,11 @@ def test_few_and_short_documents():
         fuzzy.decide([], ngram=0)
 
 
-@settings(max_examples=15)
-@given(st.permutations(range(24)), st.integers(1, 5))
-def test_which_stay_depends_neither_on_order_nor_on_shards(order, shards):
+@pytest.mark.parametrize("shards", [1, 2, 5])
+def test_which_stay_depends_neither_on_order_nor_on_shards(shards):
     documents = near(8)
     left = identity(fuzzy.stage(documents, seed=2))
-    moved = [documents[place] for place in order]
+    moved = random.Random(shards).sample(documents, len(documents))
     assert identity(fuzzy.stage(moved, seed=2)) == left
     decided, parts = fuzzy.decide(moved, seed=2), []
     for start in range(0, 24, 24 // shards):
