@@ -10,7 +10,7 @@ import torch
 from lib.distillation import judging, pipeline, presets, training_text
 from lib.metrics import divergence
 from lib.quantized.linear import QuantLinear
-from lib.sources import models, texts
+from lib.sources import conversations, models, texts
 from lib.trainers import divergences
 from tests import tiny
 
@@ -123,6 +123,21 @@ def test_no_window_is_in_two_parts_and_the_shares_hold(small):
         training_text.draw(original, {"a": 0.0}, calibration=1, unseen=1, training=1, length=24, seed=0)
     with pytest.raises(ValueError, match="were asked"):
         training_text.draw(original, small.texts, calibration=1, unseen=1, training=9999, length=24, seed=0)
+
+
+def test_chats_are_windows_of_what_the_template_writes(small):
+    original, tokenizer = models.load(small.model)
+    tokenizer.chat_template = "{% for m in messages %}[{{ m.role }}]{{ m.content }}{{ eos_token }}{% endfor %}"
+    found = training_text.chats(original, "packaged", 3, 24, seed=1)
+    assert found.shape == (3, 24) and not torch.equal(found, training_text.chats(original, "packaged", 3, 24, seed=2))
+    text = tokenizer.decode(found.flatten())
+    each = next(one for one in conversations.read("packaged", split="train") if one.turns[0].text in text)
+    assert f"[user]{each.turns[0].text}" in text and tokenizer.eos_token_id in found.flatten().tolist()
+    shares = {**small.texts, f"{training_text.CHATS}packaged": 1}
+    made = training_text.draw(original, shares, calibration=5, unseen=5, training=5, length=24, seed=5)
+    assert made.counts["chats:packaged"] == 3
+    with pytest.raises(ValueError, match="9999999 were asked"):
+        training_text.chats(original, "packaged", 9999999, 24, seed=1)
 
 
 def test_the_command_tells_what_is_wrong(capsys, tmp_path, monkeypatch):

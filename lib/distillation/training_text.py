@@ -1,7 +1,8 @@
 """Windows for distillation from several texts, each with its share: for calibration, for training, and kept unseen.
 
 All three come from the texts' training splits and share no window: what was calibrated on is not trained on again, and
-what a training is stopped by it has not seen. A window is drawn once at most.
+what a training is stopped by it has not seen. A window is drawn once at most. "chats:" before a name stands for the
+conversations of that name (`conversations.read`), as the model's chat template writes them, one behind the other.
 """
 
 from dataclasses import dataclass
@@ -9,9 +10,11 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from lib.sources import texts
+from lib.sources import conversations, texts
+from lib.trainers import answer_rows
 
 PARTS = ("calibration", "unseen", "training")
+CHATS = "chats:"
 
 
 @dataclass(frozen=True)
@@ -44,7 +47,10 @@ def draw(
     for name, needed in asked.items():
         if not needed:  # so small a share of so few windows
             continue
-        drawn = texts.tokens(texts.load(name, "train").windows(needed, length, seed=seed), model)
+        if name.startswith(CHATS):
+            drawn = chats(model, name.removeprefix(CHATS), needed, length, seed)
+        else:
+            drawn = texts.tokens(texts.load(name, "train").windows(needed, length, seed=seed), model)
         for part, some in zip(PARTS, drawn.split([each[part][name] for part in PARTS])):
             found[part].append(some)
     generator = torch.Generator().manual_seed(seed)
@@ -53,6 +59,27 @@ def draw(
         whole = torch.cat(pieces)
         mixed[part] = whole[torch.randperm(len(whole), generator=generator)]
     return Windows(**mixed, counts=asked)
+
+
+def chats(model: nn.Module, source: str, count: int, length: int, seed: int) -> Tensor:
+    """`count` windows [count, length] of the conversations of `source`, in the order of `seed`; ValueError if too few.
+
+    Their training split alone is read, in the tokens of the model's own chat template.
+    """
+    read = conversations.read(source, split="train", broken="skip")
+    answer_rows.check(model.tokenizer, length, "all")
+    order = torch.randperm(len(read), generator=torch.Generator().manual_seed(seed)).tolist()
+    stream, needed, found = [], count * length, 0
+    while order and found < needed:
+        each = read[order.pop()]
+        stream.append(answer_rows.encode(each.turns, model.tokenizer, where=each.where)[0])
+        found += len(stream[-1])
+    if found < needed:
+        raise ValueError(
+            f"the conversations of {source!r} fill {found // length} windows of {length} tokens, {count} were asked; "
+            "a smaller share of them fits; give more of another text."
+        )
+    return torch.cat(stream)[:needed].view(count, length)
 
 
 def counts(shares: dict[str, float], count: int) -> dict[str, int]:
