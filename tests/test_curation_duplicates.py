@@ -73,6 +73,8 @@ def test_each_pair_that_is_found_has_its_exact_similarity_and_few_are_missed():
     for (one, other), value in zip(found.places.tolist(), found.jaccard.tolist()):
         sets = [set(shingles.of(documents[place].text)) for place in (one, other)]
         assert value == len(sets[0] & sets[1]) / len(sets[0] | sets[1])
+    texts = [document.text for document in documents]
+    assert {(one, other) for one, other, _ in shingles.all_pairs(texts, 0.8)} == exact_pairs(documents, 0.8)
     truth, alike = exact_pairs(documents, 0.8), set(map(tuple, found.at_least(0.8).tolist()))
     assert alike <= truth and len(truth) > 30
     expected = sum(  # by the S-curve, of pairs that are at least so similar

@@ -124,10 +124,13 @@ def test_c4_keeps_the_lines_that_are_sentences():
 
 
 def test_personal_data_are_replaced_and_other_numbers_stay():
-    text = "Write to jo.doe@example.com or call 555-123-4567 by 2024-05-06; host 10.0.0.1, page 12345."
+    text = "Write to jo.doe@example.com or call 555-123-4567 by 2024-05-06; host 10.0.0.1, page 12345, issue 123456789."
     tally = Tally()
     (document,) = personal.stage([Document(text, "1")], tally=tally)
-    assert document.text == "Write to [EMAIL] or call [PHONE] by 2024-05-06; host [IP_ADDRESS], page 12345."
+    assert (
+        document.text
+        == "Write to [EMAIL] or call [PHONE] by 2024-05-06; host [IP_ADDRESS], page 12345, issue 123456789."
+    )
     assert tally.changed == {"EMAIL, IP_ADDRESS, PHONE": 1}
     assert personal.replaced(document.text) == (document.text, [])
     assert personal.replaced(text, ["EMAIL"])[0].count("[") == 1 and personal.replaced("") == ("", [])

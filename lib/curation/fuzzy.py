@@ -58,6 +58,11 @@ def decide(
 ) -> Decision:
     """Which documents go; holds 8 bytes a band and about 100 a document, and the shingles of all candidates."""
     found = pairs(documents, seed=seed, threshold=threshold, permutations=permutations, ngram=ngram)
+    return chosen(found, threshold, chains=chains)
+
+
+def chosen(found: Pairs, threshold: float, *, chains: bool = False) -> Decision:
+    """Which documents go, by candidates that were compared."""
     rank = np.empty(len(found.order), np.int64)
     rank[found.order] = np.arange(len(found.order))
     alike = found.at_least(threshold)
@@ -77,7 +82,7 @@ def pairs(
     if isinstance(ngram, bool) or not isinstance(ngram, int) or ngram < 1:
         raise ValueError(f"ngram={ngram!r}; whole numbers from 1 are allowed; {shingles.NGRAM} words are usual.")
     again(documents, "fuzzy deduplication")
-    hashes, order = _read(documents, bands, rows, ngram, seed)
+    hashes, order = signatures(documents, bands, rows, ngram=ngram, seed=seed)
     places = _candidates(hashes, order)
     wanted = set(places.ravel().tolist())
     held = {place: shingles.hashed(document.text, ngram) for place, document in enumerate(documents) if place in wanted}
@@ -85,7 +90,9 @@ def pairs(
     return Pairs(places, np.array(exact, float), order)
 
 
-def _read(documents, bands: int, rows: int, ngram: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
+def signatures(
+    documents: Iterable[Document], bands: int, rows: int, *, ngram: int = shingles.NGRAM, seed: int = 0
+) -> tuple[np.ndarray, np.ndarray]:
     """(A hash of each band of each document [count, bands], the order in which documents stay [count])."""
     hashes, lengths, lots = [np.zeros((0, bands), np.uint64)], [], []
     batch: list[list[str]] = []

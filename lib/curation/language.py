@@ -76,7 +76,7 @@ def _dense(text: str, letters: int) -> bool:
 
 
 def _pieces(text: str, size: int) -> Iterator[str]:
-    """The text in lines; longer ones cut near spaces, shorter ones of a paragraph put together."""
+    """The lines of a text, longer ones cut near spaces."""
     for line in text.split("\n"):
         start = 0
         while len(line) - start > size:

@@ -1,7 +1,8 @@
 """Replaces what identifies a person: e-mail and IP addresses, numbers of telephones, cards and social insurance.
 
 Found by datafog's rules, without a model: names and postal addresses stay. Telephone numbers and social insurance are
-those of few countries.
+those of few countries. Nine digits alone, which datafog takes for a number of social insurance, are mostly part of an
+address or a hash, and stay.
 """
 
 from collections.abc import Iterable, Iterator
@@ -30,7 +31,10 @@ def replaced(text: str, kinds: Iterable[str] = KINDS) -> tuple[str, list[str]]:
     """(The text with its kind in place of each find, the kinds that were found)."""
     from datafog import engine  # loads for this stage alone
 
-    found = sorted(engine.scan(text, engine="regex", entity_types=list(kinds)).entities, key=lambda each: each.start)
+    found = engine.scan(text, engine="regex", entity_types=list(kinds)).entities
+    found = sorted(
+        (each for each in found if each.type != "SSN" or not each.text.isdigit()), key=lambda each: each.start
+    )
     parts, done = [], 0
     for each in found:
         if each.start >= done:

@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 import xxhash
 
-from lib import tokenization
+from lib import files, tokenization
 from lib.curation import web_archive
 from lib.curation.document import Document, text_id
 from lib.files import place
@@ -67,6 +67,15 @@ def read(path: Path, *, text: str | None = None, id: str = "id") -> Iterator[tup
         if not isinstance(row.get(field), str):
             raise ValueError(f"{where} has no text in its field {field!r}; every row needs it; mend or drop it.")
         yield where, _document(row, field, id, where)
+
+
+def write(documents: Iterable[Document], folder: Path | str, shards: int = 1) -> Shards:
+    """Write documents into `shards` new files of a folder, in turns."""
+    held = list(documents)
+    for number in range(shards):
+        lines = "".join(document.line() + "\n" for document in held[number::shards])
+        files.write_text(Path(folder) / f"{number:05d}.jsonl", lines)
+    return Shards(folder)
 
 
 def check(shards: Shards) -> Inventory:

@@ -18,6 +18,7 @@ from lib.sources import streams
 END = "<|endoftext|>"  # between documents: the end of one and the beginning of the next
 BYTES = 256
 CHARACTERS = 20_000_000  # of text that is used; more changes little
+TRAINERS = {"BPE": "BpeTrainer", "Unigram": "UnigramTrainer", "WordPiece": "WordPieceTrainer"}
 SPARE = 128  # a model's embedding may have that many rows more than the tokenizer, to reach a round number
 
 
@@ -28,20 +29,36 @@ def train(documents: Iterable[str], *, vocabulary: int = 4096, characters: int =
     same documents and seed give the same tokenizer. Save it beside the model, as `model.tokenizer`.
     Raises ValueError for a vocabulary that holds no bytes, and for text too short to fill it.
     """
-    if isinstance(vocabulary, bool) or not isinstance(vocabulary, int) or vocabulary <= BYTES:
-        raise ValueError(
-            f"vocabulary={vocabulary!r}; the {BYTES} bytes and {END} are in every one, so whole numbers from "
-            f"{BYTES + 1} are allowed; 2048 to 8192 are usual for small models."
-        )
-    chosen = list(_drawn(documents, characters, seed))
     core = tokenizers.Tokenizer(tokenizers.models.BPE())
     core.pre_tokenizer = tokenizers.pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=True)
     core.decoder = tokenizers.decoders.ByteLevel()
-    trainer = tokenizers.trainers.BpeTrainer(
+    check_size(vocabulary)
+    return fit(core, vocabulary, drawn(documents, characters, seed))
+
+
+def check_size(vocabulary: int, special: int = 1) -> None:
+    """Raise ValueError for a vocabulary that doesn't hold all bytes and `special` tokens."""
+    if isinstance(vocabulary, bool) or not isinstance(vocabulary, int) or vocabulary < BYTES + special:
+        raise ValueError(
+            f"vocabulary={vocabulary!r}; the {BYTES} bytes and {END} are in every one, so whole numbers from "
+            f"{BYTES + special} are allowed; 2048 to 8192 are usual for small models."
+        )
+
+
+def fit(core: tokenizers.Tokenizer, vocabulary: int, chosen: Iterable[str], special: Iterable[str] = (END,), **options):
+    """Train `core`, whose rules stand but for its model's entries, on texts; a `PreTrainedTokenizerFast`.
+
+    special: tokens that no text is split into, `END` first. options: of the trainer of its model. Raises ValueError for
+    text too short for `vocabulary` tokens.
+    """
+    chosen = list(chosen)
+    kind = type(core.model).__name__
+    trainer = getattr(tokenizers.trainers, TRAINERS[kind])(
         vocab_size=vocabulary,
-        special_tokens=[END],
+        special_tokens=list(special),
         initial_alphabet=sorted(tokenizers.pre_tokenizers.ByteLevel.alphabet()),
         show_progress=False,
+        **options,
     )
     core.train_from_iterator(chosen, trainer)
     if core.get_vocab_size() < vocabulary:
@@ -62,7 +79,7 @@ def check(model: nn.Module, tokenizer) -> None:
         )
 
 
-def _drawn(documents: Iterable[str], characters: int, seed: int) -> Iterator[str]:
+def drawn(documents: Iterable[str], characters: int, seed: int) -> Iterator[str]:
     """The documents; of longer ones than `characters` in all, pieces drawn by `seed` until there are so many."""
     documents = documents if isinstance(documents, streams.Documents) else list(documents)
     total = sum(len(piece) for document in streams.in_pieces(documents) for piece in document)
