@@ -14,10 +14,12 @@ from lib.models import blocks as blocks_of
 from lib.pruners import depth, importance
 from lib.quantized.grid import BITS
 from lib.sources import prompts
+from lib.tasks import asked as asked_tasks
 
 METHODS = ("none", "depth", *quantizers.METHODS)
 ENGINES = ("transformers", "packed")
 DECODING = ("plain", "lookup")
+asked = asked_tasks.read
 
 
 def check(
@@ -100,18 +102,6 @@ def save(model: nn.Module, tokenizer, /, *, method: str, **parameters) -> Path:
     """Save the artifact in `folder(method=method, **parameters)`, which is returned."""
     quantized = method in quantizers.METHODS
     return (compressed_tensors if quantized else plain).save(model, tokenizer, folder(method=method, **parameters))
-
-
-def asked(tasks: str) -> dict[str, int]:
-    """{name: samples} of "hellaswag 200, arc_easy 100"; raises ValueError for unknown names and for no number."""
-    found = {}
-    for each in filter(None, (part.strip() for part in tasks.split(","))):
-        name, _, count = each.partition(" ")
-        all_tasks.find(name)
-        if not count.strip().isdigit() or int(count) < 2:
-            raise ValueError(f"tasks={tasks!r}: {each!r} names no number from 2; write 'hellaswag 200, arc_easy 100'.")
-        found[name] = int(count)
-    return found
 
 
 def ready_(model: nn.Module, engine: str):

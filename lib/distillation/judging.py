@@ -17,8 +17,9 @@ from lib.sources import texts
 class Judge:
     """Measures models against the original on windows of several texts, by text.
 
-    rows: what was measured, in order: rung, text, n (windows), kl and kl_stderr (nats a token), ratio and ratio_stderr
-    (of the perplexities), divergences and nll (nats a token, window by window).
+    rows: what was measured, in order: rung, text, n (windows), kl and kl_stderr (nats a token), perplexity and its
+    stderr, ratio and ratio_stderr (to the original's perplexity), kl_baseline and perplexity_baseline (of what ignores
+    the context), divergences, nll and original_nll (nats a token, window by window).
     """
 
     tokens: dict[str, torch.Tensor]
@@ -42,13 +43,17 @@ class Judge:
         for name, tokens in self.tokens.items():
             compared = divergence.compare(model, self.references[name], tokens)
             apart, nll = (each.double().mean(1).numpy() for each in (compared.divergence, compared.nll))
-            kl = divergence.scores(compared, tokens)["kl_divergence"]
+            scores = divergence.scores(compared, tokens)
+            kl, perplexities = scores["kl_divergence"], scores["perplexity"]
             change = nll - self.surprise[name]
             found.append({
                 "rung": rung, "text": name, "n": len(apart), "kl": kl.value, "kl_stderr": kl.stderr,
                 "ratio": float(np.exp(change.mean())),
                 "ratio_stderr": bootstrap(change, _ratio),
-                "divergences": apart.tolist(), "nll": nll.tolist(),
+                "kl_baseline": kl.baseline,
+                "perplexity": perplexities.value, "perplexity_stderr": perplexities.stderr,
+                "perplexity_baseline": perplexities.baseline,
+                "divergences": apart.tolist(), "nll": nll.tolist(), "original_nll": self.surprise[name].tolist(),
             })  # fmt: skip
         self.rows += found
         return found

@@ -1,13 +1,14 @@
 """What a distillation gave after each rung, kept in its folder."""
 
 import json
-import time
+import threading
 from collections.abc import Callable
 from pathlib import Path
 
-from lib import files
+from lib import files, timing
 
 FILE = "ladder.json"
+NOTED = 10  # seconds between two notes of how long a step has worked, of which a kill loses the last part
 
 
 class Ladder:
@@ -32,18 +33,42 @@ class Ladder:
         return any(row["rung"] == rung for row in self.rows)
 
     def timed(self, step: str, work: Callable):
-        """The answer of `work()`; notes its processor seconds under `step`."""
-        began = time.process_time()
-        found = work()
-        self.kept["seconds"].setdefault(step, time.process_time() - began)
-        self._write()
-        return found
+        """The answer of `work()`; adds its processor seconds to those of `step`, while it works as at its end.
+
+        So a step that was killed and went on counts all that it took, what was done twice included.
+        """
+        before, began, done = self.kept["seconds"].get(step, 0.0), timing.worked(), threading.Event()
+
+        def note() -> None:
+            self.kept["seconds"][step] = before + timing.worked() - began
+            self._write()
+
+        def watch() -> None:
+            while not done.wait(NOTED):
+                note()
+
+        watcher = threading.Thread(target=watch, daemon=True)
+        watcher.start()
+        try:
+            return work()
+        finally:
+            done.set()
+            watcher.join()
+            note()
 
     def measured(self, rung: str, work: Callable[[], list[dict]]) -> None:
         """Add the rows of `work()`, unless those of `rung` are there."""
         if not self.has(rung):
             self.kept["rows"] = self.rows + work()
             self._write()
+
+    def planned(self, arm: str, work: Callable[[], dict]) -> dict:
+        """What was decided for an `arm` when it began; `work()` decides where nothing is kept."""
+        plans = self.kept.setdefault("plans", {})
+        if arm not in plans:
+            plans[arm] = work()
+            self._write()
+        return plans[arm]
 
     def finish(self, **found) -> None:
         """Note what else is known at the end."""

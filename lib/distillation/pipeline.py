@@ -5,10 +5,11 @@
     start/      the student's first codes, block by block
     training/   checkpoints of the distillation, the curve on unseen text and the best state
     student/    the result, packed
+    post_training/ the result of the same processor minutes without distillation, where that is asked for
     ladder.json what was measured after each rung, and how much processor time each step took
 
-A run that was killed goes on where it was and ends in the same bytes: no clock decides anything. Processor time counts
-all threads of the process, so it is the same on a busy machine; of what a kill interrupted only the rest is counted.
+A run that was killed goes on where it was and its student has the same bytes: no clock decides anything of it.
+Processor time counts all threads of the process, so it is the same on a busy machine, and what a kill interrupted too.
 """
 
 import argparse
@@ -25,7 +26,15 @@ from pathlib import Path
 from torch import nn
 
 from lib import files, jobs
-from lib.distillation import block_wise, presets, quantization_aware, selection, teacher_data, training_text
+from lib.distillation import (
+    block_wise,
+    post_training,
+    presets,
+    quantization_aware,
+    selection,
+    teacher_data,
+    training_text,
+)
 from lib.distillation.judging import Judge
 from lib.distillation.ladder import Ladder
 from lib.export import compressed_tensors
@@ -37,6 +46,7 @@ from lib.trainers import confidence, distill, divergences, loop, next_token, tra
 
 NOTE, STUDENT, TRAINING = "preset.json", "student", "training"
 CONTROL, ADAPTING = "control", 2e-5  # the rung of the adapted original, and its learning rate
+POST_TRAINED = post_training.FOLDER
 SURE = 64  # rows that tell how sure the teacher is
 CANDIDATES = 8  # ranges tried for a group where the start is rounding to nearest
 
@@ -46,21 +56,27 @@ def place(name: str) -> Path:
     return files.cache() / "distillation" / name
 
 
-def run(preset: str | presets.Preset, folder: Path | str, *, control: bool = False) -> list[dict]:
+def run(
+    preset: str | presets.Preset, folder: Path | str, *, control: bool = False, post_trained: bool = False
+) -> list[dict]:
     """Make the student of `preset` in `folder`; returns the rows of its ladder, see `judging.Judge`.
 
     control: also train a copy of the original, with all its bits, to predict the same windows, and judge it: what it
-    gains on a text is adaptation to that kind of text, not repair.
-    Raises ValueError, before the work, for a folder of another preset, model or text, and for texts with too few
-    windows; FileNotFoundError for texts that are not there; what the steps raise.
+    gains on a text is adaptation to that kind of text, not repair. post_trained: also spend the processor time of the
+    whole pipeline on the start alone, see `post_training`, and judge that.
+    Raises ValueError, before the work, for a folder of another preset, model or text, for texts with too few windows,
+    and for a start that no time makes better; FileNotFoundError for texts that are not there; what the steps raise.
     """
     made = presets.by_name(preset) if isinstance(preset, str) else preset
     folder = Path(folder)
+    if post_trained:
+        post_training.check(made)
     original, _ = models.load(made.model)
     windows = windows_of(original, made)
     _same(folder, made, original, windows)
-    ladder = Ladder(folder)
-    if ladder.finished and (ladder.has(CONTROL) or not control):
+    ladder, arms = Ladder(folder), {post_training.RUNG: post_trained, CONTROL: control}
+    arms = [rung for rung, wanted in arms.items() if wanted and not ladder.has(rung)]
+    if ladder.finished and not arms:
         return ladder.rows
     judge = Judge.of(original, made.judged, windows=made.judge, length=made.length)
     if not ladder.finished:
@@ -70,12 +86,24 @@ def run(preset: str | presets.Preset, folder: Path | str, *, control: bool = Fal
         ladder.measured("distilled", lambda: judge("distilled", student))
         compressed_tensors.save(student, original.tokenizer, folder / STUDENT)
         ladder.finish(moved=found.moved, best=found.best, unseen=found.divergences, losses=found.history.losses)
-    if control and not ladder.has(CONTROL):
-        copied = ladder.timed(CONTROL, lambda: adapted(original, made, windows, folder))
-        ladder.measured(CONTROL, lambda: judge(CONTROL, copied))
+    for rung in arms:
+        _arm(rung, original, made, windows, folder, ladder, judge)
     for name in (TRAINING, CONTROL):  # nobody resumes what is finished
         shutil.rmtree(folder / name, ignore_errors=True)
     return ladder.rows
+
+
+def _arm(rung: str, original: nn.Module, made: presets.Preset, windows, folder: Path, ladder: Ladder, judge) -> None:
+    """Make and judge what a student is compared with: the control, or post-training, whose model is kept."""
+    if rung == CONTROL:
+        model = ladder.timed(rung, lambda: adapted(original, made, windows, folder))
+    else:
+        planned = ladder.planned(rung, lambda: post_training.plan(made, ladder.kept["seconds"]))
+        larger = post_training.enlarged(made, windows, planned)
+        model = ladder.timed(rung, lambda: start(original, *larger, folder / f"{POST_TRAINED}-state"))
+        compressed_tensors.save(model, original.tokenizer, folder / POST_TRAINED)
+    ladder.measured(rung, lambda: judge(rung, model))
+    shutil.rmtree(folder / f"{POST_TRAINED}-state", ignore_errors=True)
 
 
 def windows_of(original: nn.Module, made: presets.Preset) -> training_text.Windows:
@@ -177,11 +205,13 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--model", help="another model than the preset's")
     parser.add_argument("--folder", type=Path, help="where its steps and the student are kept")
     parser.add_argument("--control", action="store_true", help="also train the original on the same windows, and judge")
+    parser.add_argument("--post-training", action="store_true", help="also spend the same time without distillation")
     given = parser.parse_args(arguments)
     folder = given.folder or place(given.preset)
     try:
         made = presets.by_name(given.preset)
-        run(dataclasses.replace(made, model=given.model) if given.model else made, folder, control=given.control)
+        made = dataclasses.replace(made, model=given.model) if given.model else made
+        run(made, folder, control=given.control, post_trained=given.post_training)
     except (ValueError, OSError, MemoryError) as error:
         print(error, file=sys.stderr)
         return 2

@@ -54,6 +54,6 @@ def _whole(first: Evaluation, second: Evaluation, task: Task, metric: str, floor
 
     try:
         found = intervals.bootstrap(ratio, [row.group for row in first.rows])
-    except ZeroDivisionError:  # with all samples the first is exactly at the floor
+    except (ZeroDivisionError, ValueError):  # the first is exactly at the floor, with all samples or in most draws
         return None
     return found if np.percentile(denominators, 2.5) > 0 else None

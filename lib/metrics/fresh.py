@@ -50,11 +50,13 @@ def measure(
     vocabulary: int = 49152,
     seed: int = 0,
     timeout: float = 600,
+    tokens: list[int] | None = None,
 ) -> Fresh:
     """Times, peak memory and bytes read of every system over `rounds`, one process each.
 
     `ttft` and `tpot` are of `prompt` tokens and `new_tokens` greedy ones at batch 1, `prefill` of a prompt of `prefill`
-    tokens; a short run warms up first. Every process gets as many threads as this one would use.
+    tokens; a short run warms up first. tokens: the `prefill` tokens of a text, None for random ones.
+    Every process gets as many threads as this one would use.
     Raises ValueError for unknown kinds, RuntimeError with the end of its output for a system that fails.
     """
     for name, each in systems.items():
@@ -62,13 +64,14 @@ def measure(
             raise ValueError(
                 f"system {name!r} is of kind {each.kind!r}; {files.choices(each.kind, speed_process.KINDS)}"
             )
+    prefill = prefill if tokens is None else len(tokens)
     if min(prompt, prefill, rounds) < 1 or new_tokens < 2 or prompt > prefill:
         raise ValueError(
             f"prompt={prompt}, prefill={prefill}, new_tokens={new_tokens}, rounds={rounds}; all are 1 or more, "
             "new_tokens 2 or more, and prefill is no shorter than prompt."
         )
     draw = random.Random(seed)
-    tokens = [draw.randrange(vocabulary) for _ in range(prefill)]
+    tokens = [draw.randrange(vocabulary) for _ in range(prefill)] if tokens is None else tokens
     common = {"tokens": tokens, "prompt": prompt, "new_tokens": new_tokens}
     samples = {name: {metric: [] for metric in ("ttft", "tpot", "prefill", "decode")} for name in systems}
     peaks, read = {name: [] for name in systems}, {}

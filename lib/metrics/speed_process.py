@@ -35,6 +35,29 @@ def packed(job: dict):
     return run, weights.bytes_per_token
 
 
+def session(job: dict):
+    """A packed folder in the decoding loop, which needs torch; with `lookup` it drafts from the text so far."""
+    import torch  # the other systems are timed without torch
+
+    from lib import runtime  # needs our requirements
+    from lib.decoding import draft_controller, generate, lookup  # needs torch
+
+    running, given = runtime.Session(runtime.load(job["model"])), {}
+    if job.get("lookup"):
+        drafter = lookup.Lookup(max_ngram=3, draft_length=8)
+        costs = draft_controller.step_costs(running, drafter, lengths=(0, 1, 4, 8))
+        given = {"drafter": drafter, "controller": draft_controller.DraftController(costs)}
+
+    def run(tokens, new):
+        answer = generate.generate(running, torch.tensor(tokens), new_tokens=new, plain=True, **given)
+        first, *others = answer.steps
+        count = sum(step.produced for step in others)
+        further = sum(step.seconds for step in others) / count if count else first.seconds
+        return answer.prefill_seconds + first.seconds, further
+
+    return run, running.weights.bytes_per_token
+
+
 def llama_cpp(job: dict):
     """A gguf file through llama-cpp-python."""
     import llama_cpp as library  # only its own interpreter has it
@@ -63,7 +86,7 @@ def _gguf_bytes(path: Path, told: dict, context: int) -> int:
     return path.stat().st_size + 4 * layers * key_heads * (width // heads) * context
 
 
-KINDS = {"transformers": transformers, "packed": packed, "llama.cpp": llama_cpp}
+KINDS = {"transformers": transformers, "packed": packed, "session": session, "llama.cpp": llama_cpp}
 
 
 def _run(step, forget):
