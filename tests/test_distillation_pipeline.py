@@ -1,5 +1,6 @@
 """The pipeline of distillation on a tiny model: its ladder, its student, its windows, what it refuses."""
 
+import copy
 import dataclasses
 import json
 
@@ -7,9 +8,10 @@ import numpy as np
 import pytest
 import torch
 
-from lib.distillation import judging, pipeline, presets, training_text
+from lib.distillation import judging, pipeline, post_training, presets, training_text
 from lib.metrics import divergence
 from lib.quantized.linear import QuantLinear
+from lib.quantizers import gptq_signround
 from lib.sources import conversations, models, texts
 from lib.trainers import divergences
 from tests import tiny
@@ -91,6 +93,26 @@ def test_each_rung_is_measured_and_the_student_is_what_was_trained(small, tmp_pa
     assert control["rung"] == "control" and control["ratio"] < 1 and control["kl"] > 0
     with pytest.raises(ValueError, match=r"another job \(code_steps=0.0 there, 0.1 here\)"):
         pipeline.run(dataclasses.replace(small, code_steps=0.1), tmp_path / "run")
+
+
+def test_the_same_minutes_of_post_training_are_a_rung(small, tmp_path, monkeypatch):
+    """More windows and more steps of the same quantizer; its model is kept, so that it can be judged beside."""
+    made = dataclasses.replace(small, start="gptq_signround", rounding=2, windows=16)
+    monkeypatch.setattr(post_training, "plan", lambda *_: {"factor": 3.0, "calibration": 6, "rounding": 5})
+    rows = pipeline.run(made, tmp_path / "run", post_trained=True)
+    assert [row["rung"] for row in rows] == ["start", "distilled", "post-training"]
+    original, _ = models.load(made.model)
+    windows = pipeline.windows_of(original, made)
+    more = torch.cat([windows.calibration, windows.training[:4]])
+    expected = copy.deepcopy(original)
+    gptq_signround.quantize_(expected, more, bits=2, group_size=32, levels="half", steps=5, batch=2, seed=0)
+    kept, _ = models.load(str(tmp_path / "run" / pipeline.POST_TRAINED))
+    assert all(torch.equal(kept.get_submodule(name).codes, each.codes)
+               for name, each in expected.named_modules() if isinstance(each, QuantLinear))  # fmt: skip
+    assert not (tmp_path / "run" / "post_training-state").exists()
+    assert pipeline.run(made, tmp_path / "run", post_trained=True) == rows
+    with pytest.raises(ValueError, match="start='rtn' takes no longer"):
+        pipeline.run(small, tmp_path / "other", post_trained=True)
 
 
 def test_codes_move_where_the_preset_lets_them(small, tmp_path):

@@ -6,13 +6,13 @@ import json
 import numpy as np
 import pytest
 
-from lib.distillation import pipeline, post_training, variant_parts, variants
+from lib.distillation import post_training, presets, variant_parts, variants
 from lib.distillation.ladder import Ladder
 from lib.export import compressed_tensors, plain
 from lib.metrics import divergence, fresh, paired_tests, perplexity
 from lib.metrics.score import from_values
 from lib.metrics.speed import Measured
-from lib.peers import two_bits
+from lib.peers import environments, two_bits
 from lib.report import distillation_tables
 from lib.sources import models, texts
 from tests import packed, tiny
@@ -105,9 +105,8 @@ def test_the_tables_have_every_variant_beside_what_costs_nothing(plan, judged, t
     ladder = Ladder(run)
     ladder.kept |= {"rows": rows, "seconds": {"start": 60, "training": 120, "post-training": 179, "control": 90}}
     ladder.finish(moved=0)
-    monkeypatch.setattr("lib.peers.environments.installed", lambda *_: (_ for _ in ()).throw(AssertionError))
     monkeypatch.delenv("THIMBLE_PEERS", raising=False)
-    made = dataclasses.replace(distillation_tables.presets.by_name("quick"), model=plan.original, group_size=32)
+    made = dataclasses.replace(presets.by_name("quick"), model=plan.original, group_size=32)
     made = dataclasses.replace(made, length=24, windows=4, calibration=2, unseen=2)
     assert "THIMBLE_PEERS is not set" in two_bits.run(made, run)["skipped"]
     tables = distillation_tables.tables(made, run)
@@ -124,6 +123,30 @@ def test_the_tables_have_every_variant_beside_what_costs_nothing(plan, judged, t
     json.dumps(tables)
     document = distillation_tables.document("quick", run)
     assert document["tables"].keys() == tables.keys() and "packaged is of a collection" in document["protocol"]
+
+
+def test_a_rival_is_measured_on_the_same_windows_and_once(plan, tmp_path, monkeypatch):
+    """Its own environment is another test's; here a folder comes from it."""
+    monkeypatch.setenv("THIMBLE_HOME", str(tmp_path))
+    asked = []
+
+    def quantize(name, model_folder, tokens, *, bits, group_size, folder, **options):
+        asked.append((name, tuple(tokens.shape), bits, group_size, options))
+        model, tokenizer = models.load(str(model_folder))
+        model.model.layers[0].mlp.up_proj.weight.data *= 0.5
+        plain.save(model, tokenizer, folder)
+        return environments.Result(name, "1.0", bits, group_size, folder, 60.0, 2, 3_000_000, "float32", options)
+
+    monkeypatch.setattr(environments, "quantize", quantize)
+    made = dataclasses.replace(presets.by_name("quick"), model=plan.original, group_size=32, length=24, windows=4)
+    found = two_bits.run(made, tmp_path / "run", iterations=5)
+    assert asked == [("auto-round", (2, 24), 2, 32, {"extension": True, "iterations": 5})]
+    assert found["rows"][0]["kl"] > 0 and found["rows"][0]["n"] == 4 and found["rows"][0]["rung"] == "auto-round"
+    assert two_bits.run(made, tmp_path / "run", iterations=5) == found and len(asked) == 1
+    with pytest.raises(ValueError, match="iterations=5 there, 6 here"):
+        two_bits.run(made, tmp_path / "run", iterations=6)
+    shown = distillation_tables.tables(made, tmp_path / "run")["rivals"]["rows"][0]
+    assert shown[0] == "auto-round 1.0, packaged" and shown[-3:] == ["1.0", "3.0", ""]
 
 
 def test_what_cannot_be_judged_is_refused_before_the_work(plan, tmp_path, monkeypatch, capsys):
@@ -153,10 +176,10 @@ def test_what_cannot_be_judged_is_refused_before_the_work(plan, tmp_path, monkey
 
 
 def test_post_training_gets_the_time_of_the_whole_pipeline():
-    made = pipeline.presets.by_name("cpu")
+    made = dataclasses.replace(presets.by_name("cpu"), calibration=96, rounding=120, windows=1024)
     found = post_training.plan(made, {"start": 600.0, "training": 2400.0})
     assert found == {"factor": 5.0, "calibration": 480, "rounding": 600}
     assert post_training.plan(made, {"start": 60.0, "training": 2400.0})["calibration"] == 96 + 1024
     with pytest.raises(ValueError, match="start='rtn' takes no longer"):
-        post_training.check(pipeline.presets.by_name("quick"))
+        post_training.check(presets.by_name("quick"))
     assert np.isfinite(found["factor"])

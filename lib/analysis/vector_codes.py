@@ -16,7 +16,7 @@ from torch import Tensor
 
 from lib.quantized.grid import fitted
 
-SAMPLE = 1 << 15  # groups of weights that the codebooks are learned from, at most
+SAMPLE = 1 << 13  # groups of weights that the codebooks are learned from, at most
 RATIOS = (0.85, 1.0, 1.15)  # of the scale that fits best: tried for every group
 AT_ONCE = 1 << 24  # distances that are computed at once
 

@@ -28,6 +28,7 @@ from torch import nn
 from lib import files, jobs
 from lib.distillation import (
     block_wise,
+    checks,
     post_training,
     presets,
     quantization_aware,
@@ -64,14 +65,16 @@ def run(
     control: also train a copy of the original, with all its bits, to predict the same windows, and judge it: what it
     gains on a text is adaptation to that kind of text, not repair. post_trained: also spend the processor time of the
     whole pipeline on the start alone, see `post_training`, and judge that.
-    Raises ValueError, before the work, for a folder of another preset, model or text, for texts with too few windows,
-    and for a start that no time makes better; FileNotFoundError for texts that are not there; what the steps raise.
+    Raises, before the work, ValueError for bits without a grid, for a folder of another preset, model or text, for
+    texts with too few windows, and for a start that no time makes better; MemoryError for what does not fit;
+    FileNotFoundError for texts that are not there; and what the steps raise.
     """
     made = presets.by_name(preset) if isinstance(preset, str) else preset
     folder = Path(folder)
     if post_trained:
         post_training.check(made)
     original, _ = models.load(made.model)
+    checks.before(original, made)
     windows = windows_of(original, made)
     _same(folder, made, original, windows)
     ladder, arms = Ladder(folder), {post_training.RUNG: post_trained, CONTROL: control}

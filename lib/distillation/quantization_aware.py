@@ -30,6 +30,7 @@ from lib.models.reference import digest
 from lib.quantizers import activations, e2e_qp
 from lib.quantizers.learnable_scale import LearnableScaleLinear
 from lib.trainers import loop, training_data
+from lib.trainers.divergence import Diverged
 from lib.trainers.history import History
 
 CHECKPOINTS = 60  # seconds between two of them
@@ -84,9 +85,10 @@ def train_(
     their codes. linear: how codes move, one of `LINEARS`. norms: whether the weights of norms are trained too.
     held_out: (reference of the original, token ids [windows, length]) of text that is not trained on; measured every
     `every` steps, and the best state is the one that stays; `patience` measurements without a better one end the
-    training. Raises ValueError for a student without quantized
-    layers, for codes that cannot move, for numbers out of range, and where the loss is not finite, with the layers as
-    they were; MemoryError, before the work, for more codes that move than fit into memory.
+    training.
+    Raises ValueError for a student without quantized layers, for codes that cannot move, for numbers out of range, and
+    where the loss is not finite: the layers then have the best state on unseen text so far, and are as they were where
+    none is measured; MemoryError, before the work, for more codes that move than fit into memory.
     """
     layers = e2e_qp.quantized_layers(student)
     rate = e2e_qp.rate_of(list(layers.values())) if learning_rate is None else learning_rate
@@ -102,7 +104,10 @@ def train_(
         watch = held_out and _watch(student, parts, held_out, folder, every=every, patience=patience)
         options = {"optimizer": torch.optim.Adam, "folder": folder, "every": CHECKPOINTS, "collate": collate}
         options |= {"stop": watch and watch.stop, "on_step": lambda *step: _tell((watch, on_step), step)}
-        history = loop.train_(student, source, _Named(loss, told), **settings, **options)
+        try:
+            history = loop.train_(student, source, _Named(loss, told), **settings, **options)
+        except Diverged as error:
+            raise Diverged(f"{error}{_saved_(watch, folder)}") from None
         _settle_(parts, watch, len(history.losses))
     return Distilled(history, *((watch.divergences, watch.best) if watch else ({}, None)), _moved(layers, before))
 
@@ -118,6 +123,15 @@ def _settle_(parts: dict, watch: HeldOut | None, last: int) -> None:
         part.settle_()
     if watch:
         watch.settle_(last)
+
+
+def _saved_(watch: HeldOut | None, folder: Path | str | None) -> str:
+    """Store the best state so far in the layers, after a loss that was not finite; what is said of it."""
+    if not watch:
+        return ""
+    watch.settle_(max(watch.divergences))
+    where = f", which {Path(folder).name}/held_out keeps" if folder else ""
+    return f" In their place the student has its best state on unseen text, that of step {watch.best}{where}."
 
 
 def _watch(student, parts: dict, held_out: tuple, folder: Path | str | None, **options) -> HeldOut:

@@ -7,7 +7,7 @@ import gc
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from lib import runtime, tokenization
+from lib import checkpoints, runtime, tokenization
 from lib.decoding import draft_controller, lookup, sessions
 from lib.distillation.judging import Judge
 from lib.evaluation import comparison, estimate, run
@@ -54,15 +54,16 @@ class Models:
 
     def check(self) -> None:
         """Raise ValueError where a model splits text into other tokens than the original: nothing could be paired."""
-        engine = self.running(ORIGINAL)
-        wanted = tokenization.identity(engine.tokenizer)
-        for name in [*self.folders][1:]:
-            found = tokenization.identity(models.load(self.folders[name])[1])
-            gc.collect()
-            if found != wanted:
+        found = {
+            name: tokenization.identity(checkpoints.tokenizer(models.find(each)[0]))
+            for name, each in self.folders.items()
+        }
+        for name, each in found.items():
+            if each != found[ORIGINAL]:
                 raise ValueError(
-                    f"the tokenizer of {self.folders[name]} is {found[:12]}, that of {self.folders[ORIGINAL]} is "
-                    f"{wanted[:12]}; models of the same tokens can be compared in pairs; give the original of both."
+                    f"the tokenizer of {self.folders[name]} is {each[:12]}, that of {self.folders[ORIGINAL]} is "
+                    f"{found[ORIGINAL][:12]}; models of the same tokens can be compared in pairs; give the original of "
+                    "both."
                 )
 
 

@@ -1,6 +1,6 @@
 """SIGKILL while the pipeline distils, at counted file operations: the same bytes in the end.
 
-THIMBLE_KILLS says how many kills; three where it is not set.
+Three kills; twenty among the long tests.
 """
 
 import dataclasses
@@ -17,10 +17,9 @@ from lib.distillation import pipeline, quantization_aware
 from lib.trainers import checkpoints
 from tests.test_distillation_pipeline import folder, home, small  # noqa: F401
 
-KILLS = int(os.environ.get("THIMBLE_KILLS", 3))
 MOST = 60  # file operations until a kill, at most
 TOUCHES = {"open", "os.rename", "os.remove", "os.mkdir", "os.rmdir", "shutil.rmtree"}
-pytestmark = [pytest.mark.usefixtures("one_thread"), pytest.mark.long]
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 def killed(preset, where, left) -> bool:
@@ -43,14 +42,15 @@ def killed(preset, where, left) -> bool:
         os._exit(0)
 
 
-def test_killed_anywhere_it_ends_in_the_same_bytes(small, tmp_path, monkeypatch):  # noqa: F811
+@pytest.mark.parametrize("most", [3, pytest.param(20, marks=pytest.mark.long)])
+def test_killed_anywhere_it_ends_in_the_same_bytes(most, small, tmp_path, monkeypatch):  # noqa: F811
     monkeypatch.setattr(quantization_aware, "CHECKPOINTS", 0)  # after every step
     made = dataclasses.replace(small, start="gptq", code_steps=0.2, windows=32, every=2)
     rows = pipeline.run(made, tmp_path / "undisturbed")
     chance, kills = random.Random(0), 0
-    while kills < KILLS:
+    while kills < most:
         where = tmp_path / f"killed after {kills}"
-        while kills < KILLS and killed(made, where, chance.randint(1, MOST)):
+        while kills < most and killed(made, where, chance.randint(1, MOST)):
             kills += 1
         torch.manual_seed(kills)  # the global seed is not what decides
         assert pipeline.run(made, where) == rows
