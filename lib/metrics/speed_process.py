@@ -39,7 +39,7 @@ def session(job: dict):
     """A packed folder in the decoding loop, which needs torch; with `lookup` it drafts from the text so far."""
     import torch  # the other systems are timed without torch
 
-    from lib import runtime  # needs our requirements
+    from lib import runtime  # llama.cpp's interpreter has no torch and none of our packages
     from lib.decoding import draft_controller, generate, lookup  # needs torch
 
     running, given = runtime.Session(runtime.load(job["model"])), {}
