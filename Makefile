@@ -49,13 +49,16 @@ coverage: $(READY)  ## unit tests once more, counting which lines they run: half
 serve: $(READY)  ## serve a model at http://127.0.0.1:8000, as in make serve MODEL=gemma-3-270m PORT=8000
 	$(BIN)/python -m lib.serving $(MODEL) $(if $(PORT),--port $(PORT))
 
-# each in an environment of its own, since their pins conflict with ours
+# each in an environment of its own, since their pins conflict with ours; Prometheus from Debian's package
 CLIENTS := openai==3.51.0 text-generation==0.7.0 langchain-huggingface==1.2.3 schemathesis==4.32.5
 clients: $(READY)  ## install, into THIMBLE_PEERS, the clients that tests try the server with where they find them
 	@test -n "$$THIMBLE_PEERS" || { echo "set THIMBLE_PEERS to a folder for their environments"; exit 1; }
 	for each in $(CLIENTS); do folder="$$THIMBLE_PEERS/$${each%%==*}"; \
 	test -x "$$folder/bin/python" || $(PYTHON) -m venv "$$folder" || exit 1; \
 	"$$folder/bin/python" -m pip install --quiet --disable-pip-version-check "$$each" || exit 1; done
+	command -v prometheus >/dev/null || ! command -v apt-get >/dev/null || { mkdir -p "$$THIMBLE_PEERS/prometheus" && \
+	cd "$$THIMBLE_PEERS/prometheus" && { test -x usr/bin/prometheus || { apt-get -qq download prometheus && \
+	dpkg -x prometheus_*.deb . && rm prometheus_*.deb; }; }; }
 
 lab: $(READY)  ## open JupyterLab on the first notebook
 	$(BIN)/jupyter lab notebooks/00_start_here.ipynb

@@ -4,6 +4,7 @@ import dataclasses
 import functools
 
 import numpy as np
+import psutil
 import pytest
 import torch
 
@@ -178,6 +179,15 @@ def test_memory_is_what_is_said(bits, share):
     limits = dataclasses.replace(served.LIMITS, cache_bytes=100 * cache_codes.bytes_a_position(a))
     served_model = dataclasses.replace(served.artifact(limits=limits), cache_bits=bits)
     assert served_model.limit == min(int(100 / share), 512) and served_model.loop.backend.batch.cache.bits == bits
+
+
+def test_a_short_sequence_in_many_long_slots_takes_little_memory():
+    """Pages of 2 MiB would be taken for each head of each layer, nearly all of them empty."""
+    process, cache = psutil.Process(), engine.Cache(weights(), 64, 16384)
+    before = process.memory_info().rss
+    for part in cache.parts:
+        part[:, 3, :, :64] = 1
+    assert cache.nbytes > 200 << 20 and process.memory_info().rss - before < 4 << 20
 
 
 def test_fewer_bits_are_nearer_to_nothing():

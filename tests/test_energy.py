@@ -1,5 +1,7 @@
 """Energy: recorded texts of every sensor, counters that wrap and contain one another, and machines without any."""
 
+import threading
+
 import pytest
 
 from lib import timing
@@ -170,3 +172,21 @@ def test_this_machine_tells_numbers_or_nothing():
         sum(range(1000))
     assert all(value is None or value >= 0 for value in used.joules.values()) and (used.joules or used.why)
     assert set(used.why) <= set(used.joules)
+
+
+def test_samples_and_busy_cores_are_kept(tmp_path, monkeypatch):
+    """Of a process whose processor time runs twice as fast as the clock, which goes on by one each time it is read."""
+    told = [0.0]
+
+    def clock():
+        told[0] += 1
+        return told[0]
+
+    monkeypatch.setattr(timing, "clock", clock)
+    monkeypatch.setattr(timing, "worked", lambda: 2 * told[0])
+    with energy.metered([lambda: {"a": 3.0, "b": "no reading"}], counters=Counters(tmp_path), period=0.001) as used:
+        threading.Event().wait(0.02)
+    assert set(used.samples) == {"a"} and {watts for _, watts in used.samples["a"]} == {3.0}
+    times = [at for at, _ in used.samples["a"]]
+    assert times == sorted(times) and times[0] > 0 and times[-1] <= used.seconds
+    assert {cores for _, cores in used.busy} == {2.0} and used.core_seconds == 2 * used.busy[-1][0]

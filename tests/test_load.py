@@ -85,6 +85,8 @@ def test_known_delays_are_read_to_the_digit(ask):
     row = found.table()
     assert row["ttft p99 ms"] == pytest.approx(50) and row["failed"] == 0 and row["load"] == "Poisson, 3 a second"
     assert found.tokens_per_second == pytest.approx(40 * 8 / found.seconds)
+    assert found.mfu(2e6, 1e9) == pytest.approx(40 * (8 + 3) * 2e6 / found.seconds / 1e9) and found.mfu(1, None) is None
+    assert found.mbu(1e6, 8, 1e9) == pytest.approx(8e6 / found.seconds / 1e9) and found.mbu(1, 1, None) is None
 
 
 def test_clients_wait_for_their_answers(ask):

@@ -10,7 +10,7 @@ turns (A B C A B C) from the same context, so that a slower phase of the machine
 import argparse
 import json
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from itertools import pairwise
 
 import numpy as np
@@ -21,6 +21,7 @@ from lib.metrics.score import Score, bootstrap, from_values
 from lib.models import blocks
 from lib.quantizers import rtn
 from lib.runtime import cache_codes
+from lib.runtime.engine import weights_of
 from lib.runtime.weights import Weights
 from lib.sources import models, packaged, texts
 
@@ -36,15 +37,20 @@ def divergence(
     tokens: one text, read once by a session of each kind. every: at which positions the logits are compared.
     Raises ValueError for other bits, and for a text that is longer than the context.
     """
-    sessions = {each: runtime.Session(weights, capacity=len(tokens), cache_bits=each) for each in (16, *bits)}
-    found: dict[int, list] = {each: [] for each in bits}
+    parts = list(pieces(weights, tokens, bits, every=every, piece=piece))
+    return {each: np.concatenate([part[each] for part in parts]) for each in bits}
+
+
+def pieces(
+    weights: Weights, tokens: Sequence[int], bits: Sequence[int], *, every: int, piece: int = PIECE
+) -> Iterator[dict[int, np.ndarray]]:
+    """`divergence` of one piece of the text after the other."""
+    sessions = {each: runtime.Session(weights, capacity=len(tokens), cache_bits=each) for each in {16, *bits}}
     for first in range(0, len(tokens), piece):
         some = tokens[first : first + piece]
         kept = [place for place in range(len(some)) if (first + place) % every == every - 1]
         read = {each: session.extend(some)[kept].double().log_softmax(-1) for each, session in sessions.items()}
-        for each in bits:
-            found[each].append((read[16].exp() * (read[16] - read[each])).sum(-1).clamp(min=0).numpy())
-    return {each: np.concatenate(parts) for each, parts in found.items()}
+        yield {each: (read[16].exp() * (read[16] - read[each])).sum(-1).clamp(min=0).numpy() for each in bits}
 
 
 def by_context(nats: np.ndarray, every: int, edges: Sequence[int]) -> list[tuple[int, int, Score]]:
@@ -104,13 +110,29 @@ def table(weights: Weights, tokens: Sequence[int], bits: Sequence[int] = cache_c
     return rows
 
 
+def told(weights: Weights, tokens: Sequence[int], bits: Sequence[int], every: int) -> Iterator[dict]:
+    """A line for each stretch of the context as soon as it was read, and for the whole of it."""
+    seen: dict[int, list] = {each: [] for each in bits}
+    ends = [*range(STRETCH, len(tokens), STRETCH), len(tokens)]
+    for place, part in enumerate(pieces(weights, tokens, bits, every=every)):
+        read = min((place + 1) * PIECE, len(tokens))
+        for each in bits:
+            seen[each].append(part[each])
+        while ends and read >= ends[0]:
+            end = ends.pop(0)
+            spans = [((end - 1) // STRETCH * STRETCH, end)] + [(0, end)] * (end == len(tokens))
+            for each, (low, high) in ((each, span) for span in spans for each in bits):
+                for _, _, score in by_context(np.concatenate(seen[each]), every, [low, high]):
+                    yield {"bits": each, "from": low, "to": high, "nats": score.value, "stderr": score.stderr}
+
+
 def prepared(given: argparse.Namespace) -> tuple[Weights, list[int]]:
     """The packed weights and the text's tokens [positions] that the command was asked for."""
     model, _ = models.load(given.model)
     if given.weight_bits and not any(blocks.is_quantized(layer) for layer in blocks.linears(model).values()):
         rtn.quantize_(model, bits=given.weight_bits, group_size=given.group_size)
     tokens = texts.tokens(texts.load(given.text), model, count=1, length=given.positions)[0].tolist()
-    return runtime.engine.weights_of(runtime.pack_(model)), tokens
+    return weights_of(runtime.pack_(model)), tokens
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -131,13 +153,9 @@ def main(arguments: list[str] | None = None) -> int:
         if given.rounds:
             for row in table(weights, tokens, given.bits, new_tokens=given.new_tokens, rounds=given.rounds):
                 print(json.dumps(row), flush=True)
-        less, edges = [each for each in given.bits if each != 16], [*range(0, len(tokens), STRETCH), len(tokens)]
-        found = divergence(weights, tokens, less, every=given.every) if given.every and less else {}
-        for each, nats in found.items():
-            parts = by_context(nats, given.every, edges) + by_context(nats, given.every, [0, len(tokens)])
-            for low, high, score in parts:
-                said = {"bits": each, "from": low, "to": high, "nats": score.value, "stderr": score.stderr}
-                print(json.dumps(said), flush=True)
+        less = [each for each in given.bits if each != 16]
+        for line in told(weights, tokens, less, given.every) if given.every and less else ():
+            print(json.dumps(line), flush=True)
     except (ValueError, FileNotFoundError) as error:
         print(f"cache_cost: {error}", file=sys.stderr)
         return 2

@@ -26,7 +26,8 @@ class Used:
 
     joules: by a counter where there is one, else by samples of power. power: joules by samples of power, to compare.
     idle: joules that the machine takes in as many seconds without work, where `idle_watts` were given; subtract them
-    (`above_idle`). why: for what was not read, the reason.
+    (`above_idle`). why: for what was not read, the reason. samples: (seconds since the beginning, watts) of each device
+    whose power was read. busy: (seconds, cores that this process kept busy since the sample before), on every machine.
     """
 
     seconds: float = 0.0
@@ -34,6 +35,13 @@ class Used:
     power: dict[str, float | None] = field(default_factory=dict)
     idle: dict[str, float] = field(default_factory=dict)
     why: dict[str, str] = field(default_factory=dict)
+    samples: dict[str, list[tuple[float, float]]] = field(default_factory=dict)
+    busy: list[tuple[float, float]] = field(default_factory=list)
+
+    @property
+    def core_seconds(self) -> float:
+        """Seconds of processor time of this process, all threads: what an estimate is made of."""
+        return sum((later - sooner) * cores for (sooner, _), (later, cores) in pairwise([(0.0, 0.0), *self.busy]))
 
     @property
     def total(self) -> float | None:
@@ -70,13 +78,15 @@ def metered(
     counters = rapl.Counters() if counters is None else counters
     sampler = _Sampler(power_sensors.found() if sensors is None else sensors, counters, period)
     used, begun = Used(), timing.now()
-    sampler.start()
+    sampler.start(begun)
     try:
         yield used
     finally:
         sampler.stop()
         used.seconds = timing.now() - begun
         used.power = sampler.joules()
+        used.samples = {name: [(at - begun, watts) for at, watts in some] for name, some in sampler.samples.items()}
+        used.busy = [(at - begun, cores) for at, cores in sampler.busy]
         used.joules = used.power | counters.joules()
         used.why = counters.why | sampler.why
         for name in used.why:
@@ -119,11 +129,13 @@ class _Sampler:
     def __init__(self, sensors: list[Callable[[], dict]], counters: rapl.Counters, period: float):
         self.sensors, self.counters, self.period = sensors, counters, period
         self.samples: dict[str, list[tuple[float, float]]] = {}
+        self.busy: list[tuple[float, float]] = []  # (when, cores that were busy since the last time)
         self.why: dict[str, str] = {}
         self._over = threading.Event()
         self._thread = threading.Thread(target=self._run, name="energy", daemon=True)
 
-    def start(self) -> None:
+    def start(self, begun: float) -> None:
+        self._last = begun, timing.worked()
         self.counters.begin()
         self._sample()
         self._thread.start()
@@ -144,10 +156,14 @@ class _Sampler:
             self.counters.read()
 
     def _sample(self) -> None:
-        for sensor in self.sensors:
-            now, found = timing.clock(), sensor()
+        (before, worked), (now, then) = self._last, (timing.clock(), timing.worked())
+        if now > before:
+            self.busy.append((now, (then - worked) / (now - before)))
+            self._last = now, then
+        for place, sensor in enumerate(self.sensors):
+            at, found = timing.clock() if place else now, sensor()
             for name, watts in found.items():
                 if isinstance(watts, str):
                     self.why[name] = watts
                 elif watts is not None:
-                    self.samples.setdefault(name, []).append((now, watts))
+                    self.samples.setdefault(name, []).append((at, watts))

@@ -119,6 +119,15 @@ class Measured:
         kept = [call for call in self.good if call.ttft <= ttft and (call.tpot or 0.0) <= tpot]
         return len(kept) / self.seconds
 
+    def mfu(self, flops_per_token: float, peak: float | None) -> float | None:
+        """FLOP of all tokens that were read and written, over those of a machine whose peak is `peak` FLOP/s."""
+        tokens = sum(call.prompt_tokens + call.tokens for call in self.good)
+        return None if peak is None else tokens * flops_per_token / self.seconds / peak
+
+    def mbu(self, bytes_a_step: float, steps: int, bandwidth: float | None) -> float | None:
+        """Bytes that `steps` passes over the weights read, over those that memory gives at `bandwidth` bytes/s."""
+        return None if bandwidth is None else steps * bytes_a_step / self.seconds / bandwidth
+
     def table(self) -> dict[str, float | int | str]:
         """One row: throughput, percentiles in milliseconds, and how many failed."""
         row: dict[str, float | int | str] = {"load": self.schedule.name, "requests": len(self.calls)}

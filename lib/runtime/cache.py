@@ -4,7 +4,7 @@ import numpy as np
 
 from lib.runtime import cpu
 from lib.runtime.cache_codes import GROUP, check_bits, codes, floats, folded, turned, unfolded, widths
-from lib.runtime.released import release
+from lib.runtime.released import by_small_pages, release
 from lib.runtime.weights import Weights
 
 _LINE = 64  # bytes that a processor reads at once
@@ -23,6 +23,8 @@ class Cache:
         heads, (key, value, grid) = (len(weights.layers), slots, weights.key_heads), widths(weights.size, bits)
         self.keys, self.values = (_zeros((*heads, self.capacity * width), np.uint8) for width in (key, value))
         self.key_grids, self.value_grids = (_zeros((*heads, self.capacity * grid // 2), np.uint16) for _ in range(2))
+        for part in self.parts if slots > 1 else ():  # slots lie far apart, and most positions stay empty
+            by_small_pages(part)
         positions = np.arange(self.capacity, dtype=np.float32)[:, None]
         angles = [(positions * each.frequencies, np.float32(each.scale)) for each in weights.rotations]
         self.cosine, self.sine = (np.stack([of(each) * scale for each, scale in angles]) for of in (np.cos, np.sin))
