@@ -17,6 +17,7 @@ from lib.report import (
     peers,
     pruning,
     recipe,
+    serving,
 )
 
 TITLES = {
@@ -112,4 +113,9 @@ FIGURES = {
     ),
     "where_time_goes": Figure("40", packed.where_time_goes, "Where the time of a token goes, original against packed."),
     "decoding": Figure("40", decoding.by_kind, "Lossless decoding by kind of task, the same tokens with and without."),
+    "serving_throughput": Figure("40", serving.throughput, "What a server gives all its clients together."),
+    "serving_latency": Figure("40", serving.latencies, "How long clients wait under a load, and how unequally."),
+    "serving_energy": Figure(
+        "40", serving.energy, "Energy of a token by bits, or an estimate that says that it is one."
+    ),
 }
