@@ -4,10 +4,10 @@ A group has a scale, and takes the one of a few codebooks that fits it best: wit
 bits of a zero point, so that pairs of weights with 16 entries have the bytes of half-integer zero points at 2 bits, but
 for the books themselves, which are charged. What they are worth is measured here; no method stores them.
 
-Squared error as a share of the power, rounding to nearest at 2 bits, groups of 64, searched ranges. A Gaussian (256 rows
-of 576): half-integer zero points 0.108, one book of pairs 0.105, four 0.092, one book of fours 0.089. Packaged model,
-first four blocks, 192 rows of each of the 16 matrices that share inputs, ratio to half-integer zero points (weights;
-outputs on 8 windows of WikiText-2's training text; ± over matrices):
+Squared error as a share of the power, rounding to nearest at 2 bits, groups of 64, searched ranges. A Gaussian (256
+rows of 576): half-integer zero points 0.108, one book of pairs 0.105, four 0.092, one book of fours 0.089. Packaged
+model, first four blocks, 192 rows of each of the 16 matrices that share inputs, ratio to half-integer zero points
+(weights; outputs on 8 windows of WikiText-2's training text; ± over matrices):
 
     whole zero points                                          2.281 bits   1.145 ± 0.008   1.06 ± 0.04
     pairs, four books                                          2.284 bits   0.831 ± 0.011   0.77 ± 0.04
