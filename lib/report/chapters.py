@@ -21,7 +21,7 @@ from lib.report import (
 )
 
 TITLES = {
-    "0": "Start",
+    "0": "Start, text, tokenizers",
     "1": "Training",
     "2": "Quantization",
     "3": "Pruning, healing, distillation",
