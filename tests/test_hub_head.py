@@ -3,6 +3,7 @@
 import json
 
 import pytest
+import zstandard
 
 from lib import files
 from lib.sources import hub, texts
@@ -49,6 +50,18 @@ def test_splits_that_are_not_there_are_taken_out_of_train(hub_of):
     parts = {split: texts.load("owner/books", split).documents for split in ("valid", "test", "train")}
     assert [[*map(int, part)] for part in parts.values()][:2] == [[0, 20, 40], [1, 21, 41]]
     assert sorted(int(each) for part in parts.values() for each in part) == list(range(45))
+
+
+def test_compressed_shards_in_folders_are_read_as_slimpajama_has_them(hub_of, tmp_path):
+    for number, shard in enumerate(("train/chunk1", "train/chunk2", "validation/chunk1", "test/chunk1")):
+        folder = tmp_path / "owner" / "books" / shard
+        folder.mkdir(parents=True)
+        rows = [{"text": f"{shard} {each} é", "meta": {"redpajama_set_name": "RedPajamaC4"}} for each in range(3)]
+        lines = "".join(json.dumps(row) + "\n" for row in rows).encode()
+        (folder / f"example_{number}.jsonl.zst").write_bytes(zstandard.compress(lines))
+    read = {split: texts.load("owner/books", split).documents for split in ("train", "valid", "test")}
+    assert read["train"] == [f"train/{chunk} {each} é" for chunk in ("chunk1", "chunk2") for each in range(3)]
+    assert [len(read[split]) for split in ("valid", "test")] == [3, 3] and read["test"][2] == "test/chunk1 2 é"
 
 
 def test_a_model_is_trained_on_it(hub_of):
