@@ -57,7 +57,7 @@ PRESETS = {
     # compilation took 106 s, of which the training process itself computed 13 s, a second one in the same process 2 s)
     "cpu": Preset(
         "novels_en", 4096, {"hidden_size": 192, "intermediate_size": 512, "max_position_embeddings": 512, **_SMALL},
-        256, 8, 8, 499_712, (2e-3, 4e-3, 8e-3), _ARMS, (5, 6, 7, 8), (0, 1, 2, 3, 4), unseen=96, every=124_928,
+        256, 8, 8, 499_712, (1e-3, 2e-3, 4e-3, 8e-3), _ARMS, (5, 6, 7, 8), (0, 1, 2, 3, 4), unseen=96, every=124_928,
         recipe=Recipe(bfloat16=True),
     ),
     # 100 M weights and 2.5 B tokens, as the study that asked the question
