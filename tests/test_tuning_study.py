@@ -104,6 +104,12 @@ def test_the_tables_say_what_the_records_say(small, done, monkeypatch):
     plain = next(each["bits_per_byte"] for each in records if each["arm"] == "compressed")
     name = "scales against compressed, 4 bits: bits per byte"
     assert pairs["gain"][name] == pytest.approx(plain - sum(scales) / 3, abs=1e-3) and len(pairs) == 14
+    tasks = found.numbers("tasks")[0]
+    right = [sum(each["tasks"]["packaged_facts"]) for arm in ("scales", "compressed") for each in records
+             if each["arm"] == arm]  # fmt: skip
+    gain = 100 * (sum(right[:3]) / 3 - right[3]) / 6
+    assert tasks["gain, points"]["scales against compressed, 4 bits: packaged_facts"] == pytest.approx(gain, abs=0.06)
+    assert len(tasks) == 7 and found.numbers("models")[0]["packaged_facts, %"].notna().all()
     assert list(found.table("rates").index) == ["lora, 16 bits", "scales, 4 bits", "qlora, 4 bits"]
     with pytest.raises(ValueError, match="holds no arm with all seeds"):
         tuning_tables.tables(small, folder / "models")

@@ -14,14 +14,13 @@ import shutil
 from dataclasses import dataclass
 from pathlib import Path
 
-import torch
 from torch import Tensor, nn
 
 from lib import tasks, timing
 from lib.evaluation import run as evaluation
 from lib.evaluation.local import Local
 from lib.export import compressed_tensors, size
-from lib.finetuning import adapter_folder, merging, ways
+from lib.finetuning import adapter_folder, merging, packing, ways
 from lib.finetuning.presets import Preset
 from lib.quantized import low_rank_linear
 from lib.quantizers import gptq
@@ -91,9 +90,7 @@ class Material:
     @functools.cached_property
     def calibration(self) -> Tensor:
         """Token ids [count, length] of training conversations one behind the other."""
-        ids = torch.cat([row["input_ids"] for row in self.train])
-        whole = ids[: self.preset.calibration * self.preset.length]
-        return whole[: len(whole) // self.preset.length * self.preset.length].view(-1, self.preset.length)
+        return packing.windows(self.train, self.preset.calibration, self.preset.length)
 
 
 def quantized_(model: nn.Module, material: Material, bits: int) -> nn.Module:

@@ -56,6 +56,19 @@ def packed(given: AnswerRows, model: nn.Module, *, length: int) -> PackedAnswers
     return PackedAnswers(rows, tuple(tuple(given.where[place] for place in group) for group in groups), filler)
 
 
+def windows(given: Sequence[dict], count: int, length: int) -> torch.Tensor:
+    """Token ids [count, length], or fewer rows, of conversations one behind the other: calibration like the training.
+
+    Raises ValueError for fewer than `length` tokens in all.
+    """
+    whole = torch.cat([row["input_ids"] for row in given])[: count * length]
+    if len(whole) < length:
+        raise ValueError(
+            f"{len(whole)} tokens for windows of {length}; as many are needed; give more, or shorter ones."
+        )
+    return whole[: len(whole) // length * length].view(-1, length)
+
+
 def fitted(sizes: Sequence[int], room: int) -> list[list[int]]:
     """Places of `sizes` in groups of at most `room` in all: the largest first, each where the least room is left.
 

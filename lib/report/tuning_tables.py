@@ -4,14 +4,17 @@ python -m lib.report.tuning_tables evening     # writes data/published/tuning.js
 """
 
 import json
+import statistics
 import sys
 from collections.abc import Iterable
 from pathlib import Path
 
+import numpy as np
+
 from lib import published
 from lib.analysis.architecture_pairs import compared
 from lib.finetuning import orders, presets, study
-from lib.metrics import seeds
+from lib.metrics import seeds, verdicts
 from lib.report import publishing
 from lib.report.tables import fmt
 
@@ -39,6 +42,14 @@ class Records:
             return dict.fromkeys(self.preset.seeds, ours[0])
         return ours
 
+    def tasks(self) -> list[str]:
+        """The tasks whose questions every model answered."""
+        return sorted(set.intersection(*(set(each.get("tasks", {})) for each in self.found))) if self.found else []
+
+    def right(self, arm: str, bits: int, task: str) -> np.ndarray:
+        """Of each question the share of seeds that answer it right [questions]."""
+        return np.mean([each["tasks"][task] for each in self._of(arm, bits)], 0)
+
     def _of(self, arm: str, bits: int) -> list[dict]:
         return [each for each in self.found if (each["arm"], each["bits"]) == (arm, bits)]
 
@@ -56,7 +67,8 @@ def tables(preset: presets.Preset, folder: Path | str) -> dict[str, dict]:
     found = Records(preset, study.records(folder))
     if not found.models():
         raise ValueError(f"{folder} holds no arm with all seeds; go on with the study.")
-    made = {"models": _models(found), "pairs": _pairs(found), "rates": _rates(preset, Path(folder))}
+    made = {"models": _models(found), "pairs": _pairs(found), "tasks": _tasks(found)}
+    made["rates"] = _rates(preset, Path(folder))
     return {name: table for name, table in made.items() if table["rows"]}
 
 
@@ -71,9 +83,10 @@ def _models(found: Records) -> dict:
             value, error = (values[next(iter(values))], None) if alone else (spread.value, spread.stderr)
             row.append(f"{value:.4f}" if error is None else fmt(value, error))
         one = found._of(arm, bits)[0]
+        row += [f"{100 * statistics.fmean(found.right(arm, bits, task)):.1f}" for task in found.tasks()]
         row += [f"{one['bytes'] / 1e6:.1f}", str(one.get("steps", 0)), f"{one['making_seconds']:.0f}"]
         rows.append(row)
-    columns = ["", *MEASURES, "MB", "steps", "merging and compressing, s"]
+    columns = ["", *MEASURES, *(f"{task}, %" for task in found.tasks()), "MB", "steps", "merging and compressing, s"]
     return {
         "title": "Every arm: loss on unseen answers, divergence on plain text, size",
         "columns": columns,
@@ -106,6 +119,26 @@ def _pairs(found: Records) -> dict:
         rows.append([name, str(gain.n), fmt(gain.value, gain.stderr), *span, str(each)])
     columns = ["", "seeds", "gain", "from", "to", "p", "answer"]
     return {"title": "In pairs over seeds: above 0 the first arm is better", "columns": columns, "rows": rows}
+
+
+def _tasks(found: Records) -> dict:
+    """Gains over questions, of each the mean over seeds; an interval over questions knows nothing of other seeds."""
+    gains = {
+        f"{name}: {task}": 100 * (found.right(*one, task) - found.right(*other, task))
+        for name, (one, other) in pairs_of(found).items()
+        for task in found.tasks()
+    }
+    answers, rows = verdicts.verdicts(gains) if gains else {}, []
+    for name, each in gains.items():
+        gain = seeds.spread(dict(enumerate(each)))  # Student, also where all are 0
+        span = [f"{gain.low:.1f}", f"{gain.high:.1f}", f"{answers[name].p:.2g}"]
+        rows.append([name, str(gain.n), f"{gain.value:.1f}", *span, str(answers[name])])
+    columns = ["", "questions", "gain, points", "from", "to", "p", "answer"]
+    return {
+        "title": "The same over a task's questions: above 0 the first arm is better",
+        "columns": columns,
+        "rows": rows,
+    }
 
 
 def _rates(preset: presets.Preset, folder: Path) -> dict:
