@@ -69,12 +69,16 @@ def folder() -> Path:
     return files.ROOT / "data" / "published"
 
 
+def names(base: Path | None = None) -> list[str]:
+    """What is published."""
+    return sorted(each.stem for each in (base or folder()).glob("*.json") if each.name != ATTEMPTS)
+
+
 def load(name: str, base: Path | None = None) -> Published:
     """The results called `name`; ValueError with the choices where there are none."""
     path = (base or folder()) / f"{name}.json"
     if not path.is_file():
-        names = [each.stem for each in (base or folder()).glob("*.json") if each.name != ATTEMPTS]
-        raise ValueError(f"results {name!r} are unknown; {files.choices(name, names)}")
+        raise ValueError(f"results {name!r} are unknown; {files.choices(name, names(base))}")
     return Published(name, **json.loads(path.read_text()))
 
 

@@ -12,6 +12,8 @@ import torch
 from lib import files
 from lib.alignment import judged_training, presets, rewarded, study, tune
 from lib.alignment.presets import Arm, Preset
+from lib.finetuning import low_rank_folder
+from lib.quantized import low_rank_linear
 from lib.quantized.linear import QuantLinear
 from lib.report import preference_tables
 from lib.sources import models
@@ -35,16 +37,22 @@ def command(monkeypatch, folder, *more):
     return tune.main(["tiny", *more])
 
 
-@pytest.mark.parametrize("way", ["scales", "lora"])
+@pytest.mark.parametrize("way", ["scales", "lora", "qlora", "qlora-back"])
 def test_the_command_trains_and_saves_a_model_of_the_same_kind(way, folder, tmp_path, monkeypatch, capsys):
-    quantized = ["--bits", "2"] if way == "scales" else ["--rate", "1e-2"]
+    quantized = (["--bits", "2"] if way in presets.QUANTIZED else []) + ([] if way == "scales" else ["--rate", "1e-2"])
     output = tmp_path / "tuned"
     assert command(monkeypatch, folder, "--way", way, "--output", str(output), *quantized) == 0
     assert "2 steps, loss 0.6931 to" in capsys.readouterr().out
-    found, _ = models.load(str(output))
+    found, _ = (low_rank_folder if way == "qlora" else models).load(str(output))
     layers = {name: each for name, each in found.named_modules() if isinstance(each, QuantLinear)}
-    before, _ = tune.model_of(dataclasses.replace(TINY, model=folder), 2 if way == "scales" else 16)
-    if way == "scales":
+    before, _ = tune.model_of(dataclasses.replace(TINY, model=folder), 2 if way in presets.QUANTIZED else 16)
+    if way.startswith("qlora"):
+        beside = low_rank_linear.layers(found)
+        old = {name: each.codes for name, each in before.named_modules() if isinstance(each, QuantLinear)}
+        same = [torch.equal(each.codes, old[name.removesuffix(".layer")]) for name, each in layers.items()]
+        assert len(layers) == len(old) and len(beside) == (len(old) if way == "qlora" else 0)
+        assert all(same) if way == "qlora" else not all(same)
+    elif way == "scales":
         assert layers
         for name, each in layers.items():
             old = before.get_submodule(name)
@@ -93,7 +101,7 @@ def test_two_processes_of_the_command_train_what_one_trains(folder, tmp_path):
 def test_the_command_refuses_what_it_cannot_do(folder, tmp_path, monkeypatch, capsys):
     wrong = {
         "'dpoo' is unknown": ["--loss", "dpoo"],
-        "one of 2 to 8 by 'scales'": ["--bits", "2"],
+        "one of 2 to 8 by scales, qlora, qlora-back": ["--bits", "2"],
         "has no learning rate for 'lora'": ["--way", "lora"],
         "pairs 'mine' are unknown": ["--pairs", "mine"],
         "is not there": ["--pairs", str(tmp_path / "none.jsonl")],
@@ -141,10 +149,16 @@ def test_a_study_goes_on_and_becomes_tables(folder, tmp_path, monkeypatch):
     assert json.dumps(document)
 
 
-def test_a_study_without_records_is_refused(tmp_path):
+def test_a_study_without_records_is_refused_and_one_without_data_goes_without(tmp_path, monkeypatch, capsys):
     with pytest.raises(ValueError, match="0 trainings, no arm 3 seeds"):
         preference_tables.document(tmp_path, TINY)
     with pytest.raises(ValueError, match="learns by"):
         Arm("dpo", "lora", 4)
+    absent = dataclasses.replace(TINY, tasks=(("packaged_instructions", 1), ("xstest", 2)), task_tokens=4)
+    monkeypatch.setenv("THIMBLE_DATA", str(tmp_path))
+    found = judged_training._at_hand(absent, tiny.tokenizer())
+    assert [*found] == ["packaged_instructions"] and "xstest is left out: " in capsys.readouterr().out
+    (sample,) = found["packaged_instructions"].samples
+    assert sample.requests[0].prompt.endswith("<assistant> ") and sample.requests[0].max_new_tokens <= 4
     with pytest.raises(ValueError, match="preset 'tiny' is unknown"):
         presets.by_name("tiny")

@@ -134,5 +134,7 @@ def test_what_does_not_fit_together_is_refused_before_the_work(given, tmp_path, 
     for said, options in wrong.items():
         assert tune.main([*given, "--output", str(tmp_path / "out"), *options]) == 2
         assert said in capsys.readouterr().err, said
+    monkeypatch.setattr("shutil.disk_usage", lambda _: type("Usage", (), {"free": 1 << 20}))
+    assert tune.main([*given, "--output", str(tmp_path / "out")]) == 2 and "1 MB free" in capsys.readouterr().err
     stated = [models.load(tmp_path / name)[0].config for name in ("plain", "quantized")]
     assert [tune_plan._bits(each) for each in stated] == [None, 4]

@@ -97,6 +97,20 @@ def test_beside_the_codes_nothing_is_lost_and_its_bytes_are_counted(tmp_path):
     assert model.get_submodule("model.layers.0.mlp.up_proj").a_scale.dtype == torch.bfloat16
 
 
+def test_a_full_disk_costs_neither_the_model_nor_what_was_there(tmp_path, monkeypatch):
+    model, adapters, _ = tuned(steps=2)
+    kept = [adapter_folder.save(adapters, tmp_path / "adapter")]
+    merging.beside_(model, adapters)
+    kept.append(low_rank_folder.save(model, model.tokenizer, tmp_path / "whole"))
+    before, logits = [sorted(each.rglob("*")) for each in kept], model(input_ids=TOKENS).logits
+    monkeypatch.setattr("shutil.disk_usage", lambda _: type("Usage", (), {"free": 1000}))
+    for save in (lambda: adapter_folder.save(adapters, kept[0]), lambda: low_rank_folder.save(model, None, kept[1])):
+        with pytest.raises(OSError, match="its disk has 0 MB free"):
+            save()
+    assert [sorted(each.rglob("*")) for each in kept] == before and len(list(tmp_path.iterdir())) == 2
+    assert torch.equal(model(input_ids=TOKENS).logits, logits) and low_rank_linear.layers(model)
+
+
 SAVES = {
     "16 bits": (lambda m, a: merging.into_16_bits_(m, a), plain.save),
     "low bits": (lambda m, a: merging.into_low_bits_(m, a, TOKENS, method="gptq"), compressed_tensors.save),

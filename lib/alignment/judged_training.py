@@ -51,12 +51,14 @@ class Study:
         self._models: dict[int, nn.Module] = {}
         self._judge = None
         files.check_writable(self.folder / NOTE, _ROOM * (len(preset.arms) * len(preset.seeds) + 16))
+        model, self.tokenizer = tune.model_of(preset, PLAIN)
+        self.tasks = _at_hand(preset, self.tokenizer)
         job = {name: str(value) for name, value in dataclasses.asdict(preset).items()}
+        job["judged by"] = ", ".join(self.tasks)
         self.folder.mkdir(parents=True, exist_ok=True)
         note = self.folder / NOTE
         if not files.write_first(note, json.dumps(job, indent=1)):
             jobs.same_job(self.folder, json.loads(note.read_text()), job)
-        model, self.tokenizer = tune.model_of(preset, PLAIN)
         self._models[PLAIN] = model
         self.data = tune.data(preset, self.tokenizer)
         self.plain = texts.tokens(texts.load(preset.text, "test").windows(preset.windows, preset.plain), model)
@@ -130,9 +132,8 @@ class Study:
     def _tasks(self, model: nn.Module) -> dict[str, dict[str, float]]:
         """Scores of the preset's tasks: instructions followed, refusals."""
         engine, found = Local(model, self.tokenizer), {}
-        for name, most in self.preset.tasks:
-            task = evaluation.capped(tasks.load(name), self.preset.task_tokens)
-            scores = evaluation.evaluate(engine, task, limit=most)
+        for name, task in self.tasks.items():
+            scores = evaluation.evaluate(engine, task)
             found[name] = {metric: score.value for metric, score in scores.items()}
         return found
 
@@ -149,3 +150,17 @@ class Study:
                 batch = preference_rows.collate([row])
                 total += float(loss(model, {name: each.to(device) for name, each in batch.items()}))
         return total / len(rows)
+
+
+def _at_hand(preset: Preset, tokenizer) -> dict[str, tasks.Task]:
+    """The tasks of a preset whose data are there, asked as the chat template writes questions; says what is not."""
+    found = {}
+    for name, most in preset.tasks:
+        try:
+            task = tasks.load(name, chat=tokenizer)
+        except FileNotFoundError as error:
+            print(f"{name} is left out: {error}")
+            continue
+        capped = evaluation.capped(task, preset.task_tokens)
+        found[name] = dataclasses.replace(capped, samples=capped.samples[:most])
+    return found

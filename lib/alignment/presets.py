@@ -7,7 +7,9 @@ from lib.trainers import adapters, preferences
 from lib.trainers.preferences import Options
 
 SCALES = "scales"  # of a quantized model alone: codes stay, no byte is added
-WAYS = (*adapters.WAYS, SCALES)
+BESIDE, BACK = "qlora", "qlora-back"  # adapters on codes: kept beside them in 8 bits, or put through GPTQ with them
+QUANTIZED = (SCALES, BESIDE, BACK)
+WAYS = (*adapters.WAYS, *QUANTIZED)
 PLAIN = 16  # bits of a model that is not quantized
 
 
@@ -21,10 +23,10 @@ class Arm:
 
     def __post_init__(self):
         preferences.by_name(self.loss)
-        if self.way not in WAYS or not 2 <= self.bits <= PLAIN or (self.way == SCALES) != (self.bits < PLAIN):
+        if self.way not in WAYS or not 2 <= self.bits <= PLAIN or (self.way in QUANTIZED) != (self.bits < PLAIN):
             raise ValueError(
                 f"way={self.way!r} of a model of {self.bits} bits; a model of {PLAIN} bits learns by "
-                f"{', '.join(adapters.WAYS)}, one of 2 to 8 by {SCALES!r}; change one."
+                f"{', '.join(adapters.WAYS)}, one of 2 to 8 by {', '.join(QUANTIZED)}; change one."
             )
 
     @property
@@ -45,7 +47,7 @@ class Preset:
     study. group_size: of quantized models. asked, new_tokens: questions that a model answers when it is judged, and
     tokens of an answer at most. judge: steps of the reward model that says who wins, 0 for none. samples, kl: answers a
     question, and β, of learning from rewards. tasks: (name, samples at most) of those that generate, with at most
-    `task_tokens` an answer.
+    `task_tokens` an answer; those whose data are not at hand are left out.
     """
 
     pairs: str
@@ -83,6 +85,7 @@ class Preset:
 _OPTIONS = {"simpo": Options(beta=2.0), "ipo": Options(beta=0.1), "kto": Options(beta=0.1)}
 _FOUR = (Arm("dpo"), Arm("ipo"), Arm("simpo"), Arm("kto"))
 _BITS = (Arm("dpo", SCALES, 4), Arm("dpo", SCALES, 2))
+_BESIDE = (Arm("dpo", BESIDE, 4), Arm("dpo", BACK, 4), Arm("dpo", BESIDE, 2))
 
 PRESETS = {
     # one loss on pairs of this project, for a notebook
@@ -94,18 +97,20 @@ PRESETS = {
     "evening": Preset(
         "hh_harmless", 128, 64, 4, 48, 6, 4, 4, {"full": (4e-5,), SCALES: (4e-3,)},
         (Arm("dpo"), Arm("ipo"), Arm("simpo"), Arm("kto"), *_BITS), (0, 1, 2), options=_OPTIONS, calibration=4,
-        windows=2, plain=128, asked=6, new_tokens=16,
+        windows=2, plain=128, asked=6, new_tokens=16, judge=12,
     ),
     # four losses on pairs of people, and by scales alone at 4 and 2 bits: an hour or two of one core
     "cpu": Preset(
-        "hh_harmless", 128, 192, 24, 96, 16, 8, 4, {"full": (1e-5, 4e-5), SCALES: (1e-3, 4e-3)}, (*_FOUR, *_BITS),
-        (0, 1, 2), options=_OPTIONS, judge=24,
+        "hh_harmless", 128, 192, 24, 96, 16, 8, 4,
+        {"full": (1e-5, 4e-5), SCALES: (1e-3, 4e-3), BESIDE: (2e-4,), BACK: (2e-4,)},
+        (*_FOUR, *_BITS), (0, 1, 2), options=_OPTIONS, judge=24, task_tokens=48,
+        tasks=(("packaged_instructions", 10), ("ifeval", 10), ("xstest", 10)),
     ),
     # whole data and answers of any length
     "gpu": Preset(
         "Anthropic/hh-rlhf", 1024, 40_000, 500, 2_000, 600, 64, 8,
-        {"full": (5e-7, 1e-6, 2e-6), "lora": (2e-5, 5e-5), SCALES: (5e-4, 1e-3, 2e-3)},
-        (*_FOUR, Arm("orpo"), Arm("hinge"), Arm("robust"), Arm("dpo", "lora"), *_BITS), (0, 1, 2, 3, 4),
+        {"full": (5e-7, 1e-6, 2e-6), SCALES: (5e-4, 1e-3, 2e-3)} | dict.fromkeys(("lora", BESIDE, BACK), (2e-5, 5e-5)),
+        (*_FOUR, Arm("orpo"), Arm("hinge"), Arm("robust"), Arm("dpo", "lora"), *_BITS, *_BESIDE), (0, 1, 2, 3, 4),
         options=_OPTIONS | {"robust": Options(label_smoothing=0.1)}, calibration=128, windows=32, plain=512, asked=512,
         new_tokens=256, judge=600, judge_rate=2e-5,
         tasks=(("ifeval", 541), ("xstest", 450), ("packaged_instructions", 20)), task_tokens=1280,

@@ -17,9 +17,8 @@ from torch import nn
 
 from lib import files
 from lib.alignment import judging, on_policy, presets, tune
-from lib.alignment.presets import PLAIN, SCALES, Preset
-from lib.distillation import quantization_aware
-from lib.trainers import adapters, loop, processes, reward_model
+from lib.alignment.presets import PLAIN, Preset
+from lib.trainers import processes, reward_model
 from lib.trainers.history import History
 
 
@@ -60,12 +59,8 @@ def run(
     loss = on_policy.Loss(tokenizer, asked, reward, reference=copy.deepcopy(model), name="judge", **options)
     settings = {"steps": preset.steps, "batch": preset.batch, "micro_batch": tune.at_once(preset), "seed": seed}
     settings |= {"learning_rate": rate or preset.rates[way][0], "folder": state / "steps"}
-    if way == SCALES:
-        history = quantization_aware.train_(model, asked, loss, **settings).history
-    else:
-        with adapters.WAYS[way](model):
-            history = loop.train_(model, asked, loss, **settings)
-    tune.save(model, tokenizer, bits, output)
+    history = tune.learn_(model, way, asked, loss, preset, **settings)
+    tune.save(model, tokenizer, output)
     return history
 
 

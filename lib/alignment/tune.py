@@ -1,18 +1,20 @@
-"""One model learns preferences: by all its weights, by adapters, or, quantized, by its scales alone.
+"""One model learns preferences: by all its weights, by adapters, or, quantized, by scales or adapters on its codes.
 
     python -m lib.alignment.tune quick --loss ipo --output checkpoints/mine
     python -m lib.alignment.tune cpu --loss dpo --way scales --bits 2 --pairs mine.jsonl --output checkpoints/mine
     accelerate launch --num_processes 8 -m lib.alignment.tune gpu --loss dpo --output checkpoints/mine
 
-The model that comes out is one as any other: adapters are merged, codes are the ones it had, no byte is added. A
-training that was killed goes on in its folder, and on a CPU ends in the same bytes.
+The model that comes out is one as any other: adapters are merged. Where scales learned, codes are the ones that it had
+and no byte is added; adapters of a quantized model stay beside its codes in 8 bits (`qlora`), or go through GPTQ with
+them again (`qlora-back`). A training that was killed goes on in its folder, and on a CPU ends in the same bytes.
 """
 
 import argparse
+import contextlib
 import dataclasses
 import random
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -20,9 +22,10 @@ from torch import nn
 
 from lib import files
 from lib.alignment import presets
-from lib.alignment.presets import PLAIN, SCALES, Arm, Preset
+from lib.alignment.presets import BACK, PLAIN, QUANTIZED, SCALES, Arm, Preset
 from lib.distillation import quantization_aware
-from lib.export import compressed_tensors, plain
+from lib.finetuning import merging, ways
+from lib.finetuning.tune import save as save_whole
 from lib.quantizers import gptq
 from lib.sources import models, preference_data, texts
 from lib.sources.conversations import Conversation
@@ -64,10 +67,14 @@ def model_of(preset: Preset, bits: int, folder: Path | str | None = None) -> tup
     """
     model, tokenizer = models.load(preset.model)
     if bits < PLAIN:
-        calibration = texts.load(preset.text, "valid").windows(preset.calibration, preset.plain)
         state = None if folder is None or processes.launched() > 1 else Path(folder)
-        gptq.quantize_(model, calibration, bits=bits, group_size=preset.group_size, state=state)
+        gptq.quantize_(model, calibration(preset), bits=bits, group_size=preset.group_size, state=state)
     return model, tokenizer
+
+
+def calibration(preset: Preset) -> texts.Windows:
+    """The text that GPTQ looks at."""
+    return texts.load(preset.text, "valid").windows(preset.calibration, preset.plain)
 
 
 def rows_of(loss: str, conversations: Sequence[Conversation], tokenizer, length: int) -> PreferenceRows:
@@ -96,10 +103,29 @@ def train_(
     loss = preference_training.Loss(arm.loss, preset.options_of(arm.loss))
     options = {"steps": preset.steps, "batch": preset.batch, "micro_batch": at_once(preset), "learning_rate": rate}
     options |= {"seed": seed, "folder": folder, "collate": preference_rows.collate, "on_step": on_step}
-    if arm.way == SCALES:
+    return learn_(model, arm.way, rows, loss, preset, **options)
+
+
+def learn_(model: nn.Module, way: str, rows, loss: Callable, preset: Preset, **options) -> History:
+    """Train the weights of `way` by any loss; at the end `model` has what they learned. options: `loop.train_`'s."""
+    if way == SCALES:
         return quantization_aware.train_(model, rows, loss, **options).history
-    with adapters.WAYS[arm.way](model):
+    with _chosen_(model, way, preset, options["seed"]):
         return loop.train_(model, rows, loss, **options)
+
+
+@contextlib.contextmanager
+def _chosen_(model: nn.Module, way: str, preset: Preset, seed: int) -> Iterator[None]:
+    if way not in QUANTIZED:
+        with adapters.WAYS[way](model):
+            yield
+        return
+    with ways.trained_(model, "qlora", seed=seed) as found:
+        yield
+    if way == BACK:
+        merging.into_low_bits_(model, found, calibration(preset))
+    else:
+        merging.beside_(model, found)
 
 
 def at_once(preset: Preset) -> int:
@@ -119,10 +145,10 @@ def judge(preset: Preset, pairs: Sequence[Conversation], folder: Path | str | No
     return model, tokenizer
 
 
-def save(model: nn.Module, tokenizer, bits: int, folder: Path | str) -> None:
+def save(model: nn.Module, tokenizer, folder: Path | str) -> None:
     """Write the model, in the form that it has; of several processes the first one does."""
     if processes.leads():
-        (plain if bits == PLAIN else compressed_tensors).save(model, tokenizer, folder)
+        save_whole(model, tokenizer, folder)
 
 
 def run(arm: Arm, preset: Preset, output: Path | str, *, seed: int = 0, rate: float | None = None) -> History:
@@ -135,7 +161,7 @@ def run(arm: Arm, preset: Preset, output: Path | str, *, seed: int = 0, rate: fl
     if preferences.by_name(arm.loss).reference:
         rows = rows.towards(model, state / "reference")
     history = train_(model, arm, rows, preset, rate=rate or preset.rates[arm.way][0], seed=seed, folder=state / "steps")
-    save(model, tokenizer, arm.bits, output)
+    save(model, tokenizer, output)
     return history
 
 

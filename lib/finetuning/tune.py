@@ -97,6 +97,7 @@ def run(job: Job, output: Path | str) -> History:
     folders.check(output)
     model, tokenizer = models.load(job.model)
     check(job, model)
+    folders.check(output, plain.size(model) + plain.ROOM)
     rows, unseen = rows_of(job, tokenizer, "train"), rows_of(job, tokenizer, "test")
     calibration = packing.windows(rows, job.calibration, job.length)
     start = _quantized_(model, job, calibration, state / "quantized")

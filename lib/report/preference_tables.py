@@ -16,7 +16,7 @@ import numpy as np
 
 from lib import published
 from lib.alignment import judging, presets, study
-from lib.alignment.presets import PLAIN, SCALES, Arm, Preset
+from lib.alignment.presets import Arm, Preset
 from lib.metrics import intervals, seeds, verdicts
 from lib.report import publishing
 from lib.report.tables import fmt
@@ -150,7 +150,7 @@ def _wins(made: Records) -> dict:
     judge, rows = intervals.mean(made.judge), []
     rows.append(["the judge's own accuracy", judge.n, *_percent(judge), "–"])
     for arm, ones in made.arms.items():
-        before = made.before[arm.bits if arm.way == SCALES else PLAIN]["rewards"]
+        before = made.before[arm.bits]["rewards"]
         ours = [value for one in ones.values() for value in one["rewards"]]
         found = judging.win_rate(ours, before * len(ones), judge, groups=[*range(len(before))] * len(ones))
         true = found.corrected
