@@ -1,15 +1,14 @@
 """The command that fine-tunes: each way ends in a model of its kind, a killed one goes on, what it plans can be run."""
 
-import dataclasses
 import json
 import shlex
 
 import pytest
 import torch
 from accelerate.commands.launch import launch_command_parser
+from transformers import AutoConfig
 
 from lib.finetuning import adapter_folder, low_rank_folder, memory, tune, tune_plan
-from lib.finetuning.tune import Job
 from lib.metrics.footprint import Footprint
 from lib.quantized.linear import QuantLinear
 from lib.quantizers import rtn
@@ -81,16 +80,13 @@ def test_a_killed_training_goes_on_and_ends_in_the_same_weights(given, tmp_path,
 
 @pytest.mark.parametrize("gpus", [0, 1, 4])
 def test_the_plan_says_the_memory_and_its_commands_are_understood(gpus, given, tmp_path, monkeypatch, capsys):
-    asked, more = [], ["--way", "qlora", "--bits", "4", "--merge", "back", "--without", "packaged_facts", "--packed"]
-    monkeypatch.setattr(tune, "run", lambda job, output: asked.append((job, output)) or pytest.skip("not run"))
+    more = ["--way", "qlora", "--bits", "4", "--merge", "back", "--without", "packaged_facts", "--packed"]
     predicted, known = [], Footprint(*[10**9] * 5, 0, 0, 0)
     monkeypatch.setattr(memory, "predict", lambda config, way, **sizes: predicted.append((way, sizes)) or known)
     output = tmp_path / "mine and yours"
-    assert tune.main([*given, *more, "--output", str(output), "--plan", str(gpus)]) == 0
+    assert tune_plan.main([*given, *more, "--output", str(output), "--gpus", str(gpus)]) == 0
     said = capsys.readouterr().out
-    job = Job(**{key: value for key, value in vars(tune.parser().parse_args([*given, *more, "--output", "x"])).items()
-                 if key not in ("output", "plan")})  # fmt: skip
-    job = dataclasses.replace(job, without=tuple(job.without))
+    job, _ = tune.asked(tune.parser().parse_args([*given, *more, "--output", "x"]))
     rows = 1 if gpus == 4 else 4
     assert "memory: 4 GB in each process" in said and "48 rows" in said and "0 of 48 conversations" in said
     wanted = {"batch": rows, "length": 48, "bits": 4, "group_size": 32, "rank": 4, "recompute": False, "passes": 1}
@@ -106,9 +102,7 @@ def test_the_plan_says_the_memory_and_its_commands_are_understood(gpus, given, t
             assert known.multi_gpu != known.use_fsdp and (not known.use_fsdp or known.fsdp_version == "2")
             words = ["python", "-m", known.training_script, *known.training_script_args]
         assert words[:3] == ["python", "-m", "lib.finetuning.tune"]
-        again = vars(tune.parser().parse_args(words[3:]))
-        assert again.pop("output") == output and again.pop("plan") is None
-        assert Job(**again | {"without": tuple(again["without"])}) == job
+        assert tune.asked(tune.parser().parse_args(words[3:])) == (job, output)
 
 
 def test_what_does_not_fit_together_is_refused_before_the_work(given, tmp_path, monkeypatch, capsys):
@@ -129,12 +123,13 @@ def test_what_does_not_fit_together_is_refused_before_the_work(given, tmp_path, 
         "of a model with quantized": ["--bits", "4"],
         "is quantized already": ["--model", str(tmp_path / "quantized"), "--bits", "4", "--way", "qlora"],
         "that the project did not write": ["--output", str(tmp_path / "mine")],
-        "8 GPUs for a batch of 4": ["--plan", "8"],
     }
     for said, options in wrong.items():
         assert tune.main([*given, "--output", str(tmp_path / "out"), *options]) == 2
         assert said in capsys.readouterr().err, said
+    assert tune_plan.main([*given, "--output", "out", "--gpus", "8"]) == 2
+    assert "8 GPUs for a batch of 4" in capsys.readouterr().err
     monkeypatch.setattr("shutil.disk_usage", lambda _: type("Usage", (), {"free": 1 << 20}))
     assert tune.main([*given, "--output", str(tmp_path / "out")]) == 2 and "1 MB free" in capsys.readouterr().err
-    stated = [models.load(tmp_path / name)[0].config for name in ("plain", "quantized")]
+    stated = [AutoConfig.from_pretrained(tmp_path / name) for name in ("plain", "quantized")]
     assert [tune_plan._bits(each) for each in stated] == [None, 4]

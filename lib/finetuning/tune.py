@@ -2,10 +2,10 @@
 
     python -m lib.finetuning.tune --data mine.jsonl --way scales --bits 4 --output checkpoints/mine
     python -m lib.finetuning.tune --data mine.jsonl --way qlora --bits 2 --merge back --output checkpoints/mine
-    python -m lib.finetuning.tune --data mine.jsonl --way lora --output checkpoints/mine --plan 8
+    accelerate launch --num_processes 8 -m lib.finetuning.tune --data mine.jsonl --output checkpoints/mine
 
-The last one trains nothing: it says what there is to learn and what memory it takes, and gives the commands for 8 GPUs.
-A training that was killed goes on in its folder beside the output, and on a CPU ends in the same bytes.
+`lib.finetuning.tune_plan` says before what it takes, and gives the commands for several GPUs. A training that was
+killed goes on in its folder beside the output, and on a CPU ends in the same bytes.
 """
 
 import argparse
@@ -198,9 +198,6 @@ def parser() -> argparse.ArgumentParser:
     """Of the command line: an option for every field of `Job`."""
     made = argparse.ArgumentParser(prog="python -m lib.finetuning.tune", description="Teach a model conversations.")
     made.add_argument("--output", required=True, type=Path, help="the folder of the model that comes out")
-    made.add_argument(
-        "--plan", type=int, metavar="GPUS", help="train nothing: what it takes, and the commands for GPUS"
-    )
     kinds = {"bits": int, "rate": float}
     for field in dataclasses.fields(Job):
         name, said = f"--{field.name.replace('_', '-')}", OPTIONS[field.name]
@@ -214,17 +211,17 @@ def parser() -> argparse.ArgumentParser:
     return made
 
 
+def asked(options: argparse.Namespace) -> tuple[Job, Path]:
+    """The job and the output that options of `parser` mean."""
+    names = [field.name for field in dataclasses.fields(Job)]
+    job = Job(**{name: getattr(options, name) for name in names})
+    return dataclasses.replace(job, without=tuple(job.without)), options.output
+
+
 def main(arguments: list[str] | None = None) -> int:
     """Command line; returns the exit status."""
-    from lib.finetuning import tune_plan  # which imports this
-
-    given = vars(parser().parse_args(arguments))
-    output, gpus = given.pop("output"), given.pop("plan")
+    job, output = asked(parser().parse_args(arguments))
     try:
-        job = Job(**given | {"without": tuple(given["without"])})
-        if gpus is not None:
-            print("\n".join(tune_plan.lines(job, output, gpus)))
-            return 0
         history = run(job, output)
     except (ValueError, OSError) as error:
         print(error, file=sys.stderr)

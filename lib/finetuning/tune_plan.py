@@ -1,11 +1,13 @@
 """What a fine-tuning will take, before any weight is read: rows, memory of each process, and commands for several GPUs.
 
-Printed by `python -m lib.finetuning.tune ... --plan 8`. Of a model of the Hub its configuration and tokenizer are
-fetched, and nothing else.
+    python -m lib.finetuning.tune_plan --gpus 8 --data mine.jsonl --way qlora --bits 4 --output checkpoints/mine
+
+takes the options of `lib.finetuning.tune`. Of a model of the Hub configuration and tokenizer are fetched, nothing else.
 """
 
 import dataclasses
 import shlex
+import sys
 from pathlib import Path
 
 from transformers import AutoConfig, AutoTokenizer
@@ -86,3 +88,21 @@ def _bits(config) -> int | None:
     stated = stated if isinstance(stated, dict) else stated.to_dict()
     groups = list((stated.get("config_groups") or {}).values())
     return groups[0]["weights"]["num_bits"] if groups else None
+
+
+def main(given: list[str] | None = None) -> int:
+    """Command line; returns the exit status."""
+    parser = tune.parser()
+    parser.prog, parser.description = "python -m lib.finetuning.tune_plan", "What a fine-tuning will take."
+    parser.add_argument("--gpus", type=int, default=1, help="of this machine (default 1)")
+    options = parser.parse_args(given)
+    try:
+        print("\n".join(lines(*tune.asked(options), options.gpus)))
+    except (ValueError, OSError) as error:
+        print(error, file=sys.stderr)
+        return 2
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
