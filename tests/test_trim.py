@@ -228,3 +228,18 @@ def test_healing_comes_nearer_and_resumes_only_on_the_same_rows(tmp_path):
     with pytest.raises(ValueError, match="a part of the teacher's vocabulary"):
         across.first_pieces(student.tokenizer, tokenizer, 280)
     assert minibatch.IGNORED not in across.collate([ends])["labels"].tolist()[0]
+
+
+def test_a_copy_is_trimmed_and_the_model_stays(capsys):
+    from lib.tokenizers import copies
+
+    model = model_of(on_bytes())
+    counts, rows = usage.count(model.tokenizer, TEXT), model.get_input_embeddings().weight.clone()
+    smaller = copies.trimmed(model, counts, 0.9)
+    assert len(smaller.tokenizer) == smaller.get_input_embeddings().num_embeddings == round(0.9 * 330)
+    assert torch.equal(model.get_input_embeddings().weight, rows) and len(model.tokenizer) == 330
+    whole = copies.trimmed(model, counts, 1)
+    assert whole is not model and torch.equal(whole.get_input_embeddings().weight, rows)
+    assert copies.trimmed(model, counts, 0.5) is None and "whole numbers from" in capsys.readouterr().out
+    with pytest.raises(ValueError, match=r"two thirds are 0\.67"):
+        copies.trimmed(model, counts, 0)
