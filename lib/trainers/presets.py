@@ -52,7 +52,7 @@ PRESETS = {
         128, 8, 8, 240_000, (2e-3, 4e-3, 8e-3), _ARMS, (4, 3, 5, 6), (0, 1, 2, 3, 4), unseen=192, every=119_808,
         recipe=Recipe(bfloat16=True),
     ),
-    # the study in two hours of one core: a minute or two a model
+    # the study: 94 trainings took three hours of one core with other work on it, one to three minutes a model
     # (compiled, a step took 0.68 and 0.88 of the time in two rounds in turns, one thread at a load of five; the first
     # compilation took 106 s, of which the training process itself computed 13 s, a second one in the same process 2 s)
     "cpu": Preset(
