@@ -190,7 +190,7 @@ def main(arguments: list[str] | None = None) -> int:
         print(error, file=sys.stderr)
         return 2
     if processes.leads():
-        print(f"{len(history.losses)} steps, loss {history.losses[0]:.4g} to {history.losses[-1]:.4g}: {given.output}")
+        print(f"{history}: {given.output}")
     return 0
 
 

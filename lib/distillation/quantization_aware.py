@@ -9,8 +9,9 @@ text that it wrote itself; EfficientQAT (Chen et al., arXiv 2407.11062) for trai
 The student that comes out is the one with the smallest divergence on text that it was not trained on.
 """
 
+import contextlib
 import hashlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -104,10 +105,8 @@ def train_(
         watch = held_out and _watch(student, parts, held_out, folder, every=every, patience=patience)
         options = {"optimizer": torch.optim.Adam, "folder": folder, "every": CHECKPOINTS, "collate": collate}
         options |= {"stop": watch and watch.stop, "on_step": lambda *step: _tell((watch, on_step), step)}
-        try:
+        with _saved_(watch, folder):
             history = loop.train_(student, source, _Named(loss, told), **settings, **options)
-        except Diverged as error:
-            raise Diverged(f"{error}{_saved_(watch, folder)}") from None
         _settle_(parts, watch, len(history.losses))
     return Distilled(history, *((watch.divergences, watch.best) if watch else ({}, None)), _moved(layers, before))
 
@@ -125,13 +124,18 @@ def _settle_(parts: dict, watch: HeldOut | None, last: int) -> None:
         watch.settle_(last)
 
 
-def _saved_(watch: HeldOut | None, folder: Path | str | None) -> str:
-    """Store the best state so far in the layers, after a loss that was not finite; what is said of it."""
-    if not watch:
-        return ""
-    watch.settle_(max(watch.divergences))
-    where = f", which {Path(folder).name}/held_out keeps" if folder else ""
-    return f" In their place the student has its best state on unseen text, that of step {watch.best}{where}."
+@contextlib.contextmanager
+def _saved_(watch: HeldOut | None, folder: Path | str | None) -> Iterator[None]:
+    """Context in which a loss that is not finite leaves the best state so far in the layers, and says so."""
+    try:
+        yield
+    except Diverged as error:
+        if not watch:
+            raise
+        watch.settle_(max(watch.divergences))
+        where = f", which {Path(folder).name}/held_out keeps" if folder else ""
+        said = f" In their place the student has its best state on unseen text, that of step {watch.best}{where}."
+        raise Diverged(f"{error}{said}") from None
 
 
 def _watch(student, parts: dict, held_out: tuple, folder: Path | str | None, **options) -> HeldOut:

@@ -227,7 +227,7 @@ def main(arguments: list[str] | None = None) -> int:
         print(error, file=sys.stderr)
         return 2
     if processes.leads():
-        print(f"{len(history.losses)} steps, loss {history.losses[0]:.4g} to {history.losses[-1]:.4g}: {output}")
+        print(f"{history}: {output}")
     return 0
 
 

@@ -30,6 +30,9 @@ class History:
         """How many times the data was read; None for a stream, which has no end."""
         return None if self.text_tokens is None else self.tokens / self.text_tokens
 
+    def __str__(self) -> str:
+        return f"{len(self.losses)} steps, loss {self.losses[0]:.4g} to {self.losses[-1]:.4g}"
+
     @property
     def rises(self) -> list[divergence.Rise]:
         """Where the loss rose far above what it had reached."""
