@@ -60,8 +60,9 @@ def interrupted(*_, **__):
 def timed(systems, **_):
     """Times without processes, which other tests start."""
     assert {name: each.kind for name, each in systems.items()} == {
-        "original": "transformers", "student": "session", "lookup": "session"
+        "original": "session", "student": "session", "lookup": "session"
     }  # fmt: skip
+    assert systems["original"].options == {"embedding_bits": None}
     samples = {name: {"tpot": [0.1], "prefill": [9.0]} for name in systems}
     peaks = {name: from_values([7e6], "bytes", higher_is_better=False) for name in systems}
     return fresh.Fresh(Measured(samples, dict.fromkeys(systems, 1)), peaks, {})

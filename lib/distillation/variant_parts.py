@@ -38,14 +38,19 @@ class Models:
         return models.load(self.folders[name])[0]
 
     def running(self, name: str):
-        """The engine that answers tasks; the original has 16 bits in plain transformers."""
+        """The engine that answers tasks, one for all: the original differs in its weights, which have 16 bits."""
         if name not in self._running:
-            if name == ORIGINAL or self.engine == "transformers":
+            if self.engine == "transformers":
                 self._running[name] = Local(self.plain(name))
             else:
                 folder, _ = models.find(self.folders[name])
-                self._running[name] = Packed(runtime.load(folder), self.running(ORIGINAL).tokenizer)
+                weights = runtime.load(folder, **self.options(name))
+                self._running[name] = Packed(weights, checkpoints.tokenizer(models.find(self.folders[ORIGINAL])[0]))
         return self._running[name]
+
+    def options(self, name: str) -> dict:
+        """How the packed engine loads the model: all of the original's matrices stay as they are."""
+        return {"embedding_bits": None} if name == ORIGINAL and self.engine == "packed" else {}
 
     def session(self, name: str):
         """A session for one text at a time, as the model is run."""
@@ -148,7 +153,11 @@ def in_fresh_processes(given: Models, *, rounds: int, new_tokens: int, source: s
     said = prompts.tokens(prompts.load("summarization", 1, source=source, characters=1200), tokenizer)[0].tolist()
     where = {name: str(models.find(folder)[0]) for name, folder in given.folders.items()}
     kind = "session" if given.engine == "packed" else "transformers"
-    systems = {ORIGINAL: fresh.System("transformers", where[ORIGINAL]), STUDENT: fresh.System(kind, where[STUDENT])}
+    options = given.options(ORIGINAL)
+    systems = {
+        ORIGINAL: fresh.System(kind, where[ORIGINAL], options=options),
+        STUDENT: fresh.System(kind, where[STUDENT]),
+    }
     if kind == "session":
         systems["lookup"] = fresh.System(kind, where[STUDENT], options={"lookup": True})
     said = said[:PREFILL]

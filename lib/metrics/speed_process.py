@@ -29,10 +29,15 @@ def packed(job: dict):
     """A folder through `runtime.load`, decoded by the packed engine."""
     from lib import runtime  # llama.cpp's interpreter has no torch and none of our packages
 
-    weights = runtime.load(job["model"], embedding_bits=job.get("embedding_bits", 8))
+    weights = runtime.load(job["model"], **_embedding(job))
     batch = runtime.Batch(weights, 1)
     run = _run(lambda ids: batch.extend({0: ids})[0], lambda: batch.lengths.__setitem__(0, 0))
     return run, weights.bytes_per_token
+
+
+def _embedding(job: dict) -> dict:
+    """How the embedding is kept, None for as it is stored."""
+    return {"embedding_bits": job["embedding_bits"]} if "embedding_bits" in job else {}
 
 
 def session(job: dict):
@@ -42,7 +47,7 @@ def session(job: dict):
     from lib import runtime  # llama.cpp's interpreter has no torch and none of our packages
     from lib.decoding import draft_controller, generate, lookup  # needs torch
 
-    running, given = runtime.Session(runtime.load(job["model"])), {}
+    running, given = runtime.Session(runtime.load(job["model"], **_embedding(job))), {}
     if job.get("lookup"):
         drafter = lookup.Lookup(max_ngram=3, draft_length=8)
         costs = draft_controller.step_costs(running, drafter, lengths=(0, 1, 4, 8))
