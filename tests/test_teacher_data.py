@@ -6,6 +6,9 @@ import torch
 from lib import jobs
 from lib.decoding import generate, sampling, sessions
 from lib.distillation import selection, teacher_data
+from lib.evaluation.local import Local
+from lib.evaluation.packed_engine import Packed
+from lib.sources import models
 from lib.trainers import distill, loop
 from lib.trainers.minibatch import IGNORED
 from tests import tiny
@@ -34,6 +37,24 @@ def test_each_answer_is_what_the_teacher_writes_alone(teacher, tmp_path):
         assert row["input_ids"].tolist() == prompt + alone.token_ids
         assert row["labels"].tolist() == [IGNORED] * len(prompt) + alone.token_ids
     assert found.rows[0]["answer"] != found.rows[2]["answer"]  # the same prompt with another seed
+
+
+def test_the_packed_engine_writes_for_a_teacher_of_sixteen_bits_on_a_cpu(teacher, tmp_path):
+    tiny.save(tmp_path / "é", tiny.llama())
+    loaded = models.load(str(tmp_path / "é"))[0]
+    assert type(teacher_data.engine_of(str(tmp_path / "é"), loaded)) is Local  # float32 would be rounded
+    halved = models.load(str(tmp_path / "é"), dtype="bfloat16")[0]
+    engine = teacher_data.engine_of(str(tmp_path / "é"), halved)
+    assert isinstance(engine, Packed) and {matrix.bits for matrix in engine.weights.matrices()} == {16}
+    greedy = HOW | {"temperature": 0, "top_p": 1}
+    found = teacher_data.write(halved, PROMPTS, tmp_path / "answers", **greedy, engine=engine)
+    for row in found.rows:  # at no place does the engine's choice lie below another's by more than rounding
+        ids = torch.tensor([row["prompt"] + row["answer"]])
+        logits = halved(ids).logits[0, len(row["prompt"]) - 1 : -1].float()
+        chosen = logits.gather(1, ids[0, len(row["prompt"]) :, None])[:, 0]
+        assert (logits.amax(1) - chosen).max() < 0.05 * logits.std()
+    with pytest.raises(ValueError, match=r"another job \(engine=Packed there, Local here"):
+        teacher_data.write(halved, PROMPTS, tmp_path / "answers", **greedy)
 
 
 def test_a_killed_job_ends_in_the_same_bytes(teacher, tmp_path, monkeypatch):

@@ -177,7 +177,8 @@ def rows_of(original: nn.Module, made: presets.Preset, windows: training_text.Wi
     prompts = teacher_data.from_data(original.tokenizer, "chat", made.answers, source="data", seed=made.seed)
     with contextlib.ExitStack() as stack:
         where = folder / "teacher" if folder else stack.enter_context(tempfile.TemporaryDirectory())
-        answers = teacher_data.write(original, prompts, where, new_tokens=made.new_tokens, seed=made.seed)
+        how = {"new_tokens": made.new_tokens, "seed": made.seed, "engine": teacher_data.engine_of(made.model, original)}
+        answers = teacher_data.write(original, prompts, where, **how)
     parts = {"windows": training_data.Windows(windows.training), "answers": selection.kept(answers)}
     sizes = {name: len(part) for name, part in parts.items()}
     return selection.mixed(parts, sizes, count=sum(sizes.values()), seed=made.seed)

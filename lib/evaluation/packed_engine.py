@@ -15,6 +15,7 @@ from torch import Tensor
 from lib import checkpoints, timing, tokenization
 from lib.decoding import ends, settings
 from lib.decoding.generation_loop import Loop
+from lib.decoding.requests import Request
 from lib.evaluation import likelihood, prefixes
 from lib.evaluation.local import Local, everything, nothing
 from lib.models import blocks
@@ -91,9 +92,13 @@ class Packed(Local):
         """
         asked, wanted = self._asked(requests, finished), everything(wanted, requests)
         order = sorted(wanted, key=lambda index: (asked.prompts[index].tokens, index))
-        if order:
-            Loop(Slots(self.weights, min(self.rows, len(order))), asked(order)).run()
+        self.answer(asked(order))
         return asked.texts
+
+    def answer(self, asked: list[Request]) -> None:
+        """Let the generation loop answer requests, `rows` at once."""
+        if asked:
+            Loop(Slots(self.weights, min(self.rows, len(asked))), asked).run()
 
     def seconds_per_token(self) -> tuple[float, float]:
         """(seconds per token read, seconds per token generated), from one trial of each after a warm-up."""
