@@ -40,6 +40,7 @@ from lib.distillation.judging import Judge
 from lib.distillation.ladder import Ladder
 from lib.export import compressed_tensors
 from lib.metrics import divergence
+from lib.quantized.replace import dense_
 from lib.quantizers import by_name as quantizer
 from lib.quantizers import calibrate
 from lib.sources import models
@@ -118,16 +119,24 @@ def windows_of(original: nn.Module, made: presets.Preset) -> training_text.Windo
 def start(original: nn.Module, made: presets.Preset, windows: training_text.Windows, folder: Path | None) -> nn.Module:
     """A copy of `original` on the grids of `made`, by its quantizer; blocks that are finished in `folder` are read."""
     student = copy.deepcopy(original)
-    grid = {"bits": made.bits, "group_size": made.group_size}
-    options = {"state": folder and folder / "start"}
+    for bits in made.through:
+        state = folder and folder / f"start-{bits}"
+        _start_(student, dataclasses.replace(made, bits=bits), windows, state)
+        dense_(student, original.dtype)
+    _start_(student, made, windows, folder and folder / "start")
+    return student
+
+
+def _start_(student: nn.Module, made: presets.Preset, windows: training_text.Windows, state: Path | None) -> None:
+    """Put `student` on the grids of `made`, in place."""
+    options = {"state": state, "bits": made.bits, "group_size": made.group_size}
     options |= {} if made.start == "codebook" else {"levels": made.levels}
     if made.start == "rtn":
         options |= {"candidates": CANDIDATES}
     if made.start in ("signround", "gptq_signround", "block_wise"):
         options |= {"steps": made.rounding, "batch": min(2, made.calibration), "seed": made.seed}
     quantize_ = block_wise.quantize_ if made.start == "block_wise" else quantizer(made.start)
-    quantize_(student, windows.calibration, **grid, **options)
-    return student
+    quantize_(student, windows.calibration, **options)
 
 
 def train_(

@@ -25,7 +25,8 @@ class Preset:
 
     model: as `models.load` knows it. texts: name -> share of the windows, see `training_text`. judged: text -> split,
     of which `judge` windows are measured and none is learned from. bits, group_size, levels: of the decoder's linear
-    layers. start: quantizer that the student begins with, one of `quantizers.METHODS` or "block_wise"; calibration:
+    layers. through: bits at which the model is quantized on the way there, each from the values of the last. start:
+    quantizer that the student begins with, one of `quantizers.METHODS` or "block_wise"; calibration:
     windows that it sees; rounding: its steps a block, where it learns. windows: of `length` tokens, each read once, in
     steps of `batch`, `micro_batch` at once. answers: of the teacher to prompts of chats, at most `new_tokens` long,
     which are mixed into the windows. learning_rate: of the scales at its peak, None by the bits. code_steps: how far a
@@ -41,6 +42,7 @@ class Preset:
     bits: int = 2
     group_size: int = 64
     levels: str = "half"
+    through: tuple[int, ...] = ()
     start: str = "gptq_signround"
     calibration: int = 96
     rounding: int = 120
@@ -95,6 +97,8 @@ PRESETS = {
     ),
     # an hour of two cores
     "cpu": Preset(_PACKAGED, _HOUR, _JUDGED, calibration=384, rounding=192, windows=1536),
+    # what each rung is worth over seeds (`rungs`): small enough for five of them in an hour and a half of one core
+    "rungs": Preset(_PACKAGED, _GENERAL, _JUDGED, calibration=24, rounding=24, windows=48, unseen=8, every=6, judge=8),
     # published recipes, at the same size: clipped ranges, grids that follow their weights, answers of the teacher
     "bitdistiller": Preset(
         _PACKAGED, _GENERAL, _JUDGED, levels="integer", start="clip", calibration=64, windows=512, answers=1000,

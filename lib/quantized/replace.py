@@ -1,5 +1,6 @@
 """Replaces linear layers, embedding and head of a model by quantized ones."""
 
+import torch
 from torch import nn
 
 from lib.models import blocks
@@ -14,6 +15,18 @@ def replace_(block: nn.Module, kept: dict[str, Quantized]) -> None:
         layer = block.get_submodule(name)
         if not isinstance(layer, QuantLinear):
             block.set_submodule(name, QuantLinear(quantized, layer.bias))
+
+
+def dense_(block: nn.Module, dtype: torch.dtype) -> None:
+    """Replace each quantized linear layer of `block` (or of a model) by a plain one with its values, as `dtype`."""
+    for name, layer in [*block.named_modules()]:
+        if isinstance(layer, QuantLinear):
+            rows, columns = layer.codes.shape
+            with torch.device("meta"):
+                plain = nn.Linear(columns, rows, bias=False)
+            plain.weight = nn.Parameter(layer.quantized.dense(dtype), requires_grad=False)
+            plain.bias = layer.bias
+            block.set_submodule(name, plain)
 
 
 def place_(model: nn.Module, embedding: Quantized | None, head: Quantized | None) -> tuple[str, str]:
