@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from lib.export import packing
 from lib.export.schemes import OWN, SHARED, SHIFTED, scheme
 from lib.models.blocks import is_linear, is_quantized
+from lib.quantized import pairs
 from lib.quantized.grid import Quantized
 
 _KINDS = {"Linear": nn.Linear, "Embedding": nn.Embedding}
@@ -79,9 +80,10 @@ def _either(names: Iterable[str]) -> str:
 def codebooks(matrices: dict[str, Quantized]) -> tuple[dict[str, str], dict[str, Tensor]]:
     """The key of each matrix' codebook, and the shared codebooks by key, which are stored once."""
     content = {name: _bytes(matrix.codebook) for name, matrix in matrices.items() if matrix.codebook is not None}
-    uses = Counter(content.values())
+    uses = Counter(value for name, value in content.items() if matrices[name].levels != pairs.LEVELS)
     shared = {value: f"{SHARED}{index}" for index, value in enumerate(key for key in uses if uses[key] > 1)}
     place = {name: shared.get(value, OWN) for name, value in content.items()}
+    place |= dict.fromkeys((name for name in content if matrices[name].levels == pairs.LEVELS), OWN)
     return place, {where: matrices[name].codebook for name, where in place.items() if where != OWN}
 
 
@@ -105,9 +107,9 @@ def unpack(tensors: dict[str, Tensor], config: dict, model: nn.Module) -> dict[s
             )
         own = {key: tensors.pop(f"{name}.{key}") for key in packing.NAMES if f"{name}.{key}" in tensors}
         bits, size, symmetric, where, levels = scheme(schemes[matches[0]], name)
-        codebook = (
-            None if where is None else _codebook(own.pop(OWN, None) if where == OWN else shared.get(where), bits, name)
-        )
+        codebook = None if where is None else own.pop(OWN, None) if where == OWN else shared.get(where)
+        if where is not None:
+            pairs.check_book(codebook, name) if levels == pairs.LEVELS else _check_codebook(codebook, bits, name)
         groups = modules[name].weight.shape[1] // size if size != -1 else 1
         grid = {"symmetric": symmetric, "codebook": codebook, "levels": levels}
         found[name] = packing.unpack(own, bits=bits, groups=groups, name=name, **grid)
@@ -138,17 +140,17 @@ def _grids(matrices: dict[str, Quantized]) -> dict[tuple, list[str]]:
 def _weights(bits, size, symmetric, codebook, levels):
     # types that readers of the convention don't know, so that they refuse what they would read as integers
     grid = {"num_bits": bits, "type": SHIFTED.get(levels, "int"), "symmetric": symmetric, "dynamic": False}
-    grid |= {} if codebook is None else {"type": "codebook", "codebook": codebook}
+    if codebook is not None and levels != pairs.LEVELS:
+        grid |= {"type": "codebook", "codebook": codebook}
     return grid | ({"strategy": "channel"} if size == -1 else {"strategy": "group", "group_size": size})
 
 
-def _codebook(found: Tensor | None, bits: int, name: str) -> Tensor:
+def _check_codebook(found: Tensor | None, bits: int, name: str) -> None:
     if found is None or found.dtype != torch.float32 or list(found.shape) != [2**bits]:
         shown = "missing" if found is None else f"{found.dtype} {list(found.shape)}"
         raise ValueError(
             f"the codebook of {name} is {shown}; {bits} bits ask for float32 [{2**bits}]; copy the folder again."
         )
-    return found
 
 
 def _bytes(codebook: Tensor) -> bytes:

@@ -18,14 +18,15 @@ Grids with half-integer or balanced levels are packed alike: a zero point that m
 `bits` bits that `quantized.levels` gives it, one that all groups share is not stored. Only our loader reads them
 (`quantized.integers` turns them into grids that others read). So are grids with a codebook. The convention doesn't know
 them, so only our loader reads them, from one tensor more: weight_codebook, float32 [2**bits], value = scale *
-codebook[q] (shared ones: see `groups.codebooks`)."""
+codebook[q] (shared ones: see `groups.codebooks`). Pairs (`quantized.pairs`) have the numbers of their books in place of
+zero points, and weight_codebook, int8 [4, 16, 2]."""
 
 import math
 
 import torch
 from torch import Tensor
 
-from lib.quantized import zero_points
+from lib.quantized import pairs, zero_points
 from lib.quantized.grid import Quantized, fitted
 from lib.quantized.levels import check as check_levels
 from lib.quantized.levels import stored
@@ -79,8 +80,12 @@ def planned(
 ) -> Quantized:
     """A matrix on that grid without numbers (meta device), to compute sizes before anything is quantized."""
     size = fitted(columns, bits=bits, group_size=group_size)
-    check_levels(levels, symmetric)
-    groups, affine = columns // size, not symmetric and codebook is None
+    if levels == pairs.LEVELS:
+        pairs.check(bits, size, columns)
+        codebook = torch.empty(pairs.SHAPE, dtype=torch.int8, device="meta")
+    else:
+        check_levels(levels, symmetric)
+    groups, affine = columns // size, not symmetric and (codebook is None or levels == pairs.LEVELS)
     zero = zero_points.typed(_meta(torch.uint8, rows, groups), levels) if affine else None
     codes, scale = _meta(torch.uint8, rows, columns), _meta(torch.bfloat16, rows, groups)
     return Quantized(codes, scale, zero, bits, size, codebook, levels)

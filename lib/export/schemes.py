@@ -10,13 +10,17 @@ from typing import NamedTuple
 BITS = range(2, 9)
 SHARED = "codebooks."  # beginning of the names of stored codebooks that several matrices use
 OWN = "weight_codebook"  # the codebook of one matrix, stored beside its codes
-SHIFTED = {"half": "half_integer", "balanced": "balanced"}  # the type in config.json of other levels than integers
+SHIFTED = {
+    "half": "half_integer",
+    "balanced": "balanced",
+    "pairs": "pairs",
+}  # the type in config.json of other levels than integers
 
 
 class Scheme(NamedTuple):
     """A grid: bits, group size (-1: one group a row), whether the zero is the middle code, place of its codebook.
 
-    codebook: None for evenly spaced levels, whose zero points are then of the kind `levels`.
+    codebook: None for evenly spaced levels, whose zero points are then of the kind `levels`; of pairs their books.
     """
 
     bits: int
@@ -51,4 +55,5 @@ def scheme(group: dict, name: str) -> Scheme:
     size = weights["group_size"] if strategy == "group" else -1
     levels = next((levels for levels, name in SHIFTED.items() if name == kind), "integer")
     symmetric = levels == "integer" and weights.get("symmetric", True)
-    return Scheme(bits, size, symmetric, weights.get("codebook", OWN) if kind == "codebook" else None, levels)
+    where = weights.get("codebook", OWN) if kind == "codebook" else OWN if levels == "pairs" else None
+    return Scheme(bits, size, symmetric, where, levels)

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from lib.quantized import levels as kinds
-from lib.quantized import zero_points
+from lib.quantized import pairs, zero_points
 
 BITS = range(2, 9)
 PARTS = ("codes", "scale", "zero_point", "codebook")  # the tensors of a `Quantized`
@@ -30,7 +30,7 @@ class Quantized(NamedTuple):
     zero_point: [rows, groups], uint8, or float16 where `levels` are not "integer"; None for a symmetric grid, whose
     zero is the middle code 2**(bits-1). group_size: columns per group. codebook: float32 [2**bits], the unscaled levels
     of the codes on grids whose levels are not evenly spaced; None for the affine grids of this file. levels: which zero
-    points are possible, one of `levels.LEVELS`.
+    points are possible, one of `levels.LEVELS`; "pairs" for those of `pairs`, with books in place of zero points.
     """
 
     codes: Tensor
@@ -43,6 +43,9 @@ class Quantized(NamedTuple):
 
     def dense(self, dtype: torch.dtype = torch.float32) -> Tensor:
         """The dequantized values, [rows, columns], computed in float32 and rounded once to `dtype`."""
+        if self.levels == pairs.LEVELS:
+            found = pairs.levels(self.codes, self.zero_point, self.codebook, torch.float32)
+            return found.mul_(self.scale.float()[..., None]).reshape(self.codes.shape).to(dtype)
         if self.codebook is None:
             return dequantize(self.codes, self.scale, self.zero_point, bits=self.bits, dtype=dtype)
         levels = self.codebook[self.codes.long()].reshape(*self.scale.shape, -1)

@@ -23,6 +23,8 @@ not imported here: a process that only runs a packed model does without.
 
 from typing import NamedTuple
 
+from lib.quantized import pairs
+
 LEVELS = {
     "integer": "zero points are whole codes",
     "half": "zero points are multiples of a half",
@@ -51,6 +53,8 @@ def check(levels: str, symmetric: bool = False) -> None:
 
 def stored(bits: int, levels: str, symmetric: bool = False) -> Zero:
     """How a grid with these `levels` stores its zero points."""
+    if levels == pairs.LEVELS:  # the number of a book
+        return Zero(0, 1)
     if levels == "balanced":
         return Zero((2**bits - 1) / 2, 0)
     if levels == "half":

@@ -11,7 +11,12 @@ from torch import Tensor, nn
 
 from lib.quantized.grid import PARTS, Quantized
 
-GRIDS = {"integer": "asymmetric", "half": "half-integer zero points", "balanced": "balanced"}  # by their levels
+GRIDS = {
+    "integer": "asymmetric",
+    "half": "half-integer zero points",
+    "balanced": "balanced",
+    "pairs": "pairs",
+}  # by levels
 
 
 class QuantizedModule(nn.Module):

@@ -6,6 +6,7 @@ import psutil
 from torch import Tensor, nn
 
 from lib.models.blocks import config, linears, path_of_blocks, refuse_adapters
+from lib.quantized import pairs
 from lib.quantized.grid import check, check_candidates, check_finite
 from lib.quantized.levels import check as check_levels
 
@@ -17,15 +18,23 @@ def layers(model: nn.Module) -> dict[str, nn.Module]:
 
 
 def check_layers(
-    model: nn.Module, *, bits: int | dict[str, int], group_size: int, symmetric=False, levels="integer", candidates=1
+    model: nn.Module,
+    *,
+    bits: int | dict[str, int],
+    group_size: int,
+    symmetric=False,
+    levels="integer",
+    candidates=1,
+    paired=False,
 ) -> None:
     """Raise ValueError before the work when a layer inside the blocks can't take this grid or a weight is no number.
 
     A matrix that is narrower than a group because it acts on a part of the stream, on one head say, gets one group a
-    row, and a line that tells so.
+    row, and a line that tells so. paired: whether the method has grids of pairs too.
     """
     check_candidates(candidates)
-    check_levels(levels, symmetric)
+    both = paired and levels == pairs.LEVELS
+    check_levels("integer" if both else levels, symmetric)
     refuse_adapters(model)
     narrow, width = Counter(), config(model).hidden_size
     for name, layer in layers(model).items():
@@ -37,6 +46,8 @@ def check_layers(
             narrow[columns] += 1
         else:
             check(columns, bits=wanted, group_size=group_size, name=name)
+        if both:
+            pairs.check(wanted, group_size if columns >= width else -1, columns, name)
     for columns, count in narrow.items():
         print(f"{count} matrices of {columns} columns are narrower than group_size={group_size}: one group a row")
     check_finite(model)

@@ -11,8 +11,9 @@ import torch
 from torch import Tensor, nn
 
 from lib.jobs import JobState, fingerprint
+from lib.quantized import pairs
 from lib.quantized.grid import Quantized, choose, fitted
-from lib.quantizers import calibrate
+from lib.quantizers import calibrate, gptq_pairs
 from lib.sources import texts
 
 DAMP = (0.01, 0.03, 0.1, 0.3, 1.0)  # fractions of the mean diagonal, tried until the factorization succeeds
@@ -36,11 +37,12 @@ def quantize_(
 
     calibration: windows of text, or token ids [count, length]. bits: 2 to 8. group_size: columns per grid, -1 for a
     row. act_order: columns with large inputs first (on grids that are fixed beforehand, "static groups").
-    candidates: ranges tried per group. levels: of the grids, see `quantized.levels`. state: folder that keeps finished
+    candidates: ranges tried per group. levels: of the grids, see `quantized.levels`; "pairs" for `quantized.pairs`, in
+    which columns always come in the order of their inputs. state: folder that keeps finished
     blocks, so that a killed job resumes.
     """
     calibrate.check_layers(
-        model, bits=bits, group_size=group_size, candidates=candidates, symmetric=symmetric, levels=levels
+        model, bits=bits, group_size=group_size, candidates=candidates, symmetric=symmetric, levels=levels, paired=True
     )
     tokens = texts.tokens(calibration, model)
     calibrate.check_memory(model, tokens)
@@ -71,6 +73,10 @@ def gptq(
     size = fitted(weight.shape[1], bits=bits, group_size=group_size)
     hessian, dead = revived(hessian)
     weight = weight.float().masked_fill(dead, 0)  # any weight will do where the input is zero
+    if levels == pairs.LEVELS:
+        order = gptq_pairs.paired_order(hessian.diagonal())
+        factor = inverse_factor(hessian[order][:, order])
+        return gptq_pairs.gptq(weight, hessian, factor, order, group_size=group_size)
     grid = {"bits": bits, "group_size": size, "symmetric": symmetric, "levels": levels, "candidates": candidates}
     scale, zero = choose(weight, importance=hessian.diagonal(), **grid)
 

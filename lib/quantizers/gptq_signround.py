@@ -92,7 +92,7 @@ def check(
 ) -> tuple[dict[str, int], dict]:
     """Bits by layer name and the `learning` of `quantize_`; raises its errors for arguments, before any work."""
     plan = widths(model, bits)
-    calibrate.check_layers(model, bits=plan, group_size=group_size, levels=levels)
+    calibrate.check_layers(model, bits=plan, group_size=group_size, levels=levels, paired=True)
     calibrate.check_memory(model, tokens, streams=2)
     options = {"batch": 2, "rate": None, "range_rate": None, "filtered": 0.001, "seed": 0} | learning
     options["batch"] = min(options["batch"], len(tokens))

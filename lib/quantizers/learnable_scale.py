@@ -5,6 +5,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
+from lib.quantized import pairs
 from lib.quantized.grid import HUGE, TINY
 from lib.quantized.linear import QuantLinear
 
@@ -23,7 +24,9 @@ class LearnableScaleLinear(nn.Module):
 
     def levels(self) -> Tensor:
         """The unscaled values, [rows, groups, columns of a group], computed from the codes at each call."""
-        codes, _, zero, bits, _, codebook, _ = self.layer.quantized
+        codes, _, zero, bits, _, codebook, levels = self.layer.quantized
+        if levels == pairs.LEVELS:
+            return pairs.levels(codes, zero, codebook, self.dtype)
         if codebook is not None:
             return codebook.to(self.dtype)[codes.long()].view(*self.start.shape, -1)
         if zero is not None:

@@ -21,11 +21,14 @@ from torch.func import functional_call
 from lib.jobs import JobState, fingerprint
 from lib.models import attention, capture
 from lib.models.blocks import linears
+from lib.quantized import pairs
 from lib.quantized.grid import Quantized, choose, fitted, quantize
 from lib.quantizers import calibrate
 from lib.quantizers.signround_layer import SignRoundWeight
+from lib.quantizers.signround_pairs import SignRoundPairs
 from lib.sources import texts
 
+Weight = SignRoundWeight | SignRoundPairs
 SEEN = 4  # windows that weight the columns in the search for ranges, and that test whether training helped
 TRAVEL = 0.5  # rate of V in the first step times the steps: half of it, a quarter of a code, is the farthest V gets
 RANGES = 0.1  # the same for α and β
@@ -109,7 +112,7 @@ def nearest(block: nn.Module, hidden: Tensor, call: tuple, **grid) -> dict[str, 
 @torch.no_grad()
 def reconstruct(
     block: nn.Module, hidden: Tensor, targets: Tensor, call: tuple, starts: dict[str, Quantized], **learning
-) -> tuple[dict[str, SignRoundWeight], list[float]]:
+) -> tuple[dict[str, Weight], list[float]]:
     """Learn to round the layers of `block` named in `starts`; return them and the loss of each step's windows.
 
     hidden, targets: the block's inputs and target outputs, [count, length, hidden size]. call: its other
@@ -118,10 +121,13 @@ def reconstruct(
     lower loss before training.
     """
 
-    def begin() -> dict[str, SignRoundWeight]:
-        return {name: SignRoundWeight(block.get_submodule(name).weight, start) for name, start in starts.items()}
+    def begin() -> dict[str, Weight]:
+        kinds = {
+            name: SignRoundPairs if each.levels == pairs.LEVELS else SignRoundWeight for name, each in starts.items()
+        }
+        return {name: kinds[name](block.get_submodule(name).weight, start) for name, start in starts.items()}
 
-    def judge(layers: dict[str, SignRoundWeight]) -> float:
+    def judge(layers: dict[str, Weight]) -> float:
         first = hidden[:SEEN], targets[:SEEN]
         return sum(window_losses(block, layers, *first, call, filtered=learning["filtered"]))
 
@@ -132,7 +138,7 @@ def reconstruct(
 
 
 def learn_(
-    layers: dict[str, SignRoundWeight], block, hidden, targets, call, *, steps, batch, rate, range_rate, filtered, seed
+    layers: dict[str, Weight], block, hidden, targets, call, *, steps, batch, rate, range_rate, filtered, seed
 ) -> list[float]:
     """Train V, α and β of `layers`, in place, with the settings of `quantize_`; return the losses."""
     generator, waiting, losses = torch.Generator().manual_seed(seed), [], []
@@ -156,7 +162,7 @@ def learn_(
     return losses
 
 
-def run(block: nn.Module, layers: dict[str, SignRoundWeight], hidden: Tensor, call: tuple) -> Tensor:
+def run(block: nn.Module, layers: dict[str, Weight], hidden: Tensor, call: tuple) -> Tensor:
     """Outputs of `block` with its weights replaced by the rounded ones of `layers`."""
     weights = {f"{name}.weight": layer.dense for name, layer in layers.items()}
     return capture.run_block(lambda *args, **options: functional_call(block, weights, args, options), hidden, call)

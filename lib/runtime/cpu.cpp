@@ -145,6 +145,12 @@ static void look_up(const Matrix& m, long row, float* out) {
     else code = unit[64 * (step / 4) + at] >> (step % 4 * 2) & 3;
     if (m.bits == 3) code |= (unit[128 + at] >> step & 1) << 2;
     const int g = c / m.group_size;
+    if (m.book) {
+      const int other = c ^ 4, half = other % UNIT / 4;  // the other column of the pair
+      const int beside = unit[64 * (half / 4) + at] >> (half % 4 * 2) & 3;
+      const int pair = step % 2 ? beside | code << 2 : code | beside << 2;
+      code = m.book[64 * (step % 2) + 16 * base[groups(m) * TILE * 2 + g * TILE + lane] + pair];
+    }
     const uint32_t bits = (uint32_t)((const uint16_t*)base)[g * TILE + lane] << 16;
     float scale;
     std::memcpy(&scale, &bits, 4);

@@ -34,6 +34,7 @@ PATHS = {
     "avx2": (["-mavx2", "-mfma"], {"avx2", "fma"}),
     "portable": ([], set()),
 }  # fmt: skip
+BESIDE = {"avx512": ("-mavx512vbmi", "avx512vbmi")}  # a flag more where the CPU lists this too
 FLAGS = ["-std=c++20", "-O2", "-ffp-contract=off", "-fno-math-errno", "-Wno-psabi", "-pthread"]
 SOURCES = ("cpu.cpp", "step.h", "mix.h", "attention.h", "cache.h", "products.h", "simd.h", "team.h")
 PHASES = ("embedding", "norms", "queries", "attention", "output", "gate and up", "down", "head")
@@ -51,7 +52,7 @@ _told: set[str] = set()
 class Matrix(ctypes.Structure):
     """`Matrix` of products.h; `keep` keeps the memory of its pointers alive."""
 
-    _fields_ = [("data", ctypes.c_void_p), ("bias", ctypes.c_void_p)] + [
+    _fields_ = [(name, ctypes.c_void_p) for name in ("data", "bias", "book")] + [
         (name, ctypes.c_int32) for name in ("rows", "columns", "bits", "group_size", "block")
     ] + [("first", ctypes.c_float), ("step", ctypes.c_float)]  # fmt: skip
 
@@ -60,10 +61,10 @@ class Matrix(ctypes.Structure):
         """The structure for a packed matrix and its bias (float32 [rows])."""
         address = None if bias is None else bias.ctypes.data
         made = cls(
-            packed.data.ctypes.data, address, packed.rows, packed.columns,
-            packed.stored, packed.group_size, packed.block, *packed.zero,
+            packed.data.ctypes.data, address, None if packed.book is None else packed.book.ctypes.data,
+            packed.rows, packed.columns, packed.stored, packed.group_size, packed.block, *packed.zero,
         )  # fmt: skip
-        made.keep = packed.data, bias
+        made.keep = packed.data, bias, packed.book
         return made
 
 
@@ -155,12 +156,18 @@ def _library(path: str) -> ctypes.CDLL | None:
 
 def place(path: str) -> Path:
     """The folder of the library for an instruction set, named by everything that affects the build."""
-    digest = hashlib.sha256(json.dumps([FLAGS, PATHS[path][0], _compiler(), platform.machine()]).encode())
+    digest = hashlib.sha256(json.dumps([FLAGS, flags(path)[0], _compiler(), platform.machine()]).encode())
     digest.update(importlib.metadata.version("torch").encode())
     for name in SOURCES:
         digest.update((_HERE / name).read_bytes())
     root = os.environ.get("TORCH_EXTENSIONS_DIR") or Path.home() / ".cache" / "torch_extensions"
     return Path(root) / f"{_NAME}-{path}-{digest.hexdigest()[:16]}"
+
+
+def flags(path: str) -> tuple[list[str], set[str]]:
+    """Compiler flags for an instruction set on this CPU, and what a CPU must list to run what they make."""
+    (given, needed), (flag, name) = PATHS[path], BESIDE.get(path, (None, None))
+    return ([*given, flag], needed | {name}) if name in cpu_flags() else (given, needed)
 
 
 def sound(folder: Path) -> bool | None:
@@ -185,10 +192,10 @@ def build(path: str, folder: Path) -> None:
     for tool in (_compiler(), "ninja"):
         if not shutil.which(tool, path=search_path()):
             raise RuntimeError(f"{tool} is not installed")
-    flags, needed = PATHS[path]
+    given, needed = flags(path)
     say(f"runtime: compiling the kernels for {path}, once, about a minute")
     with folders.replace(folder, kept=_KEPT) as temporary:
-        command = [sys.executable, "-c", _BUILD, str(_HERE / SOURCES[0]), str(temporary), *FLAGS, *flags]
+        command = [sys.executable, "-c", _BUILD, str(_HERE / SOURCES[0]), str(temporary), *FLAGS, *given]
         searching = os.environ | {"PATH": search_path()}
         done = subprocess.run(command, capture_output=True, text=True, timeout=_TIMEOUT, check=False, env=searching)
         if done.returncode or not (temporary / f"{_NAME}.so").is_file():

@@ -18,7 +18,7 @@ def rows(packed: Packed, first: int, count: int) -> Packed:
             f"rows {first} to {first + count - 1} of {packed.rows}; a part begins at a multiple of {pack.TILE}, and "
             "ends in the matrix; run this model with its own generate."
         )
-    tile = sum(pack.tile_bytes(*packed[2:]))
+    tile = sum(pack.tile_bytes(*packed.grid))
     data = packed.data[first // pack.TILE * tile : -(-(first + count) // pack.TILE) * tile]
     return packed._replace(data=data, rows=count)
 

@@ -42,7 +42,13 @@ class Matrix(NamedTuple):
 
 def load(packed: Packed, device: str | torch.device = "cuda") -> Matrix:
     """Copy a packed matrix to `device`, byte by byte."""
-    return Matrix(torch.from_numpy(packed.data.copy()).to(device), *packed[1:])
+    if packed.book is not None:
+        raise ValueError(
+            "pairs (levels='pairs') have kernels for CPUs; on a GPU run this model unpacked, or quantize it with "
+            "levels='half'."
+        )
+    shape = packed.rows, packed.columns, packed.bits, packed.group_size, packed.symmetric, packed.levels
+    return Matrix(torch.from_numpy(packed.data.copy()).to(device), *shape)
 
 
 def product(matrix: Matrix, x: Tensor, bias: Tensor | None = None) -> Tensor:

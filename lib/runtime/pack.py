@@ -3,7 +3,8 @@
 A matrix [rows, columns] is cut into tiles of 16 rows, which lie one after the other. A tile begins with its grid:
 
     scales        bfloat16 [groups][16]       the 16 rows' scales of the first group, of the second, ...
-    zero points   uint8    [groups][16]       as `quantized.levels` stores them; absent where a grid has none
+    zero points   uint8    [groups][16]       as `quantized.levels` stores them, of pairs the numbers of books;
+                                              absent where a grid has none
     padding       up to a multiple of 64 bytes
 
 and goes on with units of 32 columns, 64 · bits bytes each. A *step* is four columns: a line of 64 bytes whose byte
@@ -31,6 +32,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from lib.quantized import pairs
 from lib.quantized.levels import Zero
 from lib.quantized.levels import stored as stored_zero
 from lib.runtime import lines, narrow
@@ -42,7 +44,10 @@ AT_ONCE = 64  # tiles packed or unpacked at once, with a few bytes per code
 
 
 class Packed(NamedTuple):
-    """A packed matrix: uint8 `data` [size] with its shape and grid; `bits` 16 is bfloat16 without a grid."""
+    """A packed matrix: uint8 `data` [size] with its shape and grid; `bits` 16 is bfloat16 without a grid.
+
+    book: of pairs, uint8 [2, 64]: 128 + the first numbers of the entries of all books, and of the second ones.
+    """
 
     data: np.ndarray
     rows: int
@@ -51,11 +56,17 @@ class Packed(NamedTuple):
     group_size: int
     symmetric: bool = True
     levels: str = "integer"
+    book: np.ndarray | None = None
+
+    @property
+    def grid(self) -> tuple:
+        """Columns, bits, group size, symmetry and levels, as `tile_bytes` takes them."""
+        return self.columns, self.bits, self.group_size, self.symmetric, self.levels
 
     @property
     def zero(self) -> Zero:
-        """How the zero points are stored."""
-        return stored_zero(self.bits, self.levels, self.symmetric)
+        """How the zero points are stored; pairs have the middle of their numbers, and books for zero points."""
+        return Zero(128, 0) if self.book is not None else stored_zero(self.bits, self.levels, self.symmetric)
 
     @property
     def stored(self) -> int:
@@ -119,7 +130,7 @@ def pack(quantized, out: np.ndarray | None = None, name: str = "the matrix") -> 
 
     from lib.quantized import zero_points  # needs torch
 
-    if quantized.codebook is not None:
+    if quantized.codebook is not None and quantized.levels != pairs.LEVELS:
         raise ValueError(
             f"{name} is on a grid with a codebook; the packed layout holds evenly spaced grids; quantize with another "
             "method (rtn, gptq), or run this model unpacked."
@@ -135,7 +146,13 @@ def pack(quantized, out: np.ndarray | None = None, name: str = "the matrix") -> 
     zero = zero_points.stored(quantized.zero_point, **grid)
     zero = None if zero is None else zero.cpu().numpy()
     scale = short.contiguous().view(torch.int16).numpy().view(np.uint16)
-    return pack_arrays(codes, scale, zero, **grid, group_size=quantized.group_size, out=out, name=name)
+    packed = pack_arrays(codes, scale, zero, **grid, group_size=quantized.group_size, out=out, name=name)
+    return packed if quantized.codebook is None else packed._replace(book=book(quantized.codebook.cpu().numpy()))
+
+
+def book(codebook: np.ndarray) -> np.ndarray:
+    """The entries of pairs, int8 [books, entries, 2], as kernels read them: see `Packed`."""
+    return np.ascontiguousarray(codebook.astype(np.int16).reshape(-1, 2).T + 128).astype(np.uint8)
 
 
 def pack_arrays(
@@ -188,12 +205,16 @@ def unpack(packed: Packed):
     scale = torch.from_numpy(scale.view(np.int16)).view(torch.bfloat16)
     zero = None if zero is None else torch.from_numpy(zero)
     zero = zero_points.restored(zero, scale, bits=packed.bits, levels=packed.levels)
-    return Quantized(torch.from_numpy(codes), scale, zero, packed.bits, packed.group_size, levels=packed.levels)
+    codebook = None
+    if packed.book is not None:
+        codebook = torch.from_numpy(packed.book.astype(np.int16).T - 128).to(torch.int8).view(pairs.SHAPE)
+    codes = torch.from_numpy(codes)
+    return Quantized(codes, scale, zero, packed.bits, packed.group_size, codebook, packed.levels)
 
 
 def unpack_arrays(packed: Packed) -> tuple[np.ndarray, np.ndarray, np.ndarray | None]:
     """Codes, scales (bits of bfloat16) and zero points (as stored, None where none are) of a packed matrix."""
-    header, body = tile_bytes(*packed[2:])
+    header, body = tile_bytes(*packed.grid)
     groups, rows = -(-packed.columns // packed.group_size), packed.rows
     tiles = packed.data.reshape(-1, header + body)
     codes = np.empty((len(tiles) * TILE, packed.columns), np.uint8)
@@ -203,7 +224,7 @@ def unpack_arrays(packed: Packed) -> tuple[np.ndarray, np.ndarray, np.ndarray | 
         codes[start * TILE : start * TILE + len(found)] = found[:, : packed.columns]
     scale = np.ascontiguousarray(tiles[:, : groups * TILE * 2]).view(np.uint16)
     scale, zero = _ungrid(scale, groups)[:rows], None
-    if packed.zero.step:
+    if packed.zero.step or packed.book is not None:
         zero = _ungrid(np.ascontiguousarray(tiles[:, groups * TILE * 2 : groups * TILE * 3]), groups)[:rows]
     return codes[:rows], scale, zero
 

@@ -4,6 +4,9 @@
 //
 //     y = Σ_b s_g · s_b · (Σ_k q_k a_k - z_g · Σ_k a_k)      w = s_g (q - z_g),   x ≈ s_b a with int8 a
 //
+// Pairs of columns (quantized/pairs.py) have a book of whole numbers in place of q - z: w = s_g e with e from -127 to 127,
+// which is summed as e + 128 with 128 for z.
+//
 // The inner sums are exact integers, and blocks are added in the same order for any number of rows: what a row yields
 // does not depend on what else is computed with it.
 #pragma once
@@ -14,7 +17,8 @@
 
 struct Matrix {
   const uint8_t* data;
-  const float* bias;  // [rows], or null
+  const float* bias;    // [rows], or null
+  const uint8_t* book;  // of pairs: 128 + the first of each of 64 pairs, then 128 + the second; null for other grids
   // bits: as stored, 16 for bfloat16. block: columns whose activations share a scale.
   // first, step: a stored byte c is the zero point first + step · c; with step 0 none are stored and all are `first`.
   int32_t rows, columns, bits, group_size, block;
@@ -27,7 +31,7 @@ inline long padded(const Matrix& m) {
 }
 inline long groups(const Matrix& m) { return (m.columns + m.group_size - 1) / m.group_size; }
 inline long header(const Matrix& m) {
-  return m.bits == 16 ? 0 : (groups(m) * TILE * (m.step != 0 ? 3 : 2) + 63) / 64 * 64;
+  return m.bits == 16 ? 0 : (groups(m) * TILE * (m.step != 0 || m.book ? 3 : 2) + 63) / 64 * 64;
 }
 inline long tile_bytes(const Matrix& m) { return header(m) + padded(m) * TILE * m.bits / 8; }
 inline long tiles(const Matrix& m) { return (m.rows + TILE - 1) / TILE; }
@@ -126,6 +130,17 @@ template <int BITS, class Body> __attribute__((always_inline)) inline void unpac
   }
 }
 
+// The same for pairs at 2 bits: two neighbouring steps are the halves of pairs whose numbers are nibbles. `books` holds
+// 16 times the number of each row's book.
+template <class Body>
+__attribute__((always_inline)) inline void unpack_pairs(const uint8_t* p, const Pairs& pairs, B books, Body&& body) {
+  UNROLL for (int i = 0; i < 2; i++) {
+    const B b = bytes(p + 64 * i), low = either(both(b, fill(15)), books), high = either(both(right<4>(b), fill(15)), books);
+    body(4 * i, pick(pairs.first, low)), body(4 * i + 1, pick(pairs.second, low));
+    body(4 * i + 2, pick(pairs.first, high)), body(4 * i + 3, pick(pairs.second, high));
+  }
+}
+
 constexpr int AHEAD = 2048;  // bytes that are fetched before they are needed, where one row streams the weights
 
 // What every tile of a matrix needs to know, worked out once.
@@ -139,7 +154,8 @@ struct View {
 };
 
 // One tile of sixteen rows times the T rows of a panel: out [T][16]
-template <int BITS, int T> void tile(const View& v, long index, const Inputs& in, int panel, float* out) {
+template <int BITS, int T, bool PAIRS = false>
+void tile(const View& v, long index, const Inputs& in, int panel, float* out) {
   constexpr int CHAINS = T >= 4 ? 1 : 4 / T;  // sums that don't wait for one another
   const uint8_t* body = v.m.data + index * v.tile_bytes;
   const uint16_t* scale = (const uint16_t*)body;
@@ -151,18 +167,25 @@ template <int BITS, int T> void tile(const View& v, long index, const Inputs& in
   const F first = set1(v.m.first), step = set1(v.m.step);
   F total[T], s = set1(0), z = first;
   UNROLL for (int t = 0; t < T; t++) total[t] = set1(0);
+  [[maybe_unused]] Pairs pairs{};
+  [[maybe_unused]] B books = fill(0);
+  if constexpr (PAIRS) pairs = {table(v.m.book), table(v.m.book + 64)};
   int left = 0;  // blocks until the next group
   for (long b = 0; b < v.blocks; b++, scales += T, sums += T) {
+    if constexpr (PAIRS)
+      if (left == 0) books = sixteenfold(zero), zero += TILE;
     I acc[CHAINS][T];
     UNROLL for (auto& chain : acc)
       UNROLL for (I& one : chain) one = zero_i();
     for (int u = 0; u < v.block; u += UNIT, body += 64 * BITS, a += UNIT * T) {
       if constexpr (T == 1)
         for (int i = 0; i < BITS; i++) __builtin_prefetch(body + AHEAD + 64 * i);
-      unpack<BITS>(body, [&](int step, B codes) __attribute__((always_inline)) {
+      const auto add = [&](int step, B codes) __attribute__((always_inline)) {
         UNROLL for (int t = 0; t < T; t++)
-          acc[step % CHAINS][t] = dot<(BITS > 4)>(acc[step % CHAINS][t], codes, a + 4 * (step * T + t));
-      });
+          acc[step % CHAINS][t] = dot<(BITS > 4 || PAIRS)>(acc[step % CHAINS][t], codes, a + 4 * (step * T + t));
+      };
+      if constexpr (PAIRS) unpack_pairs(body, pairs, books, add);
+      else unpack<BITS>(body, add);
     }
     if (left-- == 0) {
       s = load_bf16(scale), scale += TILE, left = v.per_group - 1;
@@ -189,6 +212,7 @@ template <int T> void tile_plain(const View& v, long index, const Inputs& in, in
 }
 
 template <int T> void any_tile(const View& v, long index, const Inputs& in, int panel, float* out) {
+  if (v.m.book) return tile<2, T, true>(v, index, in, panel, out);
   switch (v.m.bits) {
     case 2: return tile<2, T>(v, index, in, panel, out);
     case 3: return tile<3, T>(v, index, in, panel, out);

@@ -70,6 +70,33 @@ inline B either(B a, B b) { return _mm512_or_si512(a, b); }
 template <int N> inline B right(B a) { return _mm512_srli_epi16(a, N); }  // bits cross bytes: mask afterwards
 template <int N> inline B left(B a) { return _mm512_slli_epi16(a, N); }
 
+// four bytes in each lane: sixteen times the lane's byte at `p`
+inline B sixteenfold(const uint8_t* p) {
+  return _mm512_mullo_epi32(_mm512_cvtepu8_epi32(_mm_loadu_si128((const __m128i*)p)), _mm512_set1_epi32(0x10101010));
+}
+// 64 bytes of which `pick` takes the one that each byte of `index`, up to 63, names
+#if defined(__AVX512VBMI__)
+using Table = __m512i;
+inline Table table(const uint8_t* p) { return bytes(p); }
+inline B pick(const Table& from, B index) { return _mm512_permutexvar_epi8(index, from); }
+#else
+struct Table {
+  B quarter[4];
+};
+inline Table table(const uint8_t* p) {
+  Table made;
+  for (int i = 0; i < 4; i++) made.quarter[i] = _mm512_broadcast_i32x4(_mm_loadu_si128((const __m128i*)(p + 16 * i)));
+  return made;
+}
+inline B pick(const Table& from, B index) {
+  const B low = both(index, fill(15)), which = both(index, fill(48));
+  B found = _mm512_shuffle_epi8(from.quarter[0], low);
+  for (int i = 1; i < 4; i++)
+    found = _mm512_mask_shuffle_epi8(found, _mm512_cmpeq_epi8_mask(which, fill(16 * i)), from.quarter[i], low);
+  return found;
+}
+#endif
+
 // acc[lane] += the four products of the lane's bytes of `codes` (unsigned) with the four activations at `a` (signed)
 template <bool WIDE> inline I dot(I acc, B codes, const int8_t* a) {
   int32_t four;
@@ -168,6 +195,37 @@ inline B either(B a, B b) { return a | b; }
 template <int N> inline B right(B a) { return a >> N; }
 template <int N> inline B left(B a) { return a << N; }
 
+inline B sixteenfold(const uint8_t* p) {
+  const Words wide = __builtin_convertvector(fetch<Small>(p), Words) * 0x10101010;
+  return fetch<B>(&wide);
+}
+struct Table {
+  uint8_t all[64];
+};
+inline Table table(const uint8_t* p) { return fetch<Table>(p); }
+#if defined(__AVX2__)
+inline B pick(const Table& from, B index) {
+  Integers at{index}, found{};
+  for (int i = 0; i < 4; i++) {
+    const __m256i quarter = _mm256_broadcastsi128_si256(_mm_loadu_si128((const __m128i*)(from.all + 16 * i)));
+    for (int half = 0; half < 2; half++) {
+      const __m256i which = _mm256_and_si256(at.half[half], _mm256_set1_epi8(48));
+      const __m256i low = _mm256_and_si256(at.half[half], _mm256_set1_epi8(15));
+      const __m256i here = _mm256_cmpeq_epi8(which, _mm256_set1_epi8(16 * i));
+      const __m256i value = _mm256_and_si256(here, _mm256_shuffle_epi8(quarter, low));
+      found.half[half] = _mm256_or_si256(found.half[half], value);
+    }
+  }
+  return found.bytes;
+}
+#else
+inline B pick(const Table& from, B index) {
+  B found;
+  for (int i = 0; i < 64; i++) found[i] = from.all[index[i]];
+  return found;
+}
+#endif
+
 #if defined(__AVX2__)
 // pairs of products are added in 16 bits: 2 * 15 * 127 fits, 2 * 255 * 127 does not, so wide codes go nibble by nibble
 inline __m256i quads(__m256i codes, __m256i a) {
@@ -197,6 +255,10 @@ template <bool WIDE> inline I dot(I acc, B codes, const int8_t* a) {
 }
 #endif
 #endif
+
+struct Pairs {
+  Table first, second;
+};
 
 // e**a by Cody and Waite's reduction and a polynomial of degree 6 (coefficients of the Taylor series, |r| <= ln 2 / 2)
 inline F exponential(F a) {

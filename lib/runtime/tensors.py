@@ -9,6 +9,7 @@ import numpy as np
 
 from lib.checkpoints import stored
 from lib.export import schemes
+from lib.quantized import pairs
 from lib.quantized.levels import stored as stored_zero
 from lib.runtime import narrow, pack
 from lib.runtime.aligned import zeros
@@ -114,18 +115,22 @@ class Tensors:
         if found is None:
             raise ValueError(f"{name} is packed, but it is no target in config.json; export it again.")
         bits, size, symmetric, codebook, levels = found
-        if codebook is not None or f"{name}.{schemes.OWN}" in self:
+        if levels != pairs.LEVELS and (codebook is not None or f"{name}.{schemes.OWN}" in self):
             raise ValueError(f"{name} is on a grid with a codebook; evenly spaced grids are packed; load it unpacked.")
         size = columns if size == -1 else size
         if isinstance(size, bool) or not isinstance(size, int) or size < 1 or columns % size:
             raise ValueError(f"{name} has groups of {size!r} in rows of {columns}; a divisor is allowed; export again.")
+        if levels == pairs.LEVELS:
+            pairs.check(bits, size, columns, name)
         return bits, size, symmetric, levels
 
     def _codes(self, name: str, shape: tuple[int, int], kind: str) -> Packed:
         """A matrix in the convention of `export.packing`, from its words to the packed layout."""
         rows, columns = shape
         bits, size, symmetric, levels = self._grid(name, columns, kind)
-        groups, zero = columns // size, None
+        groups, zero, book = columns // size, None, None
+        if levels == pairs.LEVELS:
+            book = pack.book(self.read(f"{name}.{schemes.OWN}", [*pairs.SHAPE], {"I8": np.int8}))
         said = self.read(f"{name}.weight_shape", [2], {"I64": np.int64}).tolist()
         if said != [rows, columns]:
             raise ValueError(f"{name} is {said} where config.json asks for {[rows, columns]}; copy the folder again.")
@@ -146,7 +151,7 @@ class Tensors:
             grid = {"bits": bits, "group_size": size, "levels": levels, "name": name}
             out = data[step(first) : step(first + ROWS)]
             pack.pack_arrays(codes, bfloat16(scale[some]), None if zero is None else zero[some], **grid, out=out)
-        return Packed(data, rows, columns, bits, size, symmetric, levels)
+        return Packed(data, rows, columns, bits, size, symmetric, levels, book)
 
 
 def _room(rows: int, columns: int, bits: int, group: int, symmetric: bool, levels: str = "integer"):

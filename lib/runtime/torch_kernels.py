@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from lib.quantized import pairs
 from lib.runtime import after_heads, cache_codes, cpu, pack
 from lib.runtime.pack import PLAIN, TILE, Packed
 
@@ -40,6 +41,10 @@ def product(packed: Packed, x: Tensor, bias: np.ndarray | None = None) -> Tensor
 def grid(packed: Packed) -> tuple[Tensor, Tensor, Tensor]:
     """Codes [rows, blocks, block] (padded), scales and zero points [rows, blocks], all float32."""
     codes, scale, zero = pack.unpack_arrays(packed)
+    if packed.book is not None:
+        found = pack.unpack(packed)
+        codes = (128 + pairs.levels(found.codes, found.zero_point, found.codebook, torch.float32).flatten(1)).numpy()
+        zero = None
     blocks = -(-packed.columns // packed.block)
     codes = functional.pad(torch.from_numpy(codes), (0, blocks * packed.block - packed.columns))
     of = torch.arange(blocks) * packed.block // packed.group_size
@@ -54,7 +59,7 @@ def rows(packed: Packed, first: int, last: int) -> Tensor:
     if cpu.library() is not None:
         return torch.from_numpy(cpu.rows(packed, first, last))
     start, end = first // TILE, -(-last // TILE)
-    size = sum(pack.tile_bytes(*packed[2:]))
+    size = sum(pack.tile_bytes(*packed.grid))
     data, count = packed.data[start * size : end * size], min(end * TILE, packed.rows) - start * TILE
     part = packed._replace(data=data, rows=count)
     found = pack.unpack_plain(part).float() if packed.bits == PLAIN else pack.unpack(part).dense()
