@@ -66,6 +66,8 @@ def test_a_loss_that_is_no_number_leaves_the_best_state(kept, original, student,
         ({"linear": "lqs", "code_steps": 0.1}, "[Dd]id you mean 'lsq'"),
         ({"divergence": "forward"}, "divergence='forward'"),
         ({"start": "codebook", "code_steps": 0.1}, "levels in even steps"),
+        ({"start": "gptq", "levels": "pairs", "code_steps": 0.1}, "levels='pairs' and code_steps=0.1 .*in even steps"),
+        ({"start": "rtn", "levels": "pairs"}, "levels='pairs' of a grid; allowed are"),
     ],
 )
 def test_a_grid_that_cannot_be_trained_is_refused_before_anything_is_written(changed, said, small, tmp_path):  # noqa: F811

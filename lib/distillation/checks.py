@@ -6,8 +6,11 @@ from torch import nn
 from lib import files
 from lib.distillation import quantization_aware
 from lib.distillation.presets import Preset
+from lib.quantized import pairs
 from lib.quantizers import calibrate
 from lib.trainers import divergences
+
+PAIRED = ("gptq", "gptq_signround")  # starts that have grids of pairs
 
 
 def before(original: nn.Module, made: Preset) -> None:
@@ -22,11 +25,15 @@ def before(original: nn.Module, made: Preset) -> None:
         if value not in known:
             raise ValueError(f"{name}={value!r} of a distillation; {files.choices(value, known)}")
     levels = {} if made.start == "codebook" else {"levels": made.levels}
-    calibrate.check_layers(original, bits=made.bits, group_size=made.group_size, **levels)
-    if made.start == "codebook" and made.code_steps and made.linear == "codes":
+    grid = {"bits": made.bits, "group_size": made.group_size, "paired": made.start in PAIRED}
+    calibrate.check_layers(original, **grid, **levels)
+    paired = made.levels == pairs.LEVELS
+    if made.code_steps and (paired or (made.start == "codebook" and made.linear == "codes")):
+        given = f"levels={made.levels!r}" if paired else "start='codebook'"
+        other = "" if paired else "linear='bitdistiller', "
         raise ValueError(
-            f"start='codebook' and code_steps={made.code_steps:g} with linear='codes': codes that move by steps need "
-            "levels in even steps; take linear='bitdistiller', code_steps=0, or a start on an affine grid."
+            f"{given} and code_steps={made.code_steps:g} with linear={made.linear!r}: codes that move by steps need "
+            f"levels in even steps; take {other}code_steps=0, or a start on an affine grid."
         )
     _check_memory(original, made)
 

@@ -2,7 +2,10 @@
 
 All three come from the texts' training splits and share no window: what was calibrated on is not trained on again, and
 what a training is stopped by it has not seen. A window is drawn once at most. "chats:" before a name stands for the
-conversations of that name (`conversations.read`), as the model's chat template writes them, one behind the other.
+conversations of that name (`conversations.read`), as the model's chat template writes them, one behind the other. They
+are trained on and not calibrated on, where there are other texts: turns begin with tokens whose activations are so
+large that other windows count for less (GPTQ with a tenth of chats, 64 windows: KL 0.017 higher on WikiText-2 and 0.046
+on C4).
 """
 
 from dataclasses import dataclass
@@ -41,7 +44,9 @@ def draw(
             f"shares={shares} and {wanted} windows; one text or more with a share above 0 and 1 window or more of each "
             "part are needed; change them."
         )
-    each = {part: counts(shares, count) for part, count in wanted.items()}
+    texts_alone = {name: share for name, share in shares.items() if not name.startswith(CHATS)} or shares
+    of = {part: texts_alone if part == "calibration" else shares for part in PARTS}
+    each = {part: dict.fromkeys(shares, 0) | counts(of[part], count) for part, count in wanted.items()}
     asked = {name: sum(count[name] for count in each.values()) for name in shares}
     found: dict[str, list[Tensor]] = {part: [] for part in PARTS}
     for name, needed in asked.items():
