@@ -157,7 +157,12 @@ def test_chats_are_windows_of_what_the_template_writes(small):
     assert f"[user]{each.turns[0].text}" in text and tokenizer.eos_token_id in found.flatten().tolist()
     shares = {**small.texts, f"{training_text.CHATS}packaged": 1}
     made = training_text.draw(original, shares, calibration=5, unseen=5, training=5, length=24, seed=5)
-    assert made.counts["chats:packaged"] == 3
+    assert made.counts["chats:packaged"] == 2 and len(made.calibration) == 5  # none to calibrate on
+    assert not any("[user]" in tokenizer.decode(window) for window in made.calibration)
+    alone = training_text.draw(
+        original, {f"{training_text.CHATS}packaged": 1}, calibration=1, unseen=1, training=1, length=24, seed=5
+    )
+    assert alone.counts == {"chats:packaged": 3}  # where there is nothing else
     with pytest.raises(ValueError, match="9999999 were asked"):
         training_text.chats(original, "packaged", 9999999, 24, seed=1)
 

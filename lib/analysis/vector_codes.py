@@ -2,7 +2,7 @@
 
 A group has a scale, and takes the one of a few codebooks that fits it best: with four books the choice costs the two
 bits of a zero point, so that pairs of weights with 16 entries have the bytes of half-integer zero points at 2 bits, but
-for the books themselves, which are charged. What they are worth is measured here; no method stores them.
+for the books themselves, which are charged. What such codes are worth is measured here, before one is built.
 
 Squared error as a share of the power, rounding to nearest at 2 bits, groups of 64, searched ranges. A Gaussian (256
 rows of 576): half-integer zero points 0.108, one book of pairs 0.105, four 0.092, one book of fours 0.089. Packaged
@@ -17,8 +17,8 @@ model, first four blocks, 192 rows of each of the 16 matrices that share inputs,
     groups of 96, and the saved bytes as a low rank in 8 bits  2.270 bits   1.023 ± 0.006   0.46 ± 0.07
 
 The last row (of whole matrices) flatters its outputs: its rank was chosen by the same windows, which is what GPTQ does
-with codes. Most of what a Hadamard matrix brings to outputs is in the first two blocks' attention. Not measured: the
-model's KL divergence with any of these after GPTQ or SignRound, where part of a gain goes, and how fast pairs decode.
+with codes. Most of what a Hadamard matrix brings to outputs is in the first two blocks' attention. Pairs decode as fast
+as halves, so they became a grid of their own: `quantized.pairs`, and `quantizers.gptq_pairs` for what they reach.
 
 Sources: vector quantization of weights, e.g. AQLM (Egiazarian et al., arXiv 2401.06118) and VPTQ (Liu et al., arXiv
 2409.17066); the codebooks are learned by Lloyd's algorithm (1982, doi:10.1109/TIT.1982.1056489).

@@ -22,6 +22,10 @@ from lib.report import publishing, variant_rows
 from lib.report.tables import fmt
 
 NAME = "distillation"
+LEVELS = {
+    "integer": "whole zero points", "half": "zero points in halves", "balanced": "balanced levels",
+    "pairs": "pairs of weights with codebooks",
+}  # fmt: skip
 STEPS = {"start": ("start",), "distilled": ("start", "training")}  # a rung -> what its processor time is made of
 # before, after
 PAIRS = (("start", "distilled"), (post_training.RUNG, "distilled"), (two_bits.NAME, "distilled"))
@@ -123,7 +127,7 @@ def document(name: str, folder: Path | str, notes: Iterable[str] = ()) -> dict:
     made = presets.by_name(name)
     own = [text(each) for each in made.judged if each in made.texts]
     protocol = (
-        f"Preset {name} of {made.model}: {made.bits} bits in groups of {made.group_size}, {made.levels} zero points, "
+        f"Preset {name} of {made.model}: {made.bits} bits in groups of {made.group_size}, {LEVELS[made.levels]}, "
         f"start by {made.start} on {made.calibration} windows, {made.windows} windows of {made.length} tokens read "
         f"once (texts by share: {', '.join(f'{text(each)} {share:g}' for each, share in made.texts.items())}); judged "
         f"on {', '.join(f'{text(each)} ({split})' for each, split in made.judged.items())}; of these, "
