@@ -15,6 +15,7 @@ from lib.export import (
     gguf_blocks,
     gguf_contents,
     gguf_metadata,
+    gguf_tensors,
     gguf_tokenizer,
     gguf_vocabulary,
     plain,
@@ -284,7 +285,7 @@ def test_an_interrupted_export_leaves_the_old_one(tmp_path, monkeypatch):
     model = gguf_models.build("llama", num_hidden_layers=1)
     folder = gguf.export(model, model.tokenizer, tmp_path / "model")
     before = (folder / gguf.FILE).read_bytes()
-    monkeypatch.setattr(gguf, "_bytes", stopped(gguf._bytes, 5))
+    monkeypatch.setattr(gguf_tensors, "_bytes", stopped(gguf_tensors._bytes, 5))
     with pytest.raises(KeyboardInterrupt):
         gguf.export(gguf_models.build("llama", num_hidden_layers=1, seed=1), model.tokenizer, folder)
     assert (folder / gguf.FILE).read_bytes() == before and [path.name for path in tmp_path.iterdir()] == ["model"]
@@ -319,7 +320,7 @@ def test_saved_models_are_exported_by_one_command(tmp_path, capsys):
 
 def test_a_full_disk_is_told_before_the_work(tmp_path, monkeypatch):
     model = gguf_models.build("llama", num_hidden_layers=1)
-    monkeypatch.setattr(gguf, "_write_tensors", lambda *_: pytest.fail("the work began"))
+    monkeypatch.setattr(gguf_tensors, "write", lambda *_: pytest.fail("the work began"))
     usage = type(files.shutil.disk_usage(tmp_path))(10**9, 10**9, gguf.ROOM)
     monkeypatch.setattr(files.shutil, "disk_usage", lambda path: usage)
     with pytest.raises(OSError, match=r"needs \d+ MB and its disk has \d+ MB free"):

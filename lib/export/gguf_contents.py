@@ -2,37 +2,35 @@
 
 from pathlib import Path
 
-import gguf
 import torch
 from torch import Tensor, nn
 
-from lib.export import gguf as writing
-from lib.export import gguf_metadata
+from lib.export import gguf_metadata, gguf_tensors
 from lib.quantized.grid import Quantized
 
 _WIDTHS = {"qwen3": 128, "gemma3": 256}  # columns of a head that plain transformers takes for granted
+_UNKNOWN = ("Q2_0", "MXFP4")  # types that its reader refuses
 _TINY = torch.finfo(torch.float32).tiny
 
 
 def tensors(file: Path | str) -> dict[str, Tensor]:
-    """Every tensor of `file` by its name there, dequantized to float32 by the `gguf` package."""
+    """Every tensor of `file` by its name there, dequantized to float32, by the `gguf` package where it can."""
     found = {}
-    for each in gguf.GGUFReader(file).tensors:
+    for each in gguf_tensors.reader(file).tensors:
         shape = tuple(int(size) for size in reversed(each.shape))
-        dense = gguf.quants.dequantize(each.data, each.tensor_type)
-        found[each.name] = torch.from_numpy(dense.copy()).reshape(shape).float()
+        found[each.name] = gguf_tensors.dequantized(each.data, each.tensor_type.name).reshape(shape).float()
     return found
 
 
 def types(file: Path | str) -> dict[str, int]:
     """How many tensors have each type."""
-    kinds = [each.tensor_type.name for each in gguf.GGUFReader(file).tensors]
+    kinds = [each.tensor_type.name for each in gguf_tensors.reader(file).tensors]
     return {kind: kinds.count(kind) for kind in sorted(set(kinds))}
 
 
 def fields(file: Path | str) -> dict:
     """The metadata by key, without long lists."""
-    found = gguf.GGUFReader(file).fields.items()
+    found = gguf_tensors.reader(file).fields.items()
     return {key: field.contents() for key, field in found if not key.startswith("GGUF.") and len(field.data) == 1}
 
 
@@ -44,7 +42,7 @@ def compare(file: Path | str, model: nn.Module) -> dict:
     """
     stored, rename = tensors(file), gguf_metadata.names(model)
     result = {"tensors": 0, "exact": 0, "largest": 0.0, "where": None, "missing": []}
-    for name, value in writing.values(model):
+    for name, value in gguf_tensors.values(model):
         result["tensors"] += 1
         wanted = value.dense() if isinstance(value, Quantized) else value.float()
         wanted = gguf_metadata.vector(model, name, wanted) if wanted.ndim == 1 else wanted
@@ -61,7 +59,9 @@ def compare(file: Path | str, model: nn.Module) -> dict:
 
 def unread(file: Path | str) -> str | None:
     """What `file` says that plain transformers (5.23) does not read; None if it reads all of it."""
-    said, names = fields(file), [each.name for each in gguf.GGUFReader(file).tensors]
+    said, names = fields(file), [each.name for each in gguf_tensors.reader(file).tensors]
+    if found := [name for name in types(file) if name in _UNKNOWN]:
+        return f"the type {found[0]}"
     kind = said["general.architecture"]
 
     def get(key, otherwise=None):

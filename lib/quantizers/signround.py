@@ -13,6 +13,7 @@ a range changes all its codes.
 
 import hashlib
 import math
+from collections.abc import Callable
 
 import torch
 from torch import Tensor, nn
@@ -111,20 +112,24 @@ def nearest(block: nn.Module, hidden: Tensor, call: tuple, **grid) -> dict[str, 
 
 @torch.no_grad()
 def reconstruct(
-    block: nn.Module, hidden: Tensor, targets: Tensor, call: tuple, starts: dict[str, Quantized], **learning
+    block: nn.Module,
+    hidden: Tensor,
+    targets: Tensor,
+    call: tuple,
+    starts: dict[str, Quantized],
+    make: Callable | None = None,
+    **learning,
 ) -> tuple[dict[str, Weight], list[float]]:
     """Learn to round the layers of `block` named in `starts`; return them and the loss of each step's windows.
 
     hidden, targets: the block's inputs and target outputs, [count, length, hidden size]. call: its other
-    arguments. learning: those of `learn_`. The block itself is not changed. The learning rate falls to zero, so the
-    last state is kept (the lowest loss only belongs to the easiest windows), unless the first `SEEN` windows had a
-    lower loss before training.
+    arguments. make: the class of learned weights if not that of the start. learning: those of `learn_`. The
+    block itself is not changed. The learning rate falls to zero, so the last state is kept (the lowest loss only
+    belongs to the easiest windows), unless the first `SEEN` windows had a lower loss before training.
     """
 
     def begin() -> dict[str, Weight]:
-        kinds = {
-            name: SignRoundPairs if each.levels == pairs.LEVELS else SignRoundWeight for name, each in starts.items()
-        }
+        kinds = {name: make or _kind(each) for name, each in starts.items()}
         return {name: kinds[name](block.get_submodule(name).weight, start) for name, start in starts.items()}
 
     def judge(layers: dict[str, Weight]) -> float:
@@ -135,6 +140,10 @@ def reconstruct(
     before = judge(layers)
     losses = learn_(layers, block, hidden, targets, call, **learning)
     return (layers if judge(layers) <= before else begin()), losses
+
+
+def _kind(start: Quantized) -> type[Weight]:
+    return SignRoundPairs if start.levels == pairs.LEVELS else SignRoundWeight
 
 
 def learn_(
