@@ -96,7 +96,7 @@ PRESETS = {
         micro_batch=2, unseen=4, every=4, judge=4,
     ),
     # an hour of two cores
-    "cpu": Preset(_PACKAGED, _HOUR, _JUDGED, levels="pairs", calibration=128, rounding=128, windows=1024),
+    "cpu": Preset(_PACKAGED, _HOUR, _JUDGED, levels="pairs", rounding=96, windows=768),
     # what each rung is worth over seeds (`rungs`): small enough for five of them in an hour and a half of one core
     "rungs": Preset(_PACKAGED, _GENERAL, _JUDGED, calibration=24, rounding=24, windows=48, unseen=8, every=6, judge=8),
     # published recipes, at the same size: clipped ranges, grids that follow their weights, answers of the teacher

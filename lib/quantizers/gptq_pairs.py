@@ -26,9 +26,18 @@ from lib.quantized.grid import HUGE, TINY, Quantized, fitted
 
 BLOCK = 128  # columns whose errors are applied to the rest at once
 SAMPLE = 1 << 11  # groups that the codebooks are learned from, at most
-ROUNDS = 10
+ALIKE, ROUNDS = 6, 8  # of Lloyd's algorithm: first as if all columns counted alike, which finds where pairs are
 APART = 2  # rounds in which the books learn from groups that were drawn for them, so that they come to differ
-RATIOS = (0.8, 0.9, 1.0, 1.12)  # of a group's root mean square over its book's: tried for its scale
+RATIOS = (
+    0.6,
+    0.7,
+    0.8,
+    0.9,
+    1.0,
+    1.12,
+    1.25,
+    1.4,
+)  # of a group's root mean square over its book's: tried for its scale
 PARTS = 1 << 12  # groups that are tried at once
 
 
@@ -73,23 +82,27 @@ def learn(groups: Tensor, shares: Tensor, seed: int = 0) -> Tensor:
     groups = groups / _root_mean_square(groups)
     vectors = groups.flatten(0, 1)
     starts = torch.randint(len(vectors), (pairs.BOOKS * pairs.ENTRIES,), generator=generator).to(groups.device)
-    books = vectors[starts].view(pairs.SHAPE).clone()
-    for step in range(ROUNDS):
-        taken, errors = (torch.stack(part) for part in zip(*(_nearest(groups, shares, book) for book in books)))
+    books, alike = vectors[starts].view(pairs.SHAPE).clone(), torch.ones_like(shares)
+    for step in range(ALIKE + ROUNDS):
+        weights = alike if step < ALIKE else shares
+        taken, errors = (torch.stack(part) for part in zip(*(_nearest(groups, weights, book) for book in books)))
         best = torch.arange(len(groups), device=groups.device) % pairs.BOOKS if step < APART else errors.argmin(0)
         for place in range(pairs.BOOKS):
             own = best == place
-            books[place] = _means(groups[own], shares[own], taken[place][own], books[place])
+            books[place] = _means(groups[own], weights[own], taken[place][own], books[place], generator)
     top = books.abs().amax((1, 2), keepdim=True).clamp(min=1e-12)
     return (books * (pairs.MOST / top)).round().to(torch.int8)
 
 
-def _means(groups: Tensor, shares: Tensor, taken: Tensor, book: Tensor) -> Tensor:
-    """The weighted mean of the pairs that took each entry; entries that none took stay."""
-    numbers, shares = taken.flatten(), shares.flatten(0, 1)
-    sums = torch.zeros_like(book).index_add_(0, numbers, groups.flatten(0, 1) * shares)
+def _means(groups: Tensor, shares: Tensor, taken: Tensor, book: Tensor, generator: torch.Generator) -> Tensor:
+    """The weighted mean of the pairs that took each entry; an entry that none took becomes one of the pairs."""
+    vectors, numbers, shares = groups.flatten(0, 1), taken.flatten(), shares.flatten(0, 1)
+    if not len(vectors):
+        return book
+    sums = torch.zeros_like(book).index_add_(0, numbers, vectors * shares)
     weights = torch.zeros_like(book).index_add_(0, numbers, shares)
-    return torch.where(weights > 0, sums / weights.clamp(min=1e-20), book)
+    drawn = vectors[torch.randint(len(vectors), (len(book),), generator=generator).to(vectors.device)]
+    return torch.where(weights > 0, sums / weights.clamp(min=1e-20), drawn)
 
 
 def _fitted(groups: Tensor, shares: Tensor, books: Tensor) -> tuple[Tensor, Tensor]:
@@ -98,8 +111,8 @@ def _fitted(groups: Tensor, shares: Tensor, books: Tensor) -> tuple[Tensor, Tens
     for number, book in enumerate(books):
         usual = size / book.square().mean().sqrt().clamp(min=1e-12)
         for ratio in RATIOS:
-            taken, _ = _nearest(groups / (usual * ratio).clamp(min=TINY), shares, book)
-            found = book[taken]
+            scale = (usual * ratio).clamp(min=TINY).flatten()
+            found = book[_nearest(groups / scale[:, None, None], shares, book)[0]]
             scale = (shares * groups * found).sum((1, 2)) / (shares * found.square()).sum((1, 2)).clamp(min=1e-20)
             scale = scale.clamp(TINY, HUGE).to(torch.bfloat16).float()
             _, errors = _nearest(groups / scale[:, None, None], shares, book)
