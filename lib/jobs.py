@@ -4,7 +4,7 @@ import functools
 import hashlib
 import json
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 import safetensors.torch
@@ -115,6 +115,19 @@ def same_job(folder: Path | str, before: dict[str, str], job: dict[str, str]) ->
         if "threads" in changed and "threads" in before:
             remedy += f", and torch.set_num_threads({before['threads']})"
         raise ValueError(f"{folder} holds another job ({given}); {remedy}.")
+
+
+def same_study(note: Path, job: dict[str, str], seeds: Sequence[int]) -> None:
+    """Write what a study is into the file `note`; raise ValueError, naming what differs, where it holds another one.
+
+    More seeds are no other study: each has records of its own, and the first one, by which rates are chosen, stays.
+    """
+    job = {key: value for key, value in job.items() if key != "seeds"} | {"first seed": str(seeds[0])}
+    if not files.write_first(note, json.dumps(job, indent=1)):
+        before = _noted(note)
+        if named := before.pop("seeds", None):  # "(0, 1, 2)", as it was written once
+            before["first seed"] = named.strip("()[]").split(",")[0]
+        same_job(note.parent, before, job)
 
 
 def _short(value: str | None) -> str | None:

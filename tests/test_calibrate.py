@@ -2,10 +2,12 @@
 
 import copy
 import inspect
+from pathlib import Path
 
 import pytest
 import torch
 from torch import nn
+from transformers import AutoModelForCausalLM
 
 from lib.models import capture
 from lib.models.blocks import blocks, linears
@@ -190,3 +192,17 @@ def test_memory_is_checked_before_the_work(monkeypatch):
     with pytest.raises(MemoryError, match=r"8 windows of 32 tokens need about .*; use about 1 windows or fewer"):
         gptq.quantize_(model, ids, **GRID)
     assert not any(isinstance(layer, QuantLinear) for layer in calibrate.layers(model).values())
+
+
+@pytest.mark.parametrize("method", [rtn, gptq])
+def test_a_quantized_model_keeps_nothing_of_the_file_that_it_came_from(method, tmp_path):
+    folder = tiny.save(tmp_path / "model", tiny.llama(tie_word_embeddings=True).bfloat16())
+    model = AutoModelForCausalLM.from_pretrained(folder)
+    maps = Path("/proc/self/maps")
+    if not maps.exists() or str(folder) not in maps.read_text():
+        pytest.skip("the weights are in memory of their own here")
+    before = model.model.embed_tokens.weight.clone()
+    method.quantize_(model, tokens(), **GRID)
+    assert str(folder) not in maps.read_text()  # one tensor holds the pages of the whole file
+    assert model.lm_head.weight is model.model.embed_tokens.weight
+    assert torch.equal(model.model.embed_tokens.weight, before)

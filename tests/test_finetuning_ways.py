@@ -65,6 +65,23 @@ def test_a_sparing_product_is_the_usual_one_and_keeps_no_matrix():
         assert torch.equal(found, wanted) and torch.equal(of_found, of_wanted) and not layer.sparing
 
 
+@pytest.mark.parametrize(("make", "kind"), [(tiny.qwen2, "lora"), (quantized, "rslora")])
+def test_the_product_of_a_layer_and_its_adapter_is_that_of_peft(make, kind):
+    layer_name, inputs = "model.layers.2.self_attn.q_proj", torch.randn(2, 3, 64, requires_grad=True)
+    model = make()
+    with low_rank.attached_(model, kind=kind, rank=4):
+        layer = model.get_submodule(layer_name)
+        a, b = layer.lora_A["default"].weight, layer.lora_B["default"].weight
+        torch.nn.init.normal_(b)
+        ours, theirs = layer(inputs), type(layer).forward(layer, inputs)
+        assert "LowRankProduct" in ours.grad_fn.next_functions[0][0].name() + ours.grad_fn.name()
+        torch.testing.assert_close(ours, theirs)
+        found, wanted = (torch.autograd.grad(each.square().sum(), (inputs, a, b)) for each in (ours, theirs))
+        torch.testing.assert_close(found, wanted, rtol=1e-4, atol=1e-4)
+        with torch.no_grad():
+            torch.testing.assert_close(layer(inputs), theirs)  # by peft's own
+
+
 @pytest.mark.parametrize("kind", low_rank.KINDS)
 @pytest.mark.parametrize("make", [tiny.llama, quantized])
 def test_each_kind_computes_what_its_paper_writes(kind, make):

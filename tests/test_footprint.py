@@ -6,6 +6,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 
 from lib.finetuning import memory, ways
 from lib.metrics import footprint
+from lib.models import attention
 from lib.quantizers import rtn
 from tests import tiny
 
@@ -59,12 +60,18 @@ def saved(model, tokens):
     return sum(size for size, _ in kept.values()), states
 
 
-@pytest.mark.parametrize(("way", "bits"), [pytest.param("full", None, marks=LONG), ("qlora", 4)])
-def test_activations_are_what_autograd_keeps_of_a_real_model(way, bits):
-    model, found = made(way, bits), predict(way, bits=bits)
-    with ways.trained_(model, way, **({} if way == "full" else {"rank": 4})):
+@pytest.mark.parametrize(
+    ("way", "bits", "dtype"),
+    [pytest.param("full", None, "float32", marks=LONG), ("qlora", 4, "float32"), ("lora", None, "bfloat16")],
+)
+def test_activations_are_what_autograd_keeps_of_a_real_model(way, bits, dtype):
+    dtype = getattr(torch, dtype)
+    model, found = made(way, bits).to(dtype), predict(way, bits=bits, dtype=dtype)
+    with ways.trained_(model, way, **({} if way == "full" else {"rank": 4})), attention.fast():
         kept, _ = saved(model, tiny.tokens(2, 64))
+        weights = sum(each.nbytes for each in model.parameters())
     assert kept <= found.activations <= 1.2 * kept  # tables of positions are no activations, and alive
+    assert bits or found.weights == pytest.approx(weights, rel=0.01)
 
 
 @LONG

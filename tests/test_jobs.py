@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from lib import files, jobs, timing
-from lib.jobs import JobState, fingerprint, same_job
+from lib.jobs import JobState, fingerprint, same_job, same_study
 from lib.pruners import greedy
 from lib.quantizers import awq, embedding, gptq, rtn, sensitivity
 from lib.quantizers.time_budget import JobLog
@@ -111,6 +111,19 @@ def test_hashes_are_told_by_twelve_digits_and_other_values_whole():
     with pytest.raises(ValueError, match=rf"folder holds another job \({said}\); use the same arguments"):
         same_job("folder", there, here)
     same_job("folder", there, dict(there))
+
+
+def test_a_study_may_get_more_seeds_and_no_other_rates(tmp_path):
+    note = tmp_path / "study.json"
+    note.write_text(json.dumps({"rate": "1", "seeds": "(3, 4, 5)"}))  # as studies were noted once
+    same_study(note, {"rate": "1", "seeds": "(3, 4, 5, 6)"}, (3, 4, 5, 6))
+    with pytest.raises(ValueError, match="first seed=3 there, 4 here"):
+        same_study(note, {"rate": "1"}, (4, 5, 6))
+    fresh = tmp_path / "fresh.json"
+    for seeds in ((3, 4, 5), (3, 4)):
+        same_study(fresh, {"rate": "1"}, seeds)
+    with pytest.raises(ValueError, match="rate=1 there, 2 here"):
+        same_study(fresh, {"rate": "2"}, (3, 4, 5))
 
 
 def test_of_two_jobs_that_begin_at_once_one_is_refused(tmp_path, model, monkeypatch):

@@ -2,7 +2,6 @@
 
 import copy
 import dataclasses
-import json
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
@@ -56,9 +55,7 @@ class Study:
         job = {name: str(value) for name, value in dataclasses.asdict(preset).items()}
         job["judged by"] = ", ".join(self.tasks)
         self.folder.mkdir(parents=True, exist_ok=True)
-        note = self.folder / NOTE
-        if not files.write_first(note, json.dumps(job, indent=1)):
-            jobs.same_job(self.folder, json.loads(note.read_text()), job)
+        jobs.same_study(self.folder / NOTE, job, preset.seeds)
         self._models[PLAIN] = model
         self.data = tune.data(preset, self.tokenizer)
         self.plain = texts.tokens(texts.load(preset.text, "test").windows(preset.windows, preset.plain), model)

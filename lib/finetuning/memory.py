@@ -51,7 +51,7 @@ def predict(
         raise ValueError(f"way={way!r} trains a quantized model; bits of 2 to 8 are needed; give bits=4.")
 
     def build(depth: int) -> nn.Module:
-        model = _model(config, depth, dtype)
+        model = shallow(config, depth, dtype)
         if bits is not None:
             _quantize_(model, bits, group_size)
         return model
@@ -65,7 +65,8 @@ def predict(
     return footprint.predict(build, prepare, count, **sizes)
 
 
-def _model(config: PretrainedConfig, depth: int, dtype: torch.dtype) -> nn.Module:
+def shallow(config: PretrainedConfig, depth: int, dtype: torch.dtype) -> nn.Module:
+    """A new model of `config` with `depth` blocks."""
     architectures.make_known()
     config = copy.deepcopy(config)
     text = config.get_text_config()

@@ -2,7 +2,11 @@
 
     python -m lib.finetuning.memory_check --publish
 
-Before a measurement a tiny model is trained, so that what libraries load at their first use does not count.
+Before a measurement a few blocks are trained the same way, so that what libraries load at their first use, and the code
+that they write for each shape, does not count. Models of few bits are read from a folder, as a user has them:
+quantizing takes memory of its own. Measured is what the training holds: freed memory goes back to the system at once.
+By default glibc keeps much of it for the next step, and a process takes more; how much more depends on the order in
+which blocks come and go, and is not predicted.
 """
 
 import argparse
@@ -12,20 +16,23 @@ import math
 import os
 import subprocess
 import sys
+from pathlib import Path
 from typing import NamedTuple
 
 import torch
-from transformers import AutoConfig, LlamaConfig, LlamaForCausalLM
+from transformers import AutoConfig, AutoModelForCausalLM
 
 from lib import files, jobs, machine, published
+from lib.export import compressed_tensors
 from lib.finetuning import memory as predicted
 from lib.finetuning import ways
 from lib.metrics import memory
 from lib.quantizers import rtn
 from lib.sources import models
-from lib.trainers import loop, next_token
+from lib.trainers import adapters, loop, next_token
 
 MODEL, STEPS, NAME = "smollm2-135m-instruct", 2, "footprint"
+GROUP_SIZE, RETURNED = 64, 128 << 10  # bytes of the blocks that go back to the system as they are freed
 
 
 class Setting(NamedTuple):
@@ -53,16 +60,38 @@ SETTINGS = (
 
 def measure(given: Setting, name: str = MODEL) -> float:
     """Bytes at the peak of two steps, more than before the model was loaded; to be called in a fresh process."""
-    tiny = LlamaForCausalLM(LlamaConfig(vocab_size=64, hidden_size=32, intermediate_size=64, num_hidden_layers=2))
-    _train(tiny, Setting("lora", 1, 8, "float32"))
+    _warm(given, name)
+    with memory.peak(kept=RETURNED) as used:
+        _train(_loaded(given, name), given)
+    return used.increase.value
 
-    def run() -> None:
-        model, _ = models.load(name, dtype=given.dtype)
-        if given.bits:
-            rtn.quantize_(model, bits=given.bits, group_size=64)
-        _train(model, given)
 
-    return memory.call(run)[1].increase.value
+def _warm(given: Setting, name: str) -> None:
+    """Train a few blocks with the same shapes: a kernel's code is written when a shape is first seen, and stays."""
+    config = AutoConfig.from_pretrained(models.find(name)[0])
+    few = predicted.shallow(config, adapters.LAST + 1, getattr(torch, given.dtype))
+    if given.bits:
+        rtn.quantize_(few, bits=given.bits, group_size=GROUP_SIZE)
+    _train(few, given)
+
+
+def _loaded(given: Setting, name: str):
+    """The model alone: a tokenizer takes memory too, and no part in a training."""
+    if given.bits:
+        return _quantized(name, given.bits)
+    return AutoModelForCausalLM.from_pretrained(models.find(name)[0], dtype=getattr(torch, given.dtype))
+
+
+def _quantized(name: str, bits: int):
+    """The model rounded to `bits`, from a folder of the cache, which is written first where it is missing."""
+    place = files.cache() / "footprint" / f"{Path(name).name}-{bits}-bits"
+    if not place.is_dir():
+        model, tokenizer = models.load(name, dtype="bfloat16")
+        rtn.quantize_(model, bits=bits, group_size=GROUP_SIZE)
+        compressed_tensors.save(model, tokenizer, place)
+    model, _ = compressed_tensors.load(place)
+    model.tokenizer = None
+    return model
 
 
 def _train(model, given: Setting) -> None:
@@ -82,6 +111,8 @@ def predict(given: Setting, config) -> int:
 def check(settings=SETTINGS, name: str = MODEL) -> list[dict]:
     """A row for each setting: what it is, bytes predicted and measured, and the error as a share of the measured."""
     config, rows = AutoConfig.from_pretrained(models.find(name)[0]), []
+    for bits in sorted({each.bits for each in settings if each.bits}):
+        _quantized(name, bits)  # here, not in the measured process
     for given in settings:
         found, wanted = predict(given, config), _measured(given, name)
         rows.append({"setting": str(given), "predicted": found, "measured": wanted, "error": found / wanted - 1})
@@ -92,11 +123,12 @@ def check(settings=SETTINGS, name: str = MODEL) -> list[dict]:
 
 def _measured(given: Setting, name: str) -> float:
     """What `measure` says in a process of its own; kept in the cache, so that a check that was stopped goes on."""
-    digest = hashlib.sha256(f"{given} {name} {jobs.code('trainers')}".encode()).hexdigest()[:16]
+    digest = hashlib.sha256(f"{given} {name} {RETURNED} {jobs.code('trainers')}".encode()).hexdigest()[:16]
     path = files.cache() / "footprint" / f"{digest}.json"
     if not path.exists():
         command = [sys.executable, "-m", "lib.finetuning.memory_check", "--one", json.dumps([given, name])]
         environment = os.environ | {"THIMBLE_QUIET": "1", "OMP_NUM_THREADS": str(machine.threads())}
+        environment["GLIBC_TUNABLES"] = "glibc.malloc.hugetlb=1"  # large pages, for blocks are made anew all the time
         done = subprocess.run(command, cwd=files.ROOT, capture_output=True, text=True, env=environment)
         if done.returncode:
             raise RuntimeError(f"{given} failed: {done.stderr.strip().splitlines()[-1:]}; run it with --one.")
@@ -127,7 +159,7 @@ def document(rows: list[dict], name: str) -> dict:
     about |= {"commit": machine.commit()["commit"] or "unknown"}
     about["protocol"] = (
         f"{name}, two steps of the loop in a process of its own, peak resident memory more than before the model was "
-        "loaded; predicted without running it."
+        "loaded, freed memory going back to the system at once; predicted without running it."
     )
     checks = [
         [row["setting"], *(f"{row[key] / 1e6:,.0f}" for key in ("predicted", "measured")), f"{row['error']:+.1%}"]

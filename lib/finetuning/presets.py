@@ -43,10 +43,10 @@ PRESETS = {
     ),
     "evening": Preset(
         _MODEL, "alpaca/alpaca_4000.jsonl", 256, 4, 0.3, (1.0, 4.0), (4, 2), 64, 16, 8, 24, 8, "wikitext2", 1,
-        (0, 1, 2), (("arc_easy", 60),),
+        (0, 1, 2, 3, 4), (("arc_easy", 60),),
     ),
     "cpu": Preset(
-        _MODEL, "alpaca/alpaca_4000.jsonl", 512, 8, 4.0, (0.3, 1.0, 3.0), (4, 2), 64, 16, 64, 200, 50, "wikitext2", 16,
+        _MODEL, "alpaca/alpaca_4000.jsonl", 512, 8, 3.0, (0.3, 1.0, 3.0), (4, 2), 64, 16, 64, 200, 50, "wikitext2", 16,
         (0, 1, 2, 3, 4), (("arc_easy", 200),),
     ),
     "gpu": Preset(

@@ -149,10 +149,8 @@ def _same_study(folder: Path, preset: Preset, material: Material) -> None:
     job = {name: str(value) for name, value in dataclasses.asdict(preset).items()}
     job["rows"] = files.data_hash(material.calibration)
     job["unseen rows"] = files.data_hash(torch.cat([row["input_ids"] for row in material.test]))
-    note = folder / NOTE
-    files.check_writable(note, 64 << 20)
-    if not files.write_first(note, json.dumps(job, indent=1)):
-        jobs.same_job(folder, json.loads(note.read_text()), job)
+    files.check_writable(folder / NOTE, 64 << 20)
+    jobs.same_study(folder / NOTE, job, preset.seeds)
 
 
 def _kept(path: Path) -> dict:

@@ -48,17 +48,19 @@ class Peak:
 
 
 @contextlib.contextmanager
-def peak(device: str = "cpu") -> Iterator[Peak]:
+def peak(device: str = "cpu", *, kept: int | None = None) -> Iterator[Peak]:
     """`with memory.peak() as used: ...`, then `used.score`, `used.increase`, `used.how`.
 
     Garbage and freed heap pages are returned first, so that earlier work does not count. Measurements on the CPU
-    may be nested. Raises ValueError for a device other than the CPU or a CUDA device at hand.
+    may be nested. kept: blocks of so many bytes or more go back to the system as they are freed, 4 MiB where it is
+    None; with 128 KiB resident memory is what the program holds, and it runs slowly, for each block's pages are made
+    anew. Raises ValueError for a device other than the CPU or a CUDA device at hand.
     """
     kind = torch.device(device).type
     if kind not in ("cpu", "cuda") or (kind == "cuda" and not torch.cuda.is_available()):
         raise ValueError(f"device={str(device)!r} has no memory counter here; choose cpu, or cuda where there is one.")
     on_cpu = _high_water if _resettable() else _sampled
-    with _tidy(), _cuda(device) if kind == "cuda" else on_cpu() as found:
+    with _tidy(_KEPT if kept is None else kept), _cuda(device) if kind == "cuda" else on_cpu() as found:
         _open.append(found)
         try:
             yield found
@@ -142,12 +144,12 @@ def _status(name: str) -> int:
 
 
 @contextlib.contextmanager
-def _tidy() -> Iterator[None]:
+def _tidy(kept: int) -> Iterator[None]:
     """Collect garbage and return freed heap pages; inside the context, large blocks are returned when freed."""
     gc.collect()
     outermost = not _open
     if outermost:
-        _return_blocks(_KEPT)
+        _return_blocks(kept)
     try:
         yield
     finally:

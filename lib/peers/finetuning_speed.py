@@ -5,7 +5,8 @@
 All take the same steps: LoRA of one rank on every linear layer of the blocks, the same random tokens, batch and length,
 AdamW, clipping at 1, weights in bfloat16, with or without gradient checkpointing. TRL computes the loss in pieces too,
 and the entropy and accuracy that it logs. Each arm of each round runs in a process of its own, which says the seconds
-of its steps and how much memory it took beside what it began with.
+of its steps, of the clock and of processor time (which others on the machine change little), and how much memory it
+took beside what it began with.
 """
 
 import argparse
@@ -48,27 +49,40 @@ class Setting:
         return torch.randint(vocabulary, (ROWS, self.length), generator=torch.Generator().manual_seed(0))
 
 
-def ours(given: Setting, way: str = "lora") -> list[float]:
-    """Seconds of each step but the first of this repository's loop."""
-    model, times = _model(given), []
+class Steps(Clock):
+    """Reads the clock, and the processor time, after each step."""
+
+    def __init__(self):
+        super().__init__()
+        self.worked = []
+
+    def on_step_end(self, *args, **kwargs):
+        """Note both."""
+        super().on_step_end(*args, **kwargs)
+        self.worked.append(timing.worked())
+
+
+def ours(given: Setting, way: str = "lora") -> Steps:
+    """The steps of this repository's loop."""
+    model, steps = _model(given), Steps()
     if way == "qlora":
         rtn.quantize_(model, bits=given.bits, group_size=64)
     rows = given.rows(model.get_input_embeddings().num_embeddings)
     with ways.trained_(model, way, rank=given.rank, recompute=given.recompute):
         loop.train_(
             model, rows, next_token.loss, steps=given.steps, learning_rate=5e-4, batch=given.batch,
-            micro_batch=given.batch, on_step=lambda *_: times.append(timing.now()),
+            micro_batch=given.batch, on_step=steps.on_step_end,
         )  # fmt: skip
-    return apart(times)
+    return steps
 
 
-def trl(given: Setting) -> list[float]:
-    """Seconds of each step but the first of TRL's `SFTTrainer`."""
+def trl(given: Setting) -> Steps:
+    """The steps of TRL's `SFTTrainer`."""
     from datasets import Dataset  # loads slowly, only for this arm
     from peft import LoraConfig  # as above
     from trl import SFTConfig, SFTTrainer  # as above
 
-    model, clock = _model(given), Clock()
+    model, steps = _model(given), Steps()
     ids = given.rows(model.get_input_embeddings().num_embeddings).tolist()
     adapter = LoraConfig(r=given.rank, lora_alpha=2 * given.rank, target_modules="all-linear", task_type="CAUSAL_LM")
     with tempfile.TemporaryDirectory() as folder:
@@ -82,10 +96,10 @@ def trl(given: Setting) -> list[float]:
         data = Dataset.from_dict({"input_ids": ids, "labels": ids})
         trainer = SFTTrainer(
             model=model, args=arguments, train_dataset=data, peft_config=adapter, processing_class=model.tokenizer,
-            callbacks=[clock],
+            callbacks=[steps],
         )  # fmt: skip
         trainer.train()
-    return apart(clock.times)
+    return steps
 
 
 def _model(given: Setting):
@@ -94,10 +108,10 @@ def _model(given: Setting):
 
 
 def arm(name: str, given: Setting) -> dict:
-    """{"seconds" of each step but the first, "peak" bytes more than before, the model included} of one arm."""
+    """{"seconds", "worked" of each step but the first, "peak" bytes more than before, model included} of one arm."""
     run = {"ours, LoRA": ours, "ours, QLoRA": lambda each: ours(each, "qlora"), "TRL, LoRA": trl}[name]
-    seconds, used = memory.call(run, given)
-    return {"seconds": seconds, "peak": used.increase.value}
+    steps, used = memory.call(run, given)
+    return {"seconds": apart(steps.times), "worked": apart(steps.worked), "peak": used.increase.value}
 
 
 def in_process(name: str, given: Setting) -> dict:
@@ -111,16 +125,17 @@ def in_process(name: str, given: Setting) -> dict:
     return json.loads(done.stdout.splitlines()[-1])
 
 
-def compare(given: Setting, rounds: int) -> tuple[dict[str, list[list[float]]], dict[str, list[float]]]:
-    """({arm: seconds of the steps of each round}, {arm: peak bytes of each round}), arms in turns."""
-    peaks: dict[str, list[float]] = {name: [] for name in ARMS}
+def compare(given: Setting, rounds: int) -> tuple[dict, dict, dict]:
+    """Of each arm, in turns: seconds of the steps of each round, processor seconds, peak bytes of each round."""
+    worked, peaks = ({name: [] for name in ARMS} for _ in range(2))
 
     def run(name: str) -> list[float]:
         found = in_process(name, given)
+        worked[name].append(found["worked"])
         peaks[name].append(found["peak"])
         return found["seconds"]
 
-    return in_turns({name: lambda name=name: run(name) for name in ARMS}, rounds), peaks
+    return in_turns({name: lambda name=name: run(name) for name in ARMS}, rounds), worked, peaks
 
 
 def main() -> None:
@@ -138,8 +153,9 @@ def main() -> None:
         print(json.dumps(arm(job["name"], Setting(**job["setting"]))))
         return
     given = Setting(asked.model, asked.dtype, steps=asked.steps, recompute=asked.recompute)
-    found, peaks = compare(given, asked.rounds)
-    print("\n".join(table(found, given.batch * given.length, ARMS[-1])))
+    found, worked, peaks = compare(given, asked.rounds)
+    for what, each in (("by the clock", found), ("by processor time", worked)):
+        print(what, *table(each, given.batch * given.length, ARMS[-1]), sep="\n")
     for name, each in peaks.items():
         print(f"{name:28} peak memory {max(each) / 1e6:,.0f} MB more than before")
 

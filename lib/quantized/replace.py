@@ -1,5 +1,7 @@
 """Replaces linear layers, embedding and head of a model by quantized ones."""
 
+from pathlib import Path
+
 import torch
 from torch import nn
 
@@ -27,6 +29,29 @@ def dense_(block: nn.Module, dtype: torch.dtype) -> None:
             plain.weight = nn.Parameter(layer.quantized.dense(dtype), requires_grad=False)
             plain.bias = layer.bias
             block.set_submodule(name, plain)
+
+
+def release_file_(model: nn.Module) -> None:
+    """Copy what is left of the weights that lie in a mapped checkpoint, so that the file's pages are let go.
+
+    Weights that were read from a file lie in one mapping of it: the embedding alone holds the pages of every block that
+    was replaced, and a quantized model takes more memory than it did before. Where the system does not say what is
+    mapped, nothing is copied.
+    """
+    spans = _mapped_files()
+    for each in (*model.parameters(), *model.buffers()):
+        if each.device.type == "cpu" and any(start <= each.data_ptr() < stop for start, stop in spans):
+            each.data = each.data.clone()
+
+
+def _mapped_files() -> list[tuple[int, int]]:
+    """First and last address of every mapping of a checkpoint in this process, as Linux tells them."""
+    try:
+        lines = Path("/proc/self/maps").read_text(errors="replace").splitlines()
+    except OSError:
+        return []
+    spans = [line.split(maxsplit=1)[0].split("-") for line in lines if line.endswith(".safetensors")]
+    return [(int(start, 16), int(stop, 16)) for start, stop in spans]
 
 
 def place_(model: nn.Module, embedding: Quantized | None, head: Quantized | None) -> tuple[str, str]:

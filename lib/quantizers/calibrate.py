@@ -19,7 +19,7 @@ from lib.jobs import JobState
 from lib.models import capture
 from lib.models.blocks import blocks, linears, path_of_blocks
 from lib.quantized.grid import Quantized
-from lib.quantized.replace import replace_
+from lib.quantized.replace import release_file_, replace_
 from lib.quantizers.checks import check_layers, check_memory, layers
 
 __all__ = [
@@ -216,5 +216,6 @@ def split(quantized: Quantized, rows: list[int]) -> list[Quantized]:
 
 
 def mark(model: nn.Module) -> None:
-    """Mark `model` as quantized, so that plain `save_pretrained` writes the packed format."""
+    """Mark `model` as quantized, so that plain `save_pretrained` writes the packed format; drop its old weights."""
     compressed_tensors.mark(model)
+    release_file_(model)

@@ -22,6 +22,7 @@ from torch import Tensor, nn
 from lib import checkpoints, files
 from lib.models import blocks, structure
 from lib.quantized.linear import QuantLinear, sparing
+from lib.trainers import low_rank_product
 
 KINDS = ("lora", "rslora", "dora")
 RANK = 16
@@ -136,7 +137,8 @@ def wrapped_(model: nn.Module, *, kind: str, rank: int, alpha: float, first: int
         wrapped = get_peft_model(model, config, autocast_adapter_dtype=False)
     try:
         for layer in _layers(model).values():
-            _typed_(layer, model.dtype)
+            _typed_(layer, model.dtype if isinstance(layer.base_layer, QuantLinear) else layer.base_layer.weight.dtype)
+            low_rank_product.fuse_(layer, _ADAPTER)
         yield wrapped
     finally:
         wrapped.unload()
@@ -192,12 +194,14 @@ def _layers(model: nn.Module) -> dict[str, nn.Module]:
 
 @torch.no_grad()
 def _typed_(layer: nn.Module, dtype: torch.dtype) -> None:
-    """Put the adapters of a quantized layer, which peft makes in the type of its weight, into that of the model."""
-    if not isinstance(layer.base_layer, QuantLinear):
-        return
+    """Put the adapters of a layer into `dtype`: of a quantized one peft makes them in the type of its weight.
+
+    Of a model on the meta device, whose memory is predicted, it leaves them in float32.
+    """
     for part in (layer.lora_A, layer.lora_B, layer.lora_magnitude_vector):
         part.to(dtype)
-    if _ADAPTER in layer.lora_magnitude_vector:  # of the weight as it computes with it: the model starts unchanged
+    if isinstance(layer.base_layer, QuantLinear) and _ADAPTER in layer.lora_magnitude_vector:
+        # of the weight as it computes with it: the model starts unchanged
         norm = torch.linalg.norm(layer.base_layer.quantized.dense(dtype), dim=1)
         layer.lora_magnitude_vector[_ADAPTER].weight.copy_(norm)
 
