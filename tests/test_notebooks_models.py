@@ -15,7 +15,8 @@ from tests import tiny
 
 FOLDER = Path(__file__).parent.parent / "notebooks"
 PUBLISHED = ("12_architecture_study", "16_tune_or_compress_first")  # they read what was published, as from 70 on
-TEXTS = ("01_corpus", "02_deduplication", "03_quality")  # they read no model: on all three they would do the same
+# they read no model: on all three they would do the same
+TEXTS = ("01_corpus", "02_deduplication", "03_quality", "04_clusters", "05_mixtures")
 NOTEBOOKS = sorted(path for path in FOLDER.glob("[0-6]*.ipynb") if path.stem not in PUBLISHED + TEXTS)
 NAME = "my model é"
 pytestmark = pytest.mark.usefixtures("warm")  # peers and systems run in processes of their own
@@ -30,6 +31,7 @@ SMALL = dict(windows=2, calibration_windows=2, new_tokens=3, steps=2, answers=1,
 SMALL |= dict(group_sizes=[32, 64, 128], tokens=[512, 1024], methods="rtn, recipe", length=32, input_tokens=64)
 SMALL |= dict(tasks="packaged_continuation 4", choices=None, training_tokens=2048)
 OTHER = {"50_benchmark": dict(tasks="packaged_continuation 4", engine="packed"), "30_depth_pruning": dict(removed=[1])}
+OTHER["07_vocabulary"] = dict(documents_read=1, characters=300, shares=[1.0, 0.67])
 OTHER["06_tokenizers"] = dict(sizes=[520, 560, 600], characters=40_000)
 
 
