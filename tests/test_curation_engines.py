@@ -1,5 +1,6 @@
 """The same stages by one process, by datatrove's workers and on Ray: the same bytes, also after a kill."""
 
+import contextlib
 import importlib.util
 import os
 import random
@@ -142,6 +143,9 @@ def test_killed_and_run_again_it_ends_in_the_same_bytes(alone, tmp_path):
         time.sleep(0.05)
     os.killpg(running.pid, signal.SIGKILL)
     running.wait()
+    with contextlib.suppress(ProcessLookupError):  # until its workers have ended too, which hold the folder
+        while os.killpg(running.pid, 0) is None:
+            time.sleep(0.05)
     assert len(list((tmp_path / "out").glob("*/*.jsonl"))) < 5 * len(stages)
     again = pipeline.run(shards, stages, tmp_path / "out", seed=1, engine=engines.Local(2))
     whole = pipeline.run(shards, stages, tmp_path / "whole", seed=1)

@@ -77,7 +77,7 @@ class Ray:
             ray.init(**cluster, runtime_env={"env_vars": {"PYTHONPATH": str(files.ROOT)}}, log_to_driver=False)
         made = RayPipelineExecutor(
             [Task(step, numbers)], tasks=len(numbers), workers=self.workers,
-            mem_per_cpu_gb=self.gigabytes, **_options(step),
+            mem_per_cpu_gb=self.gigabytes, tasks_per_job=-(-len(numbers) // self.workers), **_options(step),
         )  # fmt: skip
         made.run()
 
