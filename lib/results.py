@@ -17,7 +17,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from lib import claims, files, machine, sources, tokenization
-from lib.metrics import meanwhile
+from lib.metrics import meanwhile, rapl
 from lib.metrics.score import Score
 from lib.records import COLUMNS, comparable, newest, read, started_here, table
 
@@ -36,7 +36,7 @@ class Run:
         self.document = document
         self.id = document["run"]
         self.path = files.results() / f"{self.id}.json"
-        self._watch = meanwhile.Watch()
+        self._watch, self._meter = meanwhile.Watch(), rapl.Meter()
         self._rows: list[str] = []  # as they stand in the file: encoding all of them for each new one took the time
         self._save()
 
@@ -95,6 +95,7 @@ class Run:
             self.document |= {"status": status, "inputs": sources.used(), "finished": _now()}
             # a time that was taken while others held the cores says little: the record tells
             self.document["meanwhile"] = self._watch.end().labels()
+            self.document["energy"] = self._meter.end()
             self._save()
 
     def __enter__(self):

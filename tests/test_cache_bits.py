@@ -190,20 +190,44 @@ def test_a_short_sequence_in_many_long_slots_takes_little_memory():
     assert cache.nbytes > 200 << 20 and process.memory_info().rss - before < 4 << 20
 
 
-def test_fewer_bits_are_nearer_to_nothing():
-    nats = cache_cost.divergence(weights(), TOKENS.tolist(), (16, 8, 4), every=3, piece=11)
-    assert [len(nats[bits]) for bits in (16, 8, 4)] == [13] * 3 and not nats[16].any()
-    assert 0 < nats[8].mean() < nats[4].mean() / 10
-    (low, high, first), (_, _, rest) = cache_cost.by_context(nats[4], 3, [0, 12, 40])
-    assert (low, high, first.n, rest.n) == (0, 12, 4, 9) and first.value == pytest.approx(nats[4][:4].mean())
+def test_divergences_are_those_of_the_logits():
+    """From the engine with 16-bit keys, and, position by position, by how much those from the original grow."""
+    model = CASES["Llama"]().float()
+    given = {"every": 3, "piece": 11, "original": model}
+    read = cache_cost.divergence(weights(), TOKENS.tolist(), (16, 8, 4), **given)
+    assert read.places.tolist() == list(range(2, 40, 3)) and not read.engine[16].any()
+    assert 0 < read.engine[8].mean() < read.engine[4].mean() / 10
+    wanted = model(TOKENS[None]).logits[0].log_softmax(-1)
+    for bits in (16, 8, 4):
+        found = runtime.Session(weights(), cache_bits=bits).extend(TOKENS).log_softmax(-1)
+        nats = torch.nn.functional.kl_div(found, wanted, log_target=True, reduction="none").sum(-1)[2::3]
+        assert read.original[bits] == pytest.approx(nats.detach().numpy(), abs=2e-6)
+    assert read.growth(4) is None and read.nats(4) is None  # one block of positions has no interval
+    two = cache_cost.joined([read, read]).between(12, 40)
+    assert two.places.tolist() == [14, 17, 20, 23, 26, 29, 32, 35, 38] * 2
+    assert two.growth(4).n == 2 and two.growth(4).value == pytest.approx(
+        float((read.original[4] - read.original[16])[4:].mean())
+    )
 
 
 def test_the_command(tmp_path, capsys):
     tiny.save(tmp_path / "model")
-    given = [str(tmp_path / "model"), "--positions", "60", "--new-tokens", "3", "--rounds", "2", "--group-size", "32"]
+    given = [
+        str(tmp_path / "model"),
+        "--positions",
+        "60",
+        "--texts",
+        "2",
+        "--new-tokens",
+        "3",
+        "--rounds",
+        "2",
+        "--group-size",
+        "32",
+    ]
     assert cache_cost.main(given) == 0
     rows = [line for line in capsys.readouterr().out.splitlines() if line.startswith("{")]
-    assert len(rows) == 3 + 2 * 2 and '"times 16 bits": 1.0' in rows[0] and '"nats"' in rows[-1]
+    assert len(rows) == 3 + 2 and '"times 16 bits": 1.0' in rows[0] and '"growth"' in rows[-1]
     assert cache_cost.main([*given, "--bits", "5"]) == 2 and "16, 8 or 4" in capsys.readouterr().err
 
 

@@ -4,9 +4,11 @@ import threading
 
 import pytest
 
-from lib import timing
-from lib.metrics import energy, power_sensors
+from lib import results, timing
+from lib.metrics import energy, power_sensors, rapl
 from lib.metrics.rapl import Counters, domains
+from lib.trainers import loop, next_token
+from tests import served, tiny
 
 SMI = """0, 61.43, 54, 1410, 1024, 87
 1, [N/A], 41, [Not Supported], 0, [Unknown Error]
@@ -190,3 +192,39 @@ def test_samples_and_busy_cores_are_kept(tmp_path, monkeypatch):
     times = [at for at, _ in used.samples["a"]]
     assert times == sorted(times) and times[0] > 0 and times[-1] <= used.seconds
     assert {cores for _, cores in used.busy} == {2.0} and used.core_seconds == 2 * used.busy[-1][0]
+
+
+def test_long_work_is_told_its_joules_at_each_step(machine):
+    """A thread reads between two askings, so that a counter which wraps meanwhile is not lost."""
+    root, files = machine
+    meter = rapl.Meter(Counters(root), every=0.001)
+    assert meter.joules() == 0.0
+    span = 262143328850
+    for value in (span - 1, 7_000_000):  # once to the end, and over it
+        (root / "next").write_text(str(value))
+        (root / "next").replace(files["package-0"])  # never half written, as in the system
+        served.until(lambda value=value: meter.counters._last["package-0"] == value, "the reading")
+    assert meter.joules() == pytest.approx((span - 1000 + 7_000_000) / 1e6)
+    found = meter.end()
+    assert found["joules"] == meter.joules() and set(found["devices"]) == {"cpu", "memory"} and not found["why"]
+    nothing = rapl.Meter(Counters(root / "none")).end()
+    assert nothing["joules"] is None and nothing["devices"] == {} and "no RAPL counters" in nothing["why"]["cpu"]
+
+
+def test_records_and_trainings_tell_their_joules(machine, tmp_path, monkeypatch):
+    root, files = machine
+    counter, real, spent = files["package-0"], rapl.Counters, iter(range(1, 100))
+    monkeypatch.setattr(rapl, "Counters", lambda: real(root))
+    monkeypatch.setenv("THIMBLE_HOME", str(tmp_path / "home"))
+    with results.start("anything") as run:
+        counter.write_text("2001000")
+    assert run.document["energy"]["joules"] == 2.0
+
+    def step(*_):
+        counter.write_text(str(2001000 + 3_000_000 * next(spent)))
+
+    found = loop.train_(tiny.llama(), tiny.tokens(8, 12), next_token.loss, steps=3, learning_rate=1e-3, on_step=step)
+    assert found.joules == [0.0, 3.0, 6.0] and found.joules_per_step == 2.0
+    monkeypatch.setattr(rapl, "Counters", lambda: real(root / "none"))
+    found = loop.train_(tiny.llama(), tiny.tokens(8, 12), next_token.loss, steps=2, learning_rate=1e-3)
+    assert found.joules == [None, None] and found.joules_per_step is None

@@ -248,6 +248,26 @@ def test_models_are_loaded_when_asked_for_and_let_go_by_memory():
         assert found.status_code == 503 and "secret" not in found.text
 
 
+def test_a_broken_tokenizer_and_files_that_vanish_fail_alone(tmp_path, capsys):
+    """Files are read when a model is first asked for: what is wrong with one of them is told, and others go on."""
+    names = ("whole", "no tokenizer", "half a tokenizer", "no weights")
+    for name in names:
+        tiny.save(tmp_path / name)
+    (tmp_path / names[1] / "tokenizer.json").write_bytes(b"\x00{")
+    half = tmp_path / names[2] / "tokenizer.json"
+    half.write_bytes(half.read_bytes()[:500])
+    (tmp_path / names[3] / "model.safetensors").unlink()
+    load = lambda name: artifacts.load(str(tmp_path / name), served.LIMITS)  # noqa: E731
+    with served.running(names=list(names), load=load) as client:
+        for name in (*names[1:], names[0], *names[1:]):
+            found = client.post("/v1/completions", json={"model": name, "prompt": "a", "max_tokens": 2})
+            assert found.status_code == (200 if name == "whole" else 503)
+            assert str(tmp_path) not in found.text and "Traceback" not in found.text
+        (tmp_path / "whole" / "model.safetensors").unlink()  # read already, and needed no more
+        assert client.post("/v1/completions", json={"prompt": "ab", "max_tokens": 2}).status_code == 200
+    assert "Traceback" in capsys.readouterr().err  # told to who runs it
+
+
 def test_a_port_in_use_is_told_before_a_model_is_loaded(capsys):
     with bind("127.0.0.1", 0) as taken:
         assert taken.proto == socket.IPPROTO_TCP  # else every small response waits for 40 ms

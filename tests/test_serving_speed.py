@@ -93,7 +93,7 @@ def test_commands(tmp_path, monkeypatch):
     for kind, path in {
         "llama.cpp": "build/bin/llama-server",
         "transformers": "bin/transformers",
-        "vllm": "bin/vllm",
+        "vllm": "bin/python",
     }.items():
         with pytest.raises(FileNotFoundError, match=f"the server of {kind} must be installed; run: "):
             servers.command(kind, folder)

@@ -25,9 +25,11 @@ def changed(folder, monkeypatch, change):
 
 def test_the_command_serves_the_folder(folder, capsys):
     environment, told = vllm.command(folder, parallel=2, port=9000)
-    assert told[:3] == ["vllm", "serve", str(folder)] and environment["VLLM_CPU_OMP_THREADS_BIND"] == "nobind"
+    assert told[:5] == ["python", "-m", "vllm.entrypoints.openai.api_server", "--model", str(folder)]
+    assert environment["VLLM_CPU_OMP_THREADS_BIND"] == "nobind"
     assert told[told.index("--tensor-parallel-size") + 1] == "2" and "512" in told
-    assert vllm.command(folder, device="gpu")[0] == {}
+    environment, told = vllm.command(folder, device="gpu", dtype="float16")
+    assert environment == {} and told[:3] == ["vllm", "serve", str(folder)] and "float16" in told
     assert vllm.main([str(folder)]) == 0 and f"'{folder}'" in capsys.readouterr().out
     assert vllm.main([str(folder / "none")]) == 2 and vllm.main([str(folder), "--parallel", "3"]) == 2
     assert "4 heads and 2 key heads cannot be split over 3 devices; 1, 2, 4" in capsys.readouterr().err

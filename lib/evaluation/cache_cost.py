@@ -1,21 +1,30 @@
 """What keys and values of 8 and 4 bits bring and cost: bytes, tokens a second behind a long context, and nats a token.
 
-    python -m lib.evaluation.cache_cost [MODEL] [--positions 6000] [--rounds 7] [--bits 16 8 4]
+    python -m lib.evaluation.cache_cost [MODEL] [--positions 6000] [--texts 1] [--rounds 7] [--bits 16 8 4]
 
 MODEL is rounded to --weight-bits to nearest (0 leaves it as it is, also where it is quantized already). All kinds of
-keys read the same text, piece by piece, and their logits are compared at every --every-th position; then they decode in
-turns (A B C A B C) from the same context, so that a slower phase of the machine affects all of them.
+keys read the same text, piece by piece, beside the original in float32, and their logits are compared at every
+--every-th position; then they decode in turns (A B C A B C) from the same context, so that a slower phase of the
+machine affects all of them.
+
+Two numbers say what fewer bits cost. "nats" is the divergence from the same engine with 16-bit keys. Where activations
+are rounded too, as behind 4-bit weights, it says little: whatever moves them moves some of them over an edge between
+two codes, and the sum of all these steps is the same for a small cause as for a large one. "growth" is by how much the
+divergence from the original grows, position by position on the same text: the price that a user pays.
 """
 
 import argparse
 import json
 import sys
 from collections.abc import Iterator, Sequence
-from itertools import pairwise
+from dataclasses import dataclass
 
 import numpy as np
+import torch
+from torch import nn
 
 from lib import runtime
+from lib.decoding.sessions import ModelSession
 from lib.metrics import meanwhile, speed
 from lib.metrics.score import Score, bootstrap, from_values
 from lib.models import blocks
@@ -26,42 +35,97 @@ from lib.runtime.weights import Weights
 from lib.sources import models, packaged, texts
 
 STRETCH = 1024  # positions whose divergences are told together
+BLOCK = 64  # positions whose mean is one sample: neighbours share a context
 PIECE = 240  # tokens of a text that are read at once: ten times the rows that the kernels take
 
 
+@dataclass(frozen=True)
+class Read:
+    """Divergences at some positions of one text, [positions] each.
+
+    places: the positions. engine: {bits: nats} from the engine with 16-bit keys. original: {bits: nats} from the
+    original, also for 16 bits; empty where none was given.
+    """
+
+    places: np.ndarray
+    engine: dict[int, np.ndarray]
+    original: dict[int, np.ndarray]
+
+    def nats(self, bits: int) -> Score | None:
+        """Mean divergence from the engine with 16-bit keys; None for fewer than two blocks of positions."""
+        return self._mean(self.engine[bits])
+
+    def growth(self, bits: int) -> Score | None:
+        """By how much the divergence from the original is larger with `bits` than with 16, at the same positions."""
+        return self._mean(self.original[bits] - self.original[16]) if self.original else None
+
+    def between(self, low: int, high: int) -> "Read":
+        """The positions from `low` to below `high`."""
+        kept = (self.places >= low) & (self.places < high)
+        parts = ({bits: nats[kept] for bits, nats in each.items()} for each in (self.engine, self.original))
+        return Read(self.places[kept], *parts)
+
+    def _mean(self, values: np.ndarray) -> Score | None:
+        """A sample is the mean of a block, so that the interval does not take neighbours for independent."""
+        step = np.diff(self.places, prepend=-1)
+        # texts follow one another: a position that is lower than the one before begins another text
+        block = np.cumsum((np.diff(self.places // BLOCK, prepend=0) != 0) | (step < 0))
+        block = np.unique(block, return_inverse=True)[1]
+        if len(values) == 0 or block.max() == 0:
+            return None
+        return from_values(np.bincount(block, values) / np.bincount(block), "nats", higher_is_better=False)
+
+
+def joined(parts: Sequence[Read]) -> Read:
+    """Several pieces, or several texts, as one."""
+    mixed = ([{bits: np.concatenate([getattr(part, name)[bits] for part in parts]) for bits in getattr(parts[0], name)}
+              for name in ("engine", "original")])  # fmt: skip
+    return Read(np.concatenate([part.places for part in parts]), *mixed)
+
+
 def divergence(
-    weights: Weights, tokens: Sequence[int], bits: Sequence[int] = (8, 4), *, every: int = 1, piece: int = PIECE
-) -> dict[int, np.ndarray]:
-    """{bits: nats [positions / every]}: KL of the predictions with 16-bit keys and values from those with fewer bits.
+    weights: Weights,
+    tokens: Sequence[int],
+    bits: Sequence[int] = (8, 4),
+    *,
+    original: nn.Module | None = None,
+    every: int = 1,
+    piece: int = PIECE,
+) -> Read:
+    """KL of predictions with 16-bit keys and values, and of the original's, from those with fewer bits.
 
     tokens: one text, read once by a session of each kind. every: at which positions the logits are compared.
     Raises ValueError for other bits, and for a text that is longer than the context.
     """
-    parts = list(pieces(weights, tokens, bits, every=every, piece=piece))
-    return {each: np.concatenate([part[each] for part in parts]) for each in bits}
+    return joined(list(pieces(weights, tokens, bits, original=original, every=every, piece=piece)))
 
 
 def pieces(
-    weights: Weights, tokens: Sequence[int], bits: Sequence[int], *, every: int, piece: int = PIECE
-) -> Iterator[dict[int, np.ndarray]]:
+    weights: Weights,
+    tokens: Sequence[int],
+    bits: Sequence[int],
+    *,
+    every: int,
+    original: nn.Module | None = None,
+    piece: int = PIECE,
+) -> Iterator[Read]:
     """`divergence` of one piece of the text after the other."""
-    sessions = {each: runtime.Session(weights, capacity=len(tokens), cache_bits=each) for each in {16, *bits}}
+    sessions = {each: runtime.Session(weights, capacity=len(tokens), cache_bits=each) for each in (16, *bits)}
+    exact = None if original is None else ModelSession(original)
     for first in range(0, len(tokens), piece):
-        some = tokens[first : first + piece]
+        some = torch.as_tensor(tokens[first : first + piece])
         kept = [place for place in range(len(some)) if (first + place) % every == every - 1]
         read = {each: session.extend(some)[kept].double().log_softmax(-1) for each, session in sessions.items()}
-        yield {each: (read[16].exp() * (read[16] - read[each])).sum(-1).clamp(min=0).numpy() for each in bits}
+        engine = {each: _nats(read[16], read[each]) for each in bits}
+        whole = {}
+        if exact is not None:
+            wanted = exact.extend(some)[kept].double().log_softmax(-1)
+            whole = {each: _nats(wanted, found) for each, found in read.items()}
+        yield Read(first + np.array(kept, int), engine, whole)
 
 
-def by_context(nats: np.ndarray, every: int, edges: Sequence[int]) -> list[tuple[int, int, Score]]:
-    """(from, to, mean nats a token) of the positions between each two `edges`; those without any are left out."""
-    positions = (np.arange(len(nats)) + 1) * every - 1
-    found = []
-    for low, high in pairwise(edges):
-        some = nats[(positions >= low) & (positions < high)]
-        if len(some) > 1:
-            found.append((low, high, from_values(some, "nats", higher_is_better=False)))
-    return found
+def _nats(wanted: torch.Tensor, found: torch.Tensor) -> np.ndarray:
+    return (wanted.exp() * (wanted - found)).sum(-1).clamp(min=0).numpy()
 
 
 def decoding(
@@ -110,29 +174,36 @@ def table(weights: Weights, tokens: Sequence[int], bits: Sequence[int] = cache_c
     return rows
 
 
-def told(weights: Weights, tokens: Sequence[int], bits: Sequence[int], every: int) -> Iterator[dict]:
-    """A line for each stretch of the context as soon as it was read, and for the whole of it."""
-    seen: dict[int, list] = {each: [] for each in bits}
-    ends = [*range(STRETCH, len(tokens), STRETCH), len(tokens)]
-    for place, part in enumerate(pieces(weights, tokens, bits, every=every)):
-        read = min((place + 1) * PIECE, len(tokens))
-        for each in bits:
-            seen[each].append(part[each])
-        while ends and read >= ends[0]:
-            end = ends.pop(0)
-            spans = [((end - 1) // STRETCH * STRETCH, end)] + [(0, end)] * (end == len(tokens))
-            for each, (low, high) in ((each, span) for span in spans for each in bits):
-                for _, _, score in by_context(np.concatenate(seen[each]), every, [low, high]):
-                    yield {"bits": each, "from": low, "to": high, "nats": score.value, "stderr": score.stderr}
+def told(
+    weights: Weights, tokens: Sequence[Sequence[int]], bits: Sequence[int], every: int, original: nn.Module | None
+) -> Iterator[dict]:
+    """A line for each stretch of the context, over all texts [texts][positions], and for the whole of it."""
+    found = joined([divergence(weights, text, bits, original=original, every=every) for text in tokens])
+    length = len(tokens[0])
+    ends = [*range(STRETCH, length, STRETCH), length]
+    spans = list(zip([0, *ends], ends)) + [(0, length)] * (len(ends) > 1)
+    for each, (low, high) in ((each, span) for span in spans for each in bits):
+        part = found.between(low, high)
+        row = {"bits": each, "from": low, "to": high, "compared": len(part.places)}
+        for name, score in (("nats", part.nats(each)), ("growth", part.growth(each))):
+            if score is not None:
+                row |= {name: score.value, f"{name} interval": score.interval}
+        if original is not None:
+            row |= {"original to 16 bits": float(part.original[16].mean()) if len(part.places) else None}
+        yield row
 
 
-def prepared(given: argparse.Namespace) -> tuple[Weights, list[int]]:
-    """The packed weights and the text's tokens [positions] that the command was asked for."""
+def prepared(given: argparse.Namespace) -> tuple[Weights, list[list[int]], nn.Module | None]:
+    """The packed weights, the texts' tokens [texts][positions], and the original that the command was asked for."""
     model, _ = models.load(given.model)
+    original = None
     if given.weight_bits and not any(blocks.is_quantized(layer) for layer in blocks.linears(model).values()):
         rtn.quantize_(model, bits=given.weight_bits, group_size=given.group_size)
-    tokens = texts.tokens(texts.load(given.text), model, count=1, length=given.positions)[0].tolist()
-    return weights_of(runtime.pack_(model)), tokens
+        given.original = given.original or given.model
+    if given.original and given.every:
+        original, _ = models.load(given.original, dtype="float32")
+    tokens = texts.tokens(texts.load(given.text), model, count=given.texts, length=given.positions).tolist()
+    return weights_of(runtime.pack_(model)), tokens, original
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -141,20 +212,22 @@ def main(arguments: list[str] | None = None) -> int:
     made.add_argument("model", nargs="?", default=packaged.NAME)
     made.add_argument("--weight-bits", type=int, default=4, help="to which weights are rounded; 0 leaves them")
     made.add_argument("--group-size", type=int, default=64)
+    made.add_argument("--original", help="what predictions are compared with; by default MODEL, where it is rounded")
     made.add_argument("--bits", type=int, nargs="+", default=list(cache_codes.BITS))
     made.add_argument("--positions", type=int, default=6000)
+    made.add_argument("--texts", type=int, default=1, help="of so many positions, one after the other")
     made.add_argument("--new-tokens", type=int, default=32)
     made.add_argument("--rounds", type=int, default=7, help="of decoding; 0 compares predictions alone")
     made.add_argument("--every", type=int, default=4, help="positions whose predictions are compared; 0 compares none")
     made.add_argument("--text", default="packaged", help="packaged, a name, or a file")
     given = made.parse_args(arguments)
     try:
-        weights, tokens = prepared(given)
+        weights, tokens, original = prepared(given)
         if given.rounds:
-            for row in table(weights, tokens, given.bits, new_tokens=given.new_tokens, rounds=given.rounds):
+            for row in table(weights, tokens[0], given.bits, new_tokens=given.new_tokens, rounds=given.rounds):
                 print(json.dumps(row), flush=True)
         less = [each for each in given.bits if each != 16]
-        for line in told(weights, tokens, less, given.every) if given.every and less else ():
+        for line in told(weights, tokens, less, given.every, original) if given.every and less else ():
             print(json.dumps(line), flush=True)
     except (ValueError, FileNotFoundError) as error:
         print(f"cache_cost: {error}", file=sys.stderr)

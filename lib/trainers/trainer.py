@@ -18,6 +18,7 @@ from transformers.trainer import TRAINER_STATE_NAME
 from transformers.trainer_callback import PrinterCallback, ProgressCallback
 
 from lib import files, progress
+from lib.metrics import rapl
 from lib.models import attention
 from lib.trainers import checkpoints, divergence, processes, sharding, shown
 from lib.trainers.divergence import Diverged
@@ -41,6 +42,7 @@ class Loop(Trainer):
         self.recipe = recipe
         self.loss_is_scaled_for_ga = False  # the mean over the windows of a forward pass, whatever is accumulated
         self.elapsed, self._begun, self._saved = 0.0, time.monotonic(), time.monotonic()
+        self.spent, self._meter = 0.0, rapl.Meter()
         for callback in (PrinterCallback, ProgressCallback):
             self.remove_callback(callback)
         self.add_callback(_Begin(self))
@@ -123,10 +125,15 @@ class Loop(Trainer):
             self._created_lr_scheduler = True
         return self.lr_scheduler
 
+    def joules(self) -> float | None:
+        """Energy of the machine since the start, what was spent before a kill included; None without counters."""
+        now = self._meter.joules()
+        return None if now is None or self.spent is None else self.spent + now
+
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         """Log the loss of a step, and the seconds of training so far, those before a kill included."""
         seconds = self.seconds()
-        noted = {"seconds": seconds, "tokens": self.step_tokens}
+        noted = {"seconds": seconds, "tokens": self.step_tokens, "joules": self.joules()}
         if "loss" in logs and (measures := getattr(self.loss, "measures", None)) is not None:
             noted["measures"] = measures.told(self.args.device)
         super().log(logs | noted, start_time)
@@ -169,6 +176,7 @@ class Loop(Trainer):
             save_file(tensors, temporary / checkpoints.part(processes.place() if count > 1 else 0, count))
             if processes.first():
                 note = {"random": random, "scheduler": self.lr_scheduler.state_dict(), "seconds": self.seconds()}
+                note["joules"] = self.joules()
                 files.write_text(temporary / checkpoints.STATE, json.dumps(note))
                 self.state.save_to_json(str(temporary / TRAINER_STATE_NAME))
         if processes.first():
@@ -187,6 +195,7 @@ class Loop(Trainer):
         for group, rate in zip(self.optimizer.param_groups, self.lr_scheduler.get_last_lr()):
             group["lr"] = rate
         self.elapsed, self._begun = note["seconds"], time.monotonic()
+        self.spent, self._meter = note.get("joules"), rapl.Meter()
 
     def _load_rng_state(self, checkpoint):
         if checkpoint is not None:
