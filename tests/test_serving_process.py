@@ -1,5 +1,6 @@
 """The command: started, asked, ended by a signal while it answers, and started again on the same port."""
 
+import concurrent.futures
 import json
 import re
 import signal
@@ -61,6 +62,21 @@ def test_a_signal_lets_answers_finish_and_the_port_is_free_at_once(folder):
         told = [json.loads(line[6:]) for line in lines if line.startswith("data: ")]
     assert told[-1].get("error_type") == "unavailable" or told[-1]["index"] == 400
     assert end(process) == 0
+
+
+@pytest.mark.long
+def test_two_servers_begin_on_one_cache_folder(folder, tmp_path, monkeypatch):
+    """The kernels are compiled by one of them, while the other waits; both answer alike."""
+    monkeypatch.setenv("TORCH_EXTENSIONS_DIR", str(tmp_path / "a cache"))
+    with concurrent.futures.ThreadPoolExecutor(2) as pool:
+        begun = list(pool.map(lambda _: start(folder, "--port", "0"), range(2)))
+    asked = {"inputs": "ab", "parameters": {"max_new_tokens": 20, "details": True}}
+    one, two = (httpx.post(f"http://127.0.0.1:{port}/generate", json=asked, timeout=60).json() for _, port in begun)
+    assert one == two and one["details"]["generated_tokens"] == 20
+    assert len(list((tmp_path / "a cache").rglob("*.so"))) == 1
+    for process, _ in begun:
+        process.send_signal(signal.SIGTERM)
+        assert end(process) == 0
 
 
 def test_what_cannot_be_served_is_said(tmp_path, warm):

@@ -2,11 +2,14 @@
 
 import json
 import sys
+from pathlib import Path
 
 import psutil
 import pytest
 
-from lib.peers import servers, serving_speed
+from lib import checkpoints
+from lib.export import gguf_contents
+from lib.peers import load_meters, server_overhead, servers, serving_models, serving_speed
 from tests import tiny
 
 STAND_IN = """
@@ -117,3 +120,45 @@ def test_prompts_are_as_long_as_asked(tmp_path):
 def test_the_setting_can_be_written(tmp_path):
     given = serving_speed.parser().parse_args(["thimble=a", "--folder", str(tmp_path)])
     json.dumps(vars(given) | {"folder": None})
+
+
+def test_overhead_is_what_the_engine_does_not_need():
+    found = server_overhead.overhead([{"engine": 0.95, "server": 1.0}, {"engine": 1.8, "server": 2.0}] * 3)
+    assert found.value == pytest.approx(0.075) and found.n == 6
+
+
+@pytest.mark.long
+def test_our_server_writes_the_engine_s_tokens(tmp_path):
+    folder = tiny.save(tmp_path / "my model")
+    prompts = [["a few words", "another text"], ["and more of them", "the last"]]
+    (row,) = server_overhead.rounds(folder, prompts, new_tokens=5, log=tmp_path / "log")
+    assert row["tokens"] == 10 and row["engine"] > 0 and row["server"] > 0
+
+
+def test_a_report_of_guidellm_is_read(monkeypatch, tmp_path, capsys):
+    told = {"successful": {"median": 54.4, "mean": 9.0}}
+    metrics = {"time_to_first_token_ms": told, "inter_token_latency_ms": {"successful": {"median": 3.0}}}
+    metrics |= {"output_tokens_per_second": told, "request_totals": {"successful": 16, "errored": 1}}
+    found = load_meters.of_report({"benchmarks": [{"metrics": metrics}]})
+    assert found == {"ttft": 54.4, "tpot": 3.0, "tokens/s": 9.0, "requests": 16, "failed": 1}
+    monkeypatch.setenv("THIMBLE_PEERS", str(tmp_path))
+    assert load_meters.main(["http://127.0.0.1:9", "m"]) == 2 and "pip install guidellm" in capsys.readouterr().err
+
+
+def test_each_server_gets_what_it_reads(tmp_path, monkeypatch):
+    """The folder keeps what GPTQ gave, the file holds Q4_0 and Q8_0, and both say how far from the original they are."""
+    monkeypatch.setattr(serving_models, "WINDOWS", 1)
+    source = str(tiny.save(tmp_path / "a model", tiny.llama(hidden_size=64, intermediate_size=64)))
+    ours = serving_models.made("thimble", source, tmp_path / "made")
+    assert checkpoints.checkpoint(ours)["quantization_config"]["format"] == "pack-quantized"
+    theirs = serving_models.made("llama.cpp", source, tmp_path / "made")
+    assert set(gguf_contents.types(theirs)) == {"Q4_0", "Q8_0", "F32"}
+    assert serving_models.nats(ours) > 0 and serving_models.nats(theirs) > 0
+    kept = (ours / "model.safetensors").stat().st_mtime_ns
+    assert serving_models.made("vllm", source, tmp_path / "made") == ours
+    assert (ours / "model.safetensors").stat().st_mtime_ns == kept
+    assert (
+        serving_models.made("transformers", source, tmp_path) == Path(source) and serving_models.nats(tmp_path) is None
+    )
+    with pytest.raises(ValueError, match="no artifact for a server 'tgi'"):
+        serving_models.made("tgi", source, tmp_path)

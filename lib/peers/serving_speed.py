@@ -1,7 +1,10 @@
 """Our server beside others' under the same load: rounds in turns, a fresh process each, kept as they come.
 
-    python -m lib.peers.serving_speed --folder data/serving thimble=FOLDER llama.cpp=FILE.gguf transformers=FOLDER \\
-        vllm=FOLDER [--clients 1 4 16 64] [--rounds 3] [--input-tokens 256] [--new-tokens 128]
+    python -m lib.peers.serving_speed --folder data/serving thimble llama.cpp transformers vllm [--clients 1 4 16 64]
+        [--rounds 3] [--input-tokens 256] [--new-tokens 128]
+    python -m lib.peers.serving_speed --folder data/serving thimble=FOLDER llama.cpp=FILE.gguf
+
+A server without a model gets one of 4 bits, made out of --tokenizer's checkpoint (`serving_models`).
 
 Each round starts every server once, warms it up, asks by so many clients as `--clients` says one count after the other,
 and ends it (A B C A B C). A load that is done is kept; the same command goes on where a killed one ended. The prompts
@@ -16,7 +19,7 @@ from pathlib import Path
 
 from lib import checkpoints, files, machine, tokenization
 from lib.metrics import energy, load, meanwhile, schedules
-from lib.peers import servers
+from lib.peers import servers, serving_models
 from lib.sources import models, packaged, texts
 
 PERCENTILES = ("ttft", "tpot", "itl", "latency")
@@ -108,7 +111,7 @@ def check(folder: Path, setting: dict) -> None:
 def parser() -> argparse.ArgumentParser:
     """The arguments of the command."""
     made = argparse.ArgumentParser(prog="python -m lib.peers.serving_speed", description=__doc__.splitlines()[0])
-    made.add_argument("systems", nargs="+", metavar="KIND=MODEL", help=f"kinds: {', '.join(servers.KINDS)}")
+    made.add_argument("systems", nargs="+", metavar="KIND[=MODEL]", help=f"kinds: {', '.join(servers.KINDS)}")
     made.add_argument("--folder", type=Path, required=True, help="where rows are kept")
     made.add_argument("--clients", type=int, nargs="+", default=[1, 4, 16, 64])
     made.add_argument("--rounds", type=int, default=3)
@@ -129,9 +132,12 @@ def main(arguments: list[str] | None = None) -> int:
         systems, slots = {}, given.slots or max(given.clients)
         for pair in given.systems:
             kind, _, model = pair.partition("=")
+            if not model:
+                model = str(serving_models.made(kind, given.tokenizer, given.folder / "models"))
             own = {"cache_bits": given.cache_bits} if kind == "thimble" else {}
             context = given.input_tokens + given.new_tokens + 64
             systems[kind] = servers.command(kind, model, slots=slots, context=context, **own)
+            print(json.dumps({"server": kind, "model": model, "nats": serving_models.nats(Path(model))}), flush=True)
         setting = vars(given) | {"folder": None, "rounds": None, "systems": sorted(given.systems)}
         check(given.folder, setting)
         prompts = written(given.text, given.tokenizer, max(given.clients), given.input_tokens)
