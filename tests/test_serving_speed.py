@@ -146,7 +146,7 @@ def test_a_report_of_guidellm_is_read(monkeypatch, tmp_path, capsys):
 
 
 def test_each_server_gets_what_it_reads(tmp_path, monkeypatch):
-    """The folder keeps what GPTQ gave, the file holds Q4_0 and Q8_0, and both say how far from the original they are."""
+    """The folder keeps what GPTQ gave, the file holds Q4_0 and Q8_0, and both say how far they went."""
     monkeypatch.setattr(serving_models, "WINDOWS", 1)
     source = str(tiny.save(tmp_path / "a model", tiny.llama(hidden_size=64, intermediate_size=64)))
     ours = serving_models.made("thimble", source, tmp_path / "made")
