@@ -145,6 +145,7 @@ def test_a_report_of_guidellm_is_read(monkeypatch, tmp_path, capsys):
     assert load_meters.main(["http://127.0.0.1:9", "m"]) == 2 and "pip install guidellm" in capsys.readouterr().err
 
 
+@pytest.mark.long
 def test_each_server_gets_what_it_reads(tmp_path, monkeypatch):
     """The folder keeps what GPTQ gave, the file holds Q4_0 and Q8_0, and both say how far they went."""
     monkeypatch.setattr(serving_models, "WINDOWS", 1)
