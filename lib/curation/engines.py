@@ -10,6 +10,7 @@ that calls; carrying it out is the workers' part. On several machines `folder`, 
 on a disk that all of them see. Ray is no requirement of the project: `pip install ray==2.60.0`.
 """
 
+import shlex
 import shutil
 import sys
 import time
@@ -97,7 +98,11 @@ class Slurm:
 
         _check(self.workers)
         _fresh(step)
-        given = {"env_command": f"export PYTHONPATH={files.ROOT}", "qos": "", "mail_user": None} | self.options
+        given = {
+            "env_command": f"export PYTHONPATH={shlex.quote(str(files.ROOT))}",
+            "qos": "",
+            "mail_user": None,
+        } | self.options
         made = SlurmPipelineExecutor(
             [Task(step, numbers)], tasks=len(numbers), workers=self.workers,
             time=self.time, partition=self.partition, **_options(step), **given,
