@@ -5,7 +5,6 @@ import importlib.util
 import os
 import random
 import signal
-import stat
 import subprocess
 import sys
 import time
@@ -85,7 +84,7 @@ def test_shards_come_in_any_order_and_one_that_is_missing_is_named(alone, tmp_pa
         pipeline.run(shards, STAGES, tmp_path / "lost", seed=1, engine=one_too_few)
     assert pipeline.run(shards, STAGES, tmp_path / "lost", seed=1).sha256 == result.sha256
     assert written(tmp_path / "lost") == content
-    for made in (engines.Local(0), engines.Slurm(True, "1:00", "cpu")):
+    for made in (engines.Local(0), engines.Local(True)):
         with pytest.raises(ValueError, match="one for each core is usual"):
             made(None, [0])
 
@@ -103,32 +102,6 @@ def test_two_workers_leave_the_same_documents(alone, tmp_path, name):
         import ray
 
         ray.shutdown()
-
-
-@pytest.mark.long
-def test_a_slurm_queue_is_given_one_task_a_shard(alone, tmp_path, monkeypatch):
-    """`sbatch` stands in for a queue: it runs the array's tasks at once, one after the other."""
-    shards, _, _ = alone
-    launch = os.path.join(os.path.dirname(sys.executable), "launch_pickled_pipeline")
-    bash = f"""#!/bin/bash
-script=$(cat "${{@: -1}}"); echo "$script" >> {tmp_path}/scripts
-file=$(echo "$script" | grep -o '/[^ ]*executor.pik' | head -1); test -z "$file" && {{ echo 7; exit 0; }}
-export RUN_OFFSET=0 SLURM_NODELIST=one SLURM_JOB_ID=7 PYTHONPATH={files.ROOT}
-for each in 0 1 2 3 4; do SLURM_ARRAY_TASK_ID=$each {launch} "$file" > /dev/null 2>&1 || true; done
-echo 7
-"""
-    for name, content_of in (("sbatch", bash), ("squeue", "#!/bin/bash\n")):
-        (tmp_path / "bin").mkdir(exist_ok=True)
-        (tmp_path / "bin" / name).write_text(content_of)
-        (tmp_path / "bin" / name).chmod(stat.S_IRWXU)
-    monkeypatch.setenv("PATH", f"{tmp_path / 'bin'}:{os.environ['PATH']}")
-    made = engines.Slurm(workers=2, time="0:10:00", partition="cpu")
-    result = pipeline.run(shards, STAGES[:1], tmp_path / "alone", seed=1)
-    assert pipeline.run(shards, STAGES[:1], tmp_path / "out", seed=1, engine=made).sha256 == result.sha256
-    assert (
-        written(tmp_path / "out") == written(tmp_path / "alone")
-        and "--array=0-4%2" in (tmp_path / "scripts").read_text()
-    )
 
 
 @pytest.mark.long

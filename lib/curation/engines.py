@@ -2,7 +2,6 @@
 
     pipeline.run("crawl/", ["exact", "gopher", "fuzzy"], "data/clean", engine=engines.Local(workers=8))
     pipeline.run(..., engine=engines.Ray(workers=64, address="auto"))
-    pipeline.run(..., engine=engines.Slurm(workers=64, time="4:00:00", partition="cpu"))
 
 What is written is what one process writes, so a run may begin on one machine and go on with many, and one that was
 killed goes on at the first shard that is not there. What a stage decides over all documents is decided by the process
@@ -10,16 +9,13 @@ that calls; carrying it out is the workers' part. On several machines `folder`, 
 on a disk that all of them see. Ray is no requirement of the project: `pip install ray==2.60.0`.
 """
 
-import shlex
 import shutil
 import sys
-import time
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 from lib import files
 from lib.curation.step import Step
 
-POLL = 2.0  # seconds between two looks at a queue
 _OBJECTS = 80 << 20  # bytes of Ray's shared memory: tasks read and write files
 
 
@@ -81,42 +77,6 @@ class Ray:
             mem_per_cpu_gb=self.gigabytes, tasks_per_job=-(-len(numbers) // self.workers), **_options(step),
         )  # fmt: skip
         made.run()
-
-
-@dataclass(frozen=True)
-class Slurm:
-    """So many tasks at a time of a Slurm partition, each at most `time` long. options: more of datatrove's own."""
-
-    workers: int
-    time: str
-    partition: str
-    options: dict = field(default_factory=dict)
-
-    def __call__(self, step: Step, numbers: list[int]) -> None:
-        """Submit the stage for some shards, and wait until all are done or the queue has none of them any more."""
-        from datatrove.executor import SlurmPipelineExecutor  # loads where it is asked for
-
-        _check(self.workers)
-        _fresh(step)
-        given = {
-            "env_command": f"export PYTHONPATH={shlex.quote(str(files.ROOT))}",
-            "qos": "",
-            "mail_user": None,
-        } | self.options
-        made = SlurmPipelineExecutor(
-            [Task(step, numbers)], tasks=len(numbers), workers=self.workers,
-            time=self.time, partition=self.partition, **_options(step), **given,
-        )  # fmt: skip
-        made.run()
-        while made.get_incomplete_ranks(skip_completed=True) and _queued(made.job_id):
-            time.sleep(POLL)
-
-
-def _queued(job: str) -> bool:
-    import subprocess  # where a queue is asked
-
-    found = subprocess.run(["squeue", "--noheader", "--job", str(job)], capture_output=True, text=True, check=False)
-    return found.returncode == 0 and bool(found.stdout.strip())
 
 
 def _options(step: Step) -> dict:
