@@ -10,7 +10,7 @@ import pytest
 from lib import checkpoints
 from lib.export import gguf_contents
 from lib.peers import load_meters, server_overhead, servers, serving_models, serving_speed
-from tests import tiny
+from tests import gguf_models, tiny
 
 STAND_IN = """
 import http.server, json, sys
@@ -149,7 +149,9 @@ def test_a_report_of_guidellm_is_read(monkeypatch, tmp_path, capsys):
 def test_each_server_gets_what_it_reads(tmp_path, monkeypatch):
     """The folder keeps what GPTQ gave, the file holds Q4_0 and Q8_0, and both say how far they went."""
     monkeypatch.setattr(serving_models, "WINDOWS", 1)
-    source = str(tiny.save(tmp_path / "a model", tiny.llama(hidden_size=64, intermediate_size=64)))
+    model, source = gguf_models.build(hidden_size=64, intermediate_size=64), str(tmp_path / "a model")
+    for part in (model, model.tokenizer):
+        part.save_pretrained(source)
     ours = serving_models.made("thimble", source, tmp_path / "made")
     assert checkpoints.checkpoint(ours)["quantization_config"]["format"] == "pack-quantized"
     theirs = serving_models.made("llama.cpp", source, tmp_path / "made")
