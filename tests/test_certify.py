@@ -196,6 +196,30 @@ def test_a_runtime_that_is_not_installed_is_named_with_its_command(folder, model
     assert found["faults"] == ["no backend has read it"]
 
 
+def seen(peak, greedy, **others):
+    modes = {"float32 cache": greedy, **others}
+    return {"base_bytes": 20, "peak_bytes": peak} | {
+        mode: {"seconds": {"greedy": each}} for mode, each in modes.items()
+    }
+
+
+def test_a_backend_that_takes_another_path_is_told_by_bytes_and_seconds():
+    from lib.export import fallback
+
+    def said(backend):
+        plain = {"base_bytes": 20, "peak_bytes": 700, "float32": {"seconds": {"greedy": 2.0}}}
+        return fallback.remarks({"transformers": plain, "llama.cpp": backend}, file=90, dense=540)[1:]
+
+    assert said(seen(150, 0.5)) == [] and said({"skipped": "it is not installed"}) == []
+    (dequantized,) = said(seen(20 + 90 + 300, 0.5))
+    assert re.search(r"llama.cpp takes .* it holds dequantized weights", dequantized)
+    (slow,) = said(seen(150, 9.0))
+    assert "4.5 times the seconds of plain transformers" in slow
+    (other,) = said(seen(150, 0.5, fast=1.0))
+    assert "fast mode needs 2.0 times" in other
+    assert fallback.remarks({"llama.cpp": seen(900, 1.0)}, file=500, dense=540) == []  # a file of plain numbers
+
+
 def test_greedy_answers_part_at_their_first_difference():
     from lib.export import agreement
 

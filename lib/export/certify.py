@@ -5,7 +5,8 @@
 `certificate.json` in the folder holds, for each backend at hand, each in a fresh process of its own environment:
 largest and mean difference of logits, KL, agreement of the first choice and of greedy answers on fixed prompts, where
 they part first and by how little the reference chose otherwise; the weights one by one, the tokens of the prompts,
-bytes, hashes and versions. `faults` lists what is wrong, in words. What is not installed is named with the command that
+bytes, hashes and versions. `faults` lists what is wrong, in words, `remarks` what a backend's bytes and seconds say of
+the path that it took (`fallback`). What is not installed is named with the command that
 installs it. The same command checks a certificate again.
 """
 
@@ -24,7 +25,7 @@ import torch
 from torch import nn
 
 from lib import checkpoints, files, machine
-from lib.export import agreement, gguf_contents, saved_models
+from lib.export import agreement, fallback, gguf_contents, saved_models
 from lib.export.gguf import FILE
 from lib.folders import manifest
 
@@ -75,6 +76,8 @@ def certify(folder: Path | str, reference, *, backends=tuple(BACKENDS), timeout:
         "commit": machine.commit()["commit"],
     }
     certificate["faults"] = _faults(certificate, changed)
+    dense = 4 * sum(int(each.n_elements) for each in gguf_contents.entries(folder / FILE))
+    certificate["remarks"] = fallback.remarks(certificate["backends"], file=certificate["file"]["bytes"], dense=dense)
     files.write_text(folder / NAME, json.dumps(certificate, indent=1, ensure_ascii=False))
     if not changed:
         manifest.seal(folder)
@@ -132,7 +135,7 @@ def _backend(name: str, asked: dict, wanted: dict, timeout: float) -> dict:
         if done.returncode or not (Path(scratch) / "answer.json").is_file():
             return {"failed": "\n".join(done.stderr.strip().splitlines()[-5:]) or f"ended with {done.returncode}"}
         answer = json.loads((Path(scratch) / "answer.json").read_text())
-        result = {key: answer[key] for key in ("version", "peak_bytes")}
+        result = {key: answer[key] for key in ("version", "peak_bytes", "base_bytes")}
         result["same_tokens"] = [ours == theirs for ours, theirs in zip(asked["prompts"], answer["tokens"])]
         for mode, said in answer["modes"].items():
             read = [numpy.load(Path(scratch) / f"{mode}-{n}.npy", allow_pickle=False) for n in range(len(PROMPTS))]
@@ -184,8 +187,10 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--backend", action="append", choices=list(BACKENDS), help="only this one; may be repeated")
     given = parser.parse_args(arguments)
     path = certify(given.folder, given.reference, backends=tuple(given.backend or BACKENDS))
-    faults = json.loads(path.read_text())["faults"]
+    said = json.loads(path.read_text())
+    faults = said["faults"]
     print("\n".join(faults) or "no fault found", f"({path})")
+    print("\n".join(said["remarks"]), end="\n" if said["remarks"] else "")
     return 1 if faults else 0
 
 

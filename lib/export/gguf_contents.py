@@ -22,6 +22,11 @@ def tensors(file: Path | str) -> dict[str, Tensor]:
     return found
 
 
+def entries(file: Path | str) -> list:
+    """The tensors as the package describes them: names, types, shapes, bytes."""
+    return gguf_tensors.reader(file).tensors
+
+
 def types(file: Path | str) -> dict[str, int]:
     """How many tensors have each type."""
     kinds = [each.tensor_type.name for each in gguf_tensors.reader(file).tensors]

@@ -4,63 +4,43 @@
     print(plan)            # what it takes, what is allowed, and what would make it fit
 
 A system ends an app long before the memory is full, and without a message of the app's own: the plan compares with the
-share that an app was seen to get, not with the memory on the box. The numbers of phones are those of their sources,
-none was measured here. A prediction of the peak is a sum:
+share that an app was seen to get (`phones`), not with the memory on the box. A prediction of the peak is a sum:
 
-    weights       bytes of the file: mapped, and read whole for every token
+    weights       bytes of the file, which is read whole for every token
     cache         keys and values of all blocks for prompt and answer; blocks with windows keep their window
-    activations   of `BATCH` prompt tokens that are read at once: the stream, the widest layer's inputs and outputs and
-                  attention scores, in float32, and the logits of one token
-    runtime       code, tokenizer and buffers, `RUNTIME` bytes
+    activations   of `batch` prompt tokens that are read at once, in float32: twice the stream, and their logits or the
+                  insides of an MLP, whichever are more; attention keeps no scores
+    runtime       code and buffers, `RUNTIME` bytes, and the tokenizer, `ENTRY` bytes for each entry of the vocabulary
 
-Tokens a second are at most bandwidth over the bytes read for a token (weights and cache).
+Tokens a second are at most bandwidth over the bytes read for a token (weights and cache). Energy is 0.1 J a token for
+10⁹ weights (Liu et al., "MobileLLM", arXiv 2402.14905, section 1), for each pass over the weights: one a token of the
+answer, and one for each batch of the prompt. `mobile_check` compares the peak with a real runtime under a hard limit.
 """
 
+import math
 from dataclasses import dataclass
-from typing import NamedTuple
 
 from torch import nn
 
 from lib import files
 from lib.export import plain
+from lib.export.phones import PHONES, Phone
 from lib.models import blocks
+
+__all__ = ["PHONES", "Phone", "Plan", "activation_bytes", "cache_bytes", "held", "plan"]
 
 BATCH = 512  # prompt tokens that llama.cpp reads at once
 RUNTIME = 60 << 20
-_GIGA = 10**9
-
-
-class Phone(NamedTuple):
-    """memory: bytes. share: of it, that an app gets. bandwidth: bytes a second, None if unknown. source: of both."""
-
-    memory: float
-    share: float
-    bandwidth: float | None
-    source: str
-
-
-PHONES = {
-    "android-8gb": Phone(
-        8 * _GIGA, 0.5, None, "Galaxy S23 with 8 GB: 4 GB were free when Llama 2 7B in 4 bits died (executorch #3599)"
-    ),
-    "competition-12gb": Phone(
-        12 * _GIGA, 0.1, None, "a tenth, as the Edge-Device LLM Competition (NeurIPS 2024) advises"
-    ),
-    "snapdragon-8-gen-3-12gb": Phone(
-        12 * _GIGA, 0.5, 76.8 * _GIGA,
-        "LPDDR5X at 4800 MHz (data sheet) on four channels of 16 bits; the share is that of android-8gb",
-    ),
-    "ipad-8gb": Phone(
-        8 * _GIGA, 0.375, None, "iPadOS 26.4: 3 of 8 GB (Apple's developer forum, thread 826325); 6 of 8 GB before"
-    ),
-}  # fmt: skip
+ENTRY = 520  # bytes of a token in llama.cpp's tokenizer with its merges (SmolLM2's, as its process grows by them)
+JOULES = 0.1e-9  # a pass over one weight
+BATTERY = 50_000  # joules of a full iPhone (arXiv 2402.14905)
 
 
 @dataclass(frozen=True)
 class Plan:
     """A prediction in bytes; `fits` compares `peak` with `allowed`, `remedies` are sentences for what does not fit.
 
-    tokens_a_second: an upper bound, None where the phone's bandwidth is not known.
+    tokens_a_second: an upper bound, None where the phone's bandwidth is not known. joules: of one answer, an estimate.
     """
 
     phone: str
@@ -70,6 +50,7 @@ class Plan:
     runtime: int
     allowed: int
     tokens_a_second: float | None
+    joules: float
     remedies: tuple[str, ...]
 
     @property
@@ -82,42 +63,65 @@ class Plan:
         """Whether the peak is within what the system lets an app have."""
         return self.peak <= self.allowed
 
+    def reason(self) -> str:
+        """Which part, after the larger ones, goes beyond what is allowed; an empty text where all fit."""
+        total = 0
+        for name, size in sorted(self.parts().items(), key=lambda part: -part[1]):
+            total += size
+            if total > self.allowed:
+                return f"{name} ({size / 1e6:,.0f} MB) is what goes beyond: {total / 1e6:,.0f} MB with all larger parts"
+        return ""
+
+    def parts(self) -> dict[str, int]:
+        """Bytes by part."""
+        return {key: getattr(self, key) for key in ("weights", "cache", "activations", "runtime")}
+
     def __str__(self) -> str:
-        parts = ", ".join(
-            f"{key} {getattr(self, key) / 1e6:,.0f}" for key in ("weights", "cache", "activations", "runtime")
-        )
+        parts = ", ".join(f"{key} {size / 1e6:,.0f}" for key, size in self.parts().items())
         answer = "fits" if self.fits else "does not fit"
         said = f"{self.phone}: {answer}: {self.peak / 1e6:,.0f} MB ({parts}), {self.allowed / 1e6:,.0f} MB are allowed"
-        speed = "" if self.tokens_a_second is None else f"; at most {self.tokens_a_second:.0f} tokens a second"
-        return "\n".join([said + speed, *self.remedies])
+        if self.tokens_a_second is not None:
+            said += f"; at most {self.tokens_a_second:.0f} tokens a second"
+        said += f"; about {self.joules:.0f} J an answer, {self.joules / BATTERY:.1%} of a battery"
+        return "\n".join([said, *filter(None, [self.reason()]), *self.remedies])
 
 
-def plan(model, phone: str | Phone, *, weights: int | None = None, prompt: int = 512, answer: int = 256) -> Plan:
+def plan(
+    model,
+    phone: str | Phone,
+    *,
+    weights: int | None = None,
+    prompt: int = 512,
+    answer: int = 256,
+    batch: int = BATCH,
+) -> Plan:
     """What `model` takes on `phone` with texts of `prompt` and `answer` tokens, and what would make it fit.
 
     model: a model, or its configuration alone where `weights` is given: a model that is too large for this machine can
     be planned too. phone: one of `PHONES`, or a `Phone`. weights: bytes of the file (`metrics.count.artifact_bytes`, or
-    the size of a GGUF file); by default those of the model's tensors.
-    Raises ValueError for unknown phones, lengths below one, and a configuration without `weights`.
+    the size of a GGUF file); by default those of the model's tensors. batch: tokens of the prompt that are read at
+    once. Raises ValueError for unknown phones, lengths below one, and a configuration without `weights`.
     """
     named = phone if isinstance(phone, str) else "the given phone"
     if isinstance(phone, str) and phone not in PHONES:
         raise ValueError(f"there is no phone {phone!r}; {files.choices(phone, PHONES)}")
-    for name, value in (("prompt", prompt), ("answer", answer)):
+    for name, value in (("prompt", prompt), ("answer", answer), ("batch", batch)):
         if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-            raise ValueError(f"{name}={value!r}; whole numbers of tokens from 1 are allowed; 512 and 256 are usual.")
+            raise ValueError(f"{name}={value!r}; whole numbers of tokens from 1 are allowed; 512 is usual.")
     if weights is None and not isinstance(model, nn.Module):
         raise ValueError("a configuration has no weights to count; give weights=, the bytes of the file.")
     described = PHONES[phone] if isinstance(phone, str) else phone
     config = blocks.config(model) if isinstance(model, nn.Module) else model.get_text_config()
     weights = held(model) if weights is None else weights
     cache = cache_bytes(config, prompt + answer)
-    working = activation_bytes(config, min(BATCH, prompt), prompt + answer)
+    working = activation_bytes(config, min(batch, prompt))
     allowed = int(described.memory * described.share)
     speed = None if described.bandwidth is None else described.bandwidth / (weights + cache)
-    over = weights + cache + working + RUNTIME - allowed
-    remedies = _remedies(config, weights, over, prompt + answer, described) if over > 0 else ()
-    return Plan(named, weights, cache, working, RUNTIME, allowed, speed, remedies)
+    runtime = RUNTIME + ENTRY * config.vocab_size
+    over = weights + cache + working + runtime - allowed
+    remedies = _remedies(config, weights, over, prompt + answer, described, min(batch, prompt)) if over > 0 else ()
+    joules = JOULES * _count(config) * (answer + math.ceil(prompt / batch))
+    return Plan(named, weights, cache, working, runtime, allowed, speed, joules, remedies)
 
 
 def held(model: nn.Module) -> int:
@@ -135,14 +139,14 @@ def cache_bytes(config, tokens: int, *, element: int = 2) -> int:
     return sum(lengths) * 2 * heads * size * element
 
 
-def activation_bytes(config, batch: int, tokens: int) -> int:
-    """Bytes in float32 while a block reads `batch` tokens of a text of `tokens`, and of the logits of one token."""
-    wide = max(config.hidden_size, config.intermediate_size)
-    return 4 * (batch * (2 * config.hidden_size + 2 * wide + config.num_attention_heads * tokens) + config.vocab_size)
+def activation_bytes(config, batch: int) -> int:
+    """Bytes in float32 while `batch` tokens are read: llama.cpp makes room for the logits of all of them."""
+    stream = 2 * config.hidden_size
+    return 4 * batch * (stream + max(config.vocab_size, 2 * config.intermediate_size))
 
 
-def _remedies(config, weights: int, over: int, tokens: int, phone: Phone) -> tuple[str, ...]:
-    """What would save `over` bytes: fewer blocks, fewer bits, a shorter text."""
+def _remedies(config, weights: int, over: int, tokens: int, phone: Phone, batch: int) -> tuple[str, ...]:
+    """What would save `over` bytes: fewer blocks, fewer bits, a shorter text, fewer tokens at once."""
     tables = 1 if config.tie_word_embeddings else 2
     share = 1 - tables * config.vocab_size * config.hidden_size / _count(config)
     a_block = (weights * share + cache_bytes(config, tokens)) / config.num_hidden_layers
@@ -156,6 +160,9 @@ def _remedies(config, weights: int, over: int, tokens: int, phone: Phone) -> tup
     if over < cache_bytes(config, tokens):
         a_token = cache_bytes(config, tokens) / tokens
         found.append(f"with texts of {int(tokens - over / a_token) - 1} instead of {tokens} tokens it would fit")
+    each = activation_bytes(config, 1)
+    if batch - over // each - 1 >= 1:
+        found.append(f"reading {batch - over // each - 1} instead of {batch} tokens at once it would fit")
     return tuple(found) or (f"nothing fits into {phone.memory * phone.share / 1e6:,.0f} MB but a smaller model",)
 
 

@@ -3,8 +3,9 @@
     python -m lib.export.reader_llama_cpp arguments.json
 
 Arguments: `file`, `texts` (to tokenize), `prompts` (token ids), `new_tokens` (greedy, after each prompt), `answer` (a
-folder). The answer: `answer.json` with `tokens` (ids of each text), `version`, `peak_bytes`, and by mode `greedy` (ids)
-and `seconds`; `MODE-N.npy`, the logits of prompt N, float32 [length, vocabulary]. Only NumPy is imported here.
+folder). The answer: `answer.json` with `tokens` (ids of each text), `version`, `peak_bytes`, `base_bytes` (before a
+runtime was loaded), and by mode `greedy` (ids) and `seconds`; `MODE-N.npy`, the logits of prompt N, float32 [length,
+vocabulary]. Only NumPy is imported here.
 """
 
 import json
@@ -17,6 +18,19 @@ from pathlib import Path
 import numpy
 
 KIBI = 1024  # bytes of the unit in which Linux counts resident memory
+
+
+def peak_bytes() -> int:
+    """The most resident memory that this program had; the counter of `getrusage` begins with its parent's."""
+    status = Path("/proc/self/status")
+    if status.exists():
+        found = [line.split()[1] for line in status.read_text().splitlines() if line.startswith("VmHWM:")]
+        if found:
+            return int(found[0]) * KIBI
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * KIBI
+
+
+BASE = peak_bytes()  # before a runtime is loaded
 
 
 def main(tokenize: Callable, modes: dict[str, Callable], version: str) -> None:
@@ -36,7 +50,7 @@ def main(tokenize: Callable, modes: dict[str, Callable], version: str) -> None:
         greedy = [continued(forward, prompt, asked["new_tokens"]) for prompt in asked["prompts"]]
         seconds = {"prefill": prefill, "greedy": time.perf_counter() - start}
         answer["modes"][mode] = {"greedy": greedy, "seconds": seconds}
-    answer["peak_bytes"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * KIBI
+    answer |= {"peak_bytes": peak_bytes(), "base_bytes": BASE}
     (folder / "answer.json").write_text(json.dumps(answer))
 
 
