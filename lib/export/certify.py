@@ -25,12 +25,11 @@ import torch
 from torch import nn
 
 from lib import checkpoints, files, machine
-from lib.export import agreement, fallback, gguf_contents, saved_models
-from lib.export.gguf import FILE
+from lib.export import agreement, fallback, formats, saved_models
 from lib.folders import manifest
 
 NAME = "certificate.json"
-BACKENDS = {"transformers": "lib.export.reader_transformers", "llama.cpp": "lib.export.reader_llama_cpp"}
+BACKENDS = {name: reader for each in formats.FORMATS.values() for name, reader in each.readers.items()}
 PROMPTS = (
     "The capital of France is",
     "the other day, 12 of the 128 birds\n\n  flew away;",
@@ -42,26 +41,33 @@ TIMEOUT = 3600  # seconds for one backend
 _ROUNDING = 1e-3  # share of a weight: twice 2**-11, by which half precision rounds a scale
 
 
-def certify(folder: Path | str, reference, *, backends=tuple(BACKENDS), timeout: float = TIMEOUT) -> Path:
+def certify(folder: Path | str, reference, *, backends=None, timeout: float = TIMEOUT) -> Path:
     """Write `folder`/certificate.json about the export in `folder`; returns its path.
 
     reference: the checkpoint that was exported, packed or plain, as a folder; or the model itself, with its tokenizer
-    as `model.tokenizer`. backends: names of `BACKENDS`; those that are not installed are listed with the command that
-    installs them. Raises FileNotFoundError for a folder without an export, ValueError for unknown backends.
+    as `model.tokenizer`. backends: names of runtimes that read this format (`formats`), all by default; those that are
+    not installed are listed with the command that installs them. Raises FileNotFoundError for a folder without an
+    export, ValueError for unknown backends.
     """
     folder = Path(folder)
-    for name in backends:
-        if name not in BACKENDS:
-            raise ValueError(f"there is no backend {name!r}; {files.choices(name, BACKENDS)}")
-    if not (folder / FILE).is_file():
-        raise FileNotFoundError(
-            f"{folder} holds no {FILE}; a certificate is about one; write it with export.gguf.export."
-        )
+    _format(folder, backends)
     files.check_writable(folder / NAME)
-    changed = [name for name in manifest.foreign(folder) if not name.startswith(NAME)]
+    changed = _changed(folder)
+    certificate = examined(folder, reference, backends=backends, timeout=timeout)
+    files.write_text(folder / NAME, json.dumps(certificate, indent=1, ensure_ascii=False))
+    if not changed:
+        manifest.seal(folder)
+    return folder / NAME
+
+
+def examined(folder: Path | str, reference, *, backends=None, timeout: float = TIMEOUT) -> dict:
+    """The content of the certificate of `certify`, of an export in which nothing is to be written."""
+    folder = Path(folder)
+    kind, readers = _format(folder, backends)
+    contents, file = formats.contents(kind), folder / kind.file
     model, tokenizer, origin = _reference(reference)
     asked = {
-        "file": str((folder / FILE).resolve()),
+        "file": str(file.resolve()),
         "texts": list(PROMPTS),
         "prompts": [list(tokenizer(text).input_ids) for text in PROMPTS],
         "new_tokens": NEW_TOKENS,
@@ -69,19 +75,31 @@ def certify(folder: Path | str, reference, *, backends=tuple(BACKENDS), timeout:
     wanted = _own(model, asked["prompts"])
     certificate = {
         "reference": origin,
-        "file": {"name": FILE, "bytes": (folder / FILE).stat().st_size, "sha256": manifest.sha256(folder / FILE)},
-        "types": gguf_contents.types(folder / FILE),
-        "weights": gguf_contents.compare(folder / FILE, model),
-        "backends": {name: _backend(name, asked, wanted, timeout) for name in backends},
+        "file": {"name": kind.file, "bytes": file.stat().st_size, "sha256": manifest.sha256(file)},
+        "files": {name: _hashed(folder / name) for name in manifest.names(folder) if name != NAME},
+        "types": contents.types(file),
+        "weights": contents.compare(file, model),
+        "backends": {name: _backend(name, reader, asked, wanted, timeout) for name, reader in readers.items()},
         "commit": machine.commit()["commit"],
     }
-    certificate["faults"] = _faults(certificate, changed)
-    dense = 4 * sum(int(each.n_elements) for each in gguf_contents.entries(folder / FILE))
-    certificate["remarks"] = fallback.remarks(certificate["backends"], file=certificate["file"]["bytes"], dense=dense)
-    files.write_text(folder / NAME, json.dumps(certificate, indent=1, ensure_ascii=False))
-    if not changed:
-        manifest.seal(folder)
-    return folder / NAME
+    certificate["faults"] = _faults(certificate, readers, _changed(folder))
+    held = sum(said["bytes"] for name, said in certificate["files"].items() if name.startswith(file.stem))
+    certificate["remarks"] = fallback.remarks(certificate["backends"], file=held, dense=fallback.dense(model))
+    return certificate
+
+
+def _format(folder: Path, backends) -> tuple[formats.Format, dict[str, str]]:
+    """The format of an export and the readers that are asked, by their names."""
+    for name in backends or ():
+        if name not in BACKENDS:
+            raise ValueError(f"there is no backend {name!r}; {files.choices(name, BACKENDS)}")
+    kind = formats.find(folder)
+    return kind, formats.chosen(kind, backends)
+
+
+def _changed(folder: Path) -> list[str]:
+    """What lies in the folder that its manifest does not name, or has another hash for."""
+    return [name for name in manifest.foreign(folder) if not name.startswith(NAME)]
 
 
 def _reference(reference) -> tuple[nn.Module, object, dict]:
@@ -113,20 +131,24 @@ def _own(model: nn.Module, prompts: list[list[int]]) -> dict:
     return found
 
 
-def _backend(name: str, asked: dict, wanted: dict, timeout: float) -> dict:
+def _hashed(path: Path) -> dict:
+    return {"bytes": path.stat().st_size, "sha256": manifest.sha256(path)}
+
+
+def _backend(name: str, module: str, asked: dict, wanted: dict, timeout: float) -> dict:
     """The part of a certificate on one backend, which runs in a process of its own."""
-    reader = importlib.import_module(BACKENDS[name])
+    reader = importlib.import_module(module)
     python = interpreter(reader)
     if python is None:
         return {"skipped": f"it is not installed; run: {' && '.join(reader.INSTALL)}"}
-    if name == "transformers" and (what := gguf_contents.unread(asked["file"])):
-        return {"skipped": f"plain transformers leaves out {what}"}
+    if hasattr(reader, "unread") and (what := reader.unread(asked["file"])):
+        return {"skipped": f"{name} leaves out {what}"}
     with tempfile.TemporaryDirectory(prefix="thimble-certify-") as scratch:
         listed = Path(scratch) / "arguments.json"
         listed.write_text(json.dumps({**asked, "answer": scratch}))
         try:
             done = subprocess.run(
-                [str(python), "-m", BACKENDS[name], str(listed)],
+                [str(python), "-m", module, str(listed)],
                 env={**os.environ, "PYTHONPATH": str(files.ROOT), "HF_HUB_OFFLINE": "1"},
                 capture_output=True, text=True, errors="replace", timeout=timeout, check=False,
             )  # fmt: skip
@@ -156,7 +178,7 @@ def interpreter(reader) -> Path | None:
     return path if path is not None and path.is_file() else None
 
 
-def _faults(certificate: dict, changed: list[str]) -> list[str]:
+def _faults(certificate: dict, readers: dict[str, str], changed: list[str]) -> list[str]:
     """What is wrong, in words; nothing for an export that computes what its model does."""
     weights, found = certificate["weights"], [f"the folder holds {name}" for name in changed]
     if weights["largest"] > _ROUNDING:
@@ -164,7 +186,7 @@ def _faults(certificate: dict, changed: list[str]) -> list[str]:
     found += [f"the tensor {name} is missing or of another shape" for name in weights["missing"]]
     found += [f"the tensor {name} is none of the model's" for name in weights["left_over"]]
     for name, said in certificate["backends"].items():
-        reader = importlib.import_module(BACKENDS[name])
+        reader = importlib.import_module(readers[name])
         if "failed" in said:
             found.append(f"{name} could not read it: {said['failed'].splitlines()[-1]}")
         if "version" not in said:
@@ -172,8 +194,9 @@ def _faults(certificate: dict, changed: list[str]) -> list[str]:
         if not all(said["same_tokens"]):
             found.append(f"{name} cuts {said['same_tokens'].count(False)} of {len(PROMPTS)} prompts into other tokens")
         for mode in reader.MODES:
-            if not said[mode]["kl"] <= reader.LIMIT:
-                found.append(f"{name} ({mode}): KL {said[mode]['kl']:.3g}, {reader.LIMIT:g} is allowed")
+            limit = getattr(reader, "LIMITS", {}).get(mode, reader.LIMIT)
+            if not said[mode]["kl"] <= limit:
+                found.append(f"{name} ({mode}): KL {said[mode]['kl']:.3g}, {limit:g} is allowed")
     if not any("version" in said for said in certificate["backends"].values()):
         found.append("no backend has read it")
     return found
@@ -186,7 +209,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("reference", help="the checkpoint that was exported")
     parser.add_argument("--backend", action="append", choices=list(BACKENDS), help="only this one; may be repeated")
     given = parser.parse_args(arguments)
-    path = certify(given.folder, given.reference, backends=tuple(given.backend or BACKENDS))
+    path = certify(given.folder, given.reference, backends=given.backend)
     said = json.loads(path.read_text())
     faults = said["faults"]
     print("\n".join(faults) or "no fault found", f"({path})")

@@ -4,6 +4,10 @@ A runtime that has no kernel for a type may compute with dequantized weights, or
 bytes and its seconds tell. Both depend on the machine, so what is seen is remarked and is no fault of the export.
 """
 
+from torch import nn
+
+from lib.export import stored_tensors
+
 SLOWER = 1.5  # times the seconds of plain transformers, which multiplies dense float32 weights
 
 
@@ -31,6 +35,17 @@ def remarks(backends: dict[str, dict], *, file: int, dense: int) -> list[str]:
         if "fast" in modes and modes["fast"] > SLOWER * fastest:
             found.append(f"{name}'s fast mode needs {modes['fast'] / fastest:.1f} times the seconds of its other one")
     return found
+
+
+def dense(model: nn.Module) -> int:
+    """Bytes of the weights of `model` in float32; tied ones count once, those of quantized layers as dequantized."""
+    matrices, replaced = stored_tensors.stored(model)
+    plain = {
+        tensor.data_ptr(): tensor.numel()
+        for key, tensor in model.state_dict().items()
+        if key.rpartition(".")[0] not in replaced
+    }
+    return 4 * (sum(each.codes.numel() for each in matrices.values()) + sum(plain.values()))
 
 
 def _seconds(said: dict) -> dict[str, float]:

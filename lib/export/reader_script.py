@@ -5,7 +5,7 @@
 Arguments: `file`, `texts` (to tokenize), `prompts` (token ids), `new_tokens` (greedy, after each prompt), `answer` (a
 folder). The answer: `answer.json` with `tokens` (ids of each text), `version`, `peak_bytes`, `base_bytes` (before a
 runtime was loaded), and by mode `greedy` (ids) and `seconds`; `MODE-N.npy`, the logits of prompt N, float32 [length,
-vocabulary]. Only NumPy is imported here.
+vocabulary]. `threads`: how many it computes with, 1 by default. Only NumPy is imported here.
 """
 
 import json
@@ -36,14 +36,15 @@ BASE = peak_bytes()  # before a runtime is loaded
 def main(tokenize: Callable, modes: dict[str, Callable], version: str) -> None:
     """Answer the arguments that the command line names.
 
-    tokenize: text -> ids. modes: by name, a function that makes `forward`, which maps all ids of a text so far to
-    logits float32 [length, vocabulary].
+    tokenize: text -> ids. modes: by name, a function that makes a reader: one with `restart()` and `read(ids, start)`,
+    the logits [count, vocabulary] of the tokens `ids` that stand at `start` of a text; or a function of all ids of a
+    text so far to the logits of all of them.
     """
-    asked = json.loads(Path(sys.argv[1]).read_text())
+    asked = arguments()
     folder, answer = Path(asked["answer"]), {"version": version, "modes": {}}
     answer["tokens"] = [[int(token) for token in tokenize(text)] for text in asked["texts"]]
     for mode, make in modes.items():
-        forward, start = make(), time.perf_counter()
+        forward, start = _whole(make()), time.perf_counter()
         for number, prompt in enumerate(asked["prompts"]):
             numpy.save(folder / f"{mode}-{number}.npy", forward(prompt).astype(numpy.float32), allow_pickle=False)
         prefill, start = time.perf_counter() - start, time.perf_counter()
@@ -55,7 +56,7 @@ def main(tokenize: Callable, modes: dict[str, Callable], version: str) -> None:
 
 
 def continued(forward: Callable, prompt: list[int], count: int) -> list[int]:
-    """`count` tokens after `prompt`, each the one with the largest logit; whole texts are read again each time."""
+    """`count` tokens after `prompt`, each the one with the largest logit; `forward` is given whole texts."""
     ids = list(prompt)
     for _ in range(count):
         ids.append(int(forward(ids)[-1].argmax()))
@@ -65,3 +66,26 @@ def continued(forward: Callable, prompt: list[int], count: int) -> list[int]:
 def arguments() -> dict:
     """The arguments of this process."""
     return json.loads(Path(sys.argv[1]).read_text())
+
+
+def threads() -> int:
+    """How many threads the reader computes with."""
+    return arguments().get("threads", 1)
+
+
+def _whole(reader) -> Callable:
+    """`reader` as a function of all ids of a text; of one that only grew, it reads the new tokens alone."""
+    if not hasattr(reader, "read"):
+        return reader
+    known, rows = [], []
+
+    def forward(ids):
+        if not known or ids[: len(known)] != known or len(ids) == len(known):
+            reader.restart()
+            known.clear()
+            rows.clear()
+        rows.append(reader.read(ids[len(known) :], len(known)))
+        known.extend(ids[len(known) :])
+        return numpy.concatenate(rows)
+
+    return forward

@@ -7,11 +7,12 @@ from pathlib import Path
 
 import torch
 
-from lib.export import gguf_tokenizer, reader_script
+from lib.export import gguf_contents, gguf_tokenizer, reader_script
 
 INSTALL = ("pip install transformers torch gguf",)
 MODES = ("float32",)
 LIMIT = 1e-6  # nats: nothing is rounded but sums
+unread = gguf_contents.unread
 
 
 def main() -> None:
