@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from lib.runtime import cpu
+from lib.runtime import structures
 from lib.runtime.cache_codes import GROUP, check_bits, codes, floats, folded, turned, unfolded, widths
 from lib.runtime.released import by_small_pages, release
 from lib.runtime.weights import Weights
@@ -29,7 +29,7 @@ class Cache:
         angles = [(positions * each.frequencies, np.float32(each.scale)) for each in weights.rotations]
         self.cosine, self.sine = (np.stack([of(each) * scale for each, scale in angles]) for of in (np.cos, np.sin))
         addresses = [part.ctypes.data for part in (*self.parts, self.cosine, self.sine)]
-        self.native = cpu.Cache(*addresses, self.capacity, slots, bits)
+        self.native = structures.Cache(*addresses, self.capacity, slots, bits)
 
     @property
     def parts(self) -> tuple[np.ndarray, ...]:

@@ -19,7 +19,7 @@ import ctypes
 import numpy as np
 
 from lib import machine
-from lib.runtime import after_heads, cpu
+from lib.runtime import after_heads, cpu, structures
 from lib.runtime.cache import Cache
 from lib.runtime.families import LINEARS, NORMS
 from lib.runtime.weights import Weights, check
@@ -34,23 +34,23 @@ class Native:
     def __init__(self, weights: Weights, path: str | None = None, threads: int | None = None):
         check(weights)  # it may have been changed after creation
         self.weights, self.library, self._kept, a = weights, cpu.library(path), [], weights.architecture
-        layers = (cpu.Layer * len(weights.layers))()
+        layers = (structures.Layer * len(weights.layers))()
         for structure, layer, window, rotation in zip(layers, weights.layers, a.windows, a.rotation):
             for name in LINEARS:
-                setattr(structure, name, self._keep(cpu.Matrix.of(*layer[name])))
+                setattr(structure, name, self._keep(structures.Matrix.of(*layer[name])))
             for name in NORMS:
                 setattr(structure, name, layer[name].ctypes.data if name in layer else None)
             structure.window, structure.rotation = window, rotation
             self._after_heads(structure, layer)
-        settings = cpu.Settings(
+        settings = structures.Settings(
             a.hidden, a.heads, a.key_heads, a.size, a.intermediate, a.blocks, a.vocabulary,
             threads or machine.threads(), a.rotated, a.activation == "gelu",
             after_heads.BENDS.index(a.after_heads.bend), a.after_heads.residual, a.eps, a.query_scale,
             weights.embedding_scale, 0,
         )  # fmt: skip
         ends = [
-            self._keep(cpu.Matrix.of(weights.embedding)),
-            self._keep(cpu.Matrix.of(weights.head, weights.head_bias)),
+            self._keep(structures.Matrix.of(weights.embedding)),
+            self._keep(structures.Matrix.of(weights.head, weights.head_bias)),
         ]
         pointers = [ctypes.addressof(part) for part in (settings, layers, *ends)]
         self._engine = self.library.thimble_new(*pointers, weights.norm.ctypes.data)
@@ -68,14 +68,14 @@ class Native:
         self.library.thimble_profile(self._engine, int(on), ctypes.addressof(seconds))
         return dict(zip((*cpu.PHASES, "waiting"), seconds))
 
-    def _after_heads(self, structure: cpu.Layer, layer: dict) -> None:
+    def _after_heads(self, structure: structures.Layer, layer: dict) -> None:
         """Add what happens to the heads before the output matrix."""
         names = [*self.weights.architecture.after_heads.linears(self.weights.architecture.heads)]
         if names == [after_heads.GATE]:
-            structure.head_gate = self._keep(cpu.Matrix.of(*layer[after_heads.GATE]))
+            structure.head_gate = self._keep(structures.Matrix.of(*layer[after_heads.GATE]))
         elif names:
-            matrices = [self._keep(cpu.Matrix.of(*layer[name])) for name in names]
-            structure.head_layers = ctypes.addressof(self._keep((cpu.Matrix * len(names))(*matrices)))
+            matrices = [self._keep(structures.Matrix.of(*layer[name])) for name in names]
+            structure.head_layers = ctypes.addressof(self._keep((structures.Matrix * len(names))(*matrices)))
 
     def _keep(self, structure):
         self._kept.append(structure)

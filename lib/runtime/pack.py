@@ -22,10 +22,9 @@ A unit has eight steps, and its lines hold
     3 bits   lines 0, 1    the low two bits, as at 2 bits
              line 2        the third bit of step s as bit s                                3 lines
 
-Codes of 5, 6 and 7 bits are stored as 8. 16 stands for bfloat16 weights, [columns][16] a tile, without a grid.
-
-Blocks are what activations share a scale over: 64 columns, or 32 where a group is no multiple of 64. A row is padded
-with zero codes to whole blocks and a matrix to whole tiles; what is padded meets activations of zero, or is never read.
+Codes of 5, 6 and 7 bits are stored as 8. 16 stands for bfloat16 weights, [columns][16] a tile, without a grid. Blocks
+are what activations share a scale over: 64 columns, or 32 where a group is no multiple of 64. A row is padded with zero
+codes to whole blocks and a matrix to whole tiles; what is padded meets activations of zero, or is never read.
 """
 
 from typing import NamedTuple
@@ -151,7 +150,7 @@ def pack(quantized, out: np.ndarray | None = None, name: str = "the matrix") -> 
 
 
 def book(codebook: np.ndarray) -> np.ndarray:
-    """The entries of pairs, int8 [books, entries, 2], as kernels read them: see `Packed`."""
+    """The entries of pairs, int8 `pairs.SHAPE`, as kernels read them: see `Packed`."""
     return np.ascontiguousarray(codebook.astype(np.int16).reshape(-1, 2).T + 128).astype(np.uint8)
 
 
