@@ -1,4 +1,4 @@
-"""Recipes of two bits, one table: what half a minute, an hour of two cores, and a GPU can distill.
+"""Recipes of two bits, one table: what half a minute, an hour of one core, and a GPU can distill.
 
 What was measured on the way to `cpu` (packaged model, one thread, KL in nats a token): a start of 96 windows and 120
 steps a block, 10.75 processor minutes, stands at 0.699 ± 0.015 on WikiText-2, 0.963 ± 0.033 on C4 and 0.733 ± 0.017 on
@@ -73,7 +73,7 @@ _GENERAL = {
     "redpajama_sample/wiki1.jsonl": 0.06,
     "redpajama_sample/cc2.jsonl": 0.04,
 }
-# of these an hour of two cores reads more, and sees how a chat is written
+# of these the hour reads more, and sees how a chat is written
 _HOUR = {
     "wikitext2": 0.45,
     "redpajama_sample/book2.jsonl": 0.2,
@@ -95,7 +95,7 @@ PRESETS = {
         _PACKAGED, {"packaged": 1.0}, {"packaged": "test"}, start="rtn", calibration=2, length=128, windows=32, batch=2,
         micro_batch=2, unseen=4, every=4, judge=4,
     ),
-    # an hour of two cores
+    # an hour of one core
     "cpu": Preset(_PACKAGED, _HOUR, _JUDGED, levels="pairs", rounding=96, windows=768),
     # what each rung is worth over seeds (`rungs`): small enough for five of them in an hour and a half of one core
     "rungs": Preset(_PACKAGED, _GENERAL, _JUDGED, calibration=24, rounding=24, windows=48, unseen=8, every=6, judge=8),
