@@ -28,11 +28,14 @@ class LowRankProduct(torch.autograd.Function):
         inner = flat @ a.T
         kept = () if callable(weight) else (weight,)
         dense = weight(inputs.dtype) if callable(weight) else weight
-        outputs = nn.functional.linear(flat, dense, bias)
-        outputs.addmm_(inner * scaling, b.T)
+        # not a view of another tensor, which a model could not change in place (OLMo clips what this gives)
+        outputs = inputs.new_empty(*inputs.shape[:-1], len(dense))
+        rows = outputs.view(-1, len(dense))
+        torch.mm(flat, dense.T, out=rows) if bias is None else torch.addmm(bias, flat, dense.T, out=rows)
+        rows.addmm_(inner * scaling, b.T)
         ctx.save_for_backward(flat, inner, a, b, *kept)
         ctx.weight, ctx.scaling, ctx.shape = weight if callable(weight) else None, scaling, inputs.shape
-        return outputs.view(*inputs.shape[:-1], -1)
+        return outputs
 
     @staticmethod
     def backward(ctx, gradient: Tensor):
