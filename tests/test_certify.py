@@ -3,6 +3,7 @@
 import importlib
 import json
 import re
+import shutil
 import subprocess
 import sys
 import types
@@ -31,11 +32,7 @@ def written(model, tmp_path_factory):
 @pytest.fixture
 def folder(written, tmp_path):
     """A copy of the export, to be spoilt."""
-    place = tmp_path / written.name
-    place.mkdir()
-    for path in written.iterdir():
-        (place / path.name).write_bytes(path.read_bytes())
-    return place
+    return shutil.copytree(written, tmp_path / written.name)
 
 
 @pytest.fixture

@@ -2,6 +2,7 @@
 
 import json
 import re
+import shutil
 
 import numpy
 import onnx as package
@@ -196,11 +197,7 @@ def written(model, tmp_path_factory):
 @pytest.fixture
 def folder(written, tmp_path):
     """A copy of the export, to be spoilt."""
-    place = tmp_path / written.name
-    place.mkdir()
-    for path in written.iterdir():
-        (place / path.name).write_bytes(path.read_bytes())
-    return place
+    return shutil.copytree(written, tmp_path / written.name)
 
 
 def judged(folder, model):

@@ -61,13 +61,8 @@ class Reader:
 def main() -> None:
     """Answer as `reader_script` says."""
     import onnxruntime  # loads slowly, only in a process that reads
-    from tokenizers import Tokenizer  # beside it
 
-    file = reader_script.arguments()["file"]
-    words = Tokenizer.from_file(str(Path(file).with_name("tokenizer.json")))
-    threads = reader_script.threads()
-    modes = {name: lambda level=level: Reader(file, level, threads) for name, level in MODES.items()}
-    reader_script.main(lambda text: words.encode(text).ids, modes, f"{PACKAGE} {onnxruntime.__version__}")
+    reader_script.main_beside(Reader, MODES, f"{PACKAGE} {onnxruntime.__version__}")
 
 
 if __name__ == "__main__":

@@ -4,8 +4,6 @@ Modes: "float32" computes in float32 throughout, "fast" is what OpenVINO does by
 processor has them, inputs of packed layers in 8 bits, keys and values in 8 bits.
 """
 
-from pathlib import Path
-
 import numpy
 
 from lib.export import reader_script, runtimes
@@ -56,13 +54,8 @@ class Reader:
 def main() -> None:
     """Answer as `reader_script` says."""
     import openvino  # only in its own environment
-    from tokenizers import Tokenizer  # loads slowly, only in a process that reads
 
-    file = reader_script.arguments()["file"]
-    words = Tokenizer.from_file(str(Path(file).with_name("tokenizer.json")))
-    threads = reader_script.threads()
-    modes = {name: lambda how=how: Reader(file, how, threads) for name, how in MODES.items()}
-    reader_script.main(lambda text: words.encode(text).ids, modes, f"{FOLDER} {openvino.__version__}")
+    reader_script.main_beside(Reader, MODES, f"{FOLDER} {openvino.__version__}")
 
 
 if __name__ == "__main__":

@@ -55,6 +55,19 @@ def main(tokenize: Callable, modes: dict[str, Callable], version: str) -> None:
     (folder / "answer.json").write_text(json.dumps(answer))
 
 
+def main_beside(reader: Callable, settings: dict, version: str) -> None:
+    """`main` for a runtime whose file has the model's tokenizer.json beside it.
+
+    reader: makes one of (file, setting, threads). settings: of each mode, by name.
+    """
+    from tokenizers import Tokenizer  # loads slowly, only in a process that reads
+
+    file = arguments()["file"]
+    words = Tokenizer.from_file(str(Path(file).with_name("tokenizer.json")))
+    modes = {name: lambda setting=setting: reader(file, setting, threads()) for name, setting in settings.items()}
+    main(lambda text: words.encode(text).ids, modes, version)
+
+
 def continued(forward: Callable, prompt: list[int], count: int) -> list[int]:
     """`count` tokens after `prompt`, each the one with the largest logit; `forward` is given whole texts."""
     ids = list(prompt)
