@@ -13,11 +13,12 @@ import yaml
 from prometheus_client.parser import text_string_to_metric_families
 from starlette.testclient import TestClient
 
+from lib.metrics import power_sensors
 from lib.metrics.rapl import Counters
 from lib.serving import monitor
 from lib.serving.monitor import Machine, build
 from tests import served
-from tests.test_energy import zone
+from tests.test_energy import DCGM, SMI, zone
 
 HERE = Path(monitor.__file__).parent
 
@@ -51,6 +52,26 @@ def test_counters_and_labels_are_bounded(tmp_path):
     path.write_text("2000010")
     found = machine.read()
     assert found["energy_joules"] == {"package-0": 2.0} and len(found["power_watts"]) == 64
+
+
+def test_gpus_tell_their_temperature_clock_and_memory(tmp_path, monkeypatch):
+    """By NVIDIA's tool, found on the path, and by an exporter; what one of them does not tell has no sample."""
+    tool = tmp_path / "nvidia-smi"
+    tool.write_text(f"#!/bin/sh\ncat <<'END'\n{SMI}END\n")
+    tool.chmod(0o755)
+    monkeypatch.setenv("PATH", str(tmp_path), prepend=os.pathsep)
+    found = Machine(sensors=[]).read()
+    assert found["temperature_celsius"].items() >= {"gpu 0": 54.0, "gpu 1": 41.0}.items()
+    assert found["clock_hertz"]["gpu 0"] == 1.41e9 and "gpu 1" not in found["clock_hertz"]
+    assert found["memory_bytes"].items() >= {"gpu 0 used": 1 << 30, "gpu 1 used": 0}.items()
+    assert found["processor_share"]["gpu 0"] == pytest.approx(0.87) and "gpu 1" not in found["processor_share"]
+    monkeypatch.setattr(power_sensors, "_text", {"http://exporter": DCGM}.get)
+    *_, exported, gone = power_sensors.states(("http://exporter", "http://gone"))
+    assert exported() == {
+        "energy_joules": {"gpu 0": 5120.0}, "temperature_celsius": {"gpu 0": 38.0},
+        "memory_bytes": {"gpu 0 used": 2 << 20},
+    }  # fmt: skip
+    assert gone() == {} and Machine(sensors=[], states=[exported]).read()["energy_joules"] == {"gpu 0": 5120.0}
 
 
 def test_the_page_shows_the_last_hour():

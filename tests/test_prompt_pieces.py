@@ -47,6 +47,27 @@ def test_a_running_answer_waits_for_one_piece_at_most(weights):
     assert len(short) <= 2 and len(long) >= 12  # a short prompt does not wait for a long one
 
 
+def test_a_long_prompt_is_read_while_short_ones_keep_coming(weights):
+    """More prompts than tokens to read between two steps: the long one still gets its share of them."""
+    loop, long = Loop(Slots(weights, 6, piece=2, positions=2000)), Request(prompt(30), 2)
+    loop.add(long)
+    for seed in range(40):
+        for more in range(3):
+            loop.add(Request(prompt(4, 3 * seed + more), 1))
+        loop.step()
+    assert loop.waiting and long not in loop.backend.reading and len(long.answer.token_ids) == 2
+
+
+def test_short_requests_do_not_overtake_one_that_waits_for_memory(weights):
+    loop = Loop(Slots(weights, 4, piece=64, positions=128))
+    first, large, *small = (Request(prompt(*given), 6) for given in ((60, 1), (110, 2), (5, 3), (7, 4)))
+    for each in (first, large, *small):
+        loop.add(each)
+    while loop.step():
+        assert large.answer.entered is not None or not any(each.answer.entered for each in small)
+    assert [len(each.answer.token_ids) for each in (first, large, *small)] == [6] * 4
+
+
 def test_the_pieces_change_no_answer(weights):
     given = [prompt(length, length) for length in (3, 60, 17, 130, 40)]
     wanted = [Request(each, 6) for each in given]

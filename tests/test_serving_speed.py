@@ -71,6 +71,30 @@ def test_rounds_are_kept_and_go_on(stand_in, tmp_path, capsys):
     assert not [each for each in psutil.Process().children(recursive=True) if "a server.py" in command(each)]
 
 
+def test_ours_stands_beside_each_other_server_round_by_round():
+    rows = [
+        {"server": name, "clients": clients, "round": turn, "tokens": tokens, "tokens_per_second": rate,
+         "percentiles": {"ttft": {"99": [first, 0, 0]}}}
+        for name, clients, turn, tokens, rate, first in (
+            ("thimble", 4, 0, 9, 30.0, 0.1), ("llama.cpp", 4, 0, 9, 10.0, 0.4),
+            ("thimble", 4, 1, 9, 40.0, 0.1), ("llama.cpp", 4, 1, 9, 20.0, 0.1),
+            ("thimble", 4, 2, 9, 50.0, 0.1), ("llama.cpp", 4, 2, 9, 10.0, 0.2),
+            ("thimble", 1, 0, 9, 5.0, 0.1), ("vllm", 1, 0, 0, 0.0, float("nan")), ("vllm", 1, 1, 9, 5.0, 0.1),
+        )
+    ]  # fmt: skip
+    (found,) = serving_speed.ratios(rows)  # the server that failed has no ratio, and the round that ours lacks none
+    assert (found["clients"], found["beside"], found["rounds"]) == (4, "llama.cpp", 3)
+    assert found["tokens"] == 3.0 and found["ttft"] == 0.5
+    assert found["tokens interval"][0] < 3.0 < found["tokens interval"][1]
+
+
+def test_others_hold_cores_until_it_is_over():
+    with serving_speed.crowded(2):
+        spinning = [each for each in psutil.Process().children() if serving_speed.SPIN in command(each)]
+        assert len(spinning) == 2
+    assert not any(command(each) for each in spinning)
+
+
 def test_another_setting_is_refused(tmp_path):
     serving_speed.check(tmp_path / "rows", {"new_tokens": 3, "clients": (1, 2)})
     serving_speed.check(tmp_path / "rows", {"new_tokens": 3, "clients": [1, 2]})

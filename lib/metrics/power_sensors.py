@@ -1,7 +1,8 @@
-"""Sensors of power that are programs or devices: NVIDIA's tools, the DCGM exporter, and a server's own (IPMI).
+"""Sensors that are programs or devices: NVIDIA's tools, the DCGM exporter, and a server's own power supply (IPMI).
 
-Each reader turns a tool's text into watts by device; what is not told is None, and what cannot be asked is the reason
-in words. A reading that a tool marks as not supported or deactivated is absent, whatever number stands beside it.
+`found` tells power alone, `states` what GPUs tell beside it. Each reader turns a tool's text into numbers by device;
+what is not told is None, and what cannot be asked is the reason in words. A reading that a tool marks as not supported
+or deactivated is absent, whatever number stands beside it.
 """
 
 import functools
@@ -24,6 +25,14 @@ DCGM = {
     "DCGM_FI_DEV_FB_USED": ("memory_bytes", float(1 << 20)),
 }
 SECONDS = 5  # that a tool may take
+MEASURES = {  # of a reader -> (measure in units without prefixes, what is added to the device's name, factor)
+    "celsius": ("temperature_celsius", "", 1.0),
+    "memory_celsius": ("temperature_celsius", " memory", 1.0),
+    "clock_mhz": ("clock_hertz", "", 1e6),
+    "memory_bytes": ("memory_bytes", " used", 1.0),
+    "utilization_percent": ("processor_share", "", 0.01),
+    "joules": ("energy_joules", "", 1.0),
+}
 
 
 def found(addresses: tuple[str, ...] = ()) -> list[Callable[[], dict]]:
@@ -43,6 +52,31 @@ def found(addresses: tuple[str, ...] = ()) -> list[Callable[[], dict]]:
             sensors.append(functools.partial(_of_machine, command, reader))
             break
     return sensors
+
+
+def states(addresses: tuple[str, ...] = ()) -> list[Callable[[], dict[str, dict[str, float]]]]:
+    """What GPUs tell beside their power, as functions that give {measure: {device: value}}; none for what is absent.
+
+    Temperatures, clocks, memory, share of the time that something ran, and joules since boot, as `MEASURES` names them.
+    addresses: as for `found`.
+    """
+    told: list[Callable[[], dict[str, dict[str, float]]]] = []
+    if shutil.which("nvidia-smi"):
+        told.append(lambda: measures(nvidia_smi(_run(_SMI) or "")))
+    for address in addresses:
+        told.append(lambda address=address: measures(dcgm(_text(address) or "")))
+    return told
+
+
+def measures(read: dict[str, dict[str, float | None]]) -> dict[str, dict[str, float]]:
+    """{measure: {device: value}} of what `nvidia_smi` or `dcgm` read; watts stand in `watts`."""
+    found: dict[str, dict[str, float]] = {}
+    for index, values in read.items():
+        for name, value in values.items():
+            if value is not None and name in MEASURES:
+                measure, more, factor = MEASURES[name]
+                found.setdefault(measure, {})[f"gpu {index}{more}"] = value * factor
+    return found
 
 
 def watts(text: str | None, reader: Callable[[str], dict], name: str) -> dict:
@@ -130,10 +164,15 @@ def _of_machine(command: tuple[str, ...], reader: Callable[[str], float | None])
 
 
 def _exported(address: str) -> dict:
+    text = _text(address)
+    return {"gpu": "its exporter does not answer"} if text is None else watts(text, dcgm, "gpu")
+
+
+def _text(address: str) -> str | None:
     try:
-        return watts(httpx.get(address, timeout=SECONDS).raise_for_status().text, dcgm, "gpu")
+        return httpx.get(address, timeout=SECONDS, trust_env=False).raise_for_status().text
     except httpx.HTTPError:
-        return {"gpu": "its exporter does not answer"}
+        return None
 
 
 def _nvml() -> Callable[[], dict] | None:

@@ -1,29 +1,38 @@
 """Our server beside others' under the same load: rounds in turns, a fresh process each, kept as they come.
 
     python -m lib.peers.serving_speed --folder data/serving thimble llama.cpp transformers vllm [--clients 1 4 16 64]
-        [--rounds 3] [--input-tokens 256] [--new-tokens 128]
+        [--rounds 3] [--input-tokens 256] [--new-tokens 128] [--busy 2]
     python -m lib.peers.serving_speed --folder data/serving thimble=FOLDER llama.cpp=FILE.gguf
 
 A server without a model gets one of 4 bits, made out of --tokenizer's checkpoint (`serving_models`).
 
 Each round starts every server once, warms it up, asks by so many clients as `--clients` says one count after the other,
 and ends it (A B C A B C). A load that is done is kept; the same command goes on where a killed one ended. The prompts
-are the same texts for all; answers are greedy, and may end before `--new-tokens` where the model ends its text.
+are the same texts for all; answers are greedy, and may end before `--new-tokens` where the model ends its text. The
+last lines tell how many times as many tokens a second our server gives as each other one, with the interval over
+rounds. With `--busy` so many other processes want a core all the time: a machine that does something else too.
 """
 
 import argparse
+import contextlib
 import json
+import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
+
+import numpy as np
 
 from lib import checkpoints, files, machine, tokenization
 from lib.metrics import energy, load, meanwhile, schedules
+from lib.metrics.score import Score, bootstrap
 from lib.peers import servers, serving_models
 from lib.sources import models, packaged, texts
 
 PERCENTILES = ("ttft", "tpot", "itl", "latency")
 SETTING = "setting.json"
+# ends by itself where this process is killed
+SPIN = "import os\nours = os.getppid()\nwhile os.getppid() == ours:\n    sum(range(100_000))"
 
 
 def rounds(
@@ -78,6 +87,43 @@ def row(server: servers.Running, prompts: Sequence[str], clients: int, requests:
     }  # fmt: skip
 
 
+@contextlib.contextmanager
+def crowded(count: int) -> Iterator[None]:
+    """Context in which `count` other processes compute all the time, at the priority of this one."""
+    spinning = [subprocess.Popen([sys.executable, "-S", "-c", SPIN]) for _ in range(count)]
+    try:
+        yield
+    finally:
+        for each in spinning:
+            each.kill()
+            each.wait()
+
+
+def ratios(rows: Sequence[dict], ours: str = "thimble") -> list[dict]:
+    """A row for each other server and number of clients of `rows` as `kept` gives them: ours beside theirs.
+
+    tokens: how many times as many tokens a second `ours` gives, the median over the rounds that both have, with a
+    bootstrap interval where there are several. ttft: likewise the 99th percentile of the time to the first token; below
+    1 is sooner.
+    """
+    by_place = {(each["server"], each["clients"], each["round"]): each for each in rows if each["tokens"]}
+    pairs: dict[tuple, list[tuple[dict, dict]]] = {}
+    for (server, clients, turn), theirs in by_place.items():
+        if server != ours and (own := by_place.get((ours, clients, turn))) is not None:
+            pairs.setdefault((clients, server), []).append((own, theirs))
+    found = []
+    for (clients, server), some in sorted(pairs.items()):
+        row = {"clients": clients, "beside": server, "rounds": len(some)}
+        tokens = [own["tokens_per_second"] / theirs["tokens_per_second"] for own, theirs in some]
+        first = [own["percentiles"]["ttft"]["99"][0] / theirs["percentiles"]["ttft"]["99"][0] for own, theirs in some]
+        for name, values in (("tokens", tokens), ("ttft", first)):
+            stderr = bootstrap(values, np.median)
+            score = Score(float(np.median(values)), stderr, len(values), "ratio", name == "tokens")
+            row |= {name: score.value, f"{name} interval": score.interval}
+        found.append(row)
+    return found
+
+
 def kept(folder: Path) -> list[dict]:
     """The rows in a folder, round by round."""
     found = [json.loads(path.read_text()) for path in sorted(Path(folder).glob("load-*.json"))]
@@ -119,6 +165,7 @@ def parser() -> argparse.ArgumentParser:
     made.add_argument("--input-tokens", type=int, default=256)
     made.add_argument("--new-tokens", type=int, default=128)
     made.add_argument("--slots", type=int, help="answers at once; by default as many as there are clients")
+    made.add_argument("--busy", type=int, default=0, help="other processes that want a core meanwhile")
     made.add_argument("--cache-bits", type=int, default=16, help="of keys and values of our server")
     made.add_argument("--text", default="packaged")
     made.add_argument("--tokenizer", default=packaged.NAME, help="by whose tokens prompts are as long as asked")
@@ -142,8 +189,12 @@ def main(arguments: list[str] | None = None) -> int:
         check(given.folder, setting)
         prompts = written(given.text, given.tokenizer, max(given.clients), given.input_tokens)
         how = {"clients": given.clients, "new_tokens": given.new_tokens, "requests": given.requests}
-        for each in rounds(systems, given.folder, prompts, count=given.rounds, **how):
+        with crowded(given.busy):
+            rows = rounds(systems, given.folder, prompts, count=given.rounds, **how)
+        for each in rows:
             print(json.dumps({name: value for name, value in each.items() if name not in ("samples", "percentiles")}))
+        for each in ratios(rows):
+            print(json.dumps(each))
     except (ValueError, FileNotFoundError) as error:
         print(f"serving_speed: {error}", file=sys.stderr)
         return 2

@@ -20,11 +20,12 @@ from lib.runtime.weights import Weights
 class Slots:
     """A `generation_loop.Backend` of `count` requests at once on `weights`.
 
-    piece: tokens of prompts that are read between two steps, shared evenly among the prompts that are being read; None
-    reads prompts whole. positions: the most positions of all slots that may be in memory: those that the active
-    requests may need, and those of ended ones that are kept for their prefixes (the least recently used are given back
-    first); a request waits until it fits. None for no bound, and for a cache that grows as it must. cache_bits: of keys
-    and values, 16, 8 or 4.
+    piece: tokens of prompts that are read between two steps, shared evenly among the prompts that are being read, so
+    that each of n gets its n-th part, rounded down, or more, and the oldest get a token where n is larger; None reads
+    prompts whole. Requests enter in the order in which they came, whatever their sizes. positions: the most positions
+    of all slots that may be in memory: those that the active requests may need, and those of ended ones that are kept
+    for their prefixes (the least recently used are given back first); a request waits until it fits. None for no bound,
+    and for a cache that grows as it must. cache_bits: of keys and values, 16, 8 or 4.
     """
 
     def __init__(
@@ -133,11 +134,12 @@ class Slots:
         left = {request: len(request.prompt) - done for request, done in self.reading.items()}
         if self.piece is None:
             return left
-        room, found = self.piece, {}
-        for place, request in enumerate(sorted(left, key=left.get)):
-            found[request] = min(left[request], -(-room // (len(left) - place)))
+        # more prompts than tokens to read: the oldest go first, else a long one waits for as long as short ones come
+        room, found, oldest = self.piece, {}, list(left)[: self.piece]
+        for place, request in enumerate(sorted(oldest, key=left.get)):
+            found[request] = min(left[request], -(-room // (len(oldest) - place)))
             room -= found[request]
-        return {request: found[request] for request in left if found[request]}
+        return {request: found[request] for request in oldest}
 
     def step(self, inputs: dict[Request, np.ndarray]) -> np.ndarray:
         """Append tokens to slots, all in one pass."""

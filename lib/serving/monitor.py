@@ -1,7 +1,8 @@
 """Watch a machine that serves:  python -m lib.serving.monitor [--port 9109] [--server http://127.0.0.1:8000]
 
-A Prometheus exporter of power, temperature, clocks, memory and load, with the server's own counts where one is named,
-and a page with the last hour. `dashboard.json` beside this file is for Grafana, `alerts.yaml` for Prometheus.
+A Prometheus exporter of power, temperature, clocks, memory and load of processors and GPUs, with the server's own
+counts where one is named, and a page with the last hour. `dashboard.json` beside this file is for Grafana,
+`alerts.yaml` for Prometheus.
 """
 
 import argparse
@@ -32,11 +33,13 @@ _MOST = 64  # values of a label: a tool that makes up devices makes no endless s
 class Machine:
     """What this machine tells now; every reading that is absent has no sample, and is never 0.
 
-    server: the address of a server whose /metrics are told too, as they come.
+    server: the address of a server whose /metrics are told too, as they come. sensors, states: as
+    `power_sensors.found` and `power_sensors.states` give them, by default this machine's.
     """
 
-    def __init__(self, server: str | None = None, *, sensors=None, counters: rapl.Counters | None = None):
+    def __init__(self, server: str | None = None, *, sensors=None, states=None, counters: rapl.Counters | None = None):
         self.server, self.sensors = server, power_sensors.found() if sensors is None else sensors
+        self.states = power_sensors.states() if states is None else states
         self.counters = counters or rapl.Counters()
         self.counters.begin()
         self.history: collections.deque = collections.deque(maxlen=int(HOUR / PERIOD))
@@ -53,6 +56,8 @@ class Machine:
         found["memory_bytes"] = {"used": memory.total - memory.available, "total": memory.total}
         found["load_average"] = {"1 minute": psutil.getloadavg()[0]}
         found["processor_share"] = {"all": psutil.cpu_percent() / 100}
+        for name, values in (pair for state in self.states for pair in state().items()):
+            found[name] = found.get(name, {}) | values
         return {name: dict(list(values.items())[:_MOST]) for name, values in found.items()}
 
     def note(self) -> None:
@@ -155,7 +160,8 @@ def main(arguments: list[str] | None = None) -> int:
     except OSError as error:
         print(f"monitor: {error}", file=sys.stderr)
         return 2
-    machine = Machine(given.server, sensors=power_sensors.found(tuple(given.dcgm)))
+    exporters = tuple(given.dcgm)
+    machine = Machine(given.server, sensors=power_sensors.found(exporters), states=power_sensors.states(exporters))
     for device, reason in machine.counters.why.items():
         print(f"monitor: no energy of {device}: {reason}", flush=True)
     over = threading.Event()
