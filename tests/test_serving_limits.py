@@ -12,7 +12,9 @@ import pytest
 
 from lib.serving import artifacts
 from lib.serving.__main__ import main
+from lib.serving.answers import Ask
 from lib.serving.artifacts import check_room
+from lib.serving.hall import Hall
 from lib.serving.limits import Limits
 from lib.serving.listener import bind
 from tests import served, tiny
@@ -248,6 +250,47 @@ def test_models_are_loaded_when_asked_for_and_let_go_by_memory():
         assert found.status_code == 503 and "secret" not in found.text
 
 
+def test_models_that_are_too_large_together_do_not_stay_together():
+    made = {name: served.artifact(name, seed=seed) for seed, name in enumerate(("first", "second"))}
+    with served.running(names=list(made), load=made.get) as client:
+        client.hall.memory = 2 * made["first"].nbytes - 1
+        for name in ("second", "first"):
+            assert client.post("/v1/completions", json={"model": name, "prompt": "a"}).status_code == 200
+            assert list(client.hall.loaded) == [name]
+        client.hall.memory += 1
+        assert client.post("/v1/completions", json={"model": "second", "prompt": "a"}).status_code == 200
+        assert list(client.hall.loaded) == ["first", "second"]
+
+
+def test_a_model_without_room_takes_that_of_one_that_nobody_waits_for(capsys):
+    made = {name: served.artifact(name, seed=seed) for seed, name in enumerate(("first", "second"))}
+
+    def load(name):
+        if client.hall.loaded:
+            raise MemoryError("no room")
+        return made[name]
+
+    with served.running(names=list(made), load=load) as client:
+        for name in ("first", "second"):
+            assert client.post("/v1/completions", json={"model": name, "prompt": "a"}).status_code == 200
+        assert list(client.hall.loaded) == ["second"] and "no room" not in capsys.readouterr().err
+
+
+def test_a_model_that_is_let_go_while_a_request_is_read_still_answers():
+    async def asked():
+        hall, model = Hall({}, None, served.LIMITS), served.artifact()
+        hall.offer(model)
+        found = await hall.artifact()
+        hall._evict(1)
+        assert not hall.loaded
+        (answer,) = hall.ask(found, [Ask(found.ids("ab"), 4)])
+        await asyncio.wait_for(answer.whole(), 60)
+        hall.close()
+        return len(answer.told), list(hall.loaded)
+
+    assert asyncio.run(asked()) == (4, ["tiny"])
+
+
 def test_a_broken_tokenizer_and_files_that_vanish_fail_alone(tmp_path, capsys):
     """Files are read when a model is first asked for: what is wrong with one of them is told, and others go on."""
     names = ("whole", "no tokenizer", "half a tokenizer", "no weights")
@@ -311,9 +354,6 @@ def test_folders_are_served_packed_and_as_they_are(tmp_path):
 
 
 async def _text(artifact):
-    from lib.serving.answers import Ask
-    from lib.serving.hall import Hall
-
     hall = Hall({}, None, served.LIMITS)
     hall.offer(artifact)
     (answer,) = hall.ask(artifact, [Ask(artifact.ids("ab"), 4)])

@@ -7,9 +7,9 @@ from pathlib import Path
 import psutil
 import pytest
 
-from lib import checkpoints
+from lib import checkpoints, tasks
 from lib.export import gguf_contents
-from lib.peers import load_meters, server_overhead, servers, serving_models, serving_speed
+from lib.peers import load_meters, load_prompts, server_overhead, servers, serving_models, serving_speed
 from tests import gguf_models, tiny
 
 STAND_IN = """
@@ -134,11 +134,28 @@ def test_commands(tmp_path, monkeypatch):
 
 def test_prompts_are_as_long_as_asked(tmp_path):
     folder = str(tiny.save(tmp_path / "model"))
-    found = serving_speed.written("packaged", folder, 3, 20)
+    found = load_prompts.of_length("packaged", folder, 3, 20)
     assert len(set(found)) == 3 and all(len(each) >= 15 for each in found)
     assert serving_speed.main(["tgi=x", "--folder", str(tmp_path / "rows")]) == 2
     with pytest.raises(ValueError, match="ask shorter ones"):
-        serving_speed.written("packaged", folder, 1, 10**8)
+        load_prompts.of_length("packaged", folder, 1, 10**8)
+    asked = tasks.load("packaged_arithmetic", count=6).samples
+    found = load_prompts.of_task("packaged_arithmetic", folder, 6, 10**4)
+    assert found == [each.requests[0].prompt for each in asked]  # as they are, of lengths of their own
+    lengths = sorted(map(len, found))  # a byte is a token here
+    some = load_prompts.of_task("packaged_arithmetic", folder, 6, lengths[2])
+    assert lengths[0] < lengths[-1] and [len(each) <= lengths[2] for each in found].count(True) == len(some) < 6
+    with pytest.raises(ValueError, match=f"have {lengths[0]} tokens or more, and at most 3 were allowed"):
+        load_prompts.of_task("packaged_arithmetic", folder, 6, 3)
+
+
+def test_what_cannot_be_compared_is_told_before_a_model_is_made(tmp_path, monkeypatch, capsys):
+    monkeypatch.delenv("THIMBLE_PEERS", raising=False)
+    monkeypatch.setattr(serving_models, "made", lambda *given: pytest.fail("a model was made"))
+    folder = tiny.save(tmp_path / "model")
+    for systems, said in ((["thimble", "vllm"], "THIMBLE_PEERS is not set"), ([f"thimble={folder}"] * 2, "kind twice")):
+        assert serving_speed.main([*systems, "--folder", str(tmp_path / said), "--tokenizer", str(folder)]) == 2
+        assert said in capsys.readouterr().err
 
 
 def test_the_setting_can_be_written(tmp_path):

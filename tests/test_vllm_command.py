@@ -41,17 +41,29 @@ def one_group(config):
 
 
 @pytest.mark.parametrize(
-    "change,parallel,said",
+    "change,given,said",
     [
-        (lambda c: c.update(num_attention_heads=9, num_key_value_heads=3), 2, "9 heads and 3 key heads"),
-        (lambda c: one_group(c)["weights"].update(num_bits=3), 1, "weights of 3 bits"),
-        (lambda c: one_group(c).update(targets=["Embedding"]), 1, "a quantized embedding"),
-        (lambda c: c["quantization_config"].update(format="dense"), 1, "format 'dense'"),
-        (lambda c: one_group(c)["weights"].update(group_size=32), 4, "groups of 32, which 4 devices cannot share"),
-        (lambda c: None, 0, "parallel=0"),
+        (lambda c: c.update(num_attention_heads=9, num_key_value_heads=3), {"parallel": 2}, "9 heads and 3 key heads"),
+        (lambda c: one_group(c)["weights"].update(num_bits=3), {"device": "gpu"}, "3 bits; .* on a GPU read 4 and 8"),
+        (lambda c: one_group(c)["weights"].update(num_bits=8), {}, "8 bits; .* on a CPU read 4"),
+        (lambda c: one_group(c).update(targets=["Embedding"]), {}, "a quantized embedding"),
+        (lambda c: c["quantization_config"].update(format="dense"), {}, "format 'dense'"),
+        (lambda c: one_group(c)["weights"].update(group_size=32), {"parallel": 4}, "32, which 4 devices cannot share"),
+        (lambda c: one_group(c)["weights"].update(group_size=16), {"parallel": 4}, "are 16 on each of 4 devices"),
+        (lambda c: None, {"dtype": "float32"}, "compute in bfloat16 and float16"),
+        (lambda c: None, {"dtype": "float64"}, "dtype='float64'"),
+        (lambda c: None, {"device": "tpu"}, "device='tpu'"),
+        (lambda c: None, {"parallel": 0}, "parallel=0"),
     ],
 )
-def test_what_it_cannot_run_is_named(folder, monkeypatch, change, parallel, said):
+def test_what_it_cannot_run_is_named(folder, monkeypatch, change, given, said):
     changed(folder, monkeypatch, change)
     with pytest.raises(ValueError, match=said):
-        vllm.check(folder, parallel=parallel)
+        vllm.check(folder, **given)
+
+
+def test_wider_kernels_of_a_gpu_and_plain_weights_are_not_refused(folder, monkeypatch):
+    changed(folder, monkeypatch, lambda c: one_group(c)["weights"].update(group_size=16))
+    assert vllm.check(folder, parallel=4, device="gpu")
+    changed(folder, monkeypatch, lambda c: c.pop("quantization_config"))
+    assert "float32" in vllm.command(folder, parallel=4, dtype="float32")[1]

@@ -19,7 +19,7 @@ from pathlib import Path
 import numpy as np
 
 from lib.metrics import load, meanwhile, schedules
-from lib.peers.serving_speed import written
+from lib.peers import load_prompts
 from lib.sources import models, packaged
 
 INSTALL = (
@@ -119,7 +119,7 @@ def main(arguments: list[str] | None = None) -> int:
     try:
         program()
         folder, _ = models.find(given.tokenizer)
-        prompts = written("packaged", given.tokenizer, 8, given.input_tokens)
+        prompts = load_prompts.of_length("packaged", given.tokenizer, 8, given.input_tokens)
         how = {"clients": given.clients, "requests": given.requests, "new_tokens": given.new_tokens}
         for row in rounds(given.url.rstrip("/"), given.model, folder, prompts, count=given.rounds, **how):
             print(json.dumps(row), flush=True)

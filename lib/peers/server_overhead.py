@@ -20,8 +20,7 @@ from lib import timing
 from lib.decoding.requests import Request
 from lib.metrics import load, meanwhile, schedules
 from lib.metrics.score import Score, bootstrap
-from lib.peers import servers
-from lib.peers.serving_speed import written
+from lib.peers import load_prompts, servers
 from lib.serving import artifacts
 from lib.serving.limits import Limits
 
@@ -85,7 +84,7 @@ def main(arguments: list[str] | None = None) -> int:
     given = made.parse_args(arguments)
     try:
         count, size = given.clients * (given.rounds + 1), given.input_tokens
-        texts = written("packaged", str(given.folder), count, size)
+        texts = load_prompts.of_length("packaged", str(given.folder), count, size)
         prompts = [texts[place :: given.rounds + 1] for place in range(given.rounds + 1)]
         with tempfile.TemporaryDirectory(prefix="thimble-overhead-") as scratch:
             log = Path(scratch) / "log"

@@ -23,11 +23,11 @@ from pathlib import Path
 
 import numpy as np
 
-from lib import checkpoints, files, machine, tokenization
+from lib import files, machine
 from lib.metrics import energy, load, meanwhile, schedules
 from lib.metrics.score import Score, bootstrap
-from lib.peers import servers, serving_models
-from lib.sources import models, packaged, texts
+from lib.peers import load_prompts, servers, serving_models
+from lib.sources import models, packaged
 
 PERCENTILES = ("ttft", "tpot", "itl", "latency")
 SETTING = "setting.json"
@@ -167,27 +167,51 @@ def parser() -> argparse.ArgumentParser:
     made.add_argument("--slots", type=int, help="answers at once; by default as many as there are clients")
     made.add_argument("--busy", type=int, default=0, help="other processes that want a core meanwhile")
     made.add_argument("--cache-bits", type=int, default=16, help="of keys and values of our server")
-    made.add_argument("--text", default="packaged")
+    made.add_argument("--text", default="packaged", help="of which prompts of --input-tokens are pieces")
+    made.add_argument(
+        "--task", help="whose prompts are asked as they are, up to --input-tokens long, instead of --text"
+    )
     made.add_argument("--tokenizer", default=packaged.NAME, help="by whose tokens prompts are as long as asked")
     return made
+
+
+def named(given: argparse.Namespace) -> dict[str, str]:
+    """{kind: its model, "" where one is to be made} of the servers asked for.
+
+    Raises ValueError for unknown kinds and one that is named twice, FileNotFoundError for what is not installed.
+    """
+    pairs = [pair.partition("=")[::2] for pair in given.systems]
+    if len(dict(pairs)) < len(pairs):
+        raise ValueError(f"{', '.join(given.systems)} name a kind twice; give each model of one a --folder of its own.")
+    original, _ = models.find(given.tokenizer)
+    for kind, model in pairs:
+        servers.command(kind, model or original)
+    return dict(pairs)
+
+
+def commands(given: argparse.Namespace, systems: dict[str, str]) -> dict[str, servers.Command]:
+    """{kind: how it is started}; makes the models that are not named, and tells what all of them are."""
+    found, slots = {}, given.slots or max(given.clients)
+    context = given.input_tokens + given.new_tokens + 64
+    for kind, model in systems.items():
+        path = Path(model) if model else serving_models.made(kind, given.tokenizer, given.folder / "models")
+        own = {"cache_bits": given.cache_bits} if kind == "thimble" else {}
+        found[kind] = servers.command(kind, path, slots=slots, context=context, **own)
+        print(json.dumps({"server": kind, "model": str(path), "nats": serving_models.nats(path)}), flush=True)
+    return found
 
 
 def main(arguments: list[str] | None = None) -> int:
     """Measure, and print a line a row; returns the exit status."""
     given = parser().parse_args(arguments)
     try:
-        systems, slots = {}, given.slots or max(given.clients)
-        for pair in given.systems:
-            kind, _, model = pair.partition("=")
-            if not model:
-                model = str(serving_models.made(kind, given.tokenizer, given.folder / "models"))
-            own = {"cache_bits": given.cache_bits} if kind == "thimble" else {}
-            context = given.input_tokens + given.new_tokens + 64
-            systems[kind] = servers.command(kind, model, slots=slots, context=context, **own)
-            print(json.dumps({"server": kind, "model": model, "nats": serving_models.nats(Path(model))}), flush=True)
-        setting = vars(given) | {"folder": None, "rounds": None, "systems": sorted(given.systems)}
-        check(given.folder, setting)
-        prompts = written(given.text, given.tokenizer, max(given.clients), given.input_tokens)
+        asked = named(given)
+        check(given.folder, vars(given) | {"folder": None, "rounds": None, "systems": sorted(given.systems)})
+        systems = commands(given, asked)
+        if given.task:
+            prompts = load_prompts.of_task(given.task, given.tokenizer, max(given.clients), given.input_tokens)
+        else:
+            prompts = load_prompts.of_length(given.text, given.tokenizer, max(given.clients), given.input_tokens)
         how = {"clients": given.clients, "new_tokens": given.new_tokens, "requests": given.requests}
         with crowded(given.busy):
             rows = rounds(systems, given.folder, prompts, count=given.rounds, **how)
@@ -199,20 +223,6 @@ def main(arguments: list[str] | None = None) -> int:
         print(f"serving_speed: {error}", file=sys.stderr)
         return 2
     return 0
-
-
-def written(text: str, tokenizer: str, count: int, length: int) -> list[str]:
-    """`count` prompts of `length` tokens of one tokenizer, as text, which every server cuts by its own.
-
-    Raises ValueError for a text that is too short.
-    """
-    words = checkpoints.tokenizer(models.find(tokenizer)[0])
-    ids = tokenization.ids(words, [texts.load(text, split="test").text], bos=False)[0]
-    if len(ids) < length:
-        raise ValueError(f"{text} has {len(ids)} tokens, and {length} were asked of each prompt; ask shorter ones.")
-    step = max(1, (len(ids) - length) // max(1, count - 1)) if count > 1 else 1
-    begins = [min(place * step, len(ids) - length) for place in range(count)]
-    return [words.decode(ids[begin : begin + length]) for begin in begins]
 
 
 if __name__ == "__main__":

