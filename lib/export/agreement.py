@@ -21,6 +21,11 @@ def logits(found: list[numpy.ndarray], wanted: list[numpy.ndarray]) -> dict:
     }
 
 
+def normalized(rows: list[numpy.ndarray]) -> list[numpy.ndarray]:
+    """The log-probabilities of logits."""
+    return [_log_probabilities(each.astype(numpy.float64)) for each in rows]
+
+
 def greedy(found: list[list[int]], wanted: list[list[int]], gaps: list[list[float]]) -> dict:
     """{"same": share of answers that are the same, "first_divergence": None or where the earliest is}
 

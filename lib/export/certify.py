@@ -163,7 +163,9 @@ def _backend(name: str, module: str, asked: dict, wanted: dict, timeout: float) 
             read = [numpy.load(Path(scratch) / f"{mode}-{n}.npy", allow_pickle=False) for n in range(len(PROMPTS))]
             if any(ours.shape != theirs.shape for ours, theirs in zip(wanted["logits"], read)):
                 return {"failed": f"its logits are {read[0].shape}, the reference's {wanted['logits'][0].shape}"}
-            result[mode] = agreement.logits(read, wanted["logits"])
+            # of a reader that gives log-probabilities, they are compared with the reference's
+            told = agreement.normalized(wanted["logits"]) if hasattr(reader, "NORMALIZED") else wanted["logits"]
+            result[mode] = agreement.logits(read, told)
             result[mode]["greedy"] = agreement.greedy(said["greedy"], wanted["greedy"], wanted["gaps"])
             result[mode]["seconds"] = said["seconds"]
     return result

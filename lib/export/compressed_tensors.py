@@ -51,6 +51,9 @@ def save(model: nn.Module, tokenizer, folder: Path | str) -> Path:
     return plain.write(mark(model), tokenizer, folder, kind="pack-quantized")
 
 
+export = save  # what all exporters are called by
+
+
 def load(folder: Path | str, *, adapter: str | None = None):
     """Read what `save` wrote; returns (model in eval mode with `QuantLinear` layers, tokenizer).
 

@@ -39,6 +39,19 @@ FORMATS = {
         {"openvino": "lib.export.reader_openvino"},
         "export.openvino.export",
     ),
+    # the last: any of the others may have a configuration beside its file. Layouts of others are checkpoints too, and
+    # each reader says which of them it leaves out
+    "checkpoint": Format(
+        "config.json",
+        "lib.export.checkpoint_contents",
+        {
+            "transformers, checkpoint": "lib.export.reader_checkpoint",
+            "vllm": "lib.export.reader_vllm",
+            "mlx-lm": "lib.export.reader_mlx",
+            "thimble": "lib.runtime.export_reader",
+        },
+        "export.compressed_tensors.save",
+    ),
 }
 
 

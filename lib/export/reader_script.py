@@ -5,9 +5,12 @@
 Arguments: `file`, `texts` (to tokenize), `prompts` (token ids), `new_tokens` (greedy, after each prompt), `answer` (a
 folder). The answer: `answer.json` with `tokens` (ids of each text), `version`, `peak_bytes`, `base_bytes` (before a
 runtime was loaded), and by mode `greedy` (ids) and `seconds`; `MODE-N.npy`, the logits of prompt N, float32 [length,
-vocabulary]. `threads`: how many it computes with, 1 by default. Only NumPy is imported here.
+vocabulary]. With `timed`, the name of a mode, the first prompt is read and answered with nothing else kept, and the
+answer holds `load`, `prefill` and `decode` instead: seconds, of each new token. `threads`: how many it computes with, 1
+by default. Only NumPy is imported here.
 """
 
+import contextlib
 import json
 import resource
 import sys
@@ -18,6 +21,8 @@ from pathlib import Path
 import numpy
 
 KIBI = 1024  # bytes of the unit in which Linux counts resident memory
+_CLEAR = Path("/proc/self/clear_refs")  # resets that count
+_WARM = 8  # tokens that are read before anything is timed
 
 
 def peak_bytes() -> int:
@@ -41,7 +46,12 @@ def main(tokenize: Callable, modes: dict[str, Callable], version: str) -> None:
     text so far to the logits of all of them.
     """
     asked = arguments()
-    folder, answer = Path(asked["answer"]), {"version": version, "modes": {}}
+    folder, answer = Path(asked["answer"]), {"version": version}
+    if "timed" in asked:
+        answer |= timed(modes[asked["timed"]], asked["prompts"][0], asked["new_tokens"])
+        (folder / "answer.json").write_text(json.dumps(answer))
+        return
+    answer["modes"] = {}
     answer["tokens"] = [[int(token) for token in tokenize(text)] for text in asked["texts"]]
     for mode, make in modes.items():
         forward, start = _whole(make()), time.perf_counter()
@@ -76,9 +86,37 @@ def continued(forward: Callable, prompt: list[int], count: int) -> list[int]:
     return ids[len(prompt) :]
 
 
+def timed(make: Callable, prompt: list[int], count: int) -> dict:
+    """Seconds of loading, of reading `prompt`, and of each of `count` greedy tokens; the peak of memory meanwhile."""
+    start = time.perf_counter()
+    reader = make()
+    load = time.perf_counter() - start
+    reader.restart()
+    for place, token in enumerate(prompt[:_WARM]):
+        reader.read([token], place)
+    with contextlib.suppress(OSError):  # where the kernel can't reset it, the peak is that of loading too
+        _CLEAR.write_text("5")
+    reader.restart()
+    start = time.perf_counter()
+    token, tokens, decode = int(reader.read(prompt, 0)[-1].argmax()), [], []
+    prefill = time.perf_counter() - start
+    for place in range(len(prompt), len(prompt) + count):
+        start = time.perf_counter()
+        tokens.append(token)
+        token = int(reader.read([token], place)[-1].argmax())
+        decode.append(time.perf_counter() - start)
+    return {"load": load, "prefill": prefill, "decode": decode, "answer": tokens, "peak_bytes": peak_bytes()}
+
+
 def arguments() -> dict:
     """The arguments of this process."""
     return json.loads(Path(sys.argv[1]).read_text())
+
+
+def layout(file: Path | str) -> str | None:
+    """By whose layout the checkpoint with this config.json is packed: "mlx", or its quant_method; None if plain."""
+    config = json.loads(Path(file).read_text())
+    return "mlx" if "quantization" in config else (config.get("quantization_config") or {}).get("quant_method")
 
 
 def threads() -> int:

@@ -1,6 +1,6 @@
 """Environments of the runtimes that read exports: each in a folder of its own, pinned, made by one command.
 
-    THIMBLE_PEERS=/some/folder python -m lib.export.runtimes onnxruntime-genai openvino
+    THIMBLE_PEERS=/some/folder python -m lib.export.runtimes onnxruntime-genai openvino mlx
     python -m lib.export.runtimes                  # what there is, whether it is installed, what it takes
 
 An environment whose packages need torch takes it from this project's own: it sees all packages that are installed here,
@@ -32,6 +32,7 @@ class Runtime(NamedTuple):
 
 RUNTIMES = {
     "onnxruntime-genai": Runtime(("onnxruntime-genai==0.18.0", "onnxruntime==1.31.1", "numpy"), False, 220, 0.3),
+    "mlx": Runtime(("mlx==0.32.4", "mlx-cpu==0.32.4", "mlx-lm==0.32.2"), True, 69, 0.2),
     "openvino": Runtime(("openvino==2026.4.1", "openvino-telemetry==2025.2.0"), True, 210, 0.2),
 }  # fmt: skip
 

@@ -56,12 +56,12 @@ def run(
 
     windows: of `length` tokens of the text's test part. calibration: windows of its validation part. steps: of
     SignRound. scale_steps: of training the steps end to end, 0 for none. Raises FileNotFoundError, with the commands
-    that install it, where llama-cpp-python is missing; ValueError for other arguments of a folder that was begun.
+    that install it, where llama.cpp is missing; ValueError for other arguments of a folder that was begun.
     """
     python = certify.interpreter(gguf_script)
     if python is None:
         raise FileNotFoundError(
-            f"llama-cpp-python is not in the folder that THIMBLE_PEERS names ({os.environ.get('THIMBLE_PEERS')}); "
+            f"llama.cpp is not in the folder that THIMBLE_PEERS names ({os.environ.get('THIMBLE_PEERS')}); "
             f"its files are read and written by it; run: {' && '.join(gguf_script.INSTALL)}"
         )
     for name in types:
