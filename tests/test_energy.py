@@ -7,6 +7,8 @@ import pytest
 from lib import results, timing
 from lib.metrics import energy, power_sensors, rapl
 from lib.metrics.rapl import Counters, domains
+from lib.serving.hall import Hall
+from lib.serving.metrics import Metrics
 from lib.trainers import loop, next_token
 from tests import served, tiny
 
@@ -209,6 +211,22 @@ def test_long_work_is_told_its_joules_at_each_step(machine):
     assert found["joules"] == meter.joules() and set(found["devices"]) == {"cpu", "memory"} and not found["why"]
     nothing = rapl.Meter(Counters(root / "none")).end()
     assert nothing["joules"] is None and nothing["devices"] == {} and "no RAPL counters" in nothing["why"]["cpu"]
+
+
+def test_a_server_that_nobody_asks_counts_on(machine, monkeypatch):
+    """Its counters wrap between two requests, and between two readings of Prometheus."""
+    root, files = machine
+    real = rapl.Meter
+    monkeypatch.setattr(rapl, "Meter", lambda: real(Counters(root), every=0.001))
+    hall = Hall({}, None, served.LIMITS)
+    told = Metrics(hall)
+    for value in (262143328850 - 1, 7_000_000):
+        (root / "next").write_text(str(value))
+        (root / "next").replace(files["package-0"])
+        served.until(lambda value=value: told.energy.counters._last["package-0"] == value, "the reading")
+    (line,) = [line for line in told.text().decode().splitlines() if line.startswith("thimble_joules")]
+    assert float(line.split()[1]) == pytest.approx((262143328850 - 1000 + 7_000_000) / 1e6)
+    hall.close()
 
 
 def test_records_and_trainings_tell_their_joules(machine, tmp_path, monkeypatch):

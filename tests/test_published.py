@@ -11,6 +11,7 @@ from lib import files, published
 NAMES = (
     "architectures",
     "artifacts",
+    "cache",
     "evaluation",
     "gemma",
     "healing",

@@ -10,7 +10,7 @@ import pytest
 from lib import checkpoints, tasks
 from lib.export import gguf_contents
 from lib.peers import load_meters, load_prompts, server_overhead, servers, serving_models, serving_speed
-from tests import gguf_models, tiny
+from tests import gguf_models, served, tiny
 
 STAND_IN = """
 import http.server, json, sys
@@ -184,6 +184,21 @@ def test_a_report_of_guidellm_is_read(monkeypatch, tmp_path, capsys):
     assert found == {"ttft": 54.4, "tpot": 3.0, "tokens/s": 9.0, "requests": 16, "failed": 1}
     monkeypatch.setenv("THIMBLE_PEERS", str(tmp_path))
     assert load_meters.main(["http://127.0.0.1:9", "m"]) == 2 and "pip install guidellm" in capsys.readouterr().err
+
+
+@pytest.mark.long
+def test_guidellm_measures_the_same_load(tmp_path):
+    try:
+        load_meters.program()
+    except FileNotFoundError as missing:
+        pytest.skip(str(missing))
+    how = {"clients": [2], "count": 1, "requests": 4, "new_tokens": 5}
+    with served.running(served.artifact()) as server:
+        url = str(server.base_url).rstrip("/")
+        rows = list(load_meters.rounds(url, "tiny", tiny.save(tmp_path / "a model"), ["ab", "cdef"], **how))
+    assert [each["meter"] for each in rows] == ["ours", "guidellm"]
+    for row in rows:
+        assert (row["requests"], row["failed"]) == (4, 0) and min(row["ttft"], row["tpot"], row["tokens/s"]) > 0
 
 
 @pytest.mark.long

@@ -45,8 +45,7 @@ class Metrics:
         }
         for name, (said, value) in gauges.items():
             Gauge(name, said, registry=self.registry).set_function(value)
-        self.counters = rapl.Counters()
-        self.counters.begin()
+        self.energy = rapl.Meter()
         self.registry.register(self)
 
     def collect(self) -> Iterable[Metric]:
@@ -57,7 +56,7 @@ class Metrics:
         counts["tgi_request_failure"] = ("Requests that were not", failed)
         counts["tgi_batch_inference_count"] = ("Steps of the model", [({}, self.hall.engine.steps)])
         counts["thimble_generated_tokens"] = ("Tokens of answers", [({}, self.tokens)])
-        if (joules := self._joules()) is not None:
+        if (joules := self.energy.joules()) is not None:
             counts["thimble_joules"] = ("Energy of the machine since the server began", [({}, joules)])
         for name, (said, samples) in counts.items():
             metric = Metric(name, said, "unknown")
@@ -68,12 +67,6 @@ class Metrics:
     def text(self) -> bytes:
         """All of it in Prometheus's text form."""
         return generate_latest(self.registry)
-
-    def _joules(self) -> float | None:
-        """By the processor's counters; None where there are none."""
-        self.counters.read()
-        values = list(self.counters.joules().values())
-        return None if not values or None in values else sum(values)
 
     def asked(self) -> None:
         """A request for an answer has come."""
@@ -91,7 +84,6 @@ class Metrics:
 
     def ended(self, answers: list[Answer], begun: float) -> None:
         """Answers to one request have ended, or were left."""
-        self.counters.read()  # more often than they wrap
         if any(each.problem for each in answers):
             return  # counted where it is told
         if any(each.generation is None for each in answers):
