@@ -35,7 +35,8 @@ def describe() -> dict:
 def label(description: dict | None = None) -> str:
     """One line for tables: "AMD EPYC, 2 cores, 24 GiB"; of this machine, or of a recorded description."""
     machine = describe() if description is None else description
-    parts = [machine.get("cpu"), f"{machine.get('cores')} cores", f"{machine.get('memory_gib')} GiB"]
+    count = machine.get("cores")
+    parts = [machine.get("cpu"), f"{count} core{'' if count == 1 else 's'}", f"{machine.get('memory_gib')} GiB"]
     return ", ".join(map(str, parts + list(machine.get("gpus") or [])))
 
 

@@ -96,14 +96,14 @@ PRESETS = {
     # so little that an evening's rest of one core is enough: what it does not show is not shown to be absent
     "evening": Preset(
         "hh_harmless", 128, 64, 4, 48, 6, 4, 4, {"full": (4e-5,), SCALES: (4e-3,)},
-        (Arm("dpo"), Arm("ipo"), Arm("simpo"), Arm("kto"), *_BITS), (0, 1, 2), options=_OPTIONS, calibration=4,
-        windows=2, plain=128, asked=6, new_tokens=16, judge=12,
+        (*_FOUR, *_BITS), (0, 1, 2, 3, 4), options=_OPTIONS, calibration=4, windows=2, plain=128, asked=6,
+        new_tokens=16, judge=12,
     ),
     # four losses on pairs of people, and by scales alone at 4 and 2 bits: an hour or two of one core
     "cpu": Preset(
         "hh_harmless", 128, 192, 24, 96, 16, 8, 4,
         {"full": (1e-5, 4e-5), SCALES: (1e-3, 4e-3), BESIDE: (2e-4,), BACK: (2e-4,)},
-        (*_FOUR, *_BITS), (0, 1, 2), options=_OPTIONS, judge=24, task_tokens=48,
+        (*_FOUR, *_BITS), (0, 1, 2, 3, 4), options=_OPTIONS, judge=24, task_tokens=48,
         tasks=(("packaged_instructions", 10), ("ifeval", 10), ("xstest", 10)),
     ),
     # whole data and answers of any length
