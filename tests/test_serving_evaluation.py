@@ -3,6 +3,7 @@
 import os
 from pathlib import Path
 
+import httpx
 import pytest
 
 from lib import tasks
@@ -18,7 +19,9 @@ def server():
         yield client
 
 
-def test_our_own_evaluation_of_a_server(server):
+def test_our_own_evaluation_of_a_server(server, monkeypatch):
+    real, made = httpx.Client, []
+    monkeypatch.setattr(httpx, "Client", lambda **how: made.append(how) or real(**how))
     engine = Packed(served.weights(), served.weights().tokenizer)
     endpoint = Endpoint(f"{server.base_url}/v1", "tiny")
     asked = questions.likelihoods(4)
@@ -30,6 +33,7 @@ def test_our_own_evaluation_of_a_server(server):
         )
     some = questions.generations(4)
     assert endpoint.generate(some) == engine.generate(some)
+    assert len(made) == 1  # each takes longer to make than a short answer
 
 
 @pytest.fixture

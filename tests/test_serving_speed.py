@@ -48,7 +48,7 @@ def stand_in(tmp_path):
     """A command of a small server; more words change what it does."""
     script = tmp_path / "a server.py"
     script.write_text(STAND_IN)
-    return lambda *more: servers.Command((sys.executable, str(script), "{port}", *more), "a model")
+    return lambda *more: servers.Command((sys.executable, "-S", str(script), "{port}", *more), "a model")
 
 
 def test_rounds_are_kept_and_go_on(stand_in, tmp_path, capsys):

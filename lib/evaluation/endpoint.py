@@ -9,6 +9,7 @@ Requests that fail are tried again, after a wait that doubles; when the tries ar
 has been kept, and the same call goes on from there.
 """
 
+import functools
 import hashlib
 import json
 import time
@@ -198,6 +199,11 @@ class Endpoint(SamplingMixin):
             ) from failed
         return answers
 
+    @functools.cached_property
+    def _client(self) -> httpx.Client:
+        """One for all requests: each reads the certificates anew, which takes longer than a short answer."""
+        return httpx.Client(headers=self.headers, timeout=self.seconds)
+
     def _post(self, path: str, body: dict, where: tuple):
         """The part at `where` of the answer to a request; tried again, with doubled waits, while that may help."""
         pause, reason = 0.5, ""
@@ -207,7 +213,7 @@ class Endpoint(SamplingMixin):
                 pause = min(2 * pause, 30.0)
             try:
                 given = {"model": self.model} | body
-                answer = httpx.post(f"{self.url}/{path}", json=given, headers=self.headers, timeout=self.seconds)
+                answer = self._client.post(f"{self.url}/{path}", json=given)
                 if answer.status_code == 200:
                     return _part(answer.json(), where)
                 reason = f"status {answer.status_code}: {answer.text[:200]}"

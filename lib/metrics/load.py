@@ -27,7 +27,6 @@ from lib.metrics.schedules import Schedule, positive
 
 SHARES = (50, 90, 99)  # percentiles
 DRAWS = 200  # of the bootstrap
-_RETRY = httpx.Limits(max_connections=None, max_keepalive_connections=0)
 
 
 @dataclass
@@ -152,8 +151,7 @@ def measure(
     """Send `schedule.count` requests for `new_tokens` greedy tokens each; `prompts` (texts or token ids) take turns.
 
     url: such as "http://localhost:8000/v1". seconds: after which a request counts as failed. parameters: sent with each
-    request. Failures are counted, and nothing is tried again. Runs also where an event loop runs already, as in
-    notebooks.
+    request. Failures are counted, and nothing is tried again. Runs also beside a running event loop, as in notebooks.
     """
     positive(new_tokens=new_tokens, prompts=len(prompts))
     body = {"model": model, "max_tokens": new_tokens, "temperature": 0, "stream": True}
@@ -165,7 +163,7 @@ def at_once(url: str, bodies: Sequence[dict], *, seconds: float = 600.0) -> list
     """The JSON answers to requests that are sent to `url` all at once, in their order. Raises httpx's errors."""
 
     async def work() -> list[dict]:
-        async with httpx.AsyncClient(limits=_RETRY, timeout=seconds, trust_env=False) as client:
+        async with httpx.AsyncClient(**_how(url, seconds)) as client:
             answers = await asyncio.gather(*(client.post(url, json=body) for body in bodies))
         return [answer.raise_for_status().json() for answer in answers]
 
@@ -183,8 +181,7 @@ def _run(work):
 
 
 async def _all(url, body, prompts, schedule, key, seconds, transport) -> Measured:
-    headers = {"Authorization": f"Bearer {key}"} if key else {}
-    how = {"limits": _RETRY, "timeout": seconds, "headers": headers, "transport": transport, "trust_env": False}
+    how = _how(url, seconds) | {"headers": {"Authorization": f"Bearer {key}"} if key else {}, "transport": transport}
     async with httpx.AsyncClient(**how) as client:
         begun, calls = timing.clock(), []
 
@@ -199,6 +196,11 @@ async def _all(url, body, prompts, schedule, key, seconds, transport) -> Measure
             await asyncio.gather(*(_again(ask, left) for _ in range(schedule.clients)))
     ends = [call.arrivals[-1] for call in calls if call.arrivals]
     return Measured(schedule, calls, max(ends or [timing.clock()]) - begun)
+
+
+def _how(url: str, seconds: float) -> dict:
+    limits, secure = httpx.Limits(max_connections=None, max_keepalive_connections=0), url.startswith("https:")
+    return {"limits": limits, "timeout": seconds, "trust_env": False, "verify": secure}  # reading certificates is slow
 
 
 async def _later(ask, place: int, due: float) -> None:

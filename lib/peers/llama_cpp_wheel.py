@@ -21,7 +21,7 @@ def main() -> None:
     import xllamacpp  # loads slowly, and only its own environment has it
 
     asked = xllamacpp.CommonParams()
-    asked.model.path, asked.hostname, asked.port = given.model, "127.0.0.1", given.port
+    asked.model.path, asked.hostnames, asked.port = given.model, ["127.0.0.1"], given.port
     asked.n_parallel, asked.n_ctx, asked.n_gpu_layers = given.parallel, given.context, 0
     asked.cpuparams.n_threads = asked.cpuparams_batch.n_threads = given.threads
     over = threading.Event()

@@ -31,6 +31,7 @@ from lib.sources import models, packaged
 
 PERCENTILES = ("ttft", "tpot", "itl", "latency")
 SETTING = "setting.json"
+PATIENCE = 3600.0  # seconds in which a server must begin: vLLM compiles its model, on a busy machine for long
 # ends by itself where this process is killed
 SPIN = "import os\nours = os.getppid()\nwhile os.getppid() == ours:\n    sum(range(100_000))"
 
@@ -56,7 +57,7 @@ def rounds(
             if not left:
                 continue
             try:
-                with servers.running(command, folder / f"{_plain(name)}.log") as server:
+                with servers.running(command, folder / f"{_plain(name)}.log", seconds=PATIENCE) as server:
                     warm = schedules.closed(1, 2)
                     load.measure(server.url, server.model, prompts, warm, new_tokens=min(8, new_tokens))
                     for each in left:

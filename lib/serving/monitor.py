@@ -77,7 +77,8 @@ class Machine:
         if self.server is None:
             return b""
         try:
-            answer = httpx.get(f"{self.server.rstrip('/')}/metrics", timeout=PERIOD, trust_env=False)
+            how = {"timeout": PERIOD, "trust_env": False, "verify": self.server.startswith("https:")}
+            answer = httpx.get(f"{self.server.rstrip('/')}/metrics", **how)
             text = answer.raise_for_status().content
         except httpx.HTTPError:
             text = b""
