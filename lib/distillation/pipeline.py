@@ -113,7 +113,7 @@ def _arm(rung: str, original: nn.Module, made: presets.Preset, windows, folder: 
 def windows_of(original: nn.Module, made: presets.Preset) -> training_text.Windows:
     """The windows that `made` calibrates on, trains on, and keeps unseen."""
     counts = {"calibration": made.calibration, "unseen": made.unseen, "training": made.windows}
-    return training_text.draw(original, made.texts, **counts, length=made.length, seed=made.seed)
+    return training_text.draw(original, made.texts, made.read, **counts, length=made.length, seed=made.seed)
 
 
 def start(original: nn.Module, made: presets.Preset, windows: training_text.Windows, folder: Path | None) -> nn.Module:
@@ -183,12 +183,12 @@ def rows_of(original: nn.Module, made: presets.Preset, windows: training_text.Wi
     """What the student reads: the training windows, or these mixed with answers that `original` writes in `folder`."""
     if not made.answers:
         return windows.training
-    prompts = teacher_data.from_data(original.tokenizer, "chat", made.answers, source="data", seed=made.seed)
+    prompts = teacher_data.from_data(original.tokenizer, "chat", made.answers, wished=made.wished, seed=made.seed)
     with contextlib.ExitStack() as stack:
         where = folder / "teacher" if folder else stack.enter_context(tempfile.TemporaryDirectory())
         how = {"new_tokens": made.new_tokens, "seed": made.seed, "engine": teacher_data.engine_of(made.model, original)}
         answers = teacher_data.write(original, prompts, where, **how)
-    parts = {"windows": training_data.Windows(windows.training), "answers": selection.kept(answers)}
+    parts = {"windows": training_data.Windows(windows.training), "answers": selection.kept(answers, truncated=made.cut)}
     sizes = {name: len(part) for name, part in parts.items()}
     return selection.mixed(parts, sizes, count=sum(sizes.values()), seed=made.seed)
 

@@ -23,17 +23,18 @@ from lib import files
 class Preset:
     """One recipe: where a student starts, what it reads, and how it learns.
 
-    model: as `models.load` knows it. texts: name -> share of the windows, see `training_text`. judged: text -> split,
-    of which `judge` windows are measured and none is learned from. bits, group_size, levels: of the decoder's linear
-    layers. through: bits at which the model is quantized on the way there, each from the values of the last. start:
-    quantizer that the student begins with, one of `quantizers.METHODS` or "block_wise"; calibration:
-    windows that it sees; rounding: its steps a block, where it learns. windows: of `length` tokens, each read once, in
-    steps of `batch`, `micro_batch` at once. answers: of the teacher to prompts of chats, at most `new_tokens` long,
-    which are mixed into the windows. learning_rate: of the scales at its peak, None by the bits. code_steps: how far a
-    latent weight moves at most in a step, in steps of its grid; 0 keeps all codes. linear: how codes move, one of
-    `quantization_aware.LINEARS`. norms: whether their weights learn too. divergence: one of `divergences.DIVERGENCES`;
-    of "cakld" the teacher's own confidence is the coefficient. unseen: windows of the same texts by which the best
-    state is chosen, every `every` steps.
+    model: as `models.load` knows it. texts: name -> share of the windows, see `training_text`; read: the shares of
+    those that are learned from, where they are others. judged: text -> split, of which `judge` windows are measured and
+    none is learned from. bits, group_size, levels: of the decoder's linear layers. through: bits at which the model is
+    quantized on the way there, each from the values of the last. start: quantizer that the student begins with, one of
+    `quantizers.METHODS` or "block_wise"; calibration: windows that it sees; rounding: its steps a block, where it
+    learns. windows: of `length` tokens, each read once, in steps of `batch`, `micro_batch` at once. answers: of the
+    teacher to prompts of chats, at most `new_tokens` long, which are mixed into the windows; wished: share of the
+    prompts that also say which form the answer shall have; cut: whether answers stay that are longer. learning_rate: of
+    the scales at its peak, None by the bits. code_steps: how far a latent weight moves at most in a step, in steps of
+    its grid; 0 keeps all codes. linear: how codes move, one of `quantization_aware.LINEARS`. norms: whether their
+    weights learn too. divergence: one of `divergences.DIVERGENCES`; of "cakld" the teacher's own confidence is the
+    coefficient. unseen: windows of the same texts by which the best state is chosen, every `every` steps.
     """
 
     model: str
@@ -59,7 +60,10 @@ class Preset:
     every: int = 32
     judge: int = 32
     answers: int = 0
+    wished: float = 0.0
     new_tokens: int = 256
+    cut: bool = False
+    read: dict[str, float] | None = None
     seed: int = 0
 
 
@@ -83,6 +87,16 @@ _HOUR = {
     "redpajama_sample/wiki1.jsonl": 0.03,
     "redpajama_sample/cc2.jsonl": 0.015,
 }
+# what it learns from, beside answers to chats
+_READ = {
+    "wikitext2": 0.62,
+    "chats:alpaca/alpaca_4000.jsonl": 0.15,
+    "redpajama_sample/book2.jsonl": 0.09,
+    "redpajama_sample/stackexchange1.jsonl": 0.07,
+    "redpajama_sample/arxiv1.jsonl": 0.03,
+    "redpajama_sample/wiki1.jsonl": 0.025,
+    "redpajama_sample/cc2.jsonl": 0.015,
+}
 _JUDGED = {"wikitext2": "test", "c4": "test", "novels_en": "valid"}
 _WEB = {"cerebras/SlimPajama-627B": 1.0}
 _LLAMA, _GUARD = "meta-llama/Llama-3.2-1B-Instruct", "meta-llama/Llama-Guard-3-1B"
@@ -95,8 +109,11 @@ PRESETS = {
         _PACKAGED, {"packaged": 1.0}, {"packaged": "test"}, start="rtn", calibration=2, length=128, windows=32, batch=2,
         micro_batch=2, unseen=4, every=4, judge=4,
     ),
-    # an hour of one core
-    "cpu": Preset(_PACKAGED, _HOUR, _JUDGED, levels="pairs", rounding=96, windows=768),
+    # an hour of two cores
+    "cpu": Preset(
+        _PACKAGED, _HOUR, _JUDGED, levels="pairs", calibration=128, rounding=128, read=_READ, windows=1536,
+        answers=704, wished=0.6, cut=True, micro_batch=1, every=100,
+    ),
     # what each rung is worth over seeds (`rungs`): small enough for five of them in an hour and a half of one core
     "rungs": Preset(_PACKAGED, _GENERAL, _JUDGED, calibration=24, rounding=24, windows=48, unseen=8, every=6, judge=8),
     # published recipes, at the same size: clipped ranges, grids that follow their weights, answers of the teacher

@@ -22,6 +22,7 @@ from lib import files, jobs, progress, runtime, tokenization
 from lib.decoding import ends, settings
 from lib.decoding.requests import Request
 from lib.decoding.sampling import Sampling
+from lib.distillation import wishes
 from lib.evaluation.local import Local
 from lib.evaluation.packed_engine import Packed
 from lib.sources import note
@@ -32,9 +33,19 @@ PART = 64  # prompts of a shard: what a killed job repeats at most
 BYTES = 12  # of a token in a shard, about: its number as text
 
 
-def from_data(tokenizer, kind: str, count: int, *, source: str = "data", seed: int = 0) -> list[list[int]]:
-    """Prompts of a `kind` of `sources.prompts`, in the chat template if there is one, as token ids."""
-    return [each.tolist() for each in sources.tokens(sources.load(kind, count, source=source, seed=seed), tokenizer)]
+def from_data(
+    tokenizer, kind: str, count: int, *, source: str = "data", seed: int = 0, wished: float = 0.0
+) -> list[list[int]]:
+    """Prompts of a `kind` of `sources.prompts`, in the chat template if there is one, as token ids.
+
+    wished: share of them that also say which form the answer shall have, see `wishes`; 0 to 1.
+    """
+    if not 0 <= wished <= 1:
+        raise ValueError(f"wished={wished}; it is a share: 0 to 1 are allowed.")
+    prompts = sources.load(kind, count, source=source, seed=seed)
+    number = round(wished * count)
+    prompts = [*wishes.added(prompts[:number], seed=seed), *prompts[number:]]
+    return [each.tolist() for each in sources.tokens(prompts, tokenizer)]
 
 
 def beginnings(tokens, *, length: int, count: int | None = None) -> list[list[int]]:

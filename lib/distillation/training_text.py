@@ -31,23 +31,25 @@ class Windows:
 
 
 def draw(
-    model: nn.Module, shares: dict[str, float], *, calibration: int, unseen: int, training: int, length: int, seed: int
-) -> Windows:
+    model: nn.Module, shares: dict[str, float], read: dict[str, float] | None = None, *,
+    calibration: int, unseen: int, training: int, length: int, seed: int,
+) -> Windows:  # fmt: skip
     """So many windows of `length` tokens for each part, mixed by the `shares` of the texts, in random order.
 
-    shares: numbers above 0 by the name of a text (`texts.load`), in proportion to each other. Raises ValueError, before
-    anything is drawn, for shares and counts out of range, and where a text has too few windows.
+    shares: numbers above 0 by the name of a text (`texts.load`), in proportion to each other; read: those of the
+    training, where they are others. Raises ValueError, before anything is drawn, for shares and counts out of range,
+    and where a text has too few windows.
     """
-    wanted = dict(zip(PARTS, (calibration, unseen, training)))
-    if not shares or min(shares.values()) <= 0 or min(wanted.values()) < 1:
+    wanted, read = dict(zip(PARTS, (calibration, unseen, training))), read or shares
+    if not shares or min(*shares.values(), *read.values()) <= 0 or min(wanted.values()) < 1:
         raise ValueError(
-            f"shares={shares} and {wanted} windows; one text or more with a share above 0 and 1 window or more of each "
-            "part are needed; change them."
+            f"shares={shares}, read={read} and {wanted} windows; one text or more with a share above 0 and 1 window "
+            "or more of each part are needed; change them."
         )
     texts_alone = {name: share for name, share in shares.items() if not name.startswith(CHATS)} or shares
-    of = {part: texts_alone if part == "calibration" else shares for part in PARTS}
-    each = {part: dict.fromkeys(shares, 0) | counts(of[part], count) for part, count in wanted.items()}
-    asked = {name: sum(count[name] for count in each.values()) for name in shares}
+    of = dict(zip(PARTS, (texts_alone, shares, read)))
+    each = {part: dict.fromkeys(shares | read, 0) | counts(of[part], count) for part, count in wanted.items()}
+    asked = {name: sum(count[name] for count in each.values()) for name in shares | read}
     found: dict[str, list[Tensor]] = {part: [] for part in PARTS}
     for name, needed in asked.items():
         if not needed:  # so small a share of so few windows
