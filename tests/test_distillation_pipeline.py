@@ -141,6 +141,10 @@ def test_no_window_is_in_two_parts_and_the_shares_hold(small):
         own = {tuple(row) for row in texts.tokens(texts.load(name, "train"), original, length=24).tolist()}
         assert sum(tuple(row) in own for row in everything.tolist()) >= made.counts[name], seed
     assert training_text.counts({"a": 1, "b": 1, "c": 1}, 5) == {"a": 2, "b": 2, "c": 1}
+    first, counts = next(iter(small.texts)), {"calibration": 3, "unseen": 4, "training": 25}
+    others = training_text.draw(original, small.texts, {first: 1.0}, **counts, length=24, seed=5)
+    assert torch.equal(others.calibration, made.calibration) and torch.equal(others.unseen, made.unseen)
+    assert list(others.counts.values()) == [2 + 3 + 25, 1 + 1]  # what is learned from has shares of its own
     with pytest.raises(ValueError, match="a share above 0"):
         training_text.draw(original, {"a": 0.0}, calibration=1, unseen=1, training=1, length=24, seed=0)
     with pytest.raises(ValueError, match="were asked"):

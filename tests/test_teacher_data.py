@@ -5,10 +5,11 @@ import torch
 
 from lib import jobs
 from lib.decoding import generate, sampling, sessions
-from lib.distillation import selection, teacher_data
+from lib.distillation import selection, teacher_data, wishes
 from lib.evaluation.local import Local
 from lib.evaluation.packed_engine import Packed
 from lib.sources import models
+from lib.sources import prompts as sources
 from lib.trainers import distill, loop
 from lib.trainers.minibatch import IGNORED
 from tests import tiny
@@ -139,6 +140,15 @@ def test_prompts_without_any_text(teacher):
 def test_prompts_from_a_data_set_or_the_packaged_ones(teacher):
     found = teacher_data.from_data(teacher.tokenizer, "chat", 2, source="packaged")
     assert len(found) == 2 and all(isinstance(token, int) for token in found[0])
+    wished = teacher_data.from_data(teacher.tokenizer, "chat", 2, source="packaged", wished=0.5)
+    assert wished[1] == found[1] and wished[0] != found[0]
+    asked = sources.load("chat", 2, source="packaged")
+    added = wishes.added(asked, seed=3)
+    assert added == wishes.added(asked, seed=3) != wishes.added(asked, seed=4)
+    for prompt, more in zip(asked, added):
+        assert more.startswith(prompt) and more.removeprefix(prompt).strip() in wishes.WISHES
+    with pytest.raises(ValueError, match=r"wished=1\.5"):
+        teacher_data.from_data(teacher.tokenizer, "chat", 2, source="packaged", wished=1.5)
 
 
 @pytest.mark.parametrize(

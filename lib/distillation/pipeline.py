@@ -16,11 +16,12 @@ import argparse
 import contextlib
 import copy
 import dataclasses
+import functools
 import json
 import shutil
 import sys
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from torch import nn
@@ -44,7 +45,7 @@ from lib.quantized.replace import dense_
 from lib.quantizers import by_name as quantizer
 from lib.quantizers import calibrate
 from lib.sources import models
-from lib.trainers import confidence, distill, divergences, loop, next_token, training_data
+from lib.trainers import confidence, distill, divergences, loop, next_token, trackers, training_data
 
 NOTE, STUDENT, TRAINING = "preset.json", "student", "training"
 CONTROL, ADAPTING = "control", 2e-5  # the rung of the adapted original, and its learning rate
@@ -59,19 +60,22 @@ def place(name: str) -> Path:
 
 
 def run(
-    preset: str | presets.Preset, folder: Path | str, *, control: bool = False, post_trained: bool = False
-) -> list[dict]:
+    preset: str | presets.Preset, folder: Path | str, *, control: bool = False, post_trained: bool = False,
+    report_to: Sequence[str] = (),
+) -> list[dict]:  # fmt: skip
     """Make the student of `preset` in `folder`; returns the rows of its ladder, see `judging.Judge`.
 
     control: also train a copy of the original, with all its bits, to predict the same windows, and judge it: what it
     gains on a text is adaptation to that kind of text, not repair. post_trained: also spend the processor time of the
-    whole pipeline on the start alone, see `post_training`, and judge that.
+    whole pipeline on the start alone, see `post_training`, and judge that. report_to: programs that follow the
+    training, see `trackers`.
     Raises, before the work, ValueError for bits without a grid, for a folder of another preset, model or text, for
     texts with too few windows, and for a start that no time makes better; MemoryError for what does not fit;
     FileNotFoundError for texts that are not there; and what the steps raise.
     """
     made = presets.by_name(preset) if isinstance(preset, str) else preset
     folder = Path(folder)
+    trackers.check(report_to)
     if post_trained:
         post_training.check(made)
     original, _ = models.load(made.model)
@@ -86,7 +90,9 @@ def run(
     if not ladder.finished:
         student = ladder.timed("start", lambda: start(original, made, windows, folder))
         ladder.measured("start", lambda: judge("start", student))
-        found = ladder.timed("training", lambda: train_(student, original, made, windows, folder))
+        with trackers.following(report_to, project="distillation", settings=dataclasses.asdict(made)) as told:
+            learn = functools.partial(train_, student, original, made, windows, folder, followers=told)
+            found = ladder.timed("training", learn)
         ladder.measured("distilled", lambda: judge("distilled", student))
         compressed_tensors.save(student, original.tokenizer, folder / STUDENT)
         ladder.finish(moved=found.moved, best=found.best, unseen=found.divergences, losses=found.history.losses)
@@ -146,8 +152,9 @@ def train_(
     windows: training_text.Windows,
     folder: Path | None = None,
     on_step: Callable[[int, float], None] | None = None,
+    followers: Sequence = (),
 ) -> quantization_aware.Distilled:
-    """Distill `original` into `student`, in place, as `made` says."""
+    """Distill `original` into `student`, in place, as `made` says; on_step, followers: as `quantization_aware` has."""
     weights = {name: original.get_submodule(name).weight.detach() for name in calibrate.layers(original)}
     rows = rows_of(original, made, windows, folder)
     return quantization_aware.train_(
@@ -167,6 +174,7 @@ def train_(
         seed=made.seed,
         folder=folder and folder / TRAINING,
         on_step=on_step,
+        followers=followers,
     )
 
 
@@ -219,12 +227,14 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--folder", type=Path, help="where its steps and the student are kept")
     parser.add_argument("--control", action="store_true", help="also train the original on the same windows, and judge")
     parser.add_argument("--post-training", action="store_true", help="also spend the same time without distillation")
+    parser.add_argument("--report-to", nargs="+", default=(), help="programs that follow it: wandb, mlflow, trackio...")
     given = parser.parse_args(arguments)
     folder = given.folder or place(given.preset)
     try:
         made = presets.by_name(given.preset)
         made = dataclasses.replace(made, model=given.model) if given.model else made
-        run(made, folder, control=given.control, post_trained=given.post_training)
+        options = {"control": given.control, "post_trained": given.post_training, "report_to": given.report_to}
+        run(made, folder, **options)
     except (ValueError, OSError, MemoryError) as error:
         print(error, file=sys.stderr)
         return 2

@@ -11,7 +11,7 @@ The student that comes out is the one with the smallest divergence on text that 
 
 import contextlib
 import hashlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -75,6 +75,7 @@ def train_(
     folder: Path | str | None = None,
     collate: Callable[[list[dict]], dict] | None = None,
     on_step: Callable[[int, float], None] | None = None,
+    followers: Sequence = (),
 ) -> Distilled:
     """Train the quantized layers inside the blocks of `student`, in place; all other weights stay.
 
@@ -86,7 +87,7 @@ def train_(
     their codes. linear: how codes move, one of `LINEARS`. norms: whether the weights of norms are trained too.
     held_out: (reference of the original, token ids [windows, length]) of text that is not trained on; measured every
     `every` steps, and the best state is the one that stays; `patience` measurements without a better one end the
-    training.
+    training. followers: of `trackers`, told each step's "loss" and, where it was measured, "unseen_kl".
     Raises ValueError for a student without quantized layers, for codes that cannot move, for numbers out of range, and
     where the loss is not finite: the layers then have the best state on unseen text so far, and are as they were where
     none is measured; MemoryError, before the work, for more codes that move than fit into memory.
@@ -104,10 +105,13 @@ def train_(
     with e2e_qp.trained_alone(student, parts, again), torch.enable_grad():
         watch = held_out and _watch(student, parts, held_out, folder, every=every, patience=patience)
         options = {"optimizer": torch.optim.Adam, "folder": folder, "every": CHECKPOINTS, "collate": collate}
-        options |= {"stop": watch and watch.stop, "on_step": lambda *step: _tell((watch, on_step), step)}
+        options |= {"stop": watch and watch.stop, "on_step": lambda *step: _tell(watch, on_step, followers, *step)}
+        _follow(watch, followers, 0)
         with _saved_(watch, folder):
             history = loop.train_(student, source, _Named(loss, told), **settings, **options)
         _settle_(parts, watch, len(history.losses))
+        if len(history.losses) % every:
+            _follow(watch, followers, len(history.losses))
     return Distilled(history, *((watch.divergences, watch.best) if watch else ({}, None)), _moved(layers, before))
 
 
@@ -145,10 +149,19 @@ def _watch(student, parts: dict, held_out: tuple, folder: Path | str | None, **o
     return found
 
 
-def _tell(listeners: tuple, step: tuple) -> None:
-    """Call each of the `listeners` that there are."""
-    for each in filter(None, listeners):
-        each(*step)
+def _tell(watch: HeldOut | None, on_step: Callable | None, followers: Sequence, step: int, loss: float) -> None:
+    """Tell everybody of a step, the `watch` first."""
+    for each in filter(None, (watch, on_step)):
+        each(step, loss)
+    _follow(watch, followers, step, loss=loss)
+
+
+def _follow(watch: HeldOut | None, followers: Sequence, step: int, **values: float) -> None:
+    """Tell the `followers` the `values` of `step`, and what the `watch` measured there."""
+    if watch and step in watch.divergences:
+        values["unseen_kl"] = watch.divergences[step]
+    for each in followers if values else ():
+        each.log(values, step=step)
 
 
 def _moved(layers: dict, before: dict[str, Tensor]) -> float:
