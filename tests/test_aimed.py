@@ -115,6 +115,17 @@ def test_types_fit_a_size_and_more_room_costs_less(tmp_path):
         aimed_sizes.fit(model, model.tokenizer, errors, megabytes=0.01)
 
 
+@pytest.mark.parametrize("rows", [1, 256, 300, 512, 49152])
+def test_a_sample_of_rows_stands_for_all(rows):
+    weights = torch.rand(rows, 2, generator=torch.Generator().manual_seed(rows)) ** 8
+    picked, shares = aimed_sizes._sample(weights)
+    assert sum(len(each) * share for each, share in zip(picked, shares, strict=True)) == pytest.approx(rows)
+    assert len(set(torch.cat(picked).tolist())) == sum(map(len, picked)) <= 1024
+    assert set(weights.sum(1).topk(min(rows, 256)).indices.tolist()) <= set(torch.cat(picked).tolist())
+    estimate = sum(float(weights[each].sum()) * share for each, share in zip(picked, shares))
+    assert estimate == pytest.approx(float(weights.sum()), rel=0.15)
+
+
 def test_fisher_information_is_that_of_the_formula():
     model = gguf_models.build("llama", num_hidden_layers=1)
     found = aimed_sizes.fisher(model, TOKENS[:1], seed=0)

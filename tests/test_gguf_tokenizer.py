@@ -118,6 +118,7 @@ KNOWN = {
 }
 
 
+@pytest.mark.long
 def test_packaged_tokenizer_is_the_models_own(real):  # noqa: F811
     """Against llama.cpp's ids, and against merging pairs one by one as the file lists them."""
     from gguf import GGUFReader

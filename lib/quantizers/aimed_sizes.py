@@ -24,6 +24,7 @@ from lib.quantizers import aimed, allocate, on_grid
 from lib.sources import texts
 
 EVERY = tuple(gguf_types.TYPES)
+_ROWS = 256  # of a matrix that are rounded, at least: those with the most information, and as many of the others
 _ALIGN = 32  # bytes to which the tensors of a file are aligned
 _OF_TENSOR = 80  # bytes of a tensor's name, shape and place in the header, at most
 
@@ -43,13 +44,28 @@ def errors(model: nn.Module, calibration, *, types=EVERY, windows: int = 4, seed
     for name, layer in progress.bar(aimed.matrices(model).items(), desc="types", unit="matrix"):
         weight, weights = layer.weight.detach().float(), information.pop(name)
         share, found[name] = weights.mean(0), {}
+        parted, shares = _sample(weights)
         for kind in types:
             if gguf_types.held(kind, weight.shape[1]):
-                apart = on_grid.rtn(weight, kind, share).dense().sub_(weight).square_()
-                found[name][kind] = float(apart.mul_(weights).sum(dtype=torch.float64)) / 2
+                parts = (on_grid.rtn(weight[rows], kind, share).dense().sub_(weight[rows]).square_() for rows in parted)
+                sums = (float(apart.mul_(weights[rows]).sum(dtype=torch.float64)) for apart, rows in zip(parts, parted))
+                found[name][kind] = sum(times * value for times, value in zip(shares, sums, strict=True)) / 2
         if not found[name]:
             raise ValueError(f"{name} has {weight.shape[1]} columns; none of {', '.join(types)} holds them; add types.")
     return found
+
+
+def _sample(weights: Tensor) -> tuple[list[Tensor], list[float]]:
+    """Rows to round, and what they stand for: the 256 with the most information, and an even share of the others.
+
+    A vocabulary has tens of thousands of rows, of which a text uses few: those are all looked at.
+    """
+    order = weights.sum(1).argsort(descending=True)
+    first, others = order[:_ROWS], order[_ROWS:]
+    if not len(others):
+        return [first], [1.0]
+    picked = others[:: max(1, len(others) // _ROWS)]
+    return [first, picked], [1.0, len(others) / len(picked)]
 
 
 def fisher(model: nn.Module, tokens: Tensor, *, seed: int = 0) -> dict[str, Tensor]:
