@@ -35,21 +35,27 @@ RAY = """
 import json, socket, time, urllib.request
 import ray
 from ray import serve
-from ray._private import services
+from ray._private import parameter, services
 
-# it gives a node 30 seconds to begin, whatever else the machine does: here the question waits for the answer
-asked = services.get_node
+def free():
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
+
+# it gives a node 30 seconds to begin, and the node gives its agents 15 to tell their ports, whatever else the machine
+# does: here the question waits for the answer, and the ports are told beforehand
+asked, made = services.get_node, parameter.RayParams
 def patient(*given):
     for _ in range(300):
         try:
             return asked(*given)
         except RuntimeError:
             time.sleep(1)
+agents = ("metrics_agent_port", "metrics_export_port", "dashboard_agent_listen_port", "runtime_env_agent_port")
 services.get_node = patient
+parameter.RayParams = lambda *given, **how: made(*given, **how | {name: free() for name in agents})
 
-with socket.socket() as probe:
-    probe.bind(("127.0.0.1", 0))
-    port = probe.getsockname()[1]
+port = free()
 ray.init(num_cpus=2, include_dashboard=False, object_store_memory=100 << 20, log_to_driver=False)
 serve.start(http_options={"host": "127.0.0.1", "port": port})
 from lib.serving.ray_serve import app

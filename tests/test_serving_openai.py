@@ -97,6 +97,21 @@ def test_a_stream_joins_to_the_text_and_ends_with_the_usage(server):
     assert [each["choices"][0]["finish_reason"] for each in chunks][-1] == "length"
 
 
+def test_what_meters_of_load_ask_for(server):
+    """The usage so far in each chunk, and answers of the length that was asked for, whatever the model would say."""
+    forced = {"prompt": "ab", "max_tokens": 5, "temperature": 0, "logit_bias": {"0": 100}}  # the tiny model's end
+    assert complete(server, **forced).json()["choices"][0]["finish_reason"] == "stop"
+    whole = complete(server, **forced, ignore_eos=True).json()
+    assert whole["choices"][0]["finish_reason"] == "length" and whole["usage"]["completion_tokens"] == 5
+    options = {"include_usage": True, "continuous_usage_stats": True}
+    for path, body in (("completions", {"prompt": "ab"}), ("chat/completions", {"messages": CHAT})):
+        body |= {"max_tokens": 5, "temperature": 0, "ignore_eos": True, "stream": True, "stream_options": options}
+        *chunks, last, _ = served.events(server.post(f"/v1/{path}", json=body))
+        counts = [each["usage"]["completion_tokens"] for each in chunks]
+        assert counts == sorted(counts) and counts[-1] == last["usage"]["completion_tokens"] == 5
+        assert len(set(counts)) > 1 and len({each["usage"]["prompt_tokens"] for each in [*chunks, last]}) == 1
+
+
 @pytest.mark.parametrize("stream", [False, True])
 def test_text_ends_before_a_stop_string_streamed_or_not(server, stream):
     text = greedy(ids(PROMPT), 16).text

@@ -165,7 +165,7 @@ def _wait(found: Running, end: float, log: Path) -> None:
     with httpx.Client(trust_env=False, timeout=5, verify=False) as client:  # http: there are no certificates to read
         while timing.clock() < end and found.process.poll() is None:
             with contextlib.suppress(httpx.HTTPError):
-                if client.get(f"{found.url}/models").status_code == 200:
+                if client.get(f"{found.url.removesuffix('/v1')}/health").status_code == 200:
                     return
             threading.Event().wait(_BETWEEN)
     said = "\n".join(log.read_text(errors="replace").splitlines()[-_TAIL:])

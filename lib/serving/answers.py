@@ -24,7 +24,7 @@ class Ask:
 
     prompt: token ids. stop: stop strings. sampling: arguments of `Sampling` without a seed; None for greedy. top: the
     likeliest tokens that are told a place; scored: whether log-probabilities of the answer are wanted, prompt_scores:
-    of its prompt too.
+    of its prompt too. endless: whether it goes on where the model would end.
     """
 
     prompt: list[int]
@@ -36,6 +36,7 @@ class Ask:
     scored: bool = False
     prompt_scores: bool = False
     repetition_penalty: float | None = None
+    endless: bool = False
 
     @property
     def drawn(self) -> bool:
@@ -80,8 +81,8 @@ class Answer:
         if sampling is None and artifact.costs is not None:  # draws would take other random numbers
             drafter, controller = Lookup(), DraftController(artifact.costs)
         return Request(
-            ask.prompt, ask.new_tokens, sampling=sampling, own=own, scores=self.scores, ends=artifact.ends,
-            drafter=drafter, controller=controller,
+            ask.prompt, ask.new_tokens, sampling=sampling, own=own, scores=self.scores,
+            ends=frozenset() if ask.endless else artifact.ends, drafter=drafter, controller=controller,
             stops=Stops([*ask.stop, *own.stop_strings], artifact.words),
             stream=lambda tokens: self._tell(tokens),
             finished=lambda answer: self._tell(answer),

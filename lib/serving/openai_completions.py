@@ -19,6 +19,7 @@ class Form:
     """What completions and chats have in common: their heads, their chunks and the count of tokens."""
 
     KIND, CHUNK = "", ""
+    _hidden = False  # whether the tokens that came are not shown
 
     def __init__(self, given: dict, artifact: Artifact, name: str, created: int):
         self.given, self.artifact, self.name, self.created = given, artifact, name, created
@@ -38,6 +39,11 @@ class Form:
     def usage_chunk(self, answers: list[Answer]) -> dict:
         """The last chunk of a stream."""
         return self.chunk(None, usage=usage(answers))
+
+    async def told(self, place: int, answer: Answer) -> AsyncIterator[dict]:
+        """Chunks of one answer, each with the count of its tokens so far where that was asked for."""
+        async for chunk in self.chunks(place, answer):
+            yield chunk | {"usage": usage([answer], self._hidden)} if self.given["running_usage"] else chunk
 
     def best(self, answers: list[Answer]) -> list[Answer]:
         """The answers that are given: of `best_of` the likeliest `n` to each prompt."""

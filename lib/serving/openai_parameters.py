@@ -25,6 +25,7 @@ _COMMON = {
     "presence_penalty": _PENALTY,
     "logit_bias": Parameter("object", None, about="Token id to a number from -100 to 100."),
     "max_tokens": Parameter("integer", None, 0, 2**31 - 1),
+    "ignore_eos": Parameter("boolean", False, about="Not OpenAI's: go on where the model would end."),
     **{name: Parameter("anything", ignored=True) for name in ("user", "metadata", "store", "service_tier", "adapter_id",
        "safety_identifier", "prompt_cache_key", "tool_prompt", "parallel_tool_calls")},
 }  # fmt: skip
@@ -58,7 +59,11 @@ CHAT = Table(
     }
 )
 STREAM_OPTIONS = Table(
-    {"include_usage": Parameter("boolean", False), "include_obfuscation": Parameter("boolean", ignored=True)},
+    {
+        "include_usage": Parameter("boolean", False),
+        "continuous_usage_stats": Parameter("boolean", False, about="Not OpenAI's: the usage so far in every chunk."),
+        "include_obfuscation": Parameter("boolean", ignored=True),
+    },
     where="`stream_options`",
 )
 
@@ -68,7 +73,9 @@ def read(table: Table, body, limits: Limits) -> dict:
     given = table.read(body)
     if given["stream_options"] is not None and not given["stream"]:
         raise invalid("`stream_options` is only allowed when `stream` is true.", "stream_options")
-    given["usage"] = STREAM_OPTIONS.read(given["stream_options"] or {})["include_usage"]
+    options = STREAM_OPTIONS.read(given["stream_options"] or {})
+    given["usage"] = options["include_usage"]
+    given["running_usage"] = options["include_usage"] and options["continuous_usage_stats"]
     for name in ("n", "best_of"):  # before any of them is made
         if (given.get(name) or 1) > limits.sequences:
             raise invalid(f"`{name}` must be at most {limits.sequences}. Given: {given[name]}", name)
@@ -99,9 +106,8 @@ def ask(given: dict, prompt: list[int], artifact: Artifact, limits: Limits, **wa
     drawn = tgi_parameters.is_drawn(how)
     seed = given["seed"] % 2**64 if drawn and given["seed"] is not None else None
     wanted["top"] = min(wanted.get("top", 0), artifact.vocabulary)
-    return Ask(
-        prompt, new_tokens, tuple(given["stop"]), how, seed, repetition_penalty=given["repetition_penalty"], **wanted
-    )
+    wanted |= {"repetition_penalty": given["repetition_penalty"], "endless": given["ignore_eos"]}
+    return Ask(prompt, new_tokens, tuple(given["stop"]), how, seed, **wanted)
 
 
 def sampling(given: dict, length: int, artifact: Artifact) -> dict | None:

@@ -72,7 +72,7 @@ class OpenAI:
     async def _events(self, said, answers: list[Answer], begun: float) -> AsyncIterator[dict | str]:
         """Chunks of all answers as they come, each with the index of its answer."""
         queue: asyncio.Queue = asyncio.Queue()
-        tasks = [asyncio.create_task(_forward(said.chunks(n, each), queue)) for n, each in enumerate(answers)]
+        tasks = [asyncio.create_task(_forward(said.told(n, each), queue)) for n, each in enumerate(answers)]
         try:
             left = len(tasks)
             while left:
