@@ -14,6 +14,7 @@ from lib.export import (
     compressed_tensors,
     gptq,
     mlx,
+    older_settings,
     reader_checkpoint,
     reader_mlx,
     reader_vllm,
@@ -94,8 +95,9 @@ def test_folders_hold_our_weights_and_leave_the_model_as_it_was(tmp_path, name):
 def test_mlx_settings_name_the_grids(tmp_path):
     model = build()
     folder = mlx.export(model, model.tokenizer, tmp_path / "modèle")
-    said = json.loads((folder / "config.json").read_text())["quantization"]
-    assert said == {"group_size": 32, "bits": 4}
+    said = json.loads((folder / "config.json").read_text())
+    assert said["quantization"] == {"group_size": 32, "bits": 4}
+    assert said["rope_theta"] == said["rope_parameters"]["rope_theta"] == 10_000
     stored = load_file(folder / "model.safetensors")
     name = "model.layers.1.mlp.up_proj"
     parts = {key: stored[f"{name}.{key}"] for key in ("weight", "scales", "biases")}
@@ -106,6 +108,29 @@ def test_mlx_settings_name_the_grids(tmp_path):
     stored[f"{name}.weight"][0, 0] ^= 1  # another code
     save_file(stored, folder / "model.safetensors", metadata={"format": "pt"})
     assert checkpoint_contents.compare(folder / "config.json", model)["where"] == name
+
+
+@pytest.mark.parametrize(
+    ("newer", "older"),
+    [
+        ({"rope_theta": 5e5, "rope_type": "default"}, {"rope_theta": 5e5}),
+        (
+            {"rope_theta": 1e6, "rope_type": "linear", "factor": 2.0, "partial_rotary_factor": 0.5},
+            {"rope_theta": 1e6, "partial_rotary_factor": 0.5, "rope_scaling": {"rope_type": "linear", "factor": 2.0}},
+        ),
+        (
+            {"full_attention": {"rope_theta": 1e6}, "sliding_attention": {"rope_theta": 1e4}},
+            {"rope_theta": 1e6, "rope_local_base_freq": 1e4},
+        ),
+        (None, {}),
+    ],
+)
+def test_the_rotation_is_told_in_the_older_form_too(tmp_path, newer, older):
+    """Without its base at the top, mlx-lm opens the file and computes with another."""
+    before = {"model_type": "llama", "rope_parameters": newer}
+    (tmp_path / "config.json").write_text(json.dumps(before))
+    older_settings.add(tmp_path)
+    assert json.loads((tmp_path / "config.json").read_text()) == before | older
 
 
 def test_a_packed_checkpoint_has_a_certificate(tmp_path, inside):  # noqa: F811
@@ -129,7 +154,8 @@ def test_a_packed_checkpoint_has_a_certificate(tmp_path, inside):  # noqa: F811
 def read_by(name, backend, tmp_path, monkeypatch, mode):
     """What the certificate of a tiny model in the layout `name` says of `backend`."""
     monkeypatch.setattr(certify, "NEW_TOKENS", 3)
-    model = build(hidden_size=128, intermediate_size=256, num_attention_heads=4, head_dim=32)
+    sizes = dict(hidden_size=128, intermediate_size=256, num_attention_heads=4, head_dim=32)
+    model = build(**sizes, rope_parameters={"rope_theta": 500.0, "rope_type": "default"})
     write = EXPORTERS[name].export if name in EXPORTERS else compressed_tensors.save
     folder = write(model, model.tokenizer, tmp_path / "modèle")
     found = certify.examined(folder, model, backends=(backend,))
@@ -152,7 +178,7 @@ def test_vllm_opens_it(tmp_path, monkeypatch, name):
 @pytest.mark.skipif(not runtimes.installed("mlx"), reason=f"not installed; run: {' && '.join(reader_mlx.INSTALL)}")
 @pytest.mark.parametrize("name", ["mlx", "awq"])
 def test_mlx_opens_it(tmp_path, monkeypatch, name):
-    assert read_by(name, "mlx-lm", tmp_path, monkeypatch, "float32")["kl"] < 1e-5
+    assert read_by(name, "mlx-lm", tmp_path, monkeypatch, "float32")["kl"] < 1e-4  # 0.42 with another base
 
 
 @pytest.mark.long

@@ -19,7 +19,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from lib import checkpoints, folders
-from lib.export import checks, compressed_tensors, plain, pretrained, stored_tensors
+from lib.export import checks, compressed_tensors, older_settings, plain, pretrained, stored_tensors
 from lib.models import blocks
 from lib.quantized import integers
 from lib.quantized.grid import Quantized
@@ -116,6 +116,7 @@ def write(model: nn.Module, tokenizer, folder: Path | str, layout: Layout, kind:
     try:
         with folders.replace(folder, kind=kind) as temporary:
             plain.fill(model, tokenizer, temporary)
+            older_settings.add(temporary)
     finally:
         compressed_tensors.mark(model)
         if hasattr(model.config, "quantization_config"):

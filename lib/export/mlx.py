@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from lib import folders
-from lib.export import checks, compressed_tensors, packing, plain, pretrained, stored_tensors
+from lib.export import checks, compressed_tensors, older_settings, packing, plain, pretrained, stored_tensors
 from lib.models import blocks
 from lib.quantized import integers
 from lib.quantized.grid import Quantized
@@ -113,6 +113,7 @@ def export(model: nn.Module, tokenizer, folder: Path | str) -> Path:
     try:
         with folders.replace(folder, kind="mlx") as temporary:
             plain.fill(model, tokenizer, temporary)
+            older_settings.add(temporary)
     finally:
         compressed_tensors.mark(model)
         if hasattr(model.config, "quantization"):
