@@ -1,5 +1,7 @@
 """What others did while something was measured, from recorded counts."""
 
+import subprocess
+import sys
 from collections import namedtuple
 
 import psutil
@@ -21,12 +23,22 @@ def test_what_is_not_ours_is_others(monkeypatch, own, user, steal, others, distu
     monkeypatch.setattr(timing, "clock", lambda: next(clock))
     monkeypatch.setattr(psutil, "cpu_times", lambda: next(times))
     monkeypatch.setattr(meanwhile, "_own", lambda: next(used))
-    monkeypatch.setattr(machine, "cores", lambda: 2)
+    monkeypatch.setattr(psutil, "cpu_count", lambda: 2)
+    monkeypatch.setattr(machine, "cores", lambda: 1)  # that this process may use
     with meanwhile.watched() as found:
         pass
     assert found.seconds == 10 and found.disturbed is disturbed
     # a guest's time stands in user time too, which psutil's sum counts twice
     assert (found.others, found.stolen) == (pytest.approx(others), pytest.approx(steal / 20))
+
+
+def test_a_server_that_is_measured_is_no_other():
+    """Its work counts as ours while it runs; that of another child does not."""
+    code = "import sys; sum(range(3_000_000)); print(flush=True); sys.stdin.read()"
+    with subprocess.Popen([sys.executable, "-S", "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE) as child:
+        child.stdout.readline()
+        assert meanwhile._own(child.pid) - meanwhile._own() > 0.01
+    assert meanwhile._own(child.pid) > 0  # gone
 
 
 def test_this_machine_tells_something():

@@ -13,7 +13,7 @@ from dataclasses import asdict, dataclass
 
 import psutil
 
-from lib import machine, timing
+from lib import timing
 
 BOUND = 0.05  # share of the cores that others may use before a measurement counts as disturbed
 
@@ -46,24 +46,29 @@ class Meanwhile:
 
 
 class Watch:
-    """Begins now; `end` says what came. Work of child processes counts as ours once they have ended."""
+    """Begins now; `end` says what came. Work of child processes counts as ours once they have ended.
 
-    def __init__(self):
-        self._begun, self._before, self.found = timing.clock(), (_machine(), _own()), Meanwhile()
+    pids: of processes whose work, with that of their children, counts as ours at once: a server that is measured.
+    """
+
+    def __init__(self, *pids: int):
+        self._pids, self._begun, self.found = pids, timing.clock(), Meanwhile()
+        self._before = _machine(), _own(*pids)
 
     def end(self) -> Meanwhile:
         """What the machine did since the beginning."""
         found = self.found
         found.seconds = timing.clock() - self._begun
-        _shares(found, self._before, (_machine(), _own()), machine.cores())
+        # the machine's counts are of all its cores, also where this process may use some of them alone
+        _shares(found, self._before, (_machine(), _own(*self._pids)), psutil.cpu_count() or 1)
         found.load, found.clock_hertz, found.celsius = _load(), frequency(), _temperature()
         return found
 
 
 @contextlib.contextmanager
-def watched() -> Iterator[Meanwhile]:
-    """Context that fills a `Meanwhile` when it ends."""
-    watch = Watch()
+def watched(*pids: int) -> Iterator[Meanwhile]:
+    """Context that fills a `Meanwhile` when it ends; pids: as for `Watch`."""
+    watch = Watch(*pids)
     try:
         yield watch.found
     finally:
@@ -87,9 +92,15 @@ def _machine() -> tuple[float, float]:
     return whole - idle - stolen, stolen
 
 
-def _own() -> float:
-    """Core-seconds of this process, and of its children that have ended."""
-    return sum(os.times()[:4])
+def _own(*pids: int) -> float:
+    """Core-seconds of this process, and of its children that have ended; of `pids` and theirs that run, too."""
+    spent = sum(os.times()[:4])
+    for pid in pids:
+        with contextlib.suppress(psutil.Error):
+            for each in ((parent := psutil.Process(pid)), *parent.children(recursive=True)):
+                with contextlib.suppress(psutil.Error):
+                    spent += sum(each.cpu_times()[:4])  # its own, and of those of its children that have ended
+    return spent
 
 
 def _load() -> float | None:

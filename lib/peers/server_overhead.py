@@ -58,7 +58,7 @@ def rounds(folder: Path, prompts: Sequence[Sequence[str]], *, new_tokens: int, l
     command, rows = servers.command("thimble", folder, slots=slots, context=context), []
     with servers.running(command, log) as server:
         for some in prompts:
-            with meanwhile.watched() as around:
+            with meanwhile.watched(server.process.pid) as around:
                 own, tokens = alone(engine, [engine.ids(each) for each in some], new_tokens)
                 theirs, told = served(server, some, new_tokens)
             if tokens != told:

@@ -75,7 +75,7 @@ def row(server: servers.Running, prompts: Sequence[str], clients: int, requests:
     joules_a_token, joules_a_request: null where no sensor tells them.
     """
     plan = schedules.closed(clients, requests)
-    with meanwhile.watched() as around, energy.metered() as used:
+    with meanwhile.watched(server.process.pid) as around, energy.metered() as used:
         found = load.measure(server.url, server.model, prompts, plan, new_tokens=new_tokens)
     told = {name: {share: found.percentile(name, share) for share in load.SHARES} for name in PERCENTILES}
     tokens = sum(call.tokens for call in found.good)
