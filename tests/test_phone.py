@@ -4,9 +4,11 @@ import json
 import subprocess
 from pathlib import Path
 
+import numpy
 import pandas as pd
 import pytest
 
+from lib import published
 from lib.export import gguf, gguf_contents, mobile, mobile_check
 from lib.peers import gguf_sizes
 from lib.report import phone
@@ -60,6 +62,19 @@ def test_missing_runtimes_are_named_with_their_commands(file, tmp_path, monkeypa
     monkeypatch.setattr(gguf_sizes.certify, "interpreter", lambda _: "python")
     with pytest.raises(ValueError, match="there is no type of file 'Q4_1'"):
         gguf_sizes.run(tmp_path / "sizes", model="none", types=["Q4_1"])
+
+
+def test_sizes_are_published_as_they_are_read(tmp_path):
+    """Means and errors over windows, ours as a share of llama.cpp's, and the paired gain."""
+    ours, theirs = numpy.array([0.1, 0.2, 0.3]), numpy.array([0.4, 0.4, 0.7])
+    sides = {"ours": (ours, 59_000_000), "theirs": (theirs, 60_050_000)}
+    row = {"type": "Q4_0", "windows": 3, "version": "b1", "gain": gguf_sizes._mean(theirs - ours)}
+    row |= {side: {"bytes": size, "kl": gguf_sizes._mean(values)} for side, (values, size) in sides.items()}
+    given = {"model": "m", "length": 64, "calibration": 8, "steps": 0, "scale_steps": 0}
+    (tmp_path / "exports.json").write_text(json.dumps(gguf_sizes.document([row], given)))
+    values, errors = published.load("exports", tmp_path).numbers("sizes")
+    assert values.loc["Q4_0"].tolist() == [60.0, 59.0, 0.5, 0.2, 0.4, 0.3]
+    assert errors.loc["Q4_0", "KL, ours"] == pytest.approx(0.1 / 3**0.5, abs=1e-4)
 
 
 def test_scores_by_depth_stand_beside_chance():

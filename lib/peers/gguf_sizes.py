@@ -1,6 +1,6 @@
 """KL by file size: at each size of llama.cpp's own files, ours beside its quantizer's, both run by stock llama.cpp.
 
-    THIMBLE_PEERS=/some/folder python -m lib.peers.gguf_sizes FOLDER --types Q2_0 Q4_0 Q4_K_M --windows 64
+    THIMBLE_PEERS=/some/folder python -m lib.peers.gguf_sizes FOLDER --types Q2_0 Q4_0 Q4_K_M --windows 64 --publish
 
 For each of llama.cpp's types its own quantizer writes a file, with an importance matrix of the calibration text: the
 mean squares of what each layer receives, which the project's own methods see too. Ours has at most as many bytes:
@@ -8,7 +8,8 @@ mean squares of what each layer receives, which the project's own methods see to
 process of llama.cpp reads the same windows with the original and with all files; the table is paired window by window.
 
 Q4_1 and Q5_1 take no part on either side: a model that comes off that grid is returned exactly by them, which says
-nothing about a format. Finished files are kept, and a killed run goes on where it was.
+nothing about a format. Finished files are kept, and a killed run goes on where it was. Notebook 45 shows what is
+published.
 """
 
 import argparse
@@ -23,7 +24,7 @@ import numpy
 import torch
 from torch import Tensor, nn
 
-from lib import files, jobs, timing
+from lib import files, jobs, machine, published, timing
 from lib.checkpoints import fingerprint
 from lib.export import certify, gguf, gguf_contents, gguf_metadata
 from lib.metrics import divergence, intervals
@@ -35,6 +36,7 @@ from lib.sources import models, texts
 FILE_TYPES = {  # llama.cpp's numbers of files
     "Q2_0": 41, "Q2_K": 10, "Q3_K_M": 12, "Q4_0": 2, "IQ4_NL": 25, "Q4_K_M": 15, "Q5_0": 8, "Q6_K": 18, "Q8_0": 7,
 }  # fmt: skip
+NAME = "exports"  # of what is published
 REFUSED = ("Q4_1", "Q5_1")
 OURS = tuple(kind for kind in aimed_sizes.EVERY if kind not in REFUSED)
 TIMEOUT = 6 * 3600  # seconds for llama.cpp
@@ -165,7 +167,7 @@ def _judge(folder: Path, types: list[str], windows: Tensor, python: Path) -> lis
 def _mean(values) -> dict:
     """Mean, standard error over windows, and 95 % interval."""
     found = intervals.mean(values)
-    return {"mean": found.value, "low": found.low, "high": found.high}
+    return {"mean": found.value, "stderr": found.stderr, "low": found.low, "high": found.high}
 
 
 def _llama_cpp(folder: Path, python: Path, asked: dict) -> dict:
@@ -194,6 +196,33 @@ def line(row: dict, show: Callable = "{:.4f}".format) -> str:
     )
 
 
+def document(rows: list[dict], given: dict) -> dict:
+    """What `published.load` reads: a row a type; given: the arguments of `run`."""
+    text = f"{given['model']}, wikitext2, {rows[0]['windows']} windows of {given['length']} tokens, read by "
+    text += f"{rows[0]['version']}; importance and codes from {given['calibration']} windows of the validation part; "
+    text += f"{given['steps']} steps of SignRound, {given['scale_steps']} of the scales."
+    columns = [
+        "file",
+        *(f"{what}, {side}" for what in ("MB", "KL") for side in ("llama.cpp's", "ours")),
+        "of it",
+        "gain",
+    ]
+    table = []
+    for row in rows:
+        sides = [row["theirs"], row["ours"]]
+        values = [f"{side['bytes'] / 1e6:.1f}" for side in sides] + [_printed(side["kl"]) for side in sides]
+        share = row["ours"]["kl"]["mean"] / row["theirs"]["kl"]["mean"]
+        table.append([row["type"], *values, f"{share:.2f}", _printed(row["gain"])])
+    about = {"notebook": "45_exports", "batch": "", "machine": machine.label(), "protocol": text}
+    about |= {"commit": machine.commit()["commit"] or "unknown"}
+    title = "KL from the original at equal size, nats a token"
+    return about | {"tables": {"sizes": {"title": title, "columns": columns, "rows": table}}, "notes": []}
+
+
+def _printed(found: dict) -> str:
+    return f"{found['mean']:.4f} ± {found['stderr']:.4f}"
+
+
 def main(arguments: list[str] | None = None) -> int:
     """The command line; returns the exit status."""
     parser = argparse.ArgumentParser(prog="python -m lib.peers.gguf_sizes", description=__doc__.splitlines()[0])
@@ -202,10 +231,15 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--types", nargs="+", default=["Q2_0", "Q4_0", "Q4_K_M", "Q6_K"], metavar="TYPE")
     for name, default in (("windows", 64), ("length", 512), ("calibration", 32), ("steps", 20), ("scale-steps", 32)):
         parser.add_argument(f"--{name}", type=int, default=default)
+    parser.add_argument("--publish", action="store_true", help=f"write data/published/{NAME}.json")
     given = vars(parser.parse_args(arguments))
+    publish, folder = given.pop("publish"), given.pop("folder")
     try:
-        for row in run(given.pop("folder"), **given):
+        for row in (rows := run(folder, **given)):
             print(line(row))
+        if publish:
+            said = json.dumps(document(rows, given), indent=1, ensure_ascii=False)
+            files.write_text(published.folder() / f"{NAME}.json", said + "\n")
     except (ValueError, OSError, RuntimeError, MemoryError) as error:
         print(error, file=sys.stderr)
         return 2

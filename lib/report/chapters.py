@@ -15,6 +15,7 @@ from lib.report import (
     layers,
     packed,
     peers,
+    phone,
     pruning,
     recipe,
     serving,
@@ -117,5 +118,8 @@ FIGURES = {
     "serving_latency": Figure("40", serving.latencies, "How long clients wait under a load, and how unequally."),
     "serving_energy": Figure(
         "40", serving.energy, "Energy of a token by bits, or an estimate that says that it is one."
+    ),
+    "phone_scores": Figure(
+        "40", phone.scores, "The Edge-Device LLM Competition's tasks for models without some of their blocks."
     ),
 }
