@@ -27,6 +27,18 @@ def test_each_arm_takes_the_steps_asked_for(tmp_path, warm, monkeypatch):
     assert all(len(peaks[name]) == 1 for name in finetuning_speed.ARMS)
 
 
+def test_what_is_published_is_tokens_by_the_second_and_times_of_the_same_round():
+    given = finetuning_speed.Setting(batch=2, length=50)
+    clock = {name: [[2.0, 4.0, 4.0], [8.0]] for name in finetuning_speed.ARMS} | {"ours, LoRA": [[2.0], [2.0]]}
+    worked = {name: [[10.0], [20.0]] for name in finetuning_speed.ARMS} | {"ours, LoRA": [[5.0], [8.0]]}
+    peaks = {name: [3e9, 2e9] for name in finetuning_speed.ARMS}
+    found = finetuning_speed.document(given, clock, worked, peaks)
+    first, _, last = found["tables"]["speed"]["rows"]
+    # 100 tokens in 5 and 8 s; 10 / 5 and 20 / 8 of processor time, 4 / 2 and 8 / 2 by the clock
+    assert first == ["ours, LoRA", "16", "12", "20", "2.25", "3.00", "3,000"] and last[4:6] == ["1.00", "1.00"]
+    assert "2 rounds in turns" in found["protocol"] and json.dumps(found)
+
+
 @pytest.mark.long
 def test_an_arm_that_fails_is_said(tmp_path, warm):
     given = finetuning_speed.Setting(str(tmp_path / "nothing"))

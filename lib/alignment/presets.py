@@ -96,7 +96,7 @@ PRESETS = {
     # so little that an evening's rest of one core is enough: what it does not show is not shown to be absent
     "evening": Preset(
         "hh_harmless", 128, 64, 4, 48, 6, 4, 4, {"full": (4e-5,), SCALES: (4e-3,)},
-        (*_FOUR, *_BITS), (0, 1, 2, 3, 4), options=_OPTIONS, calibration=4, windows=2, plain=128, asked=6,
+        (_FOUR[0], *_BITS, *_FOUR[1:]), (0, 1, 2, 3, 4), options=_OPTIONS, calibration=4, windows=2, plain=128, asked=6,
         new_tokens=16, judge=12,
     ),
     # four losses on pairs of people, and by scales alone at 4 and 2 bits: an hour or two of one core

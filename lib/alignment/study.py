@@ -9,6 +9,7 @@ learning rate of its way on the first seed; the one with the smallest loss on th
 
 import argparse
 import dataclasses
+import itertools
 import json
 import sys
 import time
@@ -19,6 +20,7 @@ from lib.alignment import presets
 from lib.alignment.judged_training import NOTE, Run, Study
 from lib.alignment.presets import Arm, Preset
 from lib.folders.turns import Alone
+from lib.metrics import seeds
 from lib.trainers.divergence import Diverged
 
 RECORDS, TRIALS, BEFORE = "records", "trials", "before"
@@ -67,8 +69,9 @@ def _work(study: Study):
         for rate in preset.rates[arm.way] if len(preset.rates[arm.way]) > 1 else ():
             each = Run(arm, preset.seeds[0], rate)
             yield TRIALS, each.name, lambda each=each: _tried(study, each)
-    for seed in preset.seeds:
-        for arm in preset.arms:
+    # an interval takes so many seeds: each arm gets them first, so that a study which is stopped has whole arms
+    for some in (preset.seeds[: seeds.LEAST], preset.seeds[seeds.LEAST :]):
+        for arm, seed in itertools.product(preset.arms, some):
             each = Run(arm, seed, best_rate(preset, folder, arm))
             yield RECORDS, each.name, lambda each=each: _recorded(study, each)
 

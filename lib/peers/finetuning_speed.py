@@ -1,6 +1,6 @@
 """A step of fine-tuning by this loop beside TRL's `SFTTrainer`: tokens a second in turns, and peak memory.
 
-    python -m lib.peers.finetuning_speed --model smollm2-135m-instruct --rounds 3
+    python -m lib.peers.finetuning_speed --model smollm2-135m-instruct --rounds 3 --publish
 
 All take the same steps: LoRA of one rank on every linear layer of the blocks, the same random tokens, batch and length,
 AdamW, clipping at 1, weights in bfloat16, with or without gradient checkpointing. TRL computes the loss in pieces too,
@@ -12,14 +12,16 @@ took beside what it began with.
 import argparse
 import json
 import os
+import statistics
 import subprocess
 import sys
 import tempfile
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 
 import torch
 
-from lib import files, machine, timing
+from lib import files, machine, published, timing
 from lib.finetuning import ways
 from lib.metrics import memory
 from lib.peers.training_speed import Clock, apart, in_turns, table
@@ -29,6 +31,7 @@ from lib.trainers import loop, next_token
 
 ROWS = 64  # of random tokens, drawn by seed 0
 ARMS = ("ours, LoRA", "ours, QLoRA", "TRL, LoRA")
+NAME = "finetuning_speed"  # of the published file
 
 
 @dataclass(frozen=True)
@@ -125,27 +128,65 @@ def in_process(name: str, given: Setting) -> dict:
     return json.loads(done.stdout.splitlines()[-1])
 
 
-def compare(given: Setting, rounds: int) -> tuple[dict, dict, dict]:
-    """Of each arm, in turns: seconds of the steps of each round, processor seconds, peak bytes of each round."""
-    worked, peaks = ({name: [] for name in ARMS} for _ in range(2))
+def compare(
+    given: Setting, rounds: int, arms: tuple[str, ...] = ARMS, after: Callable[..., None] = lambda *found: None
+) -> tuple[dict, dict, dict]:
+    """Of each arm, in turns: seconds of the steps of each round, processor seconds, peak bytes of each round.
+
+    arms: those of `ARMS` that run, the last among them. after: called with what there is after each round.
+    """
+    seconds, worked, peaks = ({name: [] for name in arms} for _ in range(3))
 
     def run(name: str) -> list[float]:
         found = in_process(name, given)
         worked[name].append(found["worked"])
         peaks[name].append(found["peak"])
+        each = statistics.median(found["worked"])
+        print(f"{name}: {each:.1f} s of processor time a step, {found['peak'] / 1e6:,.0f} MB", flush=True)
         return found["seconds"]
 
-    return in_turns({name: lambda name=name: run(name) for name in ARMS}, rounds), worked, peaks
+    for _ in range(rounds):
+        for name, found in in_turns({name: lambda name=name: run(name) for name in arms}, 1).items():
+            seconds[name] += found
+        after(seconds, worked, peaks)
+    return seconds, worked, peaks
+
+
+def document(given: Setting, found: dict, worked: dict, peaks: dict) -> dict:
+    """What `published.load` reads, of what `compare` says."""
+    rows, tokens, rounds = [], given.batch * given.length, len(peaks[ARMS[-1]])
+    for name in peaks:
+        mine, theirs = (
+            [[statistics.median(each) for each in of[arm]] for of in (worked, found)] for arm in (name, ARMS[-1])
+        )
+        speeds = sorted(tokens / seconds for seconds in mine[0])
+        times = [statistics.median(b / a for a, b in zip(*each)) for each in zip(mine, theirs)]
+        row = [name, f"{statistics.median(speeds):,.0f}", f"{speeds[0]:,.0f}", f"{speeds[-1]:,.0f}"]
+        rows.append([*row, *(f"{each:.2f}" for each in times), f"{max(peaks[name]) / 1e6:,.0f}"])
+    protocol = (
+        f"{given.model} in {given.dtype}, rank {given.rank} on every linear layer of the blocks, {given.batch} x "
+        f"{given.length} random tokens a step, {given.steps} steps a round of which the first does not count, {rounds} "
+        f"round{'s' * (rounds > 1)} in turns, each arm in a process of its own with "
+        f"OMP_NUM_THREADS={machine.threads()}; others may have used the machine at the same time, so tokens are told "
+        "by the second of processor time."
+    )
+    about = {"notebook": "14_adapters", "batch": "", "machine": machine.label(), "protocol": protocol}
+    about |= {"commit": machine.commit()["commit"] or "unknown", "notes": []}
+    columns = ["", "tokens/s", "slowest", "fastest", "× TRL", "× TRL by the clock", "MB at the peak"]
+    table = {"title": "A step of fine-tuning beside TRL's `SFTTrainer`", "columns": columns, "rows": rows}
+    return about | {"tables": {"speed": table}}
 
 
 def main() -> None:
-    """Measure and print."""
+    """Measure, print, and publish if asked."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", default=Setting.model)
     parser.add_argument("--dtype", default=Setting.dtype, choices=["bfloat16", "float32"])
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--steps", type=int, default=Setting.steps)
     parser.add_argument("--recompute", action="store_true")
+    parser.add_argument("--without-qlora", action="store_true", help="leave our own second arm out")
+    parser.add_argument("--publish", action="store_true", help=f"write data/published/{NAME}.json")
     parser.add_argument("--arm", help=argparse.SUPPRESS)
     asked = parser.parse_args()
     if asked.arm:
@@ -153,7 +194,13 @@ def main() -> None:
         print(json.dumps(arm(job["name"], Setting(**job["setting"]))))
         return
     given = Setting(asked.model, asked.dtype, steps=asked.steps, recompute=asked.recompute)
-    found, worked, peaks = compare(given, asked.rounds)
+    arms = tuple(name for name in ARMS if "QLoRA" not in name or not asked.without_qlora)
+
+    def publish(*told) -> None:  # after each round, so that one which is stopped costs no other
+        text = json.dumps(document(given, *told), indent=1, ensure_ascii=False) + "\n"
+        files.write_text(published.folder() / f"{NAME}.json", text)
+
+    found, worked, peaks = compare(given, asked.rounds, arms, publish if asked.publish else lambda *told: None)
     for what, each in (("by the clock", found), ("by processor time", worked)):
         print(what, *table(each, given.batch * given.length, ARMS[-1]), sep="\n")
     for name, each in peaks.items():
