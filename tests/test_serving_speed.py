@@ -9,6 +9,7 @@ import pytest
 
 from lib import checkpoints, tasks
 from lib.export import gguf_contents
+from lib.metrics import load
 from lib.peers import load_meters, load_prompts, server_overhead, servers, serving_models, serving_speed
 from tests import gguf_models, served, tiny
 
@@ -93,6 +94,25 @@ def test_others_hold_cores_until_it_is_over():
         spinning = [each for each in psutil.Process().children() if serving_speed.SPIN in command(each)]
         assert len(spinning) == 2
     assert not any(command(each) for each in spinning)
+
+
+def test_no_server_is_asked_a_prompt_twice(stand_in, tmp_path, monkeypatch):
+    """It keeps what it has read, and would seem quick to begin."""
+    asked, real = [], load.measure
+    monkeypatch.setattr(load, "measure", lambda *given, **how: asked.append(given[2]) or real(*given, **how))
+    count = serving_speed.needed([1, 3], 2)
+    prompts = [f"prompt {place}" for place in range(count)]
+    how = {"clients": [1, 3], "new_tokens": 2, "requests": 2, "count": 1}
+    serving_speed.rounds({"one": stand_in()}, tmp_path, prompts, **how)
+    assert [len(each) for each in asked] == [2, 2, 6] and [one for each in asked for one in each] == prompts
+    assert load_prompts.shares(["a", "b", "c"], [2, 3]) == [["a", "b"], ["c", "a", "b"]]
+    meters = {name: lambda *given, **how: asked.append(given[-1]) or {} for name in ("ours", "guidellm")}
+    for name, meter in meters.items():
+        monkeypatch.setattr(load_meters, name, meter)
+    asked.clear()
+    prompts = list(map(str, range(load_meters.needed([1, 2], 2, 3))))
+    list(load_meters.rounds("url", "m", "tokenizer", prompts, clients=[1, 2], count=2, requests=3, new_tokens=2))
+    assert [one for each in asked for one in each] == prompts and len(asked) == 1 + 2 * 2 * 2
 
 
 def test_another_setting_is_refused(tmp_path):

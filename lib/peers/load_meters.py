@@ -93,15 +93,26 @@ def ours(url: str, model: str, prompts: Sequence[str], *, clients: int, requests
     }  # fmt: skip
 
 
-def rounds(url: str, model: str, tokenizer: Path | str, prompts: Sequence[str], *, clients, count: int, **how):
-    """Yield a row a round, number of clients and meter: GuideLLM first in every second round."""
+def rounds(url, model, tokenizer: Path | str, prompts: Sequence[str], *, clients, count: int, requests: int, **how):
+    """Yield a row a round, number of clients and meter: GuideLLM first in every second round.
+
+    prompts: as many as `needed` says, so that the server is asked none twice.
+    """
+    first, *parts = load_prompts.shares(prompts, [1, *[requests] * (2 * count * len(clients))])
+    ours(url, model, first, clients=1, requests=1, **how)  # warms up
+    own = iter(parts)
     meters = {"ours": ours, "guidellm": lambda *given, **more: guidellm(*given[:2], tokenizer, *given[2:], **more)}
     for turn in range(count):
         for each in clients:
             for name in sorted(meters, reverse=turn % 2 == 0):
                 with meanwhile.watched() as around:
-                    found = meters[name](url, model, prompts, clients=each, **how)
+                    found = meters[name](url, model, next(own), clients=each, requests=requests, **how)
                 yield {"round": turn, "clients": each, "meter": name, **found, "others": around.others}
+
+
+def needed(clients: Sequence[int], count: int, requests: int) -> int:
+    """Prompts of all rounds of both meters, and of the request before."""
+    return 1 + 2 * count * len(clients) * requests
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -119,7 +130,8 @@ def main(arguments: list[str] | None = None) -> int:
     try:
         program()
         folder, _ = models.find(given.tokenizer)
-        prompts = load_prompts.of_length("packaged", given.tokenizer, 8, given.input_tokens)
+        count = needed(given.clients, given.rounds, given.requests)
+        prompts = load_prompts.of_length("packaged", given.tokenizer, count, given.input_tokens)
         how = {"clients": given.clients, "requests": given.requests, "new_tokens": given.new_tokens}
         for row in rounds(given.url.rstrip("/"), given.model, folder, prompts, count=given.rounds, **how):
             print(json.dumps(row), flush=True)

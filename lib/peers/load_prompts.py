@@ -1,5 +1,7 @@
 """What clients of a load ask: texts of one length, or the prompts of a task's data as they are."""
 
+from collections.abc import Sequence
+
 from lib import checkpoints, tasks, tokenization
 from lib.sources import models, texts
 
@@ -16,6 +18,18 @@ def of_length(text: str, tokenizer: str, count: int, length: int) -> list[str]:
     step = max(1, (len(ids) - length) // max(1, count - 1)) if count > 1 else 1
     begins = [min(place * step, len(ids) - length) for place in range(count)]
     return [words.decode(ids[begin : begin + length]) for begin in begins]
+
+
+def shares(prompts: Sequence[str], sizes: Sequence[int]) -> list[list[str]]:
+    """The prompts of loads of so many requests each, one load after the other.
+
+    None is asked twice while there are enough: servers keep what they have read, and would seem quick to begin.
+    """
+    found, begin = [], 0
+    for size in sizes:
+        found.append([prompts[place % len(prompts)] for place in range(begin, begin + size)])
+        begin += size
+    return found
 
 
 def of_task(task: str, tokenizer: str, count: int, most: int, *, seed: int = 0) -> list[str]:

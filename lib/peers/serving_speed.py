@@ -31,6 +31,7 @@ from lib.sources import models, packaged
 
 PERCENTILES = ("ttft", "tpot", "itl", "latency")
 SETTING = "setting.json"
+WARM = 2  # requests before the first load
 PATIENCE = 3600.0  # seconds in which a server must begin: vLLM compiles its model, on a busy machine for long
 # ends by itself where this process is killed
 SPIN = "import os\nours = os.getppid()\nwhile os.getppid() == ours:\n    sum(range(100_000))"
@@ -48,9 +49,12 @@ def rounds(
 ) -> list[dict]:
     """All rows, measured now or kept in `folder` before; see `row` for what they hold.
 
-    requests: of each client. A server that does not start, or that fails, is told, and the others go on.
+    requests: of each client. prompts: as many as `needed` says, so that no server is asked one twice. A server that
+    does not start, or that fails, is told, and the others go on.
     """
     folder.mkdir(parents=True, exist_ok=True)
+    first, *parts = load_prompts.shares(prompts, [WARM, *(requests * each for each in clients)])
+    parts = dict(zip(clients, parts))
     for turn in range(count):
         for name, command in systems.items():
             left = [each for each in clients if not _place(folder, turn, name, each).exists()]
@@ -58,15 +62,20 @@ def rounds(
                 continue
             try:
                 with servers.running(command, folder / f"{_plain(name)}.log", seconds=PATIENCE) as server:
-                    warm = schedules.closed(1, 2)
-                    load.measure(server.url, server.model, prompts, warm, new_tokens=min(8, new_tokens))
+                    warm = schedules.closed(1, WARM)
+                    load.measure(server.url, server.model, first, warm, new_tokens=min(8, new_tokens))
                     for each in left:
-                        found = row(server, prompts, each, requests * each, new_tokens)
+                        found = row(server, parts[each], each, requests * each, new_tokens)
                         found |= {"server": name, "round": turn, "start_seconds": server.seconds, "peak": server.peak()}
                         files.write_text(_place(folder, turn, name, each), json.dumps(found))
             except RuntimeError as error:
                 print(f"{name}, round {turn + 1}: {error}", file=sys.stderr, flush=True)
     return kept(folder)
+
+
+def needed(clients: Sequence[int], requests: int) -> int:
+    """Prompts that one server is asked in a round."""
+    return WARM + requests * sum(clients)
 
 
 def row(server: servers.Running, prompts: Sequence[str], clients: int, requests: int, new_tokens: int) -> dict:
@@ -209,10 +218,10 @@ def main(arguments: list[str] | None = None) -> int:
         asked = named(given)
         check(given.folder, vars(given) | {"folder": None, "rounds": None, "systems": sorted(given.systems)})
         systems = commands(given, asked)
-        if given.task:
-            prompts = load_prompts.of_task(given.task, given.tokenizer, max(given.clients), given.input_tokens)
-        else:
-            prompts = load_prompts.of_length(given.text, given.tokenizer, max(given.clients), given.input_tokens)
+        asking = given.tokenizer, needed(given.clients, given.requests), given.input_tokens
+        prompts = (
+            load_prompts.of_task(given.task, *asking) if given.task else load_prompts.of_length(given.text, *asking)
+        )
         how = {"clients": given.clients, "new_tokens": given.new_tokens, "requests": given.requests}
         with crowded(given.busy):
             rows = rounds(systems, given.folder, prompts, count=given.rounds, **how)
