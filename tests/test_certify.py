@@ -201,8 +201,10 @@ def seen(peak, greedy, **others):
     }
 
 
-def test_a_backend_that_takes_another_path_is_told_by_bytes_and_seconds():
+def test_a_backend_that_takes_another_path_is_told_by_bytes_and_seconds(monkeypatch):
     from lib.export import fallback
+
+    monkeypatch.setattr(fallback, "LARGE", 500)
 
     def said(backend):
         plain = {"base_bytes": 20, "peak_bytes": 700, "float32": {"seconds": {"greedy": 2.0}}}
@@ -216,6 +218,8 @@ def test_a_backend_that_takes_another_path_is_told_by_bytes_and_seconds():
     (other,) = said(seen(150, 0.5, fast=1.0))
     assert "fast mode needs 2.0 times" in other
     assert fallback.remarks({"llama.cpp": seen(900, 1.0)}, file=500, dense=540) == []  # a file of plain numbers
+    monkeypatch.setattr(fallback, "LARGE", 600)
+    assert said(seen(20 + 90 + 300, 0.5)) == []  # of so few weights, the runtime itself takes the most
 
 
 def test_greedy_answers_part_at_their_first_difference():

@@ -8,6 +8,7 @@ from torch import nn
 
 from lib.export import stored_tensors
 
+LARGE = 256 << 20  # bytes of dense weights; below, what a runtime itself takes decides
 SLOWER = 1.5  # times the seconds of plain transformers, which multiplies dense float32 weights
 
 
@@ -20,7 +21,7 @@ def remarks(backends: dict[str, dict], *, file: int, dense: int) -> list[str]:
     found, plain = [], _seconds(backends.get("transformers", {}))
     for name, said in backends.items():
         taken = said.get("peak_bytes", 0) - said.get("base_bytes", 0)
-        if file < dense / 2 and taken > file + dense / 2:
+        if dense >= LARGE and file < dense / 2 and taken > file + dense / 2:
             found.append(
                 f"{name} takes {taken / 1e6:,.0f} MB for a file of {file / 1e6:,.0f} MB: it holds dequantized weights, "
                 f"which are {dense / 1e6:,.0f} MB in float32"

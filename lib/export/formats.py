@@ -33,6 +33,12 @@ FORMATS = {
         {"onnxruntime": "lib.export.reader_onnxruntime", "onnxruntime-genai": "lib.export.reader_onnxruntime_genai"},
         "export.onnx.export",
     ),
+    "executorch": Format(
+        "model.pte",
+        "lib.export.executorch_contents",
+        {"executorch": "lib.export.reader_executorch"},
+        "export.executorch.export",
+    ),
     "openvino": Format(
         "openvino_model.xml",
         "lib.export.openvino_contents",

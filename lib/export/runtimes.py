@@ -1,10 +1,10 @@
 """Environments of the runtimes that read exports: each in a folder of its own, pinned, made by one command.
 
-    THIMBLE_PEERS=/some/folder python -m lib.export.runtimes onnxruntime-genai openvino mlx
+    THIMBLE_PEERS=/some/folder python -m lib.export.runtimes executorch onnxruntime-genai openvino mlx
     python -m lib.export.runtimes                  # what there is, whether it is installed, what it takes
 
 An environment whose packages need torch takes it from this project's own: it sees all packages that are installed here,
-and installs the others without their requirements.
+and installs the others without their requirements, of which ExecuTorch names many that a file does not need.
 """
 
 import argparse
@@ -32,6 +32,13 @@ class Runtime(NamedTuple):
 
 RUNTIMES = {
     "onnxruntime-genai": Runtime(("onnxruntime-genai==0.18.0", "onnxruntime==1.31.1", "numpy"), False, 220, 0.3),
+    "executorch": Runtime(
+        (
+            "executorch==1.5.1", "torchao==0.18.0", "flatbuffers==25.12.19", "ruamel.yaml==0.19.1",
+            "parameterized==0.9.0", "pytorch-tokenizers==1.5.0", "expecttest==0.3.0",
+        ),
+        True, 190, 0.2,
+    ),
     "mlx": Runtime(("mlx==0.32.4", "mlx-cpu==0.32.4", "mlx-lm==0.32.2"), True, 69, 0.2),
     "openvino": Runtime(("openvino==2026.4.1", "openvino-telemetry==2025.2.0"), True, 210, 0.2),
 }  # fmt: skip

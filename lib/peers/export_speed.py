@@ -1,7 +1,7 @@
 """Speed and memory of every runtime on exports of the same checkpoints, beside our engine, in one interleaved run.
 
     python -m lib.peers.export_speed CHECKPOINT... --folder data/exports [--original ORIGINAL] \\
-        [--formats gguf onnx openvino mlx] [--prompt 128] [--answer 64] [--rounds 3] [--threads 1]
+        [--formats gguf onnx openvino executorch mlx] [--prompt 128] [--answer 64] [--rounds 3] [--threads 1]
 
 Each checkpoint (of 4, of 3 bits, say) is exported once in each format. Then each round starts every runtime once in a
 fresh process (A B C A B C): seconds until it is loaded, tokens a second of reading the prompt and of answering, peak
@@ -26,7 +26,7 @@ from lib.export import certify, formats, saved_models
 from lib.folders import manifest
 from lib.peers import serving_speed
 
-EXPORTERS = {name: f"lib.export.{name}" for name in ("gguf", "onnx", "openvino", "mlx")}
+EXPORTERS = {name: f"lib.export.{name}" for name in ("gguf", "onnx", "openvino", "executorch", "mlx")}
 TIMEOUT = 1800  # seconds of one measurement
 _OURS = "checkpoint"  # the format of which nothing is exported: our engine reads the checkpoint itself
 
