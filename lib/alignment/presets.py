@@ -99,7 +99,7 @@ PRESETS = {
         (_FOUR[0], *_BITS, *_FOUR[1:]), (0, 1, 2, 3, 4), options=_OPTIONS, calibration=4, windows=2, plain=128, asked=6,
         new_tokens=16, judge=12,
     ),
-    # four losses on pairs of people, and by scales alone at 4 and 2 bits: an hour or two of one core
+    # four losses on pairs of people, and by scales alone at 4 and 2 bits: two to three hours of one core
     "cpu": Preset(
         "hh_harmless", 128, 192, 24, 96, 16, 8, 4,
         {"full": (1e-5, 4e-5), SCALES: (1e-3, 4e-3), BESIDE: (2e-4,), BACK: (2e-4,)},
