@@ -11,7 +11,7 @@ NBVAL := THIMBLE_CLAIMS=strict OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --
 	--nbval-lax --nbval-current-env --nbval-cell-timeout=1800
 # half a minute and more each; `make test` runs them on three small models, `make checks` as they are committed
 LONG := 02_deduplication 03_quality 04_clusters 05_mixtures 06_tokenizers 07_vocabulary 13_instructions 14_adapters 15_preferences 23_scales_and_clips \
-	25_rotation 26_codebooks 28_allocation 29_best_recipe 31_healing 32_int2_distillation 33_teacher_data 42_serving 43_load 44_energy \
+	25_rotation 26_codebooks 28_allocation 29_best_recipe 31_healing 32_int2_distillation 33_teacher_data 42_serving 43_load 44_energy 45_exports 46_phone \
 	51_evaluate 53_peers 54_artifacts
 LONG := $(addprefix notebooks/,$(addsuffix .ipynb,$(LONG)))
 

@@ -18,6 +18,7 @@ PUBLISHED = ("12_architecture_study", "16_tune_or_compress_first")  # they read 
 # they read no model: on all three they would do the same
 TEXTS = ("01_corpus", "02_deduplication", "03_quality", "04_clusters", "05_mixtures")
 NOTEBOOKS = sorted(path for path in FOLDER.glob("[0-6]*.ipynb") if path.stem not in PUBLISHED + TEXTS)
+ONE = ("40_packed_kernels", "45_exports", "46_phone")
 NAME = "my model é"
 pytestmark = pytest.mark.usefixtures("warm")  # peers and systems run in processes of their own
 SIZES = dict(max_position_embeddings=1024, initializer_range=0.05)
@@ -32,6 +33,9 @@ SMALL |= dict(group_sizes=[32, 64, 128], tokens=[512, 1024], methods="rtn, recip
 SMALL |= dict(tasks="packaged_continuation 4", choices=None, training_tokens=2048)
 OTHER = {"50_benchmark": dict(tasks="packaged_continuation 4", engine="packed"), "30_depth_pruning": dict(removed=[1])}
 OTHER["07_vocabulary"] = dict(documents_read=1, characters=300, shares=[1.0, 0.67])
+# no reader of these is in this environment: a process for each of the others takes seconds
+OTHER["45_exports"] = dict(formats="mlx, gptq")
+OTHER["46_phone"] = dict(depths=[0.2], tasks="packaged_continuation 2", input_tokens=16)
 OTHER["06_tokenizers"] = dict(sizes=[520, 560, 600], characters=40_000)
 
 
@@ -71,8 +75,8 @@ def folders(tmp_path_factory):
 @pytest.mark.parametrize("name", MODELS)
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
 def test_a_notebook_runs_on_a_model_it_does_not_know(path, name, folders, tmp_path, monkeypatch):
-    if path.stem == "40_packed_kernels" and "one block" not in name:
-        pytest.skip("its time goes to products of fixed sizes; it is tried on one block")
+    if path.stem in ONE and "one block" not in name:
+        pytest.skip("its time goes to products of fixed sizes, or to processes; it is tried on one block")
     document = run(path, tmp_path, folders[name], monkeypatch, **SMALL | OTHER.get(path.stem, {}))
     if path.stem != "60_report":
         assert document["status"] == "finished" and document["parameters"]["model"].endswith(NAME)

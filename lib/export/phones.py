@@ -46,3 +46,8 @@ PHONES = {
         "iPadOS 26.4: 3 of 8 GB, and 6 of 8 before (developer.apple.com/forums/thread/826325)",
     ),
 }  # fmt: skip
+
+LLAMA_3_1_8B = {  # the shape in its config.json: what a plan needs to know of a model that is too large to load
+    "hidden_size": 4096, "intermediate_size": 14336, "num_hidden_layers": 32, "vocab_size": 128256,
+    "num_attention_heads": 32, "num_key_value_heads": 8, "tie_word_embeddings": False,
+}  # fmt: skip
