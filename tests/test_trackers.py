@@ -4,6 +4,7 @@ import sys
 import types
 
 import pytest
+from accelerate import tracking
 
 from lib.report.distillation_curve import Curve
 from lib.trainers import trackers
@@ -17,8 +18,8 @@ def trackio(monkeypatch):
     run = types.SimpleNamespace(log=lambda values, step: told.append((step, values)), finish=lambda: told.append("end"))
     module.init = lambda project: told.append(project) or run
     module.config = types.SimpleNamespace(update=lambda values, allow_val_change: told.append(values))
-    module.__spec__ = types.SimpleNamespace(name="trackio")
     monkeypatch.setitem(sys.modules, "trackio", module)
+    monkeypatch.setattr(tracking, "_available_trackers", ["trackio"])
     return told
 
 
@@ -45,7 +46,7 @@ def test_trackers_that_are_closed_where_a_training_fails(trackio):
 def test_unknown_and_missing_trackers(monkeypatch):
     with pytest.raises(ValueError, match="'wandbb' is no tracker"):
         trackers.check(["wandbb"])
-    monkeypatch.setitem(sys.modules, "aim", None)
+    monkeypatch.setattr(tracking, "_available_trackers", [])
     with pytest.raises(ValueError, match="pip install aim"):
         trackers.check(["aim"])
     with trackers.following([], project="some", settings={}) as told:

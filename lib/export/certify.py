@@ -12,7 +12,6 @@ installs it. The same command checks a certificate again.
 
 import argparse
 import copy
-import importlib
 import json
 import os
 import subprocess
@@ -137,7 +136,7 @@ def _hashed(path: Path) -> dict:
 
 def _backend(name: str, module: str, asked: dict, wanted: dict, timeout: float) -> dict:
     """The part of a certificate on one backend, which runs in a process of its own."""
-    reader = importlib.import_module(module)
+    reader = formats.reader(module)
     python = interpreter(reader)
     if python is None:
         return {"skipped": f"it is not installed; run: {' && '.join(reader.INSTALL)}"}
@@ -188,7 +187,7 @@ def _faults(certificate: dict, readers: dict[str, str], changed: list[str]) -> l
     found += [f"the tensor {name} is missing or of another shape" for name in weights["missing"]]
     found += [f"the tensor {name} is none of the model's" for name in weights["left_over"]]
     for name, said in certificate["backends"].items():
-        reader = importlib.import_module(readers[name])
+        reader = formats.reader(readers[name])
         if "failed" in said:
             found.append(f"{name} could not read it: {said['failed'].splitlines()[-1]}")
         if "version" not in said:

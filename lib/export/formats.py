@@ -81,4 +81,9 @@ def chosen(format: Format, names) -> dict[str, str]:
 
 def contents(format: Format) -> ModuleType:
     """The module that reads what a file of the format holds."""
-    return importlib.import_module(format.contents)
+    return reader(format.contents)
+
+
+def reader(module: str) -> ModuleType:
+    """A module that `FORMATS` names: it is imported here, beside the names, which tells what depends on it."""
+    return importlib.import_module(module)

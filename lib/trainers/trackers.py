@@ -8,13 +8,9 @@ by this project; each is installed by whoever wants it.
 """
 
 import contextlib
-import importlib
-import importlib.util
 from collections.abc import Iterator, Sequence
 
 from lib import files
-
-MODULES = {"comet_ml": "comet_ml", "mlflow": "mlflow", "tensorboard": "torch.utils.tensorboard"}  # else the same name
 
 
 def names() -> list[str]:
@@ -26,19 +22,13 @@ def names() -> list[str]:
 
 def check(asked: Sequence[str]) -> None:
     """Raise ValueError for a tracker that is unknown or not installed, saying what installs it."""
+    from accelerate.tracking import get_available_trackers  # as above
+
     for name in asked:
         if name not in names():
             raise ValueError(f"{name!r} is no tracker; {files.choices(name, names())}")
-        if importlib.util.find_spec(MODULES.get(name, name).partition(".")[0]) is None or not _loads(name):
+        if name not in get_available_trackers():
             raise ValueError(f"the tracker {name!r} is not installed; run `pip install {name}`, or leave it out.")
-
-
-def _loads(name: str) -> bool:
-    try:
-        importlib.import_module(MODULES.get(name, name))
-    except ImportError:
-        return False
-    return True
 
 
 @contextlib.contextmanager
