@@ -125,11 +125,14 @@ def text(name: str) -> str:
 def document(name: str, folder: Path | str, notes: Iterable[str] = ()) -> dict:
     """What `published.load` reads: the fields of a `Published`, without its name."""
     made = presets.by_name(name)
-    own = [text(each) for each in made.judged if each in made.texts]
+    read = made.read or made.texts
+    own = [text(each) for each in made.judged if each in read]
+    asked = f", and answers of the original to {made.answers} prompts" if made.answers else ""
+    asked += f", {made.wished:.0%} of them with a wish of form" if made.wished else ""
     protocol = (
         f"Preset {name} of {made.model}: {made.bits} bits in groups of {made.group_size}, {LEVELS[made.levels]}, "
         f"start by {made.start} on {made.calibration} windows, {made.windows} windows of {made.length} tokens read "
-        f"once (texts by share: {', '.join(f'{text(each)} {share:g}' for each, share in made.texts.items())}); judged "
+        f"once (texts by share: {', '.join(f'{text(each)} {share:g}' for each, share in read.items())}){asked}; judged "
         f"on {', '.join(f'{text(each)} ({split})' for each, split in made.judged.items())}; of these, "
         f"{', '.join(own) or 'none'} is of a collection whose other split was trained on."
     )
