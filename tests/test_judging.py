@@ -9,7 +9,7 @@ import torch
 
 from lib.alignment import judging, on_policy, watch
 from lib.metrics.intervals import Interval
-from lib.report import preference_curves
+from lib.report import preference_curves, redrawn
 from lib.trainers import loop, preference_rows, preference_training
 from tests import tiny
 from tests.test_preferences import texts, whole
@@ -73,7 +73,7 @@ def test_a_judge_who_errs_is_corrected_and_one_who_tosses_a_coin_says_nothing():
 
 def test_its_own_answers_are_watched_while_it_learns_and_drawn(models, rows, tmp_path, monkeypatch):
     shown = []
-    monkeypatch.setattr(preference_curves, "display", lambda figure, display_id: shown.append(figure))
+    monkeypatch.setattr(redrawn, "display", lambda figure, display_id: shown.append(figure))
     model = copy.deepcopy(models[1])
     asked = on_policy.questions(texts(2), TOKENIZER, length=99)
     own = watch.OwnAnswers(model, models[1], asked, TOKENIZER, every=2, new_tokens=4, folder=tmp_path)

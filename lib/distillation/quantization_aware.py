@@ -98,20 +98,16 @@ def train_(
     source = training_data.of(data, student, checked=collate is None)
     again = activations.must_recompute(student, micro_batch * int(source.length or 0))
     before = {name: layer.codes for name, layer in layers.items()}
-    originals = originals or {}
-    parts = _parts(student, layers, code_steps / rate, originals, linear) | (_norms(student) if norms else {})
-    told = {"code_steps": code_steps, "linear": linear, "norms": norms, "originals": _digest(originals)}
+    parts = _parts(student, layers, code_steps / rate, originals or {}, linear) | (_norms(student) if norms else {})
+    told = {"code_steps": code_steps, "linear": linear, "norms": norms, "originals": _digest(originals or {})}
     settings = {"steps": steps, "batch": batch, "micro_batch": micro_batch, "learning_rate": rate, "seed": seed}
     with e2e_qp.trained_alone(student, parts, again), torch.enable_grad():
-        watch = held_out and _watch(student, parts, held_out, folder, every=every, patience=patience)
+        watch = held_out and _watch(student, parts, held_out, folder, followers, every=every, patience=patience)
         options = {"optimizer": torch.optim.Adam, "folder": folder, "every": CHECKPOINTS, "collate": collate}
         options |= {"stop": watch and watch.stop, "on_step": lambda *step: _tell(watch, on_step, followers, *step)}
-        _follow(watch, followers, 0)
         with _saved_(watch, folder):
             history = loop.train_(student, source, _Named(loss, told), **settings, **options)
-        _settle_(parts, watch, len(history.losses))
-        if len(history.losses) % every:
-            _follow(watch, followers, len(history.losses))
+        _settle_(parts, watch, len(history.losses), followers)
     return Distilled(history, *((watch.divergences, watch.best) if watch else ({}, None)), _moved(layers, before))
 
 
@@ -120,12 +116,15 @@ def _check(rate: float, code_steps: float) -> None:
         raise ValueError(f"learning_rate={rate} and code_steps={code_steps}; above 0 and from 0 on are allowed.")
 
 
-def _settle_(parts: dict, watch: HeldOut | None, last: int) -> None:
+def _settle_(parts: dict, watch: HeldOut | None, last: int, followers: Sequence) -> None:
     """Store what was learned up to step `last`: the best state on unseen text, where that was watched."""
     for part in parts.values():
         part.settle_()
     if watch:
+        known = last in watch.divergences
         watch.settle_(last)
+        if not known:
+            _follow(watch, followers, last)
 
 
 @contextlib.contextmanager
@@ -142,10 +141,11 @@ def _saved_(watch: HeldOut | None, folder: Path | str | None) -> Iterator[None]:
         raise Diverged(f"{error}{said}") from None
 
 
-def _watch(student, parts: dict, held_out: tuple, folder: Path | str | None, **options) -> HeldOut:
-    """What measures on unseen text, after its first measurement."""
+def _watch(student, parts: dict, held_out: tuple, folder: Path | str | None, followers: Sequence, **options) -> HeldOut:
+    """What measures on unseen text, after its first measurement, of which `followers` are told."""
     found = HeldOut(student, parts, *held_out, **options, folder=folder and Path(folder) / "held_out")
     found.begin()
+    _follow(found, followers, 0)
     return found
 
 

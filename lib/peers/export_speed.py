@@ -170,12 +170,16 @@ def main(arguments: list[str] | None = None) -> int:
         **{key: setting[key] for key in ("prompt", "answer")},
     }
     files.write_text(given.folder / "speed.json", json.dumps({**said, "rows": rows}, indent=1))
-    for row in rows:
-        speeds = f"prefill {row['prefill']:.0f} and decode {row['decode']:.1f} tokens/s"
-        sizes = f"{row['bytes'] / 1e6:.1f} MB, peak {row['peak_bytes'] / 1e6:.0f} MB"
-        about = f"KL {row['kl']:.4f}, loaded in {row['load_seconds']:.2f} s"
-        print(f"{row['checkpoint']}, {row['runtime']}: {about}, {speeds}, {sizes}")
+    print(*map(_line, rows), sep="\n")
     return 0 if rows else 1
+
+
+def _line(row: dict) -> str:
+    """A row of `table` in words."""
+    speeds = f"prefill {row['prefill']:.0f} and decode {row['decode']:.1f} tokens/s"
+    sizes = f"{row['bytes'] / 1e6:.1f} MB, peak {row['peak_bytes'] / 1e6:.0f} MB"
+    about = f"KL {row['kl']:.4f}, loaded in {row['load_seconds']:.2f} s"
+    return f"{row['checkpoint']}, {row['runtime']}: {about}, {speeds}, {sizes}"
 
 
 if __name__ == "__main__":

@@ -4,18 +4,15 @@ curve = distillation_curve.Curve()
 quantization_aware.train_(student, ..., followers=[curve])
 """
 
-from IPython.display import display
-
-from lib.report import style
+from lib.report import redrawn, style
 
 
-class Curve:
+class Curve(redrawn.Redrawn):
     """A follower of a training (`trackers`) that draws in one place whenever unseen text was measured."""
 
     def __init__(self):
         self.losses: dict[int, float] = {}
         self.unseen: dict[int, float] = {}
-        self._shown = None
 
     def log(self, values: dict[str, float], step: int) -> None:
         """Take in what is known after `step`; draws where the divergence on unseen text is among it."""
@@ -24,13 +21,6 @@ class Curve:
         if "unseen_kl" in values:
             self.unseen[step] = values["unseen_kl"]
             self.draw()
-
-    def draw(self) -> None:
-        """Show the curve as it is, in the place where it was shown before."""
-        if self._shown is None:
-            self._shown = display(self.figure(), display_id=True)
-        else:
-            self._shown.update(self.figure())
 
     def figure(self):
         """Dots: the loss of a step, on windows that it learns from next. Line: unseen windows; star: what is kept."""

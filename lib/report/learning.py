@@ -1,16 +1,15 @@
 """The loss of a model while it is trained, drawn again and again in one place."""
 
 import pandas as pd
-from IPython.display import display
 from torch import nn
 
-from lib.report import style
+from lib.report import redrawn, style
 
 POINTS = 8  # how often a curve is drawn in a training
 LOOKS = ("depth", "gptq", "rotation", "awq", "rtn")  # whose colours and lines the curves borrow, one after another
 
 
-class Curves:
+class Curves(redrawn.Redrawn):
     """Loss curves that grow while models train: `curves.of("plain")` is a watcher for `from_scratch.train`.
 
     steps: of each training. tokens_per_step: for the axis.
@@ -19,7 +18,6 @@ class Curves:
     def __init__(self, steps: int, tokens_per_step: int):
         self.steps, self.tokens_per_step = steps, tokens_per_step
         self.losses: dict[str, list[float]] = {}
-        self._shown = None
 
     def of(self, name: str):
         """A function (model, step, loss) that adds to the curve `name` and draws it `POINTS` times in a training."""
@@ -31,13 +29,6 @@ class Curves:
                 self.draw()
 
         return watch
-
-    def draw(self) -> None:
-        """Show the curves as they are, in the place where they were shown before."""
-        if self._shown is None:
-            self._shown = display(self.figure(), display_id=True)
-        else:
-            self._shown.update(self.figure())
 
     def figure(self):
         """Dots: a step's loss on rows that it learns from next. Line: their running mean."""

@@ -2,10 +2,8 @@
 
 from collections.abc import Callable
 
-from IPython.display import display
-
 from lib.alignment.watch import OwnAnswers
-from lib.report import style
+from lib.report import redrawn, style
 from lib.trainers.preference_training import Loss
 
 POINTS = 4  # how often the curves are drawn in a training
@@ -21,13 +19,12 @@ PANELS = {  # title -> the measures that it shows, the first that a loss notes
 LOOKS = ("depth", "gptq", "rotation", "awq", "rtn", "best", "hqq", "codebook")  # whose colours and lines are borrowed
 
 
-class Curves:
+class Curves(redrawn.Redrawn):
     """Curves that grow while models learn: `curves.of(loss)` is the `on_step` of a training with that loss."""
 
     def __init__(self, steps: int):
         self.steps = steps
         self.seen: dict[str, list[dict]] = {}
-        self._shown = None
 
     def of(self, loss: Loss, name: str | None = None, own: OwnAnswers | None = None) -> Callable[[int, float], None]:
         """A function (step, loss) that adds what `loss` noted to the curves of `name` (its own, by default).
@@ -45,13 +42,6 @@ class Curves:
                 self.draw()
 
         return watch
-
-    def draw(self) -> None:
-        """Show the curves as they are, in the place where they were shown before."""
-        if self._shown is None:
-            self._shown = display(self.figure(), display_id=True)
-        else:
-            self._shown.update(self.figure())
 
     def figure(self):
         """A panel for each measure that any training noted."""
