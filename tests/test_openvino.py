@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from lib.export import certify, onnx_codes, openvino, openvino_contents, reader_openvino, runtimes
+from lib.quantized import integers
 from lib.quantizers import embedding, rtn
 from tests import gguf_models
 from tests.test_onnx import matrix
@@ -52,8 +53,8 @@ def test_the_weights_are_read_from_the_file(tmp_path):
 def test_grids_are_stored_in_4_or_8_bits_or_refused():
     grids = [(2, {}, 4), (3, {"levels": "half"}, 4), (4, {"levels": "half"}, 8), (5, {}, 8), (8, {}, 8)]
     assert [openvino.width(matrix(bits, **options)) for bits, options, _ in grids] == [each for *_, each in grids]
-    assert "a codebook of 4 levels" in openvino.refusal(matrix(2)._replace(codebook=torch.zeros(4)))
-    assert "8 bits with zero points that are halves" in openvino.refusal(matrix(8, levels="half"))
+    assert "a codebook of 4 levels" in integers.refusal(matrix(2)._replace(codebook=torch.zeros(4)))
+    assert "8 bits with zero points that are halves" in integers.refusal(matrix(8, levels="half"))
 
 
 def test_a_missing_runtime_is_named_with_its_command(tmp_path, monkeypatch):

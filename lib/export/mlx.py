@@ -26,10 +26,8 @@ BITS, GROUPS = (2, 3, 4, 5, 6, 8), (128, 64, 32)
 
 def refusal(matrix: Quantized) -> str | None:
     """Why the layout can't hold `matrix`, as the end of "it has ..."; None where it can."""
-    if matrix.codebook is not None:
-        return f"a codebook of {2**matrix.bits} levels, which are not evenly spaced"
-    if matrix.levels != "integer" and matrix.bits > integers.MOST:
-        return f"{matrix.bits} bits with zero points that are halves"
+    if why := integers.refusal(matrix):
+        return why
     if _group(matrix) is None:
         return f"groups of {matrix.group_size} columns, which {GROUPS[-1]} does not divide"
     return None

@@ -40,10 +40,8 @@ class Packed(NamedTuple):
 
 def refusal(matrix: Quantized) -> str | None:
     """Why the operators can't hold `matrix`, as the end of "it has ..."; None where they can."""
-    if matrix.codebook is not None:
-        return f"a codebook of {2**matrix.bits} levels, which are not evenly spaced"
-    if matrix.levels != "integer" and matrix.bits > integers.MOST:
-        return f"{matrix.bits} bits with zero points that are halves"
+    if why := integers.refusal(matrix):
+        return why
     if _block(matrix) is None:
         return f"groups of {matrix.group_size} columns, which no block of {BLOCKS[-1]} to {BLOCKS[0]} divides"
     return None

@@ -27,15 +27,6 @@ _FLOAT = 4  # bytes of a number in float32
 WIDTHS = (4, 8)
 
 
-def refusal(matrix: Quantized) -> str | None:
-    """Why the format can't hold `matrix`, as the end of "it has ..."; None where it can."""
-    if matrix.codebook is not None:
-        return f"a codebook of {2**matrix.bits} levels, which are not evenly spaced"
-    if matrix.levels != "integer" and matrix.bits > integers.MOST:
-        return f"{matrix.bits} bits with zero points that are halves"
-    return None
-
-
 def width(matrix: Quantized) -> int:
     """Bits in which the codes of `matrix` are stored."""
     bits = matrix.bits + (matrix.levels != "integer")
@@ -51,7 +42,7 @@ def plan(model: nn.Module, *, otherwise: str | None = None) -> dict[str, str]:
         raise ValueError(f"otherwise={otherwise!r}; 'F32' is allowed, or None; choose one of them.")
     found = {}
     for name, matrix in stored_tensors.stored(model)[0].items():
-        why = refusal(matrix)
+        why = integers.refusal(matrix)
         if why is not None and otherwise is None:
             raise ValueError(
                 f"{name} has {why}; OpenVINO's packed layers hold 2 to 8 bits with whole zero points; quantize it so, "

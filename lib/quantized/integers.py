@@ -38,6 +38,15 @@ def integer(quantized: Quantized, name: str = "the matrix") -> Quantized:
     )
 
 
+def refusal(quantized: Quantized) -> str | None:
+    """Why no integer grid holds the values of `quantized`, as the end of "it has ..."; None where one does."""
+    if quantized.codebook is not None:
+        return f"a codebook of {2**quantized.bits} levels, which are not evenly spaced"
+    if quantized.levels != "integer" and quantized.bits > MOST:
+        return f"{quantized.bits} bits with zero points that are halves"
+    return None
+
+
 def integers_(model: nn.Module) -> nn.Module:
     """Put every quantized matrix of `model` on an integer grid with equal values, in place; returns the model.
 
